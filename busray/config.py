@@ -1,0 +1,355 @@
+"""Every setting: its unit, default and bound. One frozen tree from a YAML file and `--a.b=c` flags.
+
+Only what can be told from the settings alone is checked here; folders, bases and adapters are looked at by the stage
+that reads them, before any work starts.
+"""
+
+import difflib
+import re
+import string
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from busray.records import UserError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Phantoms(Settings):
+    """Simulated labelled images in place of a folder: for the demo and for tests."""
+
+    images: Annotated[int, Field(ge=8, le=100_000)] = 60
+    """Images a class."""
+    seed: Seed = 7
+    probe: str = "demo"
+    """Probe preset of busray.data.phantom."""
+
+
+class Dataset(Settings):
+    path: str | None = None
+    """Folder with one folder a class."""
+    phantoms: Phantoms | None = None
+    """Simulate the data set instead of reading one; exactly one of path and phantoms is set."""
+    metadata: str | None = None
+    """CSV with the column `file` (relative to path), optionally `group`, and any others."""
+    frame: Literal["letterbox", "centre", "stretch"] = "letterbox"
+    """How an image of any size becomes the model's square."""
+    val: Annotated[float, Field(gt=0, lt=0.5)] = 0.15
+    """Share of each class for validation."""
+    test: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
+    """Share of each class for the test split."""
+    seed: Seed = 42
+
+
+class Base(Settings):
+    path: str = "tiny"
+    """`tiny` (embedded), a folder in diffusers' layout, or a hub id."""
+    revision: str | None = None
+    """Commit hash of a hub id: 40 hex digits, required there."""
+    size: Annotated[int, Field(ge=64, le=1024, multiple_of=8)] = 128
+    """Side of the square in pixels: 128 for tiny, 512 for SD v1.5."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of sampling; training keeps its weights in float32."""
+
+    @field_validator("revision")
+    @classmethod
+    def _is_commit(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[0-9a-f]{40}", value):
+            raise ValueError("a revision is pinned by its commit hash: 40 hex digits")
+        return value
+
+
+class Class(Settings):
+    images: Count = 100
+    """Images to draw for the released corpus."""
+    token: Annotated[str, Field(pattern=r"^<[a-z0-9][a-z0-9_-]*>$")] | None = None
+    """Placeholder token of textual inversion; classes may share one. Default `<class name>`."""
+    initializer: Annotated[str, Field(min_length=1)] = "ultrasound"
+    """Word whose embedding the token starts from, and its stand-in in arms without textual inversion."""
+    caption: str = "{token} ultrasound image of {class} breast tissue"
+    """Training caption; `{token}`, `{class}` and columns of dataset.metadata are filled in."""
+    prompts: Annotated[tuple[str, ...], Field(min_length=1)] = ("{token} ultrasound image of {class} breast tissue",)
+    """Templates of the prompts, taken in turn."""
+    quotas: dict[str, dict[str, Annotated[float, Field(gt=0)]]] = {}
+    """column -> value -> share: what fills `{column}` in prompts. Default: the train split's shares."""
+
+
+class Adapters(Settings):
+    method: Literal["lora", "ti", "lora+ti"] = "lora+ti"
+    path: str | None = None
+    """Folder or URL of existing adapters, taken instead of training."""
+    rank: Annotated[int, Field(ge=1, le=256)] = 4
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """LoRA scaling numerator; default: the rank."""
+    text_encoder: bool = False
+    """Also put LoRA on the text encoder's attention."""
+    vectors: Annotated[int, Field(ge=1, le=16)] = 1
+    """Embedding vectors a learned token."""
+    steps: Positive = 3000
+    """Optimiser steps."""
+    batch_size: Positive = 4
+    """Global batch: over all workers."""
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    """Of LoRA."""
+    token_learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-4
+    """Of the learned tokens' embeddings."""
+    warmup: Count = 0
+    """Steps of linear warm-up; constant after."""
+    snr_gamma: Annotated[float, Field(gt=0)] | None = None
+    """Min-SNR weighting (arXiv 2303.09556); off where unset."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of the moving average of the adapters' weights; off where unset."""
+    mirror: bool = True
+    """Also train on left-right mirrored copies."""
+    caption_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of samples trained with the empty caption, so that guidance keeps its meaning."""
+    validate_every: Positive = 500
+    """Steps between validation losses with a sample grid."""
+    checkpoint_every: Positive = 500
+    """Steps between checkpoints."""
+    num_workers: Annotated[int, Field(ge=1, le=512)] = 1
+    """Ray Train workers."""
+
+
+class Sampling(Settings):
+    scheduler: Literal["dpmsolver++", "ddim", "euler", "pndm", "unipc"] = "dpmsolver++"
+    steps: Annotated[int, Field(ge=1, le=1000)] = 50
+    guidance_scale: Annotated[float, Field(ge=1, le=50)] = 7.5
+    """1 switches classifier-free guidance off."""
+    batch_size: Annotated[int, Field(ge=1, le=512)] = 8
+    """Images a forward pass; the last batch is padded to it."""
+
+
+class Refine(Settings):
+    """img2img over the txt2img result."""
+
+    strength: Annotated[float, Field(gt=0, le=1)] = 0.3
+    steps: Annotated[int, Field(ge=1, le=1000)] = 50
+    """Of the whole schedule; strength x steps are run."""
+    guidance_scale: Annotated[float, Field(ge=1, le=50)] = 7.5
+    handover: Literal["pixel", "latent"] = "pixel"
+    """`pixel` decodes, rounds to 8 bits and encodes again (the paper); `latent` skips that round trip."""
+
+    @model_validator(mode="after")
+    def _runs_a_step(self) -> "Refine":
+        if int(self.steps * self.strength) < 1:
+            raise ValueError("strength x steps is below 1, so refinement would run no step: raise either")
+        return self
+
+
+class Corpus(Settings):
+    shard_size: Annotated[int, Field(ge=1, le=100_000)] = 256
+    """Images a shard: the unit of work, retry and output."""
+    format: Literal["parquet", "png"] = "parquet"
+    keep_txt2img: bool = True
+    """Keep the image before refinement beside the refined one."""
+
+
+class Evaluate(Settings):
+    arms: tuple[str, ...] = ("base", "lora+ti", "lora+ti+refine")
+    """What is compared: `base` or adapters.method, each also with `+refine`."""
+    images: Positive | None = None
+    """Images a class and arm; default: the smallest class of the corpus."""
+    reference: Literal["train", "val", "test", "all"] = "test"
+    """Real images the arms are compared with."""
+    inception: str | None = None
+    """Path of Inception-2015 weights; default: looked for as README says."""
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 32
+
+
+class Cluster(Settings):
+    address: str | None = None
+    """Ray address; default: RAY_ADDRESS, else Ray is started in this process."""
+    min_actors: Positive = 1
+    max_actors: Positive = 1
+    """Sampling and feature actors (a pool that grows from min to max)."""
+    gpus_per_actor: Annotated[float, Field(ge=0, le=16)] = 0
+    cpus_per_actor: Annotated[float, Field(ge=0, le=256)] = 1
+    threads: Positive = 2
+    """CPU threads of torch in each actor; part of what makes pixels repeat exactly."""
+
+    @model_validator(mode="after")
+    def _min_is_not_above_max(self) -> "Cluster":
+        if self.min_actors > self.max_actors:
+            raise ValueError(f"min_actors ({self.min_actors}) is above max_actors ({self.max_actors})")
+        return self
+
+
+class Config(Settings):
+    name: str = "run"
+    """Of the run; default: the config file's name."""
+    output: str = ""
+    """Folder or URL of the run; default `runs/<name>`."""
+    seed: Seed = 1000
+    """Of every draw of the corpus."""
+    dataset: Dataset = Dataset()
+    base: Base = Base()
+    classes: Annotated[dict[str, Class], Field(min_length=1)]
+    adapters: Adapters = Adapters()
+    sampling: Sampling = Sampling()
+    refine: Refine | None = Refine()
+    """null: no refinement."""
+    corpus: Corpus = Corpus()
+    evaluate: Evaluate = Evaluate()
+    cluster: Cluster = Cluster()
+
+    @field_validator("classes")
+    @classmethod
+    def _class_names_are_plain(cls, value: dict[str, Class]) -> dict[str, Class]:
+        for name in value:
+            if not NAME.fullmatch(name) or name == "all":
+                raise ValueError(f"{name!r} is no class name: letters, digits, `_`, `.`, `-`, at most 64, not `all`")
+        return value
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Config":
+        problems = [*_token_problems(self), *_arm_problems(self)]
+        if (self.dataset.path is None) == (self.dataset.phantoms is None):
+            problems.append("dataset.path: set exactly one of dataset.path and dataset.phantoms")
+        if self.dataset.val + self.dataset.test >= 0.8:
+            problems.append("dataset.val: val and test leave less than a fifth for training")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def tokens(self) -> dict[str, str]:
+        """class -> placeholder token."""
+        return {name: settings.token or f"<{name.lower()}>" for name, settings in self.classes.items()}
+
+    @property
+    def uses_tokens(self) -> bool:
+        return "ti" in self.adapters.method.split("+")
+
+
+def template_fields(template: str) -> set[str]:
+    """The names in braces of a caption or prompt; ValueError where the braces do not pair."""
+    return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+
+
+def split_arm(arm: str) -> tuple[str, bool]:
+    """`lora+ti+refine` -> (`lora+ti`, True)."""
+    return arm.removesuffix("+refine"), arm.endswith("+refine")
+
+
+def _token_problems(config: Config) -> list[str]:
+    problems = []
+    for name, settings in config.classes.items():
+        token = config.tokens()[name]
+        places = {"prompts": settings.prompts, "caption": (settings.caption,)}
+        for where, texts in ((f"classes.{name}.{field}", texts) for field, texts in places.items()):
+            try:
+                fields = [template_fields(text) for text in texts]
+            except ValueError as error:
+                problems.append(f"{where}: {error}")
+                continue
+            used = any("token" in names or token in text for names, text in zip(fields, texts, strict=True))
+            if config.uses_tokens and not used:
+                problems.append(f"{where}: the token {token} is in no prompt: write {{token}} where it belongs")
+    return problems
+
+
+def _arm_problems(config: Config) -> list[str]:
+    problems = []
+    allowed = ("base", config.adapters.method)
+    for arm in config.evaluate.arms:
+        adapters, refined = split_arm(arm)
+        if adapters not in allowed:
+            problems.append(f"evaluate.arms: {arm!r}: an arm is one of {', '.join(allowed)}, each also with +refine")
+        if refined and config.refine is None:
+            problems.append(f"evaluate.arms: {arm!r} needs refinement, but refine is null")
+    if len(set(config.evaluate.arms)) < len(config.evaluate.arms):
+        problems.append("evaluate.arms: an arm is named twice")
+    return problems
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def load_config(path: str | Path, flags: list[str] | None = None) -> Config:
+    """The YAML file with `--a.b=c` flags merged in, validated at once; UserError lists every mistake."""
+    path = Path(path)
+    try:
+        text = path.read_text()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"config file {path}: {reason}: give a YAML file, such as configs/demo.yaml") from error
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"config file {path} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"config file {path} holds no settings: expected `classes:`, `dataset:` and so on")
+    tree.setdefault("name", path.stem)
+    for flag in flags or []:
+        _merge_flag(tree, flag)
+    return validate(tree)
+
+
+def validate(tree: dict[str, Any]) -> Config:
+    """A Config from plain values; UserError with one line a mistake."""
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(item) for item in error.errors())) from error
+    return config if config.output else config.model_copy(update={"output": f"runs/{config.name}"})
+
+
+def _merge_flag(tree: dict[str, Any], flag: str) -> None:
+    name, equals, text = flag.removeprefix("--").partition("=")
+    if not flag.startswith("--") or not equals or not name:
+        raise UserError(f"{flag}: settings are given as --a.b=value, such as --sampling.steps=25")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{flag}: the value is not YAML: {error}") from error
+    *parents, leaf = name.split(".")
+    for parent in parents:
+        below = tree.get(parent)
+        tree[parent] = below = {} if below is None else below
+        if not isinstance(below, dict):
+            raise UserError(f"{flag}: {parent} is a value, not a group of settings")
+        tree = below
+    tree[leaf] = value
+
+
+def _explain(item: Any) -> str:
+    location = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        known = sorted(_fields_at(item["loc"][:-1]))
+        close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+        return f"{location}: no such setting; {hint}"
+    message = item["msg"].removeprefix("Value error, ")
+    if not location:
+        return message
+    given = "" if item["type"] == "missing" else f" (given: {item['input']!r})"
+    return f"{location}: {message}{given}"
+
+
+def _fields_at(location: tuple[Any, ...]) -> set[str]:
+    model: Any = Config
+    for part in location:  # a class's name (a key of `classes`) is no field and changes nothing
+        if part in model.model_fields:
+            model = _model_in(model.model_fields[part].annotation) or model
+    return set(model.model_fields)
+
+
+def _model_in(annotation: Any) -> Any:
+    """The settings class inside `X`, `X | None` or `dict[str, X]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _model_in(inner)
+        if found is not None:
+            return found
+    return None

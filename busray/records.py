@@ -1,0 +1,228 @@
+"""The nouns that stages hand on: frozen dataclasses, their JSON and Arrow forms, and the names of a run's objects.
+
+Nothing here reads, writes or computes.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+IMAGE_COLUMNS = ("image", "image_txt2img")
+CLASS_ALL = "all"
+
+
+class UserError(Exception):
+    """A user's mistake: the message names the field or file and the mend. The command ends with status 2."""
+
+
+def to_json(record: Any) -> bytes:
+    """A record (dataclass) or plain dict as indented UTF-8 JSON."""
+    value = record if isinstance(record, dict) else asdict(record)
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+# ---- data set -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """One labelled image of the user's folder, as found. file and masks are relative to the folder, with `/`."""
+
+    file: str
+    class_name: str
+    width: int
+    height: int
+    mode: str
+    """Pillow's mode, or `I;16` for 16-bit grey, or `DICOM`."""
+    sha256: str
+    """Of the file's bytes."""
+    masks: tuple[str, ...] = ()
+    group: str | None = None
+    """Patient or study from dataset.metadata; images of a group never cross the split."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Further columns of dataset.metadata."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where the image's content lies in the model's square, in pixels; the rest is padding (black)."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The checked and split data set: what dataset.json holds and every later stage reads.
+
+    `hash` covers the files' digests, classes, splits and the framing; adapters carry it.
+    """
+
+    hash: str
+    size: int
+    """Side of the model's square in pixels."""
+    frame: str
+    seed: int
+    train: tuple[SourceImage, ...]
+    val: tuple[SourceImage, ...]
+    test: tuple[SourceImage, ...]
+    left_out: tuple[tuple[str, str], ...]
+    """(file, reason) of images in no split: conflicts, unreadable ones."""
+
+    def split(self, name: str) -> tuple[SourceImage, ...]:
+        """The images of `train`, `val`, `test`, or of all three for `all`."""
+        return self.train + self.val + self.test if name == "all" else getattr(self, name)
+
+    @staticmethod
+    def from_json(data: bytes) -> "DataSet":
+        value = json.loads(data)
+        for name in ("train", "val", "test"):
+            value[name] = tuple(SourceImage(**{**image, "masks": tuple(image["masks"])}) for image in value[name])
+        value["left_out"] = tuple((file, reason) for file, reason in value["left_out"])
+        return DataSet(**value)
+
+
+# ---- corpus ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A create-only piece of the plan: `count` images of a class from index `first` on, in shards of `shard_size`."""
+
+    class_name: str
+    first: int
+    count: int
+    shard_size: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The unit of work, retry and output: images `first` .. `first + count - 1` of a class."""
+
+    class_name: str
+    first: int
+    count: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.first:08d}-{self.count:05d}"
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """All that is needed to draw one image again, besides the models."""
+
+    image_id: str
+    class_name: str
+    index: int
+    attempt: int
+    prompt: str
+    seed_txt2img: int
+    seed_img2img: int
+    box: Box
+    columns: dict[str, str] = field(default_factory=dict)
+    """Values that quotas gave to this image's template columns."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What besides the fingerprint decides an image's last bit; kept in every commit record."""
+
+    device: str
+    dtype: str
+    batch_size: int
+    threads: int
+    libraries: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The create-only record that makes a shard done. `object` names the data object, `digest` is its SHA-256."""
+
+    class_name: str
+    first: int
+    count: int
+    object: str
+    digest: str
+    bytes: int
+    rows: int
+    rejects: tuple[tuple[str, str], ...]
+    """(image id, reason) of the images quarantined: rows + len(rejects) = count."""
+    execution: Execution
+    seconds: float
+    """Wall time of sampling and encoding, for the report's timings only."""
+
+    @property
+    def shard(self) -> Shard:
+        return Shard(self.class_name, self.first, self.count)
+
+    @staticmethod
+    def from_json(data: bytes) -> "Commit":
+        value = json.loads(data)
+        value["execution"] = Execution(**value["execution"])
+        value["rejects"] = tuple((image_id, reason) for image_id, reason in value["rejects"])
+        return Commit(**value)
+
+
+# ---- evidence -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of the evidence with all that is needed to read it."""
+
+    metric: str
+    """`fid`, `kid`, `fid_floor`, `kid_floor`, `kid_difference`."""
+    value: float
+    interval: tuple[float, float] | None
+    """95 % interval, or None where none is honest."""
+    n: int
+    n_reference: int
+    reference: str
+    """`train`, `val`, `test` or `all`."""
+    protocol: str
+    """`synthetic-only`, `paper-mixture` or `real-against-real`."""
+    extractor: str
+    class_name: str
+    arm: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in report.json, where the class is called `class`."""
+        value = asdict(self)
+        value["class"] = value.pop("class_name")
+        value["interval"] = list(self.interval) if self.interval else None
+        return value
+
+
+# ---- names of a run's objects ---------------------------------------------------------------------------------------
+
+RUN = "run.json"
+CONFIG = "config.json"
+DATASET = "dataset.json"
+CHECK = "check.json"
+ADAPTERS = "adapters.json"
+MANIFEST = "manifest.parquet"
+REPORT_JSON = "report.json"
+REPORT_HTML = "report.html"
+
+
+def segment_key(number: int) -> str:
+    return f"plan/{number:04d}.json"
+
+
+def commit_key(shard: Shard) -> str:
+    return f"commits/{shard.class_name}/{shard.name}.json"
+
+
+def data_key(shard: Shard, digest: str, suffix: str) -> str:
+    return f"data/{shard.class_name}/{shard.name}-{digest[:16]}{suffix}"
+
+
+def features_key(digest: str, column: str, extractor: str) -> str:
+    return f"features/{extractor}/{digest[:32]}-{column}.npy"
+
+
+def arm_prefix(arm: str) -> str:
+    return f"arms/{arm}"
