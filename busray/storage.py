@@ -50,9 +50,20 @@ class Store:
         parts = key.split("/")
         if not key or any(part in ("", ".", "..") for part in parts):
             raise ValueError(f"not a key: {key!r}")
+        return f"{self._folder()}/{key}"
+
+    def arrow(self) -> tuple[Any, str]:
+        """(pyarrow file system, path in it) of this folder, for Ray's own bookkeeping."""
+        from pyarrow import fs as arrow_fs
+
+        if self.local:
+            return arrow_fs.LocalFileSystem(), self._folder()
+        return arrow_fs.PyFileSystem(arrow_fs.FSSpecHandler(self.fs)), self._folder()
+
+    def _folder(self) -> str:
         fs = self.fs  # resolves _root
         del fs
-        return f"{self._root}/{key}"
+        return self._root
 
     def sub(self, prefix: str) -> "Store":
         """The store of the keys under prefix."""
@@ -73,7 +84,7 @@ class Store:
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """Keys under prefix (a folder), sorted; nothing where there is no such folder."""
-        folder = self._path(prefix) if prefix else (self.fs and self._root)
+        folder = self._path(prefix) if prefix else self._folder()
         self.fs.invalidate_cache()
         for path in sorted(self.fs.find(folder)):
             key = path[len(self._root) :].lstrip("/")

@@ -1,0 +1,309 @@
+"""The `busray` command: prints for people; every stage's work is elsewhere. Imports nothing heavy until needed."""
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from busray import __version__
+from busray.records import UserError
+
+CONFIGS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
+"""In an installed wheel, and in a checkout."""
+LINE_SECONDS = 10.0
+"""Between plain progress lines where there is no terminal."""
+
+COMMANDS = {
+    "check": "look a folder of labelled images over: counts, duplicates, conflicts, masks, framing",
+    "run": "the whole job of a config: check, fine-tune, generate, evaluate, report",
+    "demo": "the whole job on simulated images, into runs/demo",
+    "finetune": "train the config's adapters",
+    "generate": "draw the config's corpus",
+    "evaluate": "compare the config's arms with the real images and write the report",
+    "reproduce": "make one image of a run again and compare its pixels",
+    "gc": "list a run's orphaned objects",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 failed or found a difference, 2 a user's mistake, 130 interrupted."""
+    parser = _parser()
+    options, flags = parser.parse_known_args(arguments)
+    try:
+        return COMMAND_FUNCTIONS[options.command](options, flags)
+    except UserError as error:
+        print(f"busray: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("busray: interrupted; run the same command again to go on from here", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="busray",
+        description="From a folder of labelled breast-ultrasound images to a synthetic corpus with its evidence.",
+        epilog="Settings of the config are overridden by flags such as --sampling.steps=25. See README.md.",
+    )
+    parser.add_argument("--version", action="version", version=f"busray {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        if name == "check":
+            command.add_argument("data", type=Path, help="folder with one folder of images a class")
+            command.add_argument("--json", type=Path, help="also write the findings to this file")
+            command.add_argument("--metadata", type=Path, help="CSV with the columns file, group and any others")
+            command.add_argument("--size", type=int, default=128, help="side of the model's square (default 128)")
+        elif name in ("reproduce", "gc"):
+            command.add_argument("run", help="folder or URL of the run")
+            if name == "reproduce":
+                command.add_argument("image_id")
+        elif name != "demo":
+            command.add_argument("config", type=Path, help="YAML file, such as configs/demo.yaml")
+    return parser
+
+
+# ---- commands -------------------------------------------------------------------------------------------------------
+
+
+def _check(options: argparse.Namespace, flags: list[str]) -> int:
+    from busray.data.check import check
+    from busray.records import to_json
+
+    _refuse(flags)
+    with reporter() as tell:
+        report = check(
+            options.data, None, options.size, metadata=options.metadata, progress=lambda d, t: tell("check", d, t)
+        )
+    for table in report.tables():
+        print_table(table.title, table.columns, table.rows)
+    if options.json:
+        options.json.write_bytes(to_json(report.to_dict()))
+    return 0
+
+
+def _run(options: argparse.Namespace, flags: list[str]) -> int:
+    from busray.config import load_config
+
+    return whole_job(load_config(options.config, flags), f"busray run {options.config} {shlex.join(flags)}".strip())
+
+
+def _demo(options: argparse.Namespace, flags: list[str]) -> int:
+    from busray.config import load_config
+
+    folder = next((folder for folder in CONFIGS if folder.is_dir()), CONFIGS[0])
+    return whole_job(load_config(folder / "demo.yaml", flags), f"busray demo {shlex.join(flags)}".strip())
+
+
+def whole_job(config: Any, command: str) -> int:
+    """Run everything, print the figures and where the report is; status 1 if an image is neither drawn nor excused."""
+    with reporter() as tell:
+        tell("start", 0, 1)
+        from busray.cluster.pipeline import run_all
+        from busray.cluster.run import open_run
+
+        run = open_run(config, tell, command=command)
+        tell("start", 1, 1)
+        figures = run_all(run)
+    _print_figures(figures)
+    print(f"report: {config.output.rstrip('/')}/report.html")
+    return 0
+
+
+def _finetune(options: argparse.Namespace, flags: list[str]) -> int:
+    from busray.config import load_config
+
+    config = load_config(options.config, flags)
+    with reporter() as tell:
+        from busray.cluster.finetune import finetune
+        from busray.cluster.pipeline import timed
+        from busray.cluster.run import open_run
+
+        run = open_run(config, tell, needs_inception=False)
+        record = timed(run, "finetune", lambda: finetune(run))
+    print(f"adapters: {config.output.rstrip('/')}/{record['folder']}")
+    return 0
+
+
+def _generate(options: argparse.Namespace, flags: list[str]) -> int:
+    from busray.config import load_config
+
+    config = load_config(options.config, flags)
+    with reporter() as tell:
+        from busray.cluster.generate import generate
+        from busray.cluster.pipeline import timed
+        from busray.cluster.run import open_run
+
+        run = open_run(config, tell, needs_inception=False)
+        digest = timed(run, "generate", lambda: generate(run))
+    print(f"corpus: {config.output.rstrip('/')}, manifest digest {digest}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, flags: list[str]) -> int:
+    from busray.config import load_config
+
+    config = load_config(options.config, flags)
+    with reporter() as tell:
+        from busray.cluster.evaluate import evaluate
+        from busray.cluster.generate import generate
+        from busray.cluster.pipeline import timed, write_report
+        from busray.cluster.run import open_run
+        from busray.corpus.arms import arms_to_draw
+
+        run = open_run(config, tell, command=f"busray evaluate {options.config} {shlex.join(flags)}".strip())
+        for arm in arms_to_draw(config):
+            timed(run, f"generate {arm}", lambda arm=arm: generate(run, arm))
+        figures = timed(run, "evaluate", lambda: evaluate(run))
+        write_report(run, figures)
+    _print_figures(figures)
+    print(f"report: {config.output.rstrip('/')}/report.html")
+    return 0
+
+
+def _reproduce(options: argparse.Namespace, flags: list[str]) -> int:
+    from busray.config import validate
+    from busray.records import CONFIG
+    from busray.storage import Store
+
+    _refuse(flags)
+    stored = Store(options.run).read_or_none(CONFIG)
+    if stored is None:
+        raise UserError(f"{options.run}: no run there (no {CONFIG})")
+    import json
+
+    config = validate({**json.loads(stored), "output": options.run})
+    with reporter() as tell:
+        tell("reproduce", 0, 1)
+        import numpy as np
+
+        from busray.cluster.pipeline import reproduce
+        from busray.cluster.run import open_run
+
+        run = open_run(config, tell, needs_inception=False)
+        kept, redrawn = reproduce(run, options.image_id)
+        tell("reproduce", 1, 1)
+    difference = np.abs(kept.astype(int) - redrawn.astype(int))
+    if not difference.any():
+        print(f"{options.image_id}: made again, every pixel matches")
+        return 0
+    changed = int((difference > 0).sum())
+    print(
+        f"{options.image_id}: made again, {changed} of {difference.size} pixels differ, by at most "
+        f"{int(difference.max())}/255 (same device model, libraries and threads give the same pixels)"
+    )
+    return 1
+
+
+def _gc(options: argparse.Namespace, flags: list[str]) -> int:
+    from busray.corpus.manifest import orphans
+    from busray.storage import Store
+
+    _refuse(flags)
+    keys = orphans(Store(options.run))
+    for key in keys:
+        print(key)
+    print(f"{len(keys)} orphaned objects (listed, not deleted)", file=sys.stderr)
+    return 0
+
+
+COMMAND_FUNCTIONS = {
+    "check": _check,
+    "run": _run,
+    "demo": _demo,
+    "finetune": _finetune,
+    "generate": _generate,
+    "evaluate": _evaluate,
+    "reproduce": _reproduce,
+    "gc": _gc,
+}
+
+
+def _refuse(flags: list[str]) -> None:
+    if flags:
+        raise UserError(f"{flags[0]}: this command takes no such argument; see --help")
+
+
+# ---- printing -------------------------------------------------------------------------------------------------------
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(escape(column), justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    Console().print(table)
+
+
+def _print_figures(figures: list[Any]) -> None:
+    from busray.quality.figures import verdicts
+    from busray.quality.report import metrics_rows
+
+    columns, rows = metrics_rows([figure.to_dict() for figure in figures])
+    print_table("Distances to real images", columns, rows)
+    for sentence in verdicts(figures):
+        print(sentence)
+
+
+@contextmanager
+def reporter() -> Iterator[Any]:
+    """tell(stage, done, total): bars with rate and time left on a terminal, a plain line now and then elsewhere."""
+    if not sys.stderr.isatty():
+        yield _plain_lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks: dict[str, Any] = {}
+
+        def tell(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total, completed=done, rate="")
+            task = progress.tasks[tasks[stage]]
+            speed = task.speed
+            progress.update(tasks[stage], completed=done, total=total, rate=f"{speed:.1f}/s" if speed else "")
+
+        yield tell
+
+
+def _plain_lines() -> Any:
+    started: dict[str, tuple[float, int]] = {}
+    last: dict[str, float] = {}
+
+    def tell(stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        began, first = started.setdefault(stage, (now, done))
+        finished = done >= total
+        if now - last.get(stage, -LINE_SECONDS) < LINE_SECONDS and not finished:
+            return
+        if last.get(stage) == float("inf"):
+            return
+        last[stage] = float("inf") if finished else now
+        rate = (done - first) / (now - began) if now > began else 0.0
+        eta = f", {(total - done) / rate:.0f} s left" if rate and not finished else ""
+        speed = f", {rate:.1f}/s" if rate else ""
+        print(f"{stage}: {done}/{total}{speed}{eta}", file=sys.stderr, flush=True)
+
+    return tell
+
+
+if __name__ == "__main__":
+    sys.exit(main())

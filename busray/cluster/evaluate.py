@@ -1,0 +1,176 @@
+"""Features on Ray Data actors, stored once a shard; the figures are computed from what is stored."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+
+from busray.cluster.board import watched
+from busray.cluster.run import Run
+from busray.cluster.session import device_of, session, use_threads
+from busray.corpus.arms import Source, arm_sources, compared_images
+from busray.corpus.commit import read_commits
+from busray.corpus.encode import png_pixels, read_rows
+from busray.data.prepare import load_images
+from busray.identity import fingerprint
+from busray.quality.figures import arm_figures
+from busray.quality.inception import InceptionFeatures, InceptionWeights
+from busray.records import Commit, Figure, features_key
+from busray.storage import Store
+
+SPLITS = ("train", "val", "test")
+BLOCK = 128
+"""Real images a block of features."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Images whose features are one stored object: a shard's column, or a block of real images."""
+
+    store: Store
+    key: str
+    commit: Commit | None = None
+    column: str = "image"
+    pixels: Any = None
+    """Object reference to uint8 [n, h, w] of real images."""
+    images: int = 0
+
+
+def evaluate(run: Run) -> list[Figure]:
+    """Every arm's distances to the real images of evaluate.reference, from features stored a shard."""
+    extractor = InceptionFeatures.name
+    sources = arm_sources(run.config)
+    wanted = _synthetic_pieces(run, sources, extractor)
+    missing = [piece for pieces in wanted.values() for piece in pieces if not piece.store.exists(piece.key)]
+    real_missing = any(not run.store.exists(key) for key, *_ in _real_blocks(run, extractor))
+    if missing or real_missing:
+        with session(run.config.cluster, run.log_file):
+            _extract(run, [*_unique(missing), *_real_pieces(run, extractor)])
+    run.tell("figures", 0, 1)
+    arms = {arm: _arm_features(run, pieces) for arm, pieces in wanted.items()}
+    figures = arm_figures(arms, _real_features(run, extractor), run.config.evaluate.reference, extractor)
+    run.tell("figures", 1, 1)
+    return figures
+
+
+def _synthetic_pieces(run: Run, sources: dict[str, Source], extractor: str) -> dict[str, list[Piece]]:
+    """arm -> the shards that hold its first `compared_images` images a class."""
+    limit = compared_images(run.config)
+    pieces: dict[str, list[Piece]] = {}
+    for arm, source in sources.items():
+        store = run.store.sub(source.prefix) if source.prefix else run.store
+        commits = sorted(read_commits(store), key=lambda c: (c.class_name, c.first))
+        pieces[arm] = [
+            Piece(store, features_key(c.digest, source.column, extractor), c, source.column, images=c.rows)
+            for c in commits
+            if c.first < limit and c.rows
+        ]
+    return pieces
+
+
+def _unique(pieces: Sequence[Piece]) -> list[Piece]:
+    return list({(piece.store.url, piece.key): piece for piece in pieces}.values())
+
+
+def _real_blocks(run: Run, extractor: str) -> list[tuple[str, str, str, tuple[Any, ...]]]:
+    """(key, split, class, images) of each block of real images."""
+    blocks = []
+    for split in SPLITS:
+        for name in run.config.classes:
+            images = [image for image in run.dataset.split(split) if image.class_name == name]
+            for at in range(0, len(images), BLOCK):
+                block = tuple(images[at : at + BLOCK])
+                content = fingerprint([run.dataset.size, run.dataset.frame, [image.sha256 for image in block]])
+                blocks.append((features_key(content, f"real-{split}-{name}", extractor), split, name, block))
+    return blocks
+
+
+def _real_pieces(run: Run, extractor: str) -> list[Piece]:
+    pieces = []
+    for key, _, _, images in _real_blocks(run, extractor):
+        if not run.store.exists(key):
+            pixels = ray.put(load_images(run.folder, images, run.dataset.size, run.dataset.frame))
+            pieces.append(Piece(run.store, key, pixels=pixels, images=len(images)))
+    return pieces
+
+
+def _extract(run: Run, pieces: list[Piece]) -> None:
+    assert run.inception is not None
+    cluster = run.config.cluster
+    pool = ray.data.ActorPoolStrategy(min_size=cluster.min_actors, max_size=cluster.max_actors)
+    with watched(run.tell, "features", sum(piece.images for piece in pieces)) as board:
+        arguments = (
+            pieces,
+            run.inception,
+            run.config.evaluate.batch_size,
+            cluster.threads,
+            device_of(cluster.gpus_per_actor),
+        )
+        stream = ray.data.from_items([{"piece": i} for i in range(len(pieces))], override_num_blocks=len(pieces)).map(
+            Extract,
+            fn_constructor_args=(*arguments, board),
+            compute=pool,
+            num_cpus=cluster.cpus_per_actor,
+            num_gpus=cluster.gpus_per_actor,
+        )
+        for _ in stream.iter_rows():
+            pass
+
+
+class Extract:
+    """The feature actor: reads a piece's images, puts their features float32 [n, d] beside the corpus."""
+
+    def __init__(
+        self, pieces: list[Piece], weights: InceptionWeights, batch_size: int, threads: int, device: str, board: Any
+    ) -> None:
+        use_threads(threads)
+        self.pieces = pieces
+        self.batch_size = batch_size
+        self.board = board
+        self.extractor = InceptionFeatures(weights, device)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        piece = self.pieces[int(row["piece"])]
+        pixels = _pixels(piece)
+        features = []
+        for at in range(0, len(pixels), self.batch_size):
+            features.append(self.extractor(pixels[at : at + self.batch_size]))
+            self.board.add.remote(len(features[-1]))
+        buffer = io.BytesIO()
+        np.save(buffer, np.concatenate(features).astype(np.float32), allow_pickle=False)
+        piece.store.put_once(piece.key, buffer.getvalue())
+        return {"images": len(pixels)}
+
+
+def _pixels(piece: Piece) -> np.ndarray:
+    if piece.commit is None:
+        return ray.get(piece.pixels)
+    table = read_rows(piece.store, piece.commit, columns=[piece.column])
+    return np.stack([png_pixels(cell["bytes"]) for cell in table.column(piece.column).to_pylist()])
+
+
+def _load(store: Store, key: str) -> np.ndarray:
+    return np.load(io.BytesIO(store.read(key)), allow_pickle=False)
+
+
+def _arm_features(run: Run, pieces: list[Piece]) -> dict[str, np.ndarray]:
+    """class -> features of its images with index below `compared_images`, in the order of their indices."""
+    limit = compared_images(run.config)
+    parts: dict[str, list[np.ndarray]] = {}
+    for piece in pieces:
+        assert piece.commit is not None
+        index = read_rows(piece.store, piece.commit, columns=["index"]).column("index").to_numpy()
+        parts.setdefault(piece.commit.class_name, []).append(_load(piece.store, piece.key)[index < limit])
+    return {name: np.concatenate(blocks) for name, blocks in parts.items()}
+
+
+def _real_features(run: Run, extractor: str) -> dict[str, dict[str, np.ndarray]]:
+    """split -> class -> features of the real images."""
+    parts: dict[str, dict[str, list[np.ndarray]]] = {split: {} for split in SPLITS}
+    for key, split, name, _ in _real_blocks(run, extractor):
+        parts[split].setdefault(name, []).append(_load(run.store, key))
+    return {split: {name: np.concatenate(blocks) for name, blocks in by.items()} for split, by in parts.items()}

@@ -1,0 +1,232 @@
+"""Generation on Ray Data: a row is a shard; actors sample, CPU tasks encode and commit, in a stream."""
+
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+
+from busray import config as settings
+from busray.cluster.board import watched
+from busray.cluster.run import Run
+from busray.cluster.session import device_of, session, use_threads
+from busray.config import split_arm
+from busray.corpus.arms import compared_images, released_arm, uses_adapters
+from busray.corpus.commit import commit_shard, read_commits
+from busray.corpus.encode import Row
+from busray.corpus.manifest import publish_manifest
+from busray.corpus.plan import extend_plan, pending, shards
+from busray.corpus.recipe import Recipe, corpus_identity, make_recipe
+from busray.corpus.run import open_run
+from busray.identity import fingerprint
+from busray.model.checkpoints import fetch_adapters, read_adapters
+from busray.model.sample import Drawn, Sampler
+from busray.records import Commit, Execution, ImageSpec, Shard, UserError, arm_prefix
+from busray.storage import Store
+
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "numpy")
+
+
+@dataclass(frozen=True)
+class DrawJob:
+    """What a sampling worker needs to draw any shard of one corpus; travels to it pickled."""
+
+    store: Store
+    """Of the corpus: the run's, or an arm's."""
+    run_store: Store
+    """Of the run, where the adapters lie."""
+    base: settings.Base
+    method: str | None
+    """Adapters to load; None for the bare base."""
+    tokens: dict[str, str]
+    sampling: settings.Sampling
+    refine: settings.Refine | None
+    keep_txt2img: bool
+    format: str
+    recipe: Recipe
+    provenance: dict[str, Any]
+    threads: int
+    device: str
+
+
+def draw_job(run: Run, arm: str | None = None) -> DrawJob:
+    """The job of an arm's corpus, or of the released one. Refuses an output that holds another recipe."""
+    config = run.config
+    name = arm or released_arm(config)
+    adapted = uses_adapters(name)
+    refine = config.refine if split_arm(name)[1] else None
+    adapters = read_adapters(run.store) if adapted else None
+    if adapted and adapters is None:
+        raise UserError(f"{run.store.url} has no adapters yet: run `busray finetune` first")
+    identity = corpus_identity(
+        config, run.base.to_dict(), adapters and adapters["sha256"], run.dataset.hash, refine is not None
+    )
+    store = run.store.sub(arm_prefix(arm)) if arm else run.store
+    corpus = open_run(store, identity)
+    return DrawJob(
+        store=store,
+        run_store=run.store,
+        base=config.base,
+        method=config.adapters.method if adapted else None,
+        tokens=config.tokens() if adapted and config.uses_tokens else {},
+        sampling=config.sampling,
+        refine=refine,
+        keep_txt2img=config.corpus.keep_txt2img and refine is not None,
+        format=config.corpus.format,
+        recipe=make_recipe(config, run.dataset, corpus, use_tokens=adapted and config.uses_tokens),
+        provenance={"fingerprint": corpus, "identity": identity, "synthetic": True, "arm": name},
+        threads=config.cluster.threads,
+        device=device_of(config.cluster.gpus_per_actor),
+    )
+
+
+def generate(run: Run, arm: str | None = None) -> str:
+    """Draw what the plan of a corpus still misses and publish its manifest; returns the manifest's digest."""
+    config = run.config
+    job = draw_job(run, arm)
+    if arm:
+        images = {name: compared_images(config) for name, c in config.classes.items() if c.images}
+    else:
+        images = {name: c.images for name, c in config.classes.items()}
+    segments = extend_plan(job.store, images, config.corpus.shard_size)
+    plan = shards(segments)
+    commits = read_commits(job.store)
+    todo = pending(plan, commits)
+    if todo:
+        with session(config.cluster, run.log_file):
+            _draw(run, job, todo, sum(s.count for s in plan), f"generate {arm or 'corpus'}")
+        commits = read_commits(job.store)
+    return publish_manifest(job.store, segments, commits)
+
+
+def _draw(run: Run, job: DrawJob, todo: list[Shard], planned: int, stage: str) -> None:
+    cluster = run.config.cluster
+    pool = ray.data.ActorPoolStrategy(min_size=cluster.min_actors, max_size=cluster.max_actors)
+    rows = [{"class_name": s.class_name, "first": s.first, "count": s.count} for s in todo]
+    with watched(run.tell, stage, planned, planned - sum(s.count for s in todo)) as board:
+        stream = (
+            ray.data.from_items(rows, override_num_blocks=len(rows))
+            .map(
+                DrawShards,
+                fn_constructor_args=(job, board),
+                compute=pool,
+                num_cpus=cluster.cpus_per_actor,
+                num_gpus=cluster.gpus_per_actor,
+            )
+            .map(CommitShard(job), num_cpus=1)
+        )
+        for _ in stream.iter_rows():
+            pass
+
+
+class DrawShards:
+    """The sampling actor: loads the models once, then draws shard after shard."""
+
+    def __init__(self, job: DrawJob, board: Any = None) -> None:
+        use_threads(job.threads)
+        self.job = job
+        self.board = board
+        self.sampler = build_sampler(job)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        started = time.perf_counter()
+        shard = Shard(str(row["class_name"]), int(row["first"]), int(row["count"]))
+        specs = self.job.recipe.specs(shard)
+        size = self.job.sampling.batch_size
+        drawn: list[Drawn] = []
+        for at in range(0, len(specs), size):
+            batch = specs[at : at + size]
+            drawn += self.sampler.draw(batch)
+            if self.board is not None:
+                self.board.add.remote(len(batch))
+        columns = [[d.image for d in drawn]]
+        if self.job.keep_txt2img:
+            columns.append([d.txt2img for d in drawn])
+        return {
+            **row,
+            "pixels": np.asarray(columns),  # uint8 [columns, images, size, size]
+            "problems": "\n".join(d.problem or "" for d in drawn),
+            "seconds": time.perf_counter() - started,
+        }
+
+
+class CommitShard:
+    """The CPU task behind it: encode, hash, put once, record."""
+
+    def __init__(self, job: DrawJob) -> None:
+        self.job = job
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        job = self.job
+        shard = Shard(str(row["class_name"]), int(row["first"]), int(row["count"]))
+        specs = job.recipe.specs(shard)
+        problems = str(row["problems"]).split("\n")
+        pixels = np.asarray(row["pixels"], dtype=np.uint8)
+        rows, rejects = [], []
+        for i, (spec, problem) in enumerate(zip(specs, problems, strict=True)):
+            if problem:
+                rejects.append((spec.image_id, problem))
+            else:
+                rows.append(Row(spec, pixels[0, i], pixels[1, i] if len(pixels) > 1 else None))
+        commit = commit_shard(
+            job.store, shard, rows, rejects, job.provenance, execution(job), job.format, float(row["seconds"])
+        )
+        return {"rows": commit.rows, "rejects": len(commit.rejects)}
+
+
+def execution(job: DrawJob) -> Execution:
+    """What besides the fingerprint decides the last bit of a pixel drawn by this job here."""
+    return Execution(
+        device=_device_name(job.device),
+        dtype=job.base.dtype,
+        batch_size=job.sampling.batch_size,
+        threads=job.threads,
+        libraries={name: version(name) for name in LIBRARIES},
+    )
+
+
+def _device_name(device: str) -> str:
+    if device == "cpu":
+        with open("/proc/cpuinfo") as file:
+            names = {line.split(":", 1)[1].strip() for line in file if line.startswith("model name")}
+        return f"cpu: {', '.join(sorted(names)) or os.uname().machine}"
+    import torch
+
+    return f"cuda: {torch.cuda.get_device_name()}"
+
+
+def build_sampler(job: DrawJob) -> Sampler:
+    """The pipeline of the job's base with its adapters fused, ready to draw."""
+    from busray.model.adapters import load_adapters
+    from busray.model.base import load_pipeline
+
+    pipe = load_pipeline(job.base, job.device, job.base.dtype)
+    if job.method:
+        with tempfile.TemporaryDirectory() as folder:
+            load_adapters(pipe, fetch_adapters(job.run_store, Path(folder)), job.method, job.tokens)
+    return Sampler(pipe, job.sampling, job.refine, job.base.size, job.keep_txt2img)
+
+
+def redraw(job: DrawJob, commit: Commit, spec: ImageSpec, position: int) -> Drawn:
+    """Draw one image of a committed shard again, with the batch size and threads its record names.
+
+    position: of the image in its shard. It takes its old place in the batch, since a place can decide a last bit.
+    """
+    use_threads(commit.execution.threads)
+    size = commit.execution.batch_size
+    sampler = build_sampler(
+        DrawJob(**{**job.__dict__, "sampling": job.sampling.model_copy(update={"batch_size": size})})
+    )
+    in_batch = position % size
+    filled = min(size, commit.count - (position - in_batch))
+    return sampler.draw([spec] * filled)[in_batch]
+
+
+def corpus_fingerprint(identity: dict[str, Any]) -> str:
+    return fingerprint(identity)

@@ -1,0 +1,162 @@
+"""The whole job in its order, and what its report is made from. Each stage goes on where an earlier run stopped."""
+
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import numpy as np
+
+from busray import __version__
+from busray.cluster.evaluate import evaluate
+from busray.cluster.finetune import finetune
+from busray.cluster.generate import draw_job, execution, generate, redraw
+from busray.cluster.run import Run
+from busray.cluster.session import session
+from busray.corpus.arms import arms_to_draw
+from busray.corpus.commit import find_image, read_commits
+from busray.corpus.encode import png_bytes, png_pixels, read_rows
+from busray.corpus.plan import read_segments, shards
+from busray.data.prepare import load_images
+from busray.model.checkpoints import read_adapters
+from busray.quality.figures import verdicts
+from busray.quality.report import GalleryRow, report_html
+from busray.records import CHECK, MANIFEST, REPORT_HTML, REPORT_JSON, Figure, UserError, to_json
+
+T = TypeVar("T")
+TIMINGS = "timings.json"
+GALLERY_ROWS = 4
+
+
+def run_all(run: Run) -> list[Figure]:
+    """Adapters, released corpus, arms, evidence, report: `busray run`."""
+    with session(run.config.cluster, run.log_file):
+        timed(run, "finetune", lambda: finetune(run))
+        timed(run, "generate", lambda: generate(run))
+        for arm in arms_to_draw(run.config):
+            timed(run, f"generate {arm}", lambda arm=arm: generate(run, arm))
+        figures = timed(run, "evaluate", lambda: evaluate(run))
+    write_report(run, figures)
+    return figures
+
+
+def timed(run: Run, stage: str, work: Callable[[], T]) -> T:
+    """Run a stage and keep its longest wall time: a rerun that finds everything done does not overwrite it."""
+    started = time.perf_counter()
+    result = work()
+    seconds = time.perf_counter() - started
+    timings = json.loads(run.store.read_or_none(TIMINGS) or b"{}")
+    if seconds > timings.get(stage, 0):
+        timings[stage] = seconds
+        run.store.replace(TIMINGS, to_json(timings))
+    return result
+
+
+def write_report(run: Run, figures: list[Figure]) -> None:
+    """report.json and report.html from what the run's stages committed."""
+    report = _report(run, figures)
+    run.store.replace(REPORT_JSON, to_json(report))
+    run.store.replace(REPORT_HTML, report_html(report, _galleries(run)).encode())
+
+
+def _report(run: Run, figures: list[Figure]) -> dict[str, Any]:
+    config, dataset = run.config, run.dataset
+    adapters = read_adapters(run.store) or {}
+    job = draw_job(run)
+    commits = read_commits(run.store)
+    plan = shards(read_segments(run.store))
+    counts = {
+        split: {name: sum(i.class_name == name for i in dataset.split(split)) for name in config.classes}
+        for split in ("train", "val", "test")
+    }
+    classes = {name: sum(c.rows for c in commits if c.class_name == name) for name in config.classes}
+    training = {key: adapters.get(key, []) for key in ("loss", "validation")}
+    return {
+        "run": {
+            "name": config.name,
+            "fingerprint": job.recipe.fingerprint,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "busray": __version__,
+            "output": config.output,
+            "command": run.command,
+            "base": run.base.to_dict(),
+            "adapters": {k: v for k, v in adapters.items() if k not in ("loss", "validation")},
+            "execution": execution(job).__dict__,
+            "settings": config.model_dump(mode="json"),
+        },
+        "dataset": {
+            "hash": dataset.hash,
+            "size": dataset.size,
+            "frame": dataset.frame,
+            "counts": counts,
+            "left_out": [list(pair) for pair in dataset.left_out],
+        },
+        "check": json.loads(run.store.read(CHECK)),
+        "corpus": {
+            "planned": sum(s.count for s in plan),
+            "committed": sum(c.rows for c in commits),
+            "quarantined": sum(len(c.rejects) for c in commits),
+            "shards": len(commits),
+            "bytes": sum(c.bytes for c in commits),
+            "manifest": MANIFEST,
+            "classes": classes,
+        },
+        "figures": [figure.to_dict() for figure in figures],
+        "verdicts": verdicts(figures),
+        "finetune": {"steps": adapters.get("step"), **training} if training["loss"] else None,
+        "timings": _timings(run, sum(classes.values())),
+    }
+
+
+def _timings(run: Run, images: int) -> list[dict[str, Any]]:
+    timings = json.loads(run.store.read_or_none(TIMINGS) or b"{}")
+    rows = []
+    for stage, seconds in timings.items():
+        store = run.store.sub(f"arms/{stage.removeprefix('generate ')}") if stage.startswith("generate ") else run.store
+        n = sum(c.rows for c in read_commits(store)) if stage.startswith("generate") else 0
+        rows.append(
+            {"stage": stage, "seconds": seconds, "images": n or None, "images_per_second": n / seconds if n else None}
+        )
+    return rows
+
+
+def _galleries(run: Run) -> dict[str, list[GalleryRow]]:
+    """A few rows a class of real (test) | txt2img | refined."""
+    galleries: dict[str, list[GalleryRow]] = {}
+    commits = sorted(read_commits(run.store), key=lambda c: c.first)
+    for name in run.config.classes:
+        shard = next((c for c in commits if c.class_name == name and c.rows), None)
+        drawn = read_rows(run.store, shard).to_pylist()[:GALLERY_ROWS] if shard else []
+        images = [image for image in run.dataset.test if image.class_name == name][:GALLERY_ROWS]
+        real = load_images(run.folder, images, run.dataset.size, run.dataset.frame)
+        rows = []
+        for i in range(max(len(drawn), len(real))):
+            cells = drawn[i] if i < len(drawn) else {}
+            final = cells.get("image", {}).get("bytes")
+            before = (cells.get("image_txt2img") or {}).get("bytes")
+            rows.append(
+                GalleryRow(
+                    real=png_bytes(real[i], {}) if i < len(real) else None,
+                    txt2img=before if run.config.refine else final,
+                    refined=final if run.config.refine else None,
+                    caption=cells.get("prompt", ""),
+                )
+            )
+        galleries[name] = rows
+    return galleries
+
+
+def reproduce(run: Run, image_id: str) -> tuple[np.ndarray, np.ndarray]:
+    """(stored, redrawn) pixels uint8 [h, w] of one image of the released corpus or of an arm."""
+    for arm in (None, *arms_to_draw(run.config)):
+        store = run.store.sub(f"arms/{arm}") if arm else run.store
+        found = find_image(store, image_id)
+        if found is None:
+            continue
+        commit, row, position = found
+        job = draw_job(run, arm)
+        spec = next(s for s in job.recipe.specs(commit.shard) if s.image_id == image_id)
+        drawn = redraw(job, commit, spec, position)
+        return png_pixels(row["image"]["bytes"]), drawn.image
+    raise UserError(f"{image_id}: no such image in {run.store.url}; ids are in the shards' image_id column")

@@ -1,0 +1,186 @@
+"""A run: its settings, storage, checked data set and pinned base. Opening one is where a user's mistake ends."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from busray.cluster.session import Tell
+from busray.config import Config
+from busray.corpus.arms import compared_images
+from busray.data.prepare import materialise_phantoms, prepare
+from busray.data.read import scan
+from busray.data.templates import fill
+from busray.identity import fingerprint
+from busray.model.adapters import check_adapters
+from busray.model.base import BaseIdentity, identify_base
+from busray.quality.inception import InceptionWeights, find_weights
+from busray.records import CHECK, CONFIG, DATASET, DataSet, SourceImage, UserError, to_json
+from busray.storage import Store
+
+MAY_CHANGE = (
+    "name",
+    "output",
+    "cluster",
+    "evaluate",
+    "dataset.path",
+    "dataset.metadata",
+    "sampling.batch_size",
+    "corpus.shard_size",
+    "adapters.num_workers",
+    "adapters.path",
+)
+"""Settings that decide neither pixels nor adapters (or are checked by content): free to change on a rerun."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every stage is handed. `folder` is the local folder of real images."""
+
+    config: Config
+    store: Store
+    tell: Tell
+    dataset: DataSet
+    folder: Path
+    base: BaseIdentity
+    inception: InceptionWeights | None
+    command: str = ""
+    timings: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def log_file(self) -> Path:
+        """Where Ray's own messages go: beside a local run, else into the cache folder."""
+        return (Path(self.store.url) if self.store.local else _cache(self.store.url)) / "ray.log"
+
+    def captions(self, images: tuple[SourceImage, ...]) -> list[str]:
+        tokens = self.config.tokens()
+        return [
+            fill(
+                self.config.classes[image.class_name].caption,
+                token=tokens[image.class_name] if self.config.uses_tokens else self.stand_in(image.class_name),
+                class_name=image.class_name,
+                columns=image.columns,
+            )
+            for image in images
+        ]
+
+    def stand_in(self, class_name: str) -> str:
+        return self.config.classes[class_name].initializer
+
+
+def open_run(config: Config, tell: Tell, *, needs_inception: bool = True, command: str = "") -> Run:
+    """Check everything a user can get wrong, prepare the data set once, and refuse changed settings of an old run.
+
+    Nothing is written before every check that needs no writing has passed.
+    """
+    store = Store(config.output)
+    _refuse_changed_settings(store, config)
+    base = identify_base(config.base)
+    inception = find_weights(config.evaluate.inception) if needs_inception else None
+    if config.evaluate.images and config.evaluate.images > min(
+        (c.images for c in config.classes.values() if c.images), default=0
+    ):
+        raise UserError("evaluate.images: above the smallest classes.<class>.images, so arms would have unequal n")
+    if needs_inception and compared_images(config) < 2:
+        raise UserError("classes: at least 2 images a class are needed to compare anything (classes.<class>.images)")
+    folder = _folder(config, store)
+    dataset = _dataset(config, store, folder, tell)
+    if config.adapters.path:
+        local = fetch_folder(config.adapters.path, _cache(config.adapters.path))
+        tokens = config.tokens() if config.uses_tokens else {}
+        check_adapters(local, config.adapters.method, tokens, base, dataset.hash)
+    store.put_once(CONFIG, to_json(config.model_dump(mode="json")))
+    return Run(config, store, tell, dataset, folder, base, inception, command)
+
+
+def fetch_folder(url: str, cache: Path) -> Path:
+    """A local folder with the files of url (itself, where it is local)."""
+    source = Store(url)
+    if source.local:
+        if not Path(source.url).is_dir():
+            raise UserError(f"adapters.path: no folder {url}")
+        return Path(source.url)
+    cache.mkdir(parents=True, exist_ok=True)
+    for key in source.list():
+        if key.endswith((".safetensors", ".json")) and "/" not in key:
+            (cache / key).write_bytes(source.read(key))
+    return cache
+
+
+def _cache(name: str) -> Path:
+    return Path.home() / ".cache" / "busray" / fingerprint(name)[:16]
+
+
+def _folder(config: Config, store: Store) -> Path:
+    phantoms = config.dataset.phantoms
+    if phantoms is None:
+        assert config.dataset.path is not None
+        return Path(config.dataset.path)
+    name = f"phantoms-{fingerprint(phantoms.model_dump())[:12]}"
+    folder = (Path(store.url) if store.local else _cache(store.url)) / name
+    materialise_phantoms(phantoms, folder)
+    return folder
+
+
+def _dataset(config: Config, store: Store, folder: Path, tell: Tell) -> DataSet:
+    classes = list(config.classes)
+    stored = store.read_or_none(DATASET)
+    if stored is not None:
+        dataset = DataSet.from_json(stored)
+        _refuse_changed_images(dataset, config, folder)
+        return dataset
+    dataset, report = prepare(
+        config.dataset, classes, config.base.size, folder, lambda done, total: tell("check", done, total)
+    )
+    value = {**report.to_dict(), "tables": [_plain(table) for table in report.tables()]}
+    store.replace(CHECK, to_json(value))
+    store.put_once(DATASET, to_json(dataset))
+    return DataSet.from_json(store.read(DATASET))
+
+
+def _plain(table: Any) -> dict[str, Any]:
+    return {"title": table.title, "columns": list(table.columns), "rows": [list(row) for row in table.rows]}
+
+
+def _refuse_changed_images(dataset: DataSet, config: Config, folder: Path) -> None:
+    metadata = Path(config.dataset.metadata) if config.dataset.metadata else None
+    found = {image.file: image for image in scan(folder, list(config.classes), metadata).images}
+    known = {image.file: image for image in dataset.split("all")} | {file: None for file, _ in dataset.left_out}
+    changed = sorted(set(found) ^ set(known))
+    changed += sorted(
+        file for file, image in known.items() if image and file in found and found[file].sha256 != image.sha256
+    )
+    if changed:
+        raise UserError(
+            f"dataset.path: {folder} is not what this run started from ({len(changed)} files differ, "
+            f"such as {changed[0]}): give another output, or bring the images back"
+        )
+
+
+def _refuse_changed_settings(store: Store, config: Config) -> None:
+    stored = store.read_or_none(CONFIG)
+    if stored is None:
+        return
+    old, new = flatten(json.loads(stored)), flatten(config.model_dump(mode="json"))
+    differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not _free(key)]
+    if differing:
+        lines = [f"  {key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differing]
+        raise UserError(
+            f"output: {store.url} holds a run with other settings:\n" + "\n".join(lines) + "\n"
+            "give another output, or take the old settings back"
+        )
+
+
+def _free(key: str) -> bool:
+    counts = key.startswith("classes.") and key.endswith(".images")
+    return counts or any(key == free or key.startswith(free + ".") for free in MAY_CHANGE)
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; lists are values."""
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(flatten(value, f"{prefix}.{key}" if prefix else key))
+    return flat

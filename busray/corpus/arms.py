@@ -1,0 +1,52 @@
+"""Arms: what is compared, and where each arm's images are read from, so that none is drawn twice."""
+
+from dataclasses import dataclass
+
+from busray.config import Config, split_arm
+from busray.records import arm_prefix
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an arm's images lie: the corpus under `prefix` ("" for the released one), column `column`."""
+
+    prefix: str
+    column: str
+
+
+def released_arm(config: Config) -> str:
+    """The arm whose settings the released corpus has."""
+    return config.adapters.method + ("+refine" if config.refine else "")
+
+
+def arm_sources(config: Config) -> dict[str, Source]:
+    """arm -> source. An arm X is the txt2img column of X+refine wherever that one is drawn anyway."""
+    sources = {}
+    released = released_arm(config)
+    for arm in config.evaluate.arms:
+        refined = f"{arm}+refine"
+        if arm == released:
+            sources[arm] = Source("", "image")
+        elif refined == released and config.corpus.keep_txt2img:
+            sources[arm] = Source("", "image_txt2img")
+        elif refined in config.evaluate.arms and config.corpus.keep_txt2img:
+            sources[arm] = Source(arm_prefix(refined), "image_txt2img")
+        else:
+            sources[arm] = Source(arm_prefix(arm), "image")
+    return sources
+
+
+def arms_to_draw(config: Config) -> list[str]:
+    """Arms with a corpus of their own under arms/."""
+    own = {source.prefix for source in arm_sources(config).values()}
+    return [arm for arm in config.evaluate.arms if arm_prefix(arm) in own]
+
+
+def uses_adapters(arm: str) -> bool:
+    return split_arm(arm)[0] != "base"
+
+
+def compared_images(config: Config) -> int:
+    """Images a class and arm: n is equal across arms and classes."""
+    drawn = [settings.images for settings in config.classes.values() if settings.images]
+    return config.evaluate.images or min(drawn, default=0)

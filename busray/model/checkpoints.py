@@ -1,0 +1,101 @@
+"""Fine-tuning's state in the run's storage: checkpoints to resume from, and the adapters that came out.
+
+Bytes first, then a create-only record that names their digest; whoever reads trusts records whose digests hold, and
+falls back to the newest such one. The first committed adapters of a run win.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from busray.identity import sha256_bytes
+from busray.records import ADAPTERS, to_json
+from busray.storage import Store
+
+FOLDER = "finetune/checkpoints"
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """(step, loss) pairs: the training loss averaged since the entry before, and the validation loss."""
+
+    loss: tuple[tuple[int, float], ...] = ()
+    validation: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    step: int
+    """Optimiser steps done."""
+    state: bytes
+    log: TrainingLog
+
+
+def put_checkpoint(store: Store, checkpoint: Checkpoint) -> None:
+    digest = sha256_bytes(checkpoint.state)
+    name = f"{FOLDER}/{checkpoint.step:08d}"
+    key = f"{name}-{digest[:16]}.safetensors"
+    store.put_once(key, checkpoint.state)
+    record = {
+        "step": checkpoint.step,
+        "object": key,
+        "digest": digest,
+        "loss": checkpoint.log.loss,
+        "validation": checkpoint.log.validation,
+    }
+    store.put_once(f"{name}.json", to_json(record))
+
+
+def newest_checkpoint(store: Store) -> Checkpoint | None:
+    """The checkpoint of the highest step whose record parses and whose bytes match it; None where there is none."""
+    for key in sorted(store.list(FOLDER), reverse=True):
+        if not key.endswith(".json"):
+            continue
+        try:
+            record = json.loads(store.read(key))
+            state = store.read(record["object"])
+        except (ValueError, KeyError, FileNotFoundError):
+            continue  # torn: an older one serves
+        if sha256_bytes(state) == record["digest"]:
+            log = TrainingLog(_pairs(record["loss"]), _pairs(record["validation"]))
+            return Checkpoint(record["step"], state, log)
+    return None
+
+
+def _pairs(values: list[list[float]]) -> tuple[tuple[int, float], ...]:
+    return tuple((int(step), float(loss)) for step, loss in values)
+
+
+def commit_adapters(store: Store, files: dict[str, bytes], record: dict[str, Any]) -> dict[str, Any]:
+    """Put the adapters' files and the record that makes them the run's; returns the record that won.
+
+    record: `sha256` of the adapters and whatever else describes them; `folder` and `files` (name -> SHA-256) are added.
+    """
+    folder = f"adapters/{record['sha256'][:16]}"
+    for name, data in files.items():
+        store.put_once(f"{folder}/{name}", data)
+    digests = {name: sha256_bytes(data) for name, data in files.items()}
+    store.put_once(ADAPTERS, to_json({**record, "folder": folder, "files": digests}))
+    winner = read_adapters(store)
+    assert winner is not None
+    return winner
+
+
+def read_adapters(store: Store) -> dict[str, Any] | None:
+    data = store.read_or_none(ADAPTERS)
+    return None if data is None else json.loads(data)
+
+
+def fetch_adapters(store: Store, folder: Path) -> Path:
+    """The run's adapters as local files in folder, digests checked."""
+    record = read_adapters(store)
+    if record is None:
+        raise FileNotFoundError(f"{store.url} has no adapters yet")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, digest in record["files"].items():
+        data = store.read(f"{record['folder']}/{name}")
+        if sha256_bytes(data) != digest:
+            raise ValueError(f"{store.url}/{record['folder']}/{name} is not what adapters.json records")
+        (folder / name).write_bytes(data)
+    return folder

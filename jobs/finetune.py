@@ -1,0 +1,8 @@
+"""One stage, for `ray job submit --working-dir . -- python jobs/finetune.py CONFIG [--a.b=c ...]`."""
+
+import sys
+
+from busray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["finetune", *sys.argv[1:]]))
