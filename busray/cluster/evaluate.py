@@ -51,7 +51,7 @@ def evaluate(run: Run) -> list[Figure]:
         with session(run.config.cluster, run.log_file):
             _extract(run, [*_unique(missing), *_real_pieces(run, extractor)])
     run.tell("figures", 0, 1)
-    arms = {arm: _arm_features(run, pieces) for arm, pieces in wanted.items()}
+    arms = _paired(run, wanted)
     figures = arm_figures(arms, _real_features(run, extractor), run.config.evaluate.reference, extractor)
     run.tell("figures", 1, 1)
     return figures
@@ -157,15 +157,30 @@ def _load(store: Store, key: str) -> np.ndarray:
     return np.load(io.BytesIO(store.read(key)), allow_pickle=False)
 
 
-def _arm_features(run: Run, pieces: list[Piece]) -> dict[str, np.ndarray]:
-    """class -> features of its images with index below `compared_images`, in the order of their indices."""
+def _paired(run: Run, wanted: dict[str, list[Piece]]) -> dict[str, dict[str, np.ndarray]]:
+    """arm -> class -> features of the images that every arm has, in the order of their indices.
+
+    An image quarantined in one arm is left out of all, so that row i of each arm has the same seed.
+    """
+    arms = {arm: _arm_features(run, pieces) for arm, pieces in wanted.items()}
+    paired: dict[str, dict[str, np.ndarray]] = {arm: {} for arm in arms}
+    for name in sorted({name for by in arms.values() for name in by}):
+        common = sorted(set.intersection(*(set(by[name]) for by in arms.values())))
+        for arm, by in arms.items():
+            paired[arm][name] = np.stack([by[name][index] for index in common])
+    return paired
+
+
+def _arm_features(run: Run, pieces: list[Piece]) -> dict[str, dict[int, np.ndarray]]:
+    """class -> index -> features, for indices below `compared_images`."""
     limit = compared_images(run.config)
-    parts: dict[str, list[np.ndarray]] = {}
+    features: dict[str, dict[int, np.ndarray]] = {}
     for piece in pieces:
         assert piece.commit is not None
-        index = read_rows(piece.store, piece.commit, columns=["index"]).column("index").to_numpy()
-        parts.setdefault(piece.commit.class_name, []).append(_load(piece.store, piece.key)[index < limit])
-    return {name: np.concatenate(blocks) for name, blocks in parts.items()}
+        index = read_rows(piece.store, piece.commit, columns=["index"]).column("index").to_pylist()
+        rows = zip(index, _load(piece.store, piece.key), strict=True)
+        features.setdefault(piece.commit.class_name, {}).update((i, row) for i, row in rows if i < limit)
+    return features
 
 
 def _real_features(run: Run, extractor: str) -> dict[str, dict[str, np.ndarray]]:
