@@ -13,8 +13,8 @@ from busray.cluster.board import watched
 from busray.cluster.run import Run
 from busray.cluster.session import device_of, session, use_threads
 from busray.corpus.arms import Source, arm_sources, compared_images
-from busray.corpus.commit import read_commits
-from busray.corpus.encode import png_pixels, read_rows
+from busray.corpus.commit import read_commits, read_rows
+from busray.corpus.encode import png_pixels
 from busray.data.prepare import load_images
 from busray.identity import fingerprint
 from busray.quality.figures import arm_figures

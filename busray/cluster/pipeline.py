@@ -15,8 +15,8 @@ from busray.cluster.generate import draw_job, execution, generate, redraw
 from busray.cluster.run import Run
 from busray.cluster.session import session
 from busray.corpus.arms import arms_to_draw
-from busray.corpus.commit import find_image, read_commits
-from busray.corpus.encode import png_bytes, png_pixels, read_rows
+from busray.corpus.commit import find_image, read_commits, read_rows
+from busray.corpus.encode import png_bytes, png_pixels
 from busray.corpus.plan import read_segments, shards
 from busray.data.prepare import load_images
 from busray.model.checkpoints import read_adapters

@@ -1,0 +1,147 @@
+"""Images and their rows as bytes: PNG, Parquet shards that Hugging Face `datasets` reads, PNG shards with metadata.
+
+Deterministic: the same rows give the same bytes.
+"""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, PngImagePlugin
+
+from busray.identity import canonical_json
+from busray.records import IMAGE_COLUMNS, ImageSpec
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+FIELDS = [
+    ("image_id", pa.string(), "string"),
+    ("class", pa.string(), "string"),
+    ("prompt", pa.string(), "string"),
+    ("index", pa.int64(), "int64"),
+    ("attempt", pa.int64(), "int64"),
+    ("seed_txt2img", pa.int64(), "int64"),
+    ("seed_img2img", pa.int64(), "int64"),
+    ("left", pa.int64(), "int64"),
+    ("top", pa.int64(), "int64"),
+    ("width", pa.int64(), "int64"),
+    ("height", pa.int64(), "int64"),
+    ("columns", pa.string(), "string"),
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image of a shard: its specification, its pixels uint8 [h, w], and those before refinement where kept."""
+
+    spec: ImageSpec
+    image: np.ndarray
+    txt2img: np.ndarray | None = None
+
+
+def png_bytes(image: np.ndarray, text: Mapping[str, str]) -> bytes:
+    """An 8-bit grey PNG of uint8 [h, w] with text chunks; no time stamp."""
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in text.items():
+        chunks.add_text(key, value)
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "png", pnginfo=chunks, compress_level=3)
+    return buffer.getvalue()
+
+
+def png_pixels(data: bytes) -> np.ndarray:
+    """uint8 [h, w] of a grey PNG."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        return np.asarray(image.convert("L"))
+
+
+def _synthetic_png(row: Row, column: str, provenance: Mapping[str, Any]) -> bytes:
+    pixels = row.image if column == "image" else row.txt2img
+    assert pixels is not None
+    text = {
+        "Comment": "SYNTHETIC image made by busray; not for clinical use",
+        "image_id": row.spec.image_id,
+        "fingerprint": str(provenance["fingerprint"]),
+    }
+    return png_bytes(pixels, text)
+
+
+def image_columns(rows: Sequence[Row]) -> list[str]:
+    """The image columns these rows have."""
+    return [c for c in IMAGE_COLUMNS if c == "image" or (rows and all(row.txt2img is not None for row in rows))]
+
+
+def describe(row: Row) -> dict[str, Any]:
+    """A row's columns besides the images."""
+    spec = row.spec
+    return {
+        "image_id": spec.image_id,
+        "class": spec.class_name,
+        "prompt": spec.prompt,
+        "index": spec.index,
+        "attempt": spec.attempt,
+        "seed_txt2img": spec.seed_txt2img,
+        "seed_img2img": spec.seed_img2img,
+        **asdict(spec.box),
+        "columns": canonical_json(spec.columns),
+    }
+
+
+def encode_parquet(rows: Sequence[Row], provenance: Mapping[str, Any]) -> bytes:
+    """A Parquet shard; image bytes are stored as they are, since PNG is compressed already."""
+    images = image_columns(rows)
+    features = {column: {"_type": "Image"} for column in images}
+    features |= {name: {"dtype": dtype, "_type": "Value"} for name, _, dtype in FIELDS}
+    schema = pa.schema(
+        [*((column, IMAGE) for column in images), *((name, kind) for name, kind, _ in FIELDS)],
+        metadata={
+            "huggingface": json.dumps({"info": {"features": features}}),
+            "busray": canonical_json(dict(provenance)),
+        },
+    )
+    values = [
+        {
+            **{c: {"bytes": _synthetic_png(row, c, provenance), "path": f"{row.spec.image_id}.png"} for c in images},
+            **describe(row),
+        }
+        for row in rows
+    ]
+    table = pa.Table.from_pylist(values, schema=schema)
+    plain = [f"{column}.bytes" for column in images]
+    compression = {path: "zstd" for path in _leaves(schema)} | dict.fromkeys(plain, "none")
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression=compression, use_dictionary=["class", "prompt"], write_statistics=False)
+    return buffer.getvalue()
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    names = []
+    for field in schema:
+        names += [f"{field.name}.bytes", f"{field.name}.path"] if field.type == IMAGE else [field.name]
+    return names
+
+
+def encode_png(rows: Sequence[Row], provenance: Mapping[str, Any], prefix: str) -> tuple[bytes, dict[str, bytes]]:
+    """(metadata.jsonl, object key -> PNG) of a PNG shard; the metadata names each PNG by key and SHA-256.
+
+    Its first line is the run-wide provenance; the shard's digest is that of the metadata, which covers every image.
+    """
+    from busray.identity import sha256_bytes
+
+    pngs: dict[str, bytes] = {}
+    lines = [canonical_json({"busray": dict(provenance)})]
+    for row in rows:
+        cells = {}
+        for column in image_columns(rows):
+            data = _synthetic_png(row, column, provenance)
+            digest = sha256_bytes(data)
+            suffix = "" if column == "image" else ".txt2img"
+            key = f"{prefix}/{row.spec.image_id}{suffix}-{digest[:16]}.png"
+            pngs[key] = data
+            cells[column] = {"key": key, "sha256": digest}
+        lines.append(canonical_json({**cells, **describe(row)}))
+    return ("\n".join(lines) + "\n").encode(), pngs

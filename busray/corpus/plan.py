@@ -1,0 +1,54 @@
+"""The plan: create-only segments, and the shards that follow from them."""
+
+import json
+from collections.abc import Iterable, Mapping
+from itertools import zip_longest
+
+from busray.records import Commit, Segment, Shard, UserError, segment_key, to_json
+from busray.storage import Store
+
+
+def read_segments(store: Store) -> list[Segment]:
+    """The plan so far: plan/0000.json, 0001, ... up to the first number that is free."""
+    segments: list[Segment] = []
+    while (data := store.read_or_none(segment_key(len(segments)))) is not None:
+        segments.append(Segment(**json.loads(data)))
+    return segments
+
+
+def extend_plan(store: Store, images: Mapping[str, int], shard_size: int) -> list[Segment]:
+    """The plan with at least `images` a class: appends what is missing, refuses to take back what was planned."""
+    segments = read_segments(store)
+    for class_name, wanted in images.items():
+        while True:
+            planned = sum(s.count for s in segments if s.class_name == class_name)
+            if wanted < planned:
+                raise UserError(
+                    f"classes.{class_name}.images: {wanted} is below the {planned} already planned in {store.url}: "
+                    "a corpus only grows; give another output for a smaller one"
+                )
+            if wanted == planned:
+                break
+            segment = Segment(class_name, planned, wanted - planned, shard_size)
+            won = store.put_once(segment_key(len(segments)), to_json(segment))
+            segments = [*segments, segment] if won else read_segments(store)
+    return segments
+
+
+def shards(segments: Iterable[Segment]) -> list[Shard]:
+    """The shards of a plan, in its order; none crosses a segment."""
+    return [
+        Shard(s.class_name, first, min(s.shard_size, s.first + s.count - first))
+        for s in segments
+        for first in range(s.first, s.first + s.count, s.shard_size)
+    ]
+
+
+def pending(plan: Iterable[Shard], commits: Iterable[Commit]) -> list[Shard]:
+    """Shards without a commit, classes taken in turn, so that an early stop leaves something of each."""
+    done = {commit.shard for commit in commits}
+    by_class: dict[str, list[Shard]] = {}
+    for shard in plan:
+        if shard not in done:
+            by_class.setdefault(shard.class_name, []).append(shard)
+    return [shard for turn in zip_longest(*by_class.values()) for shard in turn if shard is not None]
