@@ -1,0 +1,353 @@
+"""Looking a labelled data set over: counts, duplicates, label conflicts, colour, masks, framing.
+
+Near-duplicates are pairs whose perceptual hashes are close, whose thumbnails correlate, *and* whose fine detail
+(speckle, edges: what is left when the blurred image is taken off) correlates, which two scans of different tissue never
+do. Clusters are their transitive closure. Thumbnails alone chain when the threshold is loose, so cluster sizes at
+neighbouring thresholds are reported with and without the confirmation.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from busray.data.frame import cut_share
+from busray.data.read import READERS, class_names, read_grey, read_mask, read_rgb, scan
+from busray.identity import sha256_bytes
+from busray.records import SourceImage
+
+THUMBNAIL = 32
+"""Side of the thumbnails that hashes and correlations are computed from, in pixels."""
+HASH_BITS = 24
+"""Hamming distance of 64-bit perceptual hashes up to which a pair is a candidate."""
+THRESHOLD = 0.90
+"""Thumbnail correlation from which a candidate pair is looked at closely."""
+DETAIL_SIDE = 96
+"""Side of the images whose fine detail confirms a pair, in pixels."""
+DETAIL = 0.25
+"""Correlation of fine detail that confirms a pair. On BUSI unrelated pairs with like thumbnails stay below 0.2."""
+NEIGHBOURS = (0.98, 0.95, 0.90, 0.85, 0.80)
+COLOURED = 40
+"""Spread between channels (of 255) from which a pixel is coloured."""
+POLICIES = ("letterbox", "centre", "stretch")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for people; the terminal and the report print the same ones."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """Everything the check found; files are relative to the folder."""
+
+    images: tuple[SourceImage, ...]
+    unreadable: tuple[tuple[str, str], ...]
+    exact: tuple[tuple[str, ...], ...]
+    """Groups of files with the same pixels."""
+    clusters: tuple[tuple[str, ...], ...]
+    """Near-duplicate clusters of two or more at THRESHOLD; exact duplicates are among them."""
+    chains: tuple[tuple[float, int, int, int, int], ...]
+    """(threshold, clusters, images in them, largest; largest by thumbnails alone) at neighbouring thresholds."""
+    conflicts: tuple[tuple[str, ...], ...]
+    """Clusters that span classes."""
+    coloured: tuple[tuple[str, float], ...]
+    """(file, share of coloured pixels) of images with colour overlays."""
+    mask_problems: tuple[tuple[str, str], ...]
+    cuts: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
+    """policy -> class -> (lesions cut, lesions)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        counts = Counter(image.class_name for image in self.images)
+        return {
+            "counts": dict(counts),
+            "sizes": {
+                name: {
+                    "width": _spread(image.width for image in self._of(name)),
+                    "height": _spread(image.height for image in self._of(name)),
+                }
+                for name in sorted(counts)
+            },
+            "modes": dict(Counter(image.mode for image in self.images)),
+            "unreadable": [list(pair) for pair in self.unreadable],
+            "exact_duplicates": [list(group) for group in self.exact],
+            "near_duplicates": [list(group) for group in self.clusters],
+            "near_duplicate_threshold": THRESHOLD,
+            "chains": [
+                {"threshold": t, "clusters": n, "images": images, "largest": largest, "largest_unconfirmed": loose}
+                for t, n, images, largest, loose in self.chains
+            ],
+            "label_conflicts": [list(group) for group in self.conflicts],
+            "colour_overlays": [{"file": file, "share": share} for file, share in self.coloured],
+            "mask_problems": [list(pair) for pair in self.mask_problems],
+            "lesions_cut": {
+                policy: {name: {"cut": cut, "lesions": n} for name, (cut, n) in by.items()}
+                for policy, by in self.cuts.items()
+            },
+        }
+
+    def _of(self, name: str) -> list[SourceImage]:
+        return [image for image in self.images if image.class_name == name]
+
+    def tables(self) -> list[Table]:
+        """What people read, most important first; findings without a case are left out."""
+        names = sorted({image.class_name for image in self.images})
+        tables = [
+            Table(
+                "Images a class",
+                ("class", "images", "with mask", "width min/median/max", "height min/median/max", "modes"),
+                tuple(self._class_row(name) for name in names),
+            ),
+            Table(
+                f"Near-duplicate clusters (this report uses {THRESHOLD:.2f}, confirmed by fine detail)",
+                ("thumbnails correlate from", "clusters", "images in them", "largest", "largest, unconfirmed"),
+                tuple((f"{t:.2f}", *map(str, counts)) for t, *counts in self.chains),
+            ),
+            Table(
+                "Lesions that a frame cuts",
+                ("frame", *names),
+                tuple(
+                    (policy, *(f"{by[n][0]} of {by[n][1]}" if n in by else "no masks" for n in names))
+                    for policy, by in self.cuts.items()
+                ),
+            ),
+        ]
+        lists = (
+            ("Label conflicts: the same image in more than one class", ("files",), _joined(self.conflicts)),
+            ("Exact duplicates: the same pixels", ("files",), _joined(self.exact)),
+            ("Unreadable files", ("file", "reason"), self.unreadable),
+            ("Mask problems", ("file", "problem"), self.mask_problems),
+            (
+                "Colour overlays",
+                ("file", "coloured pixels"),
+                tuple((file, f"{share:.1%}") for file, share in self.coloured),
+            ),
+        )
+        return tables + [
+            Table(f"{title} ({len(rows)})", columns, tuple(rows)) for title, columns, rows in lists if rows
+        ]
+
+    def _class_row(self, name: str) -> tuple[str, ...]:
+        images = self._of(name)
+        modes = Counter(image.mode for image in images)
+        return (
+            name,
+            str(len(images)),
+            str(sum(bool(image.masks) for image in images)),
+            "/".join(str(value) for value in _spread(image.width for image in images)),
+            "/".join(str(value) for value in _spread(image.height for image in images)),
+            ", ".join(f"{n} {mode}" for mode, n in sorted(modes.items())),
+        )
+
+
+def _joined(groups: Iterable[Sequence[str]]) -> tuple[tuple[str], ...]:
+    return tuple((" = ".join(group),) for group in groups)
+
+
+def _spread(values: Iterable[int]) -> tuple[int, int, int]:
+    numbers = sorted(values)
+    return numbers[0], round(median(numbers)), numbers[-1]
+
+
+def check(
+    folder: Path,
+    classes: Sequence[str] | None = None,
+    size: int = 128,
+    frame: str = "letterbox",
+    metadata: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> CheckReport:
+    """Look a folder over; classes None means every sub-folder. UserError where there is nothing to look at."""
+    tell = progress or (lambda done, total: None)
+    found = scan(folder, classes if classes is not None else class_names(folder), metadata)
+    thumbnails, details, digests, coloured = [], [], [], []
+    problems: list[tuple[str, str]] = []
+    cuts: dict[str, dict[str, list[float]]] = {policy: defaultdict(list) for policy in POLICIES}
+    with ThreadPoolExecutor(READERS) as pool:
+        looked = pool.map(lambda image: _look(folder, image), found.images)
+        for i, (image, one) in enumerate(zip(found.images, looked, strict=True)):
+            thumbnails.append(one.thumbnail)
+            details.append(one.detail)
+            digests.append(one.digest)
+            if one.coloured > 0:
+                coloured.append((image.file, one.coloured))
+            problems += one.mask_problems
+            for policy, share in one.cuts.items():
+                cuts[policy][image.class_name].append(share)
+            tell(i + 1, len(found.images))
+    files = [image.file for image in found.images]
+    pairs = near_pairs(np.array(thumbnails), np.array(details), min(NEIGHBOURS)) if thumbnails else []
+    same: dict[str, list[str]] = defaultdict(list)
+    for file, digest in zip(files, digests, strict=True):
+        same[digest].append(file)
+    exact = sorted(tuple(group) for group in same.values() if len(group) > 1)
+    clusters = _clusters(files, pairs, THRESHOLD, exact)
+    class_of = {image.file: image.class_name for image in found.images}
+    return CheckReport(
+        images=found.images,
+        unreadable=found.unreadable,
+        exact=tuple(exact),
+        clusters=tuple(clusters),
+        chains=tuple(_chain(files, pairs, threshold, exact) for threshold in NEIGHBOURS),
+        conflicts=tuple(group for group in clusters if len({class_of[file] for file in group}) > 1),
+        coloured=tuple(coloured),
+        mask_problems=tuple(_without_lesionless(problems, found.images)),
+        cuts={
+            policy: {name: (sum(s > 0 for s in shares), len(shares)) for name, shares in sorted(by.items())}
+            for policy, by in cuts.items()
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images (by position) and how their thumbnails and their fine detail correlate."""
+
+    i: int
+    j: int
+    thumbnail: float
+    detail: float
+
+
+@dataclass(frozen=True)
+class _Looked:
+    thumbnail: np.ndarray
+    detail: np.ndarray
+    digest: str
+    coloured: float
+    mask_problems: list[tuple[str, str]]
+    cuts: dict[str, float]
+
+
+def _look(folder: Path, image: SourceImage) -> _Looked:
+    path = folder / image.file
+    pixels = read_grey(path)
+    thumbnail = Image.fromarray(pixels).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    rgb = read_rgb(path)
+    coloured = 0.0
+    if rgb is not None:
+        coloured = float((np.ptp(rgb.astype(np.int16), axis=2) >= COLOURED).mean())
+    lesion, problems = _lesion(folder, image, pixels.shape)
+    cuts = {policy: cut_share(lesion, policy) for policy in POLICIES} if lesion is not None and lesion.any() else {}
+    return _Looked(np.asarray(thumbnail, np.float32), _detail(pixels), _digest(pixels), coloured, problems, cuts)
+
+
+def _detail(pixels: np.ndarray) -> np.ndarray:
+    """The image less its blur, as a vector of unit length float32 [DETAIL_SIDE ** 2]."""
+    small = Image.fromarray(pixels).resize((DETAIL_SIDE, DETAIL_SIDE), Image.Resampling.BOX)
+    fine = np.asarray(small, np.float32) - np.asarray(small.filter(ImageFilter.GaussianBlur(3)), np.float32)
+    fine = (fine - fine.mean()).ravel()
+    return fine / max(float(np.linalg.norm(fine)), 1e-6)
+
+
+def _digest(pixels: np.ndarray) -> str:
+    return sha256_bytes(repr(pixels.shape).encode() + pixels.tobytes())
+
+
+def _without_lesionless(
+    problems: Iterable[tuple[str, str]], images: Iterable[SourceImage]
+) -> Iterable[tuple[str, str]]:
+    """Empty masks of a class that has no other masks say that it has no lesions: one line instead of one an image."""
+    masks = Counter(image.class_name for image in images for _ in image.masks)
+    problems = list(problems)
+    empty = Counter(file.split("/")[0] for file, problem in problems if problem == "empty")
+    lesionless = {name for name, n in empty.items() if n == masks[name]}
+    yield from ((f"{name}/", f"all {empty[name]} masks are empty: a class without lesions") for name in lesionless)
+    yield from (pair for pair in problems if pair[1] != "empty" or pair[0].split("/")[0] not in lesionless)
+
+
+def _lesion(
+    folder: Path, image: SourceImage, shape: tuple[int, ...]
+) -> tuple[np.ndarray | None, list[tuple[str, str]]]:
+    """The union of an image's masks, and what is wrong with them. An empty one is right where there is no lesion."""
+    problems: list[tuple[str, str]] = []
+    union = None
+    for file in image.masks:
+        try:
+            mask = read_mask(folder / file)
+        except Exception as error:  # decoders raise what they like; the reason goes to the user
+            problems.append((file, f"unreadable: {error}"))
+            continue
+        if mask.shape != shape:
+            problems.append((file, f"{mask.shape[1]} x {mask.shape[0]}, its image {shape[1]} x {shape[0]}"))
+            continue
+        if not mask.any():
+            problems.append((file, "empty"))
+        union = mask if union is None else union | mask
+    return union, problems
+
+
+def near_pairs(thumbnails: np.ndarray, details: np.ndarray, threshold: float) -> list[Pair]:
+    """Pairs of thumbnails float [n, s, s] that are close by hash and correlate from threshold on.
+
+    details: unit vectors float32 [n, d], whose products are the pairs' correlations of fine detail.
+    """
+    flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
+    flat = flat - flat.mean(1, keepdims=True)
+    flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+    bits = perceptual_bits(thumbnails).astype(np.float32) * 2 - 1
+    pairs = []
+    for at in range(0, len(flat), 1024):
+        correlation = flat[at : at + 1024] @ flat.T
+        distance = (bits.shape[1] - bits[at : at + 1024] @ bits.T) / 2
+        for row, j in zip(*np.nonzero((correlation >= threshold) & (distance <= HASH_BITS)), strict=True):
+            i = at + int(row)
+            if i < j:
+                pairs.append(Pair(i, int(j), float(correlation[row, j]), float(details[i] @ details[j])))
+    return pairs
+
+
+def perceptual_bits(thumbnails: np.ndarray) -> np.ndarray:
+    """bool [n, 64]: signs about the median of the low 8 x 8 frequencies (pHash, Zauner 2010)."""
+    k = np.arange(THUMBNAIL)
+    basis = np.cos(np.pi * (2 * k[None] + 1) * np.arange(8)[:, None] / (2 * THUMBNAIL))
+    low = np.einsum("ui,nij,vj->nuv", basis, thumbnails.astype(np.float64), basis).reshape(len(thumbnails), -1)
+    return low > np.median(low[:, 1:], axis=1, keepdims=True)
+
+
+def _clusters(
+    files: Sequence[str],
+    pairs: Iterable[Pair],
+    threshold: float,
+    exact: Iterable[Sequence[str]],
+    detail: float = DETAIL,
+) -> list[tuple[str, ...]]:
+    links = [(files[p.i], files[p.j]) for p in pairs if p.thumbnail >= threshold and p.detail >= detail]
+    links += [(group[0], other) for group in exact for other in group[1:]]
+    return connected(links)
+
+
+def _chain(
+    files: Sequence[str], pairs: Sequence[Pair], threshold: float, exact: Sequence[Sequence[str]]
+) -> tuple[float, int, int, int, int]:
+    sizes = [len(group) for group in _clusters(files, pairs, threshold, exact)]
+    loose = [len(group) for group in _clusters(files, pairs, threshold, exact, detail=-1)]
+    return threshold, len(sizes), sum(sizes), max(sizes, default=0), max(loose, default=0)
+
+
+def connected(links: Iterable[tuple[str, str]]) -> list[tuple[str, ...]]:
+    """The connected components of two or more, each sorted, by their first member."""
+    root: dict[str, str] = {}
+
+    def find(x: str) -> str:
+        while root.setdefault(x, x) != x:
+            root[x] = root[root[x]]
+            x = root[x]
+        return x
+
+    for a, b in links:
+        root[find(a)] = find(b)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for x in root:
+        groups[find(x)].append(x)
+    return sorted(tuple(sorted(group)) for group in groups.values() if len(group) > 1)

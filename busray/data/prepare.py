@@ -1,0 +1,80 @@
+"""From a folder to the checked, split and hashed data set that every later stage reads."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from busray import config
+from busray.data.check import CheckReport, check
+from busray.data.frame import frame
+from busray.data.phantom import PROBES, write_dataset
+from busray.data.read import READERS, read_grey
+from busray.data.split import SPLITS, split
+from busray.identity import fingerprint
+from busray.records import DataSet, SourceImage, UserError
+
+
+def prepare(
+    dataset: config.Dataset,
+    classes: Sequence[str],
+    size: int,
+    folder: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[DataSet, CheckReport]:
+    """Check and split folder's images; UserError for what would make training or comparing impossible."""
+    metadata = Path(dataset.metadata) if dataset.metadata else None
+    report = check(folder, classes, size, dataset.frame, metadata, progress)
+    if report.unreadable:
+        lines = "\n".join(f"  {file}: {reason}" for file, reason in report.unreadable)
+        raise UserError(f"{folder}: {len(report.unreadable)} files cannot be read; mend or remove them:\n{lines}")
+    sides = split(report.images, report.clusters, report.conflicts, dataset.val, dataset.test, dataset.seed)
+    for name in classes:
+        for side in SPLITS:
+            if not any(image.class_name == name for image in sides[side]):
+                raise UserError(
+                    f"class {name}: too few images for a {side} split ({folder / name}); add images, or change "
+                    "dataset.val and dataset.test"
+                )
+    left_out = tuple(
+        (file, f"label conflict: also {', '.join(other for other in group if other != file)}")
+        for group in report.conflicts
+        for file in group
+    )
+    content = {
+        "size": size,
+        "frame": dataset.frame,
+        "splits": {side: [[i.file, i.class_name, i.sha256, i.columns] for i in sides[side]] for side in SPLITS},
+    }
+    return DataSet(
+        hash=fingerprint(content),
+        size=size,
+        frame=dataset.frame,
+        seed=dataset.seed,
+        train=sides["train"],
+        val=sides["val"],
+        test=sides["test"],
+        left_out=left_out,
+    ), report
+
+
+def load_images(folder: Path, images: Sequence[SourceImage], size: int, policy: str) -> np.ndarray:
+    """The images, framed: uint8 [n, size, size]."""
+    if not images:
+        return np.zeros((0, size, size), np.uint8)
+    with ThreadPoolExecutor(READERS) as pool:
+        return np.stack(list(pool.map(lambda i: frame(read_grey(folder / i.file), size, policy), images)))
+
+
+def materialise_phantoms(phantoms: config.Phantoms, folder: Path) -> None:
+    """Write the simulated data set into folder, unless it is there already; a torn one is written anew."""
+    if phantoms.probe not in PROBES:
+        raise UserError(f"dataset.phantoms.probe: no probe {phantoms.probe!r}; known: {', '.join(sorted(PROBES))}")
+    if folder.is_dir():
+        return
+    torn = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(torn, ignore_errors=True)
+    write_dataset(torn, phantoms.images, phantoms.seed, PROBES[phantoms.probe])
+    torn.rename(folder)

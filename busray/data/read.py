@@ -1,0 +1,188 @@
+"""Reading a folder of labelled images: one sub-folder a class, BUSI's masks beside the images.
+
+Nothing here judges the images; check.py does. Pixels come out as 8-bit grey.
+"""
+
+import csv
+import re
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from busray.identity import sha256_file
+from busray.records import SourceImage, UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm")
+MASK = re.compile(r"^(?P<image>.+)_mask(?:_\d+)?$")
+READERS = 2
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a folder holds: readable images, sorted by file, and (file, reason) of the others."""
+
+    images: tuple[SourceImage, ...]
+    unreadable: tuple[tuple[str, str], ...]
+
+
+def scan(folder: Path, classes: Sequence[str], metadata: Path | None = None) -> Scan:
+    """Look at every image of the classes' folders; UserError for what a user must mend first.
+
+    metadata: CSV with the column `file` (relative to folder), optionally `group`, and any others.
+    """
+    found = {name: _class_files(folder, name) for name in _existing(folder, classes)}
+    rows = _metadata(metadata, folder) if metadata else {}
+    images, unreadable = [], []
+    with ThreadPoolExecutor(READERS) as pool:
+        for name, (files, masks) in found.items():
+            for file, looked in zip(files, pool.map(_look, files), strict=True):
+                relative = f"{name}/{file.name}"
+                if isinstance(looked, str):
+                    unreadable.append((relative, looked))
+                    continue
+                row = dict(rows.get(relative, {}))
+                image = replace(
+                    looked,
+                    file=relative,
+                    class_name=name,
+                    masks=tuple(f"{name}/{mask.name}" for mask in masks.get(file.stem, ())),
+                    group=row.pop("group", None) or None,
+                    columns=row,
+                )
+                images.append(image)
+    return Scan(tuple(sorted(images, key=lambda i: i.file)), tuple(sorted(unreadable)))
+
+
+def class_names(folder: Path) -> list[str]:
+    """The names of the folder's class folders."""
+    if not folder.is_dir():
+        raise UserError(f"data folder {folder}: there is no such folder")
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise UserError(f"data folder {folder} is empty: it needs one folder of images a class")
+    return names
+
+
+def _existing(folder: Path, classes: Sequence[str]) -> Sequence[str]:
+    there = class_names(folder)
+    for name in classes:
+        if name not in there:
+            raise UserError(f"class {name}: no folder {folder / name}; folders there: {', '.join(there)}")
+    return classes
+
+
+def _class_files(folder: Path, name: str) -> tuple[list[Path], dict[str, list[Path]]]:
+    """(images, stem -> its masks) of a class's folder."""
+    root = folder.resolve()
+    files, masks = [], {}
+    for path in sorted((folder / name).iterdir()):
+        if path.suffix.lower() not in SUFFIXES or not path.is_file():
+            continue
+        if not path.resolve().is_relative_to(root):
+            raise UserError(f"{path}: leads out of the data folder; copy the file there instead")
+        match = MASK.match(path.stem)
+        if match:
+            masks.setdefault(match["image"], []).append(path)
+        else:
+            files.append(path)
+    if not files:
+        raise UserError(f"class {name}: no images in {folder / name} (looked for {', '.join(SUFFIXES)})")
+    return files, masks
+
+
+def _metadata(path: Path, folder: Path) -> dict[str, dict[str, str]]:
+    """file -> its other columns."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise UserError(f"dataset.metadata: {path}: {error.strerror}") from error
+    if not rows or "file" not in rows[0]:
+        raise UserError(f"dataset.metadata: {path} needs a header with the column `file` and at least one row")
+    table = {}
+    for row in rows:
+        file = row.pop("file")
+        if not (folder / file).is_file():
+            raise UserError(f"dataset.metadata: {path} names {file!r}, which is not in {folder}")
+        table[file] = {str(key): str(value or "") for key, value in row.items() if key}
+    return table
+
+
+def _look(path: Path) -> SourceImage | str:
+    """Size, mode and digest of a readable image, or why it cannot be read."""
+    try:
+        pixels = read_grey(path)
+        mode = _mode(path)
+    except Exception as error:  # decoders raise what they like; the reason goes to the user
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    height, width = pixels.shape
+    return SourceImage("", "", width, height, mode, sha256_file(path))
+
+
+def _mode(path: Path) -> str:
+    if path.suffix.lower() == ".dcm":
+        return "DICOM"
+    with Image.open(path) as image:
+        return image.mode
+
+
+def read_grey(path: Path) -> np.ndarray:
+    """Pixels as uint8 [h, w]: colour by luma (ITU-R 601), 16-bit grey divided by 257, DICOM by its window.
+
+    Raises whatever the decoder raises, also for decompression bombs.
+    """
+    if path.suffix.lower() == ".dcm":
+        return _read_dicom(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
+            if image.mode.startswith("I;16") or image.mode == "I":
+                values = np.asarray(image, dtype=np.int64).clip(0, 65535)
+                return ((values + 128) // 257).astype(np.uint8)
+            if image.mode in ("P", "PA", "LA", "RGBA"):
+                image = image.convert("RGB")
+            return np.array(image.convert("L"))
+
+
+def read_rgb(path: Path) -> np.ndarray | None:
+    """Pixels as uint8 [h, w, 3] where the file has colour channels, else None."""
+    if path.suffix.lower() == ".dcm":
+        return None
+    with Image.open(path) as image:
+        if image.mode in ("RGB", "RGBA", "P", "YCbCr", "CMYK"):
+            return np.array(image.convert("RGB"))
+    return None
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """A mask as bool [h, w]: foreground is whatever is above half of its range."""
+    return read_grey(path) > 127
+
+
+def _read_dicom(path: Path) -> np.ndarray:
+    """The first frame of a DICOM file; only its pixels leave this function, never its identifiers."""
+    import pydicom
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    dataset = pydicom.dcmread(path)
+    pixels = dataset.pixel_array
+    if int(dataset.get("NumberOfFrames", 1) or 1) > 1:
+        pixels = pixels[0]
+    if dataset.get("SamplesPerPixel", 1) == 3:
+        if str(dataset.PhotometricInterpretation).startswith("YBR"):
+            from pydicom.pixels import convert_color_space
+
+            pixels = convert_color_space(pixels, str(dataset.PhotometricInterpretation), "RGB")
+        return np.array(Image.fromarray(pixels.astype(np.uint8)).convert("L"))
+    values = apply_voi_lut(apply_modality_lut(pixels, dataset), dataset).astype(np.float64)
+    if "WindowWidth" in dataset or "VOILUTSequence" in dataset:
+        low, high = float(values.min()), float(values.max())
+    else:
+        low, high = 0.0, float(2 ** int(dataset.BitsStored) - 1)
+    grey = ((values - low) / max(high - low, 1e-9) * 255).round().clip(0, 255).astype(np.uint8)
+    return 255 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey
