@@ -1,0 +1,224 @@
+"""LoRA and learned tokens: where they attach, how they are stored, and proof that loading them had an effect.
+
+Stored exactly as diffusers' users expect: `pytorch_lora_weights.safetensors` and one `<token>.safetensors` a learned
+token, with `adapter.json` of ours beside them. Nothing here reads a pickle.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from busray.identity import fingerprint, sha256_bytes
+from busray.model.base import BaseIdentity
+from busray.records import UserError, to_json
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+METADATA_FILE = "adapter.json"
+UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
+
+
+def token_file(token: str) -> str:
+    """`<us-benign>` -> `us-benign.safetensors`."""
+    return f"{token.strip('<>')}.safetensors"
+
+
+def adapter_sha256(files: Mapping[str, bytes]) -> str:
+    """One digest for a set of adapter files: what decides pixels, so adapter.json does not count."""
+    return fingerprint({name: sha256_bytes(data) for name, data in files.items() if name.endswith(".safetensors")})
+
+
+def attach_lora(pipe: Any, rank: int, alpha: float, text_encoder: bool, seed: int) -> None:
+    """Put a fresh LoRA on the UNet's attention, and on the text encoder's where asked."""
+    import torch
+    from peft import LoraConfig
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        common: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "init_lora_weights": "gaussian"}
+        pipe.unet.add_adapter(LoraConfig(target_modules=UNET_TARGETS, **common))
+        if text_encoder:
+            pipe.text_encoder.add_adapter(LoraConfig(target_modules=TEXT_TARGETS, **common))
+
+
+def lora_bytes(pipe: Any, text_encoder: bool) -> bytes:
+    """The pipeline's LoRA in diffusers' file form, PEFT's metadata kept (without it alpha != rank reloads wrong)."""
+    from diffusers import StableDiffusionPipeline
+    from diffusers.training_utils import _collate_lora_metadata
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft.utils import get_peft_model_state_dict
+
+    modules = {"unet": pipe.unet, **({"text_encoder": pipe.text_encoder} if text_encoder else {})}
+    layers = {
+        f"{n}_lora_layers": convert_state_dict_to_diffusers(get_peft_model_state_dict(m)) for n, m in modules.items()
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        StableDiffusionPipeline.save_lora_weights(
+            folder, **layers, safe_serialization=True, **_collate_lora_metadata(modules)
+        )
+        return (Path(folder) / LORA_FILE).read_bytes()
+
+
+def token_bytes(token: str, rows: Any) -> bytes:
+    """A learned token's vectors float [k, width] in diffusers' file form."""
+    from safetensors.torch import save
+
+    return save({token: rows.detach().cpu().float().contiguous()})
+
+
+def adapter_files(lora: bytes | None, tokens: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, bytes]:
+    """file name -> bytes of a set of adapters; tokens: placeholder -> vectors [k, width]."""
+    files = {token_file(token): token_bytes(token, rows) for token, rows in tokens.items()}
+    if lora is not None:
+        files[LORA_FILE] = lora
+    return {**files, METADATA_FILE: to_json(dict(metadata))}
+
+
+def check_adapters(
+    folder: Path, method: str, tokens: Mapping[str, str], base: BaseIdentity, dataset_hash: str | None
+) -> dict[str, Any]:
+    """The adapters' metadata with `sha256`; UserError for anything that would load wrong, or not at all.
+
+    tokens: class -> placeholder, empty where the method has none. dataset_hash: of the run's data set; adapters that
+    name another one have seen images that this run holds out.
+    """
+    parts = method.split("+")
+    where = f"adapters.path: {folder}"
+    if not folder.is_dir():
+        raise UserError(f"{where}: no such folder")
+    metadata = _metadata(folder, where)
+    needed = ([LORA_FILE] if "lora" in parts else []) + (
+        sorted({token_file(token) for token in tokens.values()}) if "ti" in parts else []
+    )
+    for name in needed:
+        if not (folder / name).is_file():
+            pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+            hint = f" ({', '.join(pickles)} there: pickles are never loaded, convert to safetensors)" if pickles else ""
+            raise UserError(f"{where}: {name} is missing{hint}")
+    width, modules = _shapes(base)
+    if "lora" in parts:
+        _check_lora(folder / LORA_FILE, where, modules)
+    if "ti" in parts:
+        for token in set(tokens.values()):
+            _check_token(folder / token_file(token), token, where, width)
+    if metadata.get("base") and metadata["base"]["files"] != base.files:
+        raise UserError(f"{where}: trained on another base ({metadata['base']['repository']}) than base.path's")
+    if dataset_hash and metadata.get("dataset_hash") and metadata["dataset_hash"] != dataset_hash:
+        raise UserError(
+            f"{where}: trained on another data-set split ({metadata['dataset_hash'][:12]}) than this run's "
+            f"({dataset_hash[:12]}), so it may have seen images that are held out here"
+        )
+    files = {name: (folder / name).read_bytes() for name in needed}
+    return {**metadata, "method": method, "tokens": dict(tokens), "sha256": adapter_sha256(files)}
+
+
+def _metadata(folder: Path, where: str) -> dict[str, Any]:
+    path = folder / METADATA_FILE
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{where}: {METADATA_FILE} is not JSON: {error}") from error
+
+
+def _shapes(base: BaseIdentity) -> tuple[int, dict[str, tuple[int, int]]]:
+    """(text width, UNet attention projection -> weight shape [out, in]) of a base, from its files' headers."""
+    from busray import config
+    from busray.model.base import base_folder
+
+    folder = base_folder(config.Base(path=base.repository, revision=base.revision))
+    width = json.loads((folder / "text_encoder" / "config.json").read_text())["hidden_size"]
+    shapes: dict[str, tuple[int, int]] = {}
+    for path in (folder / "unet").glob("*.safetensors"):
+        for name, shape in _header(path).items():
+            module = name.removesuffix(".weight")
+            if name.endswith(".weight") and any(module.endswith(f".{target}") for target in UNET_TARGETS):
+                shapes[module] = (shape[0], shape[1])
+    return width, shapes
+
+
+def _header(path: Path) -> dict[str, list[int]]:
+    """tensor -> shape of a safetensors file, its data unread."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"{path} is no safetensors file: {error}") from error
+
+
+def _check_lora(path: Path, where: str, modules: Mapping[str, tuple[int, int]]) -> None:
+    """Every down and up matrix must name a projection of this base and fit it."""
+    header = _header(path)
+    downs = {name: shape for name, shape in header.items() if name.startswith("unet.") and "lora_A" in name}
+    if not downs:
+        raise UserError(
+            f"{where}: {path.name} would load nothing: none of its {len(header)} tensors is named unet.*.lora_A.weight "
+            "(an older layout; load it with the diffusers version that wrote it and save it again)"
+        )
+    for name, shape in downs.items():
+        module = name.removeprefix("unet.").removesuffix(".lora_A.weight")
+        if module not in modules:
+            raise UserError(f"{where}: {path.name} holds {name}, which this base does not have: made for another base")
+        if shape[1] != modules[module][1]:
+            raise UserError(
+                f"{where}: {path.name}: {name} is {shape[1]} wide, this base {modules[module][1]}: made for another base"
+            )
+
+
+def _check_token(path: Path, token: str, where: str, width: int) -> None:
+    header = _header(path)
+    if set(header) != {token}:
+        raise UserError(f"{where}: {path.name} holds {', '.join(header)}, not the token {token} alone")
+    if header[token][-1] != width:
+        raise UserError(f"{where}: {path.name}: vectors of {header[token][-1]}, this base has {width}: another base's")
+
+
+def load_adapters(pipe: Any, folder: Path, method: str, tokens: Mapping[str, str]) -> None:
+    """Load adapters into a pipeline and fuse the LoRA; RuntimeError where loading had no effect.
+
+    diffusers can load a LoRA and change nothing without a word, so the weights themselves are compared.
+    """
+    if "ti" in method.split("+"):
+        for token in sorted(set(tokens.values())):
+            _load_token(pipe, folder / token_file(token), token)
+    if "lora" in method.split("+"):
+        _load_lora(pipe, folder)
+
+
+def _load_token(pipe: Any, path: Path, token: str) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    rows = load_file(path)[token]
+    pipe.load_textual_inversion({token: rows if rows.ndim > 1 else rows[None]}, token=token)
+    names = [token, *(f"{token}_{i}" for i in range(1, len(rows) if rows.ndim > 1 else 1))]
+    ids = pipe.tokenizer.convert_tokens_to_ids(names)
+    loaded = pipe.text_encoder.get_input_embeddings().weight[ids]
+    wanted = rows.reshape(len(names), -1).to(loaded)
+    if not torch.equal(loaded, wanted):
+        raise RuntimeError(f"{path}: the token {token} did not reach the text encoder")
+
+
+def _load_lora(pipe: Any, folder: Path) -> None:
+    import torch
+
+    before = {n: p.detach().clone() for n, p in pipe.unet.named_parameters() if n.endswith(".weight") and _targeted(n)}
+    expected = {n.removeprefix("unet.").split(".lora_A")[0] for n in _header(folder / LORA_FILE) if ".lora_A" in n}
+    expected = {name for name in expected if not name.startswith("text_encoder.")}
+    pipe.load_lora_weights(folder, weight_name=LORA_FILE, use_safetensors=True, local_files_only=True)
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    after = dict(pipe.unet.named_parameters())
+    changed = {n.removesuffix(".weight") for n, weight in before.items() if not torch.equal(weight, after[n])}
+    if not changed & expected:
+        raise RuntimeError(f"{folder / LORA_FILE}: loading it changed nothing of the UNet's {len(before)} projections")
+
+
+def _targeted(name: str) -> bool:
+    module = name.removesuffix(".weight")
+    return any(module.endswith(f".{target}") for target in UNET_TARGETS)

@@ -1,0 +1,114 @@
+"""Loading a pinned base: `tiny` from the package, a local folder in diffusers' layout, or a hub id at a commit.
+
+safetensors only, no remote code, no custom pipelines, no safety checker (it judges photographs).
+"""
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from busray import config
+from busray.identity import sha256_file
+from busray.records import UserError
+
+TINY = Path(__file__).parent / "tiny"
+PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+PATTERNS = ["model_index.json", *(f"{part}/{kind}" for part in PARTS for kind in ("*.json", "*.txt", "*.safetensors"))]
+VARIANTS = ["*.fp16.safetensors", "*.non_ema.safetensors"]
+"""Weights beside the ones that are loaded; not fetched."""
+
+
+@dataclass(frozen=True)
+class BaseIdentity:
+    """What makes a base this base: where it came from and the SHA-256 of each file that is loaded."""
+
+    repository: str
+    revision: str | None
+    files: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def identify_base(settings: config.Base) -> BaseIdentity:
+    """Find the base and hash its files; UserError where it is not there or cannot be loaded safely."""
+    folder = base_folder(settings)
+    files = {
+        path.relative_to(folder).as_posix(): sha256_file(path)
+        for part in (".", *PARTS)
+        for path in sorted((folder / part).glob("*"))
+        if path.is_file() and path.suffix in (".json", ".txt", ".safetensors")
+    }
+    return BaseIdentity(settings.path, settings.revision, files)
+
+
+def base_folder(settings: config.Base) -> Path:
+    """The base's local folder, fetched at its pinned commit where it is a hub id."""
+    if settings.path == "tiny":
+        folder = TINY
+    elif Path(settings.path).is_dir():
+        folder = Path(settings.path)
+    elif HUB_ID.fullmatch(settings.path) and not settings.path.startswith("."):
+        folder = _fetch(settings)
+    else:
+        raise UserError(f"base.path: no folder {settings.path}; give `tiny`, a folder, or a hub id such as owner/name")
+    if not (folder / "model_index.json").is_file():
+        raise UserError(f"base.path: {folder} has no model_index.json, so it is no base in diffusers' layout")
+    for part in ("unet", "vae", "text_encoder"):
+        if not any((folder / part).glob("*.safetensors")):
+            raise UserError(
+                f"base.path: {folder / part} has no .safetensors file; pickled weights (.bin, .ckpt) are not loaded: "
+                "convert them with diffusers' `save_pretrained(safe_serialization=True)`"
+            )
+    return folder
+
+
+def _fetch(settings: config.Base) -> Path:
+    if settings.revision is None:
+        raise UserError(f"base.revision: {settings.path} is a hub id, so pin it by its commit hash (40 hex digits)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            settings.path, revision=settings.revision, allow_patterns=PATTERNS, ignore_patterns=VARIANTS
+        )
+    except Exception as error:  # the hub client has many kinds of failure; each ends here with the same mend
+        raise UserError(
+            f"base.path: cannot fetch {settings.path} at {settings.revision}: {str(error).splitlines()[0]}; "
+            "give a local folder where the hub is out of reach"
+        ) from error
+    return Path(folder)
+
+
+def load_pipeline(settings: config.Base, device: str = "cpu", dtype: str | None = None) -> Any:
+    """A StableDiffusionPipeline on device; dtype defaults to settings.dtype."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    pipe = StableDiffusionPipeline.from_pretrained(
+        base_folder(settings),
+        torch_dtype=getattr(torch, dtype or settings.dtype),
+        use_safetensors=True,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        local_files_only=True,
+    )
+    return ready(pipe, settings.size).to(device)
+
+
+def ready(pipe: Any, size: int) -> Any:
+    """Check that a pipeline can draw squares of this side, freeze it and quieten it."""
+    unet_factor = 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+    if size % (pipe.vae_scale_factor * unet_factor):
+        raise UserError(f"base.size: {size} is no multiple of this base's {pipe.vae_scale_factor * unet_factor}")
+    pipe.set_progress_bar_config(disable=True)
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+        part.requires_grad_(False)
+        part.eval()
+    return pipe
