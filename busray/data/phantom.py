@@ -1,9 +1,9 @@
 """Breast ultrasound simulated in NumPy: labelled scans with masks that need no patient and no download.
 
-Tissue (skin, fat, gland with fibrous septa, muscle, ribs) is drawn as echo strength in decibels, weighs a complex random
-field seen through a Gaussian point-spread function (which makes speckle), and is log-compressed into 8 bits. Lesions follow
-the textbook: benign ones are smooth ovals, bright below; malignant ones irregular, spiculated and shadowing. The looks of
-the classes overlap, as real ones do. This module imports NumPy and Pillow only and must stay pure: a seed decides a scan.
+Tissue (skin, fat, gland with fibrous septa, muscle, ribs) is drawn as echo strength in decibels, weighs a complex
+random field seen through a Gaussian point-spread function (which makes speckle), and is log-compressed into 8 bits.
+Lesions follow the textbook: benign ones are smooth ovals, bright below; malignant ones irregular, spiculated and
+shadowing. The looks of the classes overlap, as real ones do. Imports NumPy and Pillow only; a seed decides a scan.
 """
 
 from dataclasses import dataclass
@@ -56,14 +56,28 @@ PROBES: dict[str, Probe] = {
         Probe("general"),
         Probe("fine", axial=(2.5, 4.5), lateral=(3.0, 8.0), looks=(2, 5), dynamic_range=(50.0, 80.0)),
         Probe("coarse", axial=(7.0, 11.0), lateral=(14.0, 24.0), looks=(1, 3), streaks=(2.0, 10.0)),
-        Probe("fibrous", lateral=(5.0, 14.0), looks=(2, 5), streaks=(12.0, 28.0), patches=(2.0, 6.0), fading=(6.0, 30.0)),
+        Probe(
+            "fibrous", lateral=(5.0, 14.0), looks=(2, 5), streaks=(12.0, 28.0), patches=(2.0, 6.0), fading=(6.0, 30.0)
+        ),
         Probe("deep", fading=(16.0, 36.0), gain=(0.0, 10.0), fat=(0.04, 0.18), ribs=0.3),
         Probe("fatty", fat=(0.25, 0.5), streaks=(6.0, 18.0), patches=(3.0, 8.0)),
         Probe("bright", gain=(4.0, 12.0), dynamic_range=(60.0, 85.0), fading=(-6.0, 16.0)),
         Probe("dark", gain=(-9.0, -1.0), dynamic_range=(44.0, 60.0), fading=(6.0, 26.0)),
         # Never used to train the embedded base: the demo adapts to a scanner that the base has not seen.
-        Probe("demo", axial=(5.0, 6.5), lateral=(11.0, 14.0), looks=(2, 3), dynamic_range=(42.0, 50.0), gain=(1.0, 4.0),
-              fading=(12.0, 22.0), streaks=(12.0, 20.0), patches=(3.0, 5.0), fat=(0.1, 0.2), tilt=(-0.12, 0.12), ribs=0.0),
+        Probe(
+            "demo",
+            axial=(5.0, 6.5),
+            lateral=(11.0, 14.0),
+            looks=(2, 3),
+            dynamic_range=(42.0, 50.0),
+            gain=(1.0, 4.0),
+            fading=(12.0, 22.0),
+            streaks=(12.0, 20.0),
+            patches=(3.0, 5.0),
+            fat=(0.1, 0.2),
+            tilt=(-0.12, 0.12),
+            ribs=0.0,
+        ),
     )
 }
 
@@ -171,7 +185,9 @@ def _tissue(rng: np.random.Generator, probe: Probe, y: Field, x: Field, words: l
         words.append("sloping layers")
     for _ in range(int(rng.poisson(0.6))):
         centre, width = rng.uniform(0, 1), rng.uniform(0.02, 0.12)
-        echo = echo - rng.uniform(3, 12) * _bump(x - centre - 0.1 * tilt * y, width) * _step(y - rng.uniform(0, 0.5), 0.05)
+        echo = echo - rng.uniform(3, 12) * _bump(x - centre - 0.1 * tilt * y, width) * _step(
+            y - rng.uniform(0, 0.5), 0.05
+        )
     return echo
 
 
@@ -271,8 +287,13 @@ def _scan(rng: np.random.Generator, probe: Probe, echo: Field, y: Field, words: 
 
 
 OPENINGS = (
-    "ultrasound image of breast tissue", "an ultrasound image of a breast", "a breast ultrasound scan", "ultrasound scan",
-    "an ultrasound image of breast tissue with a lesion", "ultrasound of a breast lesion", "breast ultrasound image",
+    "ultrasound image of breast tissue",
+    "an ultrasound image of a breast",
+    "a breast ultrasound scan",
+    "ultrasound scan",
+    "an ultrasound image of breast tissue with a lesion",
+    "ultrasound of a breast lesion",
+    "breast ultrasound image",
 )
 
 
@@ -294,7 +315,7 @@ def write_dataset(
     probe: Probe = PROBES["demo"],
     size: tuple[int, int] = DEFAULT_SIZE,
 ) -> None:
-    """Writes phantoms in BUSI's layout: `benign/benign (1).png`, `benign/benign (1)_mask.png`, and so on for each class.
+    """Writes phantoms in BUSI's layout: `benign/benign (1).png`, `benign/benign (1)_mask.png`, ... for each class.
 
     Images are 8-bit grey PNG of about size (h, w; each side varies by up to 12 %), masks 1-bit PNG.
     """
@@ -306,4 +327,6 @@ def write_dataset(
             scan = phantom(int(rng.integers(2**62)), class_name, probe, (h, w))
             name = f"{class_name} ({i + 1})"
             Image.fromarray(scan.image).save(folder / class_name / f"{name}.png")
-            Image.fromarray(scan.mask.astype(np.uint8) * 255).convert("1").save(folder / class_name / f"{name}_mask.png")
+            Image.fromarray(scan.mask.astype(np.uint8) * 255).convert("1").save(
+                folder / class_name / f"{name}_mask.png"
+            )

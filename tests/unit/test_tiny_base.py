@@ -1,0 +1,188 @@
+import contextlib
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from busray.data.phantom import CLASSES, PROBES, phantom
+from busray.model import tiny_base, tiny_corpus
+from busray.model.speckle import local_snr, spectrum_slope
+
+TINY = Path(tiny_base.__file__).parent / "tiny"
+CLASS_WORDS = ("benign", "malignant", "normal", "cancer", "tumour", "tumor", "cyst", "carcinoma", "fibroadenoma")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    from diffusers import StableDiffusionPipeline
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        made = StableDiffusionPipeline.from_pretrained(TINY, use_safetensors=True, local_files_only=True)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def phantoms():
+    return np.stack([phantom(i, CLASSES[i % 3], PROBES["demo"], (128, 128)).image for i in range(48)])
+
+
+@torch.no_grad()
+def through(vae, images):
+    x = torch.from_numpy(images.astype(np.float32))[:, None].repeat(1, 3, 1, 1) / 127.5 - 1
+    y = vae.decode(vae.encode(x).latent_dist.mean).sample
+    return ((y + 1) * 127.5).clamp(0, 255).numpy()
+
+
+def test_it_loads_without_busray_in_a_fresh_process():
+    code = (
+        "import sys; from diffusers import StableDiffusionPipeline as P; p = P.from_pretrained(sys.argv[1]);"
+        "i = p('breast ultrasound', num_inference_steps=1, output_type='np').images;"
+        "assert i.shape == (1, 128, 128, 3), i.shape;"
+        "assert not any(m == 'busray' or m.startswith('busray.') for m in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(TINY)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_it_is_small_and_holds_safetensors_only():
+    files = [p for p in TINY.rglob("*") if p.is_file()]
+    weights = [p for p in files if p.suffix not in (".json", ".txt")]
+    assert len(weights) == 3 and all(p.suffix == ".safetensors" for p in weights)
+    assert sum(p.stat().st_size for p in files) <= 24_000_000
+    assert not any("/work" in p.read_text() or "/tmp" in p.read_text() for p in files if p.suffix == ".json")
+
+
+def test_the_text_encoder_is_stored_in_full_and_the_rest_in_half_precision():
+    from safetensors.torch import load_file
+
+    for part, dtype in (("text_encoder", torch.float32), ("unet", torch.float16), ("vae", torch.float16)):
+        (file,) = (TINY / part).glob("*.safetensors")
+        assert {t.dtype for t in load_file(file).values() if t.is_floating_point()} == {dtype}
+
+
+def test_the_pipeline_is_128_px_without_safety_checker(pipe):
+    assert pipe.unet.config.sample_size * pipe.vae_scale_factor == 128
+    assert pipe.safety_checker is None and pipe.feature_extractor is None
+    assert json.loads((TINY / "model_index.json").read_text())["requires_safety_checker"] is False
+    assert pipe.unet.config.in_channels == pipe.vae.config.latent_channels
+
+
+def test_lora_finds_attention_in_the_unet(pipe):
+    queries = [name for name, _ in pipe.unet.named_modules() if name.endswith("to_q")]
+    assert len(queries) >= 10
+
+
+def test_words_of_captions_are_whole_tokens_and_any_prompt_comes_back(pipe):
+    for i in range(40):
+        _, caption = tiny_corpus.captioned(i)
+        words = caption.replace(",", " ,").split()
+        assert [t.removesuffix("</w>") for t in pipe.tokenizer.tokenize(caption)] == words
+        assert len(pipe.tokenizer(caption).input_ids) <= pipe.tokenizer.model_max_length
+    for prompt in ("an ultrasound image of a benign breast lesion", "naïve qwertz 12 mm", "sks <x>"):
+        ids = pipe.tokenizer(prompt).input_ids
+        assert pipe.tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == prompt.replace(" ", "")
+    assert len(pipe.tokenizer.tokenize("benign")) > 1, "class words were never learnt"
+
+
+def test_captions_and_vocabulary_hold_no_class_word():
+    assert not set(tiny_base.WORDS) & set(CLASS_WORDS)
+    for i in range(60):
+        assert not set(tiny_corpus.captioned(i)[1].replace(",", " ").split()) & set(CLASS_WORDS)
+
+
+def test_the_demo_probe_is_held_out(monkeypatch):
+    seen = set()
+    monkeypatch.setattr(
+        tiny_corpus, "phantom", lambda seed, c, probe, size: seen.add(probe.name) or phantom(1, c, probe, (8, 8))
+    )
+    for i in range(120):
+        with contextlib.suppress(ValueError):  # the stand-in image does not fit its frame
+            tiny_corpus.captioned(i)
+    assert seen == set(PROBES) - {"demo"}
+
+
+def test_the_autoencoder_keeps_speckle(pipe, phantoms):
+    made = through(pipe.vae, phantoms)[:, 0]
+    assert local_snr(made) == pytest.approx(local_snr(phantoms), rel=0.15)
+    assert spectrum_slope(made) == pytest.approx(spectrum_slope(phantoms), rel=0.15)
+    mse = ((made - phantoms) ** 2).mean((1, 2))
+    assert (10 * np.log10(255**2 / mse)).mean() > 22
+
+
+def test_speckle_measures_notice_blur(phantoms):
+    blurred = (
+        phantoms[:, :-1, :-1] / 4.0
+        + phantoms[:, 1:, :-1] / 4.0
+        + phantoms[:, :-1, 1:] / 4.0
+        + phantoms[:, 1:, 1:] / 4.0
+    )[:, :126, :126]
+    sharp = phantoms[:, :126, :126]
+    assert local_snr(blurred) > 1.15 * local_snr(sharp)
+    assert spectrum_slope(blurred) < 1.15 * spectrum_slope(sharp)
+
+
+def test_the_autoencoder_gives_grey_and_unit_variance(pipe, phantoms):
+    made = through(pipe.vae, phantoms[:8])
+    assert np.abs(made[:, 0] - made[:, 2]).max() < 0.5
+    images = np.stack([tiny_corpus.captioned(5000 + i)[0] for i in range(32)])
+    x = torch.from_numpy(images.astype(np.float32))[:, None].repeat(1, 3, 1, 1) / 127.5 - 1
+    with torch.no_grad():
+        posterior = pipe.vae.encode(x).latent_dist
+    assert pipe.vae.config.scaling_factor == 1.0
+    assert torch.all((posterior.mean.std((0, 2, 3)) - 1).abs() < 0.3)
+    assert posterior.std.mean() < 0.2
+
+
+def test_samples_look_like_speckle_and_follow_their_seed(pipe):
+    def draw(seed):
+        noise = [torch.Generator().manual_seed(seed + i) for i in range(4)]
+        made = pipe(
+            ["a breast ultrasound scan"] * 4,
+            generator=noise,
+            num_inference_steps=12,
+            guidance_scale=2.0,
+            output_type="np",
+        )
+        return 255 * made.images.mean(-1)
+
+    first = draw(0)
+    assert np.array_equal(first, draw(0)) and not np.array_equal(first, draw(9))
+    assert 2 < local_snr(first) < 16
+    assert 20 < first.mean() < 220 and first.std((1, 2)).min() > 5
+
+
+def test_folding_the_normalisation_changes_latents_and_not_images():
+    torch.manual_seed(0)
+    vae, x = tiny_base.new_vae().eval(), torch.rand(2, 1, 32, 32) * 2 - 1
+    with torch.no_grad():
+        before = vae.encode(x).latent_dist
+        image = vae.decode(before.mean).sample
+        mean, std = before.mean.mean((0, 2, 3)) + 1, before.mean.std((0, 2, 3)) * 3
+        tiny_base.fold_normalisation(vae, mean, std)
+        after = vae.encode(x).latent_dist
+    shape = (1, -1, 1, 1)
+    assert torch.allclose(after.mean, (before.mean - mean.view(shape)) / std.view(shape), atol=1e-5)
+    assert torch.allclose(after.std, before.std / std.view(shape), rtol=1e-4)
+    assert torch.allclose(vae.decode(after.mean).sample, image, atol=1e-4)
+
+
+def test_training_goes_on_where_it_was_cut_short(tmp_path):
+    part = torch.nn.Linear(2, 2)
+    assert tiny_base.resume(tmp_path / "state.pt", part=part) == 0
+    tiny_base.checkpoint(tmp_path / "state.pt", 7, part=part)
+    other = torch.nn.Linear(2, 2)
+    assert tiny_base.resume(tmp_path / "state.pt", part=other) == 7
+    assert torch.equal(part.weight, other.weight) and [p.name for p in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_a_procedural_picture_is_seeded_and_varied():
+    first = [tiny_corpus.procedural(i) for i in range(12)]
+    assert all(np.array_equal(a, tiny_corpus.procedural(i)) for i, a in enumerate(first))
+    assert len({a.tobytes() for a in first}) == 12 and np.std([a.mean() for a in first]) > 10
