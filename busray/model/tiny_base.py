@@ -23,7 +23,7 @@ from busray.model.tiny_corpus import SIDE, captioned, procedural
 
 LATENT_CHANNELS = 8
 VAE_WIDTHS = (12, 24, 48)
-VAE_STEPS = 3250
+VAE_STEPS = 4000
 VAE_RATE = 2e-3
 KL_WEIGHT = 1e-4
 UNET_WIDTHS = (32, 64, 128)

@@ -1,0 +1,80 @@
+"""The list of figures is complete, says what each was computed from, and agrees with a direct computation."""
+
+import numpy as np
+import pytest
+
+from busray.quality.figures import arm_figures, verdicts
+from busray.quality.frechet import frechet_between
+from busray.quality.kernel import kid
+from busray.records import Figure
+
+EXTRACTOR = "inception-v3-2015"
+
+
+def features(n: int, seed: int, shift: float = 0.0) -> np.ndarray:
+    return (np.random.default_rng(seed).standard_normal((n, 12)) + shift).astype(np.float32)
+
+
+@pytest.fixture
+def real() -> dict[str, dict[str, np.ndarray]]:
+    sizes = {"train": 30, "val": 6, "test": 12}
+    return {split: {"b": features(n, n), "m": features(n // 2, n + 1, 1.0)} for split, n in sizes.items()}
+
+
+@pytest.fixture
+def arms() -> dict[str, dict[str, np.ndarray]]:
+    return {
+        "base": {"b": features(20, 5, 2.0), "m": features(20, 6, 3.0)},
+        "lora+ti": {"b": features(20, 5, 0.2), "m": features(20, 6, 1.2)},
+    }
+
+
+def one(figures: list[Figure], **wanted: str) -> Figure:
+    found = [f for f in figures if all(getattr(f, key) == value for key, value in wanted.items())]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_an_arms_fid_is_that_of_its_images_alone_against_the_reference(real: dict, arms: dict) -> None:
+    figures = arm_figures(arms, real, "test", EXTRACTOR)
+    overall = one(figures, metric="fid", arm="base", class_name="all", protocol="synthetic-only")
+    images, others = (np.concatenate([side["b"], side["m"]]) for side in (arms["base"], real["test"]))
+    assert overall.value == pytest.approx(frechet_between(images, others))
+    assert (overall.n, overall.n_reference, overall.reference, overall.extractor) == (40, 18, "test", EXTRACTOR)
+    benign = one(figures, metric="kid", arm="base", class_name="b")
+    assert benign.value == pytest.approx(kid(arms["base"]["b"], real["test"]["b"]).value)
+    assert benign.interval is not None and benign.interval[0] < benign.value < benign.interval[1]
+
+
+def test_the_papers_mixture_holds_every_real_image_against_itself_with_the_arms_added(real: dict, arms: dict) -> None:
+    figures = arm_figures(arms, real, "test", EXTRACTOR)
+    mixture = one(figures, metric="fid", arm="lora+ti", protocol="paper-mixture")
+    everything = np.concatenate([real[s][c] for c in ("b", "m") for s in ("train", "val", "test")])
+    added = np.concatenate([everything, arms["lora+ti"]["b"], arms["lora+ti"]["m"]])
+    assert mixture.value == pytest.approx(frechet_between(added, everything))
+    assert (mixture.n, mixture.n_reference, mixture.reference) == (72 + 40, 72, "all")
+    assert mixture.value < one(figures, metric="fid", arm="lora+ti", class_name="all", protocol="synthetic-only").value
+
+
+@pytest.mark.parametrize("reference", ["train", "val", "test", "all"])
+def test_the_floor_never_holds_an_image_against_itself(real: dict, arms: dict, reference: str) -> None:
+    floor = one(arm_figures(arms, real, reference, EXTRACTOR), metric="fid_floor", class_name="all")
+    assert floor.value > 1e-3
+    assert floor.protocol == "real-against-real"
+    if reference == "test":
+        assert (floor.n, floor.n_reference) == (20 + 15, 18)
+
+
+def test_a_class_with_too_few_images_has_no_figure_of_its_own(real: dict, arms: dict) -> None:
+    real["test"]["m"] = real["test"]["m"][:2]
+    figures = arm_figures(arms, real, "test", EXTRACTOR)
+    assert not [f for f in figures if f.class_name == "m"]
+    assert one(figures, metric="fid", arm="base", class_name="all", protocol="synthetic-only").n_reference == 14
+
+
+def test_the_verdict_names_the_order_and_whether_chance_explains_it(real: dict, arms: dict) -> None:
+    sentences = verdicts(arm_figures(arms, real, "test", EXTRACTOR))
+    assert "lora+ti" in sentences[0] and sentences[0].index("lora+ti") < sentences[0].index("base")
+    assert "excludes 0" in sentences[-1]
+    same = {"base": arms["base"], "lora+ti": {c: x + 1e-3 * features(20, 9) for c, x in arms["base"].items()}}
+    assert "contains 0" in verdicts(arm_figures(same, real, "test", EXTRACTOR))[-1]
