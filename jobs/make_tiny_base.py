@@ -10,7 +10,7 @@ import torch
 
 from busray.model import tiny_base
 
-STAGES = ("corpus", "vae", "latents", "unet", "save")
+STAGES = ("corpus", "vae", "latents", "decoder", "unet", "save")
 
 
 def main() -> None:
@@ -39,6 +39,8 @@ def main() -> None:
         tiny_base.train_vae(args.work, args.seed, log)
     if "latents" in stages:
         tiny_base.encode_corpus(args.work, log)
+    if "decoder" in stages:
+        tiny_base.train_decoder(args.work, args.seed, log)
     if "unet" in stages:
         tiny_base.train_unet(args.work, args.seed, log)
     if "save" in stages:

@@ -290,6 +290,7 @@ def _add_up(parameters: Any, loss: float, world: int) -> float:
 
 
 def _draw_grid(job: FinetuneJob, tuner: Any, step: int) -> None:
+    from busray.corpus.encode import png_bytes
     from busray.model.sample import Sampler
     from busray.quality.report import contact_sheet
 
@@ -299,8 +300,8 @@ def _draw_grid(job: FinetuneJob, tuner: Any, step: int) -> None:
     rows = []
     for name in names:
         specs = [spec for spec in job.grid if spec.class_name == name]
-        rows.append([drawn.image for drawn in sampler.draw(specs)])
-    job.store.replace(f"finetune/grids/{step:08d}.png", contact_sheet(rows, names))
+        rows.append([png_bytes(drawn.image, {}) for drawn in sampler.draw(specs)])
+    job.store.replace(f"finetune/grids/{step:08d}.png", contact_sheet(rows, [], row_labels=names))
 
 
 def _commit(job: FinetuneJob, tuner: Any, log: TrainingLog) -> None:

@@ -1,7 +1,7 @@
 """Trains `tiny`, the base that busray ships: a Stable Diffusion checkpoint small enough for two CPU cores.
 
 Stages, each restartable and each reading only what the one before left in the work folder:
-corpus -> autoencoder -> latents -> denoiser -> checkpoint in Stable Diffusion's layout. The autoencoder is grey while
+corpus -> autoencoder -> latents -> decoder, denoiser -> checkpoint in Stable Diffusion's layout. The autoencoder is grey while
 it trains; `three_channels` widens its first and last convolution when it is saved, so that pipelines see RGB.
 """
 
@@ -25,6 +25,11 @@ LATENT_CHANNELS = 8
 VAE_WIDTHS = (12, 24, 48)
 VAE_STEPS = 4000
 VAE_RATE = 2e-3
+DECODER_STEPS = 5000
+DECODER_RATE = 1e-3
+TEXTURE = 1.0
+DECODER_TEXTURE = 2.0
+"""Weight of the texture loss once the code is fixed: what the code cannot hold, the decoder has to make up."""
 KL_WEIGHT = 1e-4
 UNET_WIDTHS = (32, 64, 128)
 UNET_STEPS = 4500
@@ -121,7 +126,7 @@ def texture_loss(made: torch.Tensor, real: torch.Tensor, size: int = 16) -> torc
 
 
 def vae_loss(
-    vae: torch.nn.Module, real: torch.Tensor, generator: torch.Generator
+    vae: torch.nn.Module, real: torch.Tensor, generator: torch.Generator, texture_weight: float = TEXTURE
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Loss of a batch [b, 1, h, w] in -1..1, and its parts."""
     posterior = vae.encode(real).latent_dist
@@ -131,7 +136,7 @@ def vae_loss(
     texture = texture_loss(made, real)
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
     parts = {"pixel": pixel.item(), "edge": edge.item(), "texture": texture.item(), "kl": kl.item()}
-    return pixel + 0.25 * edge + texture + KL_WEIGHT * kl, parts
+    return pixel + 0.25 * edge + texture_weight * texture + KL_WEIGHT * kl, parts
 
 
 def vae_batch(phantoms: np.ndarray, pictures: np.ndarray, step: int, seed: int) -> torch.Tensor:
@@ -150,27 +155,50 @@ def vae_batch(phantoms: np.ndarray, pictures: np.ndarray, step: int, seed: int) 
 
 def train_vae(work: Path, seed: int, log: Callable[[str], None]) -> None:
     """Trains the autoencoder on work's corpus into vae.pt; goes on from vae-train.pt if a run was cut short."""
-    phantoms, pictures = np.load(work / "phantoms.npy"), np.load(work / "pictures.npy")
     torch.manual_seed(seed)
     vae = new_vae()
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=VAE_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: cosine(s, VAE_STEPS, warm=100))
-    start = resume(work / "vae-train.pt", vae=vae, optimiser=optimiser, rate=rate)
+    _train_vae(vae, work, "vae", VAE_STEPS, VAE_RATE, TEXTURE, seed, log)
+
+
+def train_decoder(work: Path, seed: int, log: Callable[[str], None]) -> None:
+    """Trains the decoder on, its encoder and so the latents fixed: vae-normal.pt -> decoder.pt; restartable."""
+    vae = new_vae()
+    vae.load_state_dict(torch.load(work / "vae-normal.pt", weights_only=True))
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    _train_vae(vae, work, "decoder", DECODER_STEPS, DECODER_RATE, DECODER_TEXTURE, seed + 1, log)
+
+
+def _train_vae(
+    vae: torch.nn.Module,
+    work: Path,
+    name: str,
+    steps: int,
+    peak: float,
+    texture_weight: float,
+    seed: int,
+    log: Callable[[str], None],
+) -> None:
+    phantoms, pictures = np.load(work / "phantoms.npy"), np.load(work / "pictures.npy")
+    trained = [p for p in vae.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=peak, betas=(0.9, 0.99), weight_decay=1e-4)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: cosine(s, steps, warm=100))
+    start = resume(work / f"{name}-train.pt", vae=vae, optimiser=optimiser, rate=rate)
     began = time.monotonic()
-    for step in range(start, VAE_STEPS):
+    for step in range(start, steps):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        loss, parts = vae_loss(vae, vae_batch(phantoms, pictures, step, seed), generator)
+        loss, parts = vae_loss(vae, vae_batch(phantoms, pictures, step, seed), generator, texture_weight)
         optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         rate.step()
         if step % 50 == 0:
             figures = " ".join(f"{k} {v:.4f}" for k, v in parts.items())
-            log(f"vae {step} {(time.monotonic() - began) / (step - start + 1):.3f} s/step {figures}")
+            log(f"{name} {step} {(time.monotonic() - began) / (step - start + 1):.3f} s/step {figures}")
         if step % 250 == 249:
-            checkpoint(work / "vae-train.pt", step + 1, vae=vae, optimiser=optimiser, rate=rate)
-    torch.save(vae.state_dict(), work / "vae.pt")
+            checkpoint(work / f"{name}-train.pt", step + 1, vae=vae, optimiser=optimiser, rate=rate)
+    torch.save(vae.state_dict(), work / f"{name}.pt")
 
 
 # --- training in general ------------------------------------------------------------------------------------
@@ -414,7 +442,7 @@ def save_base(work: Path, out: Path) -> None:
     unet.load_state_dict(state["unet"])
     text.load_state_dict(state["text"])
     grey = new_vae()
-    grey.load_state_dict(torch.load(work / "vae-normal.pt", weights_only=True))
+    grey.load_state_dict(torch.load(work / "decoder.pt", weights_only=True))
     StableDiffusionPipeline(
         vae=three_channels(grey).half(),
         text_encoder=text,

@@ -1,0 +1,506 @@
+"""The evidence for people: one HTML page, the tables it shares with the terminal and the README, contact sheets.
+
+Pure: records in, text or bytes out. The page fetches nothing and runs nothing, and says so in its own policy; whatever
+comes from data passes `_e` (HTML escaping) on its way in.
+"""
+
+import base64
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from html import escape as _e
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from busray.records import CLASS_ALL
+
+Json = dict[str, Any]
+MAIN_PROTOCOL = "synthetic-only"
+METRICS = {"fid": ("FID", 1.0, 1), "kid": ("KID x 1000", 1000.0, 2)}
+"""metric -> (its column, factor and decimals to print it with); `<metric>_floor` is the same between real images."""
+NONE = "–"
+"""A cell for which there is no figure."""
+NUMBER = re.compile(r"[-+\[]*\d|–$|$")
+"""How the cells of a column of numbers begin."""
+MIXTURE = "paper-mixture: drawn and real images together against those same real images, so smaller by construction."
+
+
+@dataclass(frozen=True)
+class GalleryRow:
+    """PNG bytes of a real image beside a drawn one, before and after refinement. They share a class, not a patient."""
+
+    real: bytes | None
+    txt2img: bytes | None
+    refined: bytes | None
+    caption: str
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def metrics_rows(figures: list[Json]) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows): distances to real images, a row for each arm and protocol; the floor is the arm `real`.
+
+    Rows of a protocol stand together, since figures of different protocols must not be compared.
+    """
+    found = {
+        (f["arm"], f["protocol"], f["metric"].removesuffix("_floor"), f["class"]): f
+        for f in figures
+        if f["metric"].removesuffix("_floor") in METRICS
+    }
+    classes = _classes(found.values())
+    shown = [(m, c) for m in METRICS for c in classes if any(key[2:] == (m, c) for key in found)]
+    columns = ["arm", "protocol", "n"] + [
+        f"{METRICS[m][0]} {c}" + (" [95 % interval]" if (m, c) == ("kid", CLASS_ALL) else "") for m, c in shown
+    ]
+    rows = []
+    keys = dict.fromkeys(key[:2] for key in found)
+    protocols = list(dict.fromkeys(protocol for _, protocol in keys))
+    for arm, protocol in sorted(keys, key=lambda key: protocols.index(key[1])):
+        cells = [found.get((arm, protocol, m, c)) for m, c in shown]
+        n = next((str(f["n"]) for f in cells if f and f["class"] == CLASS_ALL), NONE)
+        rows.append([arm, protocol, n, *(_cell(f) for f in cells)])
+    return columns, rows
+
+
+def _cell(figure: Json | None) -> str:
+    if figure is None:
+        return NONE
+    metric = figure["metric"].removesuffix("_floor")
+    with_interval = metric == "kid" and figure["class"] == CLASS_ALL and figure["interval"]
+    return _printed(metric, figure["value"]) + (f" {_interval(figure['interval'])}" if with_interval else "")
+
+
+def _printed(metric: str, value: float) -> str:
+    _, factor, decimals = METRICS[metric]
+    return f"{value * factor:z.{decimals}f}"
+
+
+def _interval(kid: Sequence[float]) -> str:
+    return f"[{_printed('kid', kid[0])}, {_printed('kid', kid[1])}]"
+
+
+def difference_rows(figures: list[Json]) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows): KID differences of pairs of arms; below 0 the first arm is closer to the real images."""
+    columns = ["arms", "class", "KID difference x 1000", "95 % interval", "excludes 0"]
+    rows = []
+    for f in figures:
+        if f["metric"] == "kid_difference":
+            interval, excludes = NONE, NONE
+            if f["interval"]:
+                low, high = f["interval"]
+                interval, excludes = _interval((low, high)), "no" if low <= 0 <= high else "yes"
+            rows.append([f["arm"], f["class"], f"{f['value'] * 1000:+z.2f}", interval, excludes])
+    return columns, rows
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as GitHub renders it, numbers to the right."""
+    rule = ["---:" if i in _numeric(rows) else "---" for i in range(len(columns))]
+    lines = [[_md(cell) for cell in columns], rule, *([_md(cell) for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _numeric(rows: Sequence[Sequence[str]]) -> set[int]:
+    """The columns that hold numbers only."""
+    return {i for i in range(len(rows[0]) if rows else 0) if all(NUMBER.match(row[i]) for row in rows)}
+
+
+def _md(cell: str) -> str:
+    return " ".join(cell.replace("\\", "\\\\").replace("|", "\\|").split())
+
+
+def _classes(figures: Iterable[Json]) -> list[str]:
+    """In the order of the figures, `all` first."""
+    return sorted(dict.fromkeys(f["class"] for f in figures), key=lambda name: name != CLASS_ALL)
+
+
+def statement(figures: list[Json]) -> str:
+    """What must stand next to figures of one protocol: extractor, protocol, n and reference, overall and a class."""
+    scopes = (
+        ("", [f for f in figures if f["class"] == CLASS_ALL]),
+        ("each class ", [f for f in figures if f["class"] != CLASS_ALL]),
+    )
+    counts = "; ".join(scope + _against(found) for scope, found in scopes if found)
+    return f"({figures[0]['extractor']}), {figures[0]['protocol']}, {counts}"
+
+
+def _against(figures: list[Json]) -> str:
+    n, reference = _span(f["n"] for f in figures), _span(f["n_reference"] for f in figures)
+    kinds = " or ".join(dict.fromkeys("real" if f["reference"] == "all" else f["reference"] for f in figures))
+    return f"n = {n} against {reference} {kinds} images"
+
+
+def _span(values: Iterable[int]) -> str:
+    low, *_, high = sorted(values) * 2
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+# ---- contact sheets -------------------------------------------------------------------------------------------------
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[bytes | None]], labels: Sequence[str], scale: int = 1, row_labels: Sequence[str] = ()
+) -> bytes:
+    """A grey PNG of a grid of PNGs, each pixel scale x scale; labels stand above the columns, row_labels at the left.
+
+    Cells are as large as the largest image (wider where a label needs it); missing ones stay white.
+    """
+    images = [[_open(cell) if cell else None for cell in row] for row in rows]
+    font = ImageFont.load_default(8 + 6 * scale)
+    gap, line = 4 * scale, 2 * (8 + 6 * scale)
+    sizes = [image.size for row in images for image in row if image]
+    label_width = max((math.ceil(font.getlength(label)) for label in labels), default=0)
+    width = max(scale * max((w for w, _ in sizes), default=0), label_width)
+    height = scale * max((h for _, h in sizes), default=0)
+    left = max((math.ceil(font.getlength(label)) + 2 * gap for label in row_labels), default=0)
+    top = line if any(labels) else 0
+    columns = max([len(labels), *map(len, rows)])
+    sheet = Image.new("L", (left + gap + columns * (width + gap), top + gap + len(rows) * (height + gap)), 255)
+    draw = ImageDraw.Draw(sheet)
+    for i, label in enumerate(labels):
+        draw.text((left + gap + i * (width + gap) + width / 2, top / 2 + gap / 2), label, 40, font, anchor="mm")
+    for j, row in enumerate(images):
+        y = top + gap + j * (height + gap)
+        if j < len(row_labels):
+            draw.text((left - gap, y + height / 2), row_labels[j], 40, font, anchor="rm")
+        for i, image in enumerate(row):
+            if image:
+                x = left + gap + i * (width + gap) + (width - scale * image.width) // 2
+                large = image.resize((scale * image.width, scale * image.height), Image.Resampling.NEAREST)
+                sheet.paste(large, (x, y))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "png")
+    return buffer.getvalue()
+
+
+def _open(png: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+        return image.convert("L")
+
+
+# ---- the page -------------------------------------------------------------------------------------------------------
+
+STYLE = """
+:root{color-scheme:light dark;--paper:#fcfcfa;--ink:#20262b;--soft:#626c75;--rule:#dfe2e2;--card:#f3f4f1;
+--c0:#7d8790;--c1:#2c6e91;--c2:#b0622a;--c3:#4d7c4a}
+@media(prefers-color-scheme:dark){:root{--paper:#15181b;--ink:#e3e6e8;--soft:#98a2aa;--rule:#31373c;--card:#1d2125;
+--c0:#9aa4ad;--c1:#6fb3d6;--c2:#e0a06c;--c3:#93c48f}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,"Segoe UI","Noto Sans",sans-serif}
+main{max-width:67.5rem;margin:auto;padding:2.5rem 1.25rem 4rem;overflow-wrap:anywhere}
+h1{font-size:2rem;line-height:1.2;margin:.1rem 0 .6rem}
+h2{font-size:1.2rem;margin:3rem 0 .8rem;padding-top:1rem;border-top:1px solid var(--rule)}
+h3{font-size:1rem;margin:1.4rem 0 .4rem}
+p{margin:.5rem 0;max-width:56rem}
+.soft,figcaption{color:var(--soft);font-size:.875rem}
+code{font:.9em ui-monospace,"DejaVu Sans Mono",monospace}
+.facts{display:flex;flex-wrap:wrap;gap:.2rem 1.5rem}
+.keys{display:flex;flex-wrap:wrap;gap:.4rem 1.1rem;margin:1.8rem 0 .8rem;color:var(--soft);font-size:.875rem}
+.keys b{display:block;font-size:2rem;line-height:1.2;color:var(--ink);font-variant-numeric:tabular-nums}
+.keys i{font:300 1.6rem/1.5 system-ui,sans-serif}
+.verdicts{list-style:none;margin:1.6rem 0;padding:.7rem 1.2rem;background:var(--card);border-left:3px solid var(--c1)}
+.verdicts li{margin:.35rem 0}
+.columns{display:grid;gap:0 2.5rem}.columns>*{min-width:0}
+figure{margin:0 0 1rem}
+.row{display:grid;grid-auto-columns:1fr;grid-auto-flow:column;gap:4px}
+.row span{color:var(--soft);font-size:.8rem}
+.row img{display:block;width:100%;image-rendering:auto;border-radius:2px}
+.gallery figcaption{font-size:.75rem;line-height:1.35;margin-top:.25rem}
+.gallery figure:nth-child(n+2) .heads{display:none}
+@media(min-width:56rem){.columns{grid-template-columns:1fr 1fr}.gallery figure:nth-child(2) .heads{display:grid}}
+svg{display:block;width:100%;max-width:32rem;height:auto;margin:.3rem 0 .5rem}
+svg text{font-size:12px;fill:var(--ink);font-variant-numeric:tabular-nums}
+svg .soft{fill:var(--soft);font-size:12px}svg .head{font-weight:600}svg .rule{stroke:var(--rule)}
+svg .floor{stroke:var(--ink);stroke-dasharray:3 3}
+.c0{color:var(--c0)}.c1{color:var(--c1)}.c2{color:var(--c2)}.c3{color:var(--c3)}
+.scroll{overflow-x:auto;margin:.6rem 0 1rem;overflow-wrap:normal}
+table{border-collapse:collapse;font-size:.875rem;font-variant-numeric:tabular-nums}
+th,td{padding:.35rem 1rem .35rem 0;text-align:right;border-bottom:1px solid var(--rule);vertical-align:top}
+th{font-weight:600;color:var(--soft);vertical-align:bottom}
+td{white-space:nowrap}
+.left{text-align:left}
+.words td{white-space:normal;overflow-wrap:anywhere;min-width:8rem}
+details{border-bottom:1px solid var(--rule);padding:.55rem 0}
+summary{cursor:pointer;font-weight:600}
+footer{margin-top:3rem}
+"""
+
+
+def report_html(report: Json, galleries: dict[str, list[GalleryRow]]) -> str:
+    """The whole page, from what report.json holds and a few rows of images a class. Missing parts are left out."""
+    figures = report.get("figures") or []
+    name = report.get("run", {}).get("name", "run")
+    body = [
+        _header(report.get("run", {})),
+        _key_numbers(report.get("corpus") or {}),
+        _verdicts(report.get("verdicts") or []),
+        _gallery(galleries),
+        _figures(figures),
+        _data_set(report.get("dataset") or {}, report.get("check") or {}),
+        _training(report.get("finetune") or {}),
+        _timings(report.get("timings") or []),
+        _provenance(report.get("run", {})),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'\">"
+        f"<title>{_e(name)} – busray</title><style>{STYLE}</style></head>\n<body><main>\n"
+        + "\n".join(part for part in body if part)
+        + '\n<footer class="soft">Every drawn image is synthetic and not for clinical use.</footer>'
+        "</main></body></html>\n"
+    )
+
+
+def _header(run: Json) -> str:
+    fingerprint, created = str(run.get("fingerprint", "")), str(run.get("created", ""))
+    facts = [
+        fingerprint and f'fingerprint <code title="{_e(fingerprint)}">{_e(fingerprint[:12])}</code>',
+        _e(created.replace("T", " ").replace("+00:00", " UTC")),
+        run.get("busray") and f"busray {_e(run['busray'])}",
+        run.get("command") and f"<code>{_e(run['command'])}</code>",
+    ]
+    return (
+        '<header><div class="soft">Synthetic breast-ultrasound corpus and its evidence</div>'
+        f"<h1>{_e(run.get('name', 'run'))}</h1>"
+        f'<div class="facts soft">{"".join(f"<span>{fact}</span>" for fact in facts if fact)}</div></header>'
+    )
+
+
+def _key_numbers(corpus: Json) -> str:
+    if not corpus:
+        return ""
+    planned, committed, quarantined = (corpus[key] for key in ("planned", "committed", "quarantined"))
+    terms = [(committed, "committed"), (quarantined, "quarantined")]
+    if missing := planned - committed - quarantined:
+        terms.append((missing, "not drawn"))
+    sums = "<i>+</i>".join(f"<div><b>{n:,}</b>{name}</div>" for n, name in terms)
+    classes = " · ".join(f"{_e(name)} {n:,}" for name, n in corpus["classes"].items())
+    return (
+        f'<section class="keys"><div><b>{planned:,}</b>planned</div><i>=</i>{sums}</section>'
+        f'<p class="soft">Images: {classes}; {corpus["bytes"] / 1e6:,.1f}\u00a0MB in {corpus["shards"]:,} shards</p>'
+    )
+
+
+def _verdicts(sentences: list[str]) -> str:
+    items = "".join(f"<li>{_e(sentence)}</li>" for sentence in sentences)
+    return f'<ul class="verdicts">{items}</ul>' if items else ""
+
+
+# ---- images ---------------------------------------------------------------------------------------------------------
+
+
+def _gallery(galleries: dict[str, list[GalleryRow]]) -> str:
+    rows = [row for by_class in galleries.values() for row in by_class]
+    kinds = [kind for kind in ("real", "txt2img", "refined") if any(getattr(row, kind) for row in rows)]
+    if not kinds:
+        return ""
+    parts = []
+    for name, by_class in galleries.items():
+        drawn = "".join(_gallery_row(row, kinds, name) for row in by_class)
+        parts.append(f'<h3>{_e(name)}</h3><div class="columns gallery">{drawn}</div>' if drawn else "")
+    return (
+        '<section><h2>Images</h2><p class="soft">The first drawn images of each class, not a selection. The real '
+        "images beside them are for comparison, not their sources; captions are the prompts.</p>"
+        f"{''.join(parts)}</section>"
+    )
+
+
+def _gallery_row(row: GalleryRow, kinds: list[str], name: str) -> str:
+    heads = "".join(f"<span>{kind}</span>" for kind in kinds)
+    cells = "".join(_image(getattr(row, kind), f"{kind}, {name}") for kind in kinds)
+    return (
+        f'<figure><div class="row heads">{heads}</div><div class="row">{cells}</div>'
+        f"<figcaption>{_e(row.caption)}</figcaption></figure>"
+    )
+
+
+def _image(png: bytes | None, alt: str) -> str:
+    """Enlarged smoothly by the browser: speckle has no hard edges to keep. A missing image leaves its cell blank."""
+    if not png:
+        return "<span></span>"
+    return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{_e(alt)}">'
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------
+
+
+def _figures(figures: list[Json]) -> str:
+    if not figures:
+        return ""
+    plots = "".join(_distance_plot(figures, metric) for metric in METRICS)
+    notes = _statements(figures) + [MIXTURE] * any(f["protocol"] == "paper-mixture" for f in figures)
+    pairs = _table(*difference_rows(figures))
+    return (
+        "<section><h2>Distances to real images</h2>"
+        "<p>Smaller is closer. FID is biased upwards at small n: real images against other real images come out at the "
+        "floor, not at 0. So read it next to the floor, and compare arms at equal n only. KID has no such bias.</p>"
+        f'<div class="columns">{plots}</div>{_table(*metrics_rows(figures))}'
+        + "".join(f'<p class="soft">{_e(note)}</p>' for note in notes)
+        + (f"<h3>Pairs of arms</h3>{pairs}</section>" if pairs else "</section>")
+    )
+
+
+def _statements(figures: list[Json]) -> list[str]:
+    """One a protocol; metrics with the same n and reference share theirs."""
+    metrics: dict[str, list[str]] = {}
+    for protocol, metric in dict.fromkeys((f["protocol"], f["metric"]) for f in figures):
+        name = metric.removesuffix("_floor")
+        if name in METRICS:
+            same = [f for f in figures if (f["protocol"], f["metric"]) == (protocol, metric)]
+            metrics.setdefault(statement(same), []).append(name.upper())
+    return [f"{' and '.join(names)} {text}." for text, names in metrics.items()]
+
+
+def _distance_plot(figures: list[Json], metric: str) -> str:
+    """A dot for each arm in a group for each class; whiskers are intervals, the dashed line is the class's floor."""
+    shown = [f for f in figures if f["metric"] == metric and f["protocol"] == MAIN_PROTOCOL]
+    floors = {f["class"]: f for f in figures if f["metric"] == f"{metric}_floor"}
+    if not shown:
+        return ""
+    name, (label, factor, _) = metric.upper(), METRICS[metric]
+    values = [v for f in shown for v in (f["value"], *(f["interval"] or ()))] + [f["value"] for f in floors.values()]
+    low, high = min(0.0, *values), max(values)
+    arms = list(dict.fromkeys(f["arm"] for f in shown))
+    left, right = 12.0 + 6.6 * max(len(arm) for arm in arms), 325.0
+    at = _scale(low, high, left, right)
+    marks, y = "", 0.0
+    for class_name in _classes(shown):
+        group = [f for f in shown if f["class"] == class_name]
+        title = "all classes" if class_name == CLASS_ALL else class_name
+        marks += _text(0, y + 15, title if len(title) <= 40 else title[:39] + "…", "head")
+        if floor := floors.get(class_name):
+            x, end = at(floor["value"]), y + 22 + 20 * len(group)
+            marks += _text(400, y + 15, f"floor {_printed(metric, floor['value'])}", "soft", "end")
+            marks += f'<path class="floor" d="M{x:.1f} {y + 22:.1f}V{end:.1f}"/>'
+        for i, f in enumerate(group):
+            marks += _dot(f, y + 32 + 20 * i, at, arms.index(f["arm"]) % 4)
+        y += 34 + 20 * len(group)
+    grid = ""
+    for tick in _ticks(low * factor, high * factor):
+        x = at(tick / factor)
+        grid += f'<path class="rule" d="M{x:.1f} 20V{y - 8:.1f}"/>{_text(x, y + 8, f"{tick:g}", "soft", "middle")}'
+    axis = _text((left + right) / 2, y + 27, f"{label} (no unit; smaller is closer)", "soft", "middle")
+    legend = f"{name} {statement(shown)}. " + ("Bars: 95 % intervals. " if any(f["interval"] for f in shown) else "")
+    if floors:
+        legend += f"Dashed: the floor, {name} {statement(list(floors.values()))}."
+    svg = _svg(400, y + 34, f"{name} of each arm and class", grid + marks + axis)
+    return f"<figure><h3>{label}</h3>{svg}<figcaption>{_e(legend)}</figcaption></figure>"
+
+
+def _dot(figure: Json, y: float, at: Callable[[float], float], colour: int) -> str:
+    bar = ""
+    if figure["interval"]:
+        low, high = map(at, figure["interval"])
+        bar = f'<path stroke="currentColor" stroke-width="1.5" d="M{low:.1f} {y:.1f}H{high:.1f}"/>'
+    x, number = at(figure["value"]), _printed(figure["metric"], figure["value"])
+    dot = f'<g class="c{colour}">{bar}<circle fill="currentColor" cx="{x:.1f}" cy="{y:.1f}" r="4"/></g>'
+    return _text(0, y + 4, figure["arm"]) + dot + _text(400, y + 4, number, anchor="end")
+
+
+def _training(training: Json) -> str:
+    """Training loss as a line, validation loss as dots."""
+    loss, validation = training.get("loss") or [], training.get("validation") or []
+    if not loss:
+        return ""
+    last, values = max(step for step, _ in [*loss, *validation]), [value for _, value in [*loss, *validation]]
+    low, high = min(values), max(values)
+    x, y = _scale(0, last, 46, 386), _scale(low, high, 184, 32)
+    drawn = _text(0, 12, "mean squared error (no unit)", "soft") + _text(216, 228, "optimiser step", "soft", "middle")
+    for t in _ticks(low, high):
+        drawn += f'<path class="rule" d="M46 {y(t):.1f}H386"/>{_text(40, y(t) + 4, f"{t:g}", "soft", "end")}'
+    drawn += "".join(_text(x(t), 208, f"{t:g}", "soft", "middle") for t in _ticks(0, last))
+    line = "M" + "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in loss)
+    drawn += f'<path class="c1" fill="none" stroke="currentColor" stroke-width="1.5" d="{line}"/><g class="c2">'
+    drawn += "".join(f'<circle fill="currentColor" cx="{x(s):.1f}" cy="{y(v):.1f}" r="4"/>' for s, v in validation)
+    legend = f"Line: training, {loss[-1][1]:.3g} at the end."
+    legend += f" Dots: validation, {validation[-1][1]:.3g} at the end." if validation else ""
+    svg = _svg(400, 234, "Loss over optimiser steps", drawn + "</g>")
+    return f"<section><h2>Fine-tuning</h2><figure>{svg}<figcaption>{legend}</figcaption></figure></section>"
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Four to ten round numbers within low .. high (one, where they are the same)."""
+    span = (high - low) or 1.0
+    power = 10 ** math.floor(math.log10(span / 4))
+    step = max(power * m for m in (1, 2, 2.5, 5) if power * m <= span / 4)
+    return [round(i * step, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    """value -> position: low at start, high at end."""
+    return lambda value: start + (value - low) / ((high - low) or 1.0) * (end - start)
+
+
+def _svg(width: float, height: float, label: str, inside: str) -> str:
+    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{_e(label)}">{inside}</svg>'
+
+
+def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{_e(text)}</text>'
+
+
+# ---- tables of the page ---------------------------------------------------------------------------------------------
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], kind: str = "") -> str:
+    """Columns of numbers to the right, of words to the left; nothing where there are no rows."""
+    if not rows:
+        return ""
+    table = [[str(cell) for cell in row] for row in rows]
+    numeric = _numeric(table)
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        marks = ("" if i in numeric else ' class="left"' for i in range(len(cells)))
+        return "<tr>" + "".join(f"<{tag}{m}>{_e(cell)}</{tag}>" for m, cell in zip(marks, cells)) + "</tr>"
+
+    head = f"<thead>{line(columns, 'th')}</thead>" if columns else ""
+    body = "".join(line(row, "td") for row in table)
+    return f'<div class="scroll"><table class="{kind}">{head}<tbody>{body}</tbody></table></div>'
+
+
+def _folded(title: str, inside: str) -> str:
+    return f"<details><summary>{_e(title)}</summary>{inside}</details>" if inside else ""
+
+
+def _data_set(dataset: Json, check: Json) -> str:
+    counts, left_out = dataset.get("counts") or {}, dataset.get("left_out") or []
+    classes = list(dict.fromkeys(name for split in counts.values() for name in split))
+    rows = [[split, *(by.get(c, 0) for c in classes), sum(by.values())] for split, by in counts.items()]
+    title = f"Images a split ({dataset.get('size')} px, {dataset.get('frame')})"
+    inside = _folded(title, _table(["split", *classes, "all"], rows))
+    inside += _folded(f"Left out ({len(left_out)})", _table(["file", "reason"], left_out, "words"))
+    for table in check.get("tables") or []:
+        kind = "words" if len(table["columns"]) <= 2 else ""
+        inside += _folded(table["title"], _table(table["columns"], table["rows"], kind))
+    return f"<section><h2>Data set</h2>{inside}</section>" if inside else ""
+
+
+def _timings(timings: list[Json]) -> str:
+    rows = []
+    for t in timings:
+        drawn = [f"{t['images']:,}", f"{t['images_per_second']:,.2f}"] if t["images"] else ["", ""]
+        rows.append([t["stage"], f"{t['seconds']:,.1f}", *drawn])
+    table = _table(["stage", "wall time (s)", "images", "images a second"], rows)
+    return f"<section><h2>Timings</h2>{table}</section>" if table else ""
+
+
+def _provenance(run: Json) -> str:
+    parts = ("base", "adapters", "execution", "settings")
+    inside = "".join(_folded(key.capitalize(), _table((), _flat(run.get(key)), "words")) for key in parts)
+    return f"<section><h2>Provenance</h2>{inside}</section>" if inside else ""
+
+
+def _flat(tree: Any, prefix: str = "") -> list[list[str]]:
+    """{"a": {"b": 1}} -> [["a.b", "1"]]; unset values are left out, lists are values."""
+    if isinstance(tree, dict):
+        return [row for key, value in tree.items() for row in _flat(value, f"{prefix}.{key}" if prefix else str(key))]
+    if tree is None or tree == []:
+        return []
+    return [[prefix, tree if isinstance(tree, str) else json.dumps(tree, ensure_ascii=False)]]
