@@ -22,7 +22,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class Phantoms(Settings):
@@ -80,7 +80,7 @@ class Class(Settings):
     """Training caption; `{token}`, `{class}` and columns of dataset.metadata are filled in."""
     prompts: Annotated[tuple[str, ...], Field(min_length=1)] = ("{token} ultrasound image of {class} breast tissue",)
     """Templates of the prompts, taken in turn."""
-    quotas: dict[str, dict[str, Annotated[float, Field(gt=0)]]] = {}
+    quotas: dict[str, Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]] = {}
     """column -> value -> share: what fills `{column}` in prompts. Default: the train split's shares."""
 
 
@@ -279,9 +279,9 @@ def load_config(path: str | Path, flags: list[str] | None = None) -> Config:
     """The YAML file with `--a.b=c` flags merged in, validated at once; UserError lists every mistake."""
     path = Path(path)
     try:
-        text = path.read_text()
-    except OSError as error:
-        reason = error.strerror or error
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (error.strerror or error) if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(f"config file {path}: {reason}: give a YAML file, such as configs/demo.yaml") from error
     try:
         tree = yaml.safe_load(text)

@@ -159,7 +159,7 @@ class Commit:
         return Shard(self.class_name, self.first, self.count)
 
     @staticmethod
-    def from_json(data: bytes) -> "Commit":
+    def from_json(data: bytes) -> "Commit":  # pyright: ignore[reportInvalidTypeForm] (a field is called bytes)
         value = json.loads(data)
         value["execution"] = Execution(**value["execution"])
         value["rejects"] = tuple((image_id, reason) for image_id, reason in value["rejects"])

@@ -5,7 +5,7 @@ the first wins and both learn it; `replace` is for derived files only (manifest,
 """
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ from urllib.parse import urlsplit
 import fsspec
 
 from busray.records import UserError
+
+TEMPORARY = ".tmp-"
+"""How names of unfinished files on a local disk begin; no listing shows them."""
 
 
 class Store:
@@ -80,7 +83,9 @@ class Store:
             return None
 
     def exists(self, key: str) -> bool:
-        return bool(self.fs.exists(self._path(key)))
+        path = self._path(key)
+        self.fs.invalidate_cache()  # a listing kept from before another machine's write would answer for the store
+        return bool(self.fs.exists(path))
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """Keys under prefix (a folder), sorted; nothing where there is no such folder."""
@@ -88,23 +93,28 @@ class Store:
         self.fs.invalidate_cache()
         for path in sorted(self.fs.find(folder)):
             key = path[len(self._root) :].lstrip("/")
-            if not os.path.basename(key).startswith(".tmp-"):
+            if not os.path.basename(key).startswith(TEMPORARY):
                 yield key
 
     def put_once(self, key: str, data: bytes) -> bool:
         """Create the object; True if these bytes are what the key now holds, False if another writer's bytes are.
 
-        A lost answer is settled by reading back, so a retry that meets its own object is no failure.
+        A lost answer is settled by reading back, so a retry that meets its own object is no failure; neither is a
+        store that says "exists" in words of its own. Where the key holds nothing, the error is the caller's.
         """
         if not data:
             raise ValueError(f"refusing to write the empty object {key!r}: empty objects do not count as existing")
+        path = self._path(key)
         try:
             if self.local:
-                _link_into_place(Path(self._path(key)), data)
+                _link_into_place(Path(path), data)
             else:
-                self.fs.pipe_file(self._path(key), data, mode="create")
-        except FileExistsError:
-            return self.read(key) == data
+                self.fs.pipe_file(path, data, mode="create")
+        except Exception:
+            held = self.read_or_none(key)
+            if held is None:
+                raise
+            return held == data
         return True
 
     def replace(self, key: str, data: bytes) -> None:
@@ -121,16 +131,17 @@ class Store:
         self.fs.rm_file(self._path(key))
 
 
-def _temporary(path: Path, data: bytes) -> str:
+def _temporary(path: Path, data: bytes) -> Path:
+    """data beside path under a hidden name; readable by whom the user's umask lets, unlike tempfile's."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+    temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
     return temporary
 

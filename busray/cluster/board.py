@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from busray.cluster.session import Tell
 
@@ -32,14 +33,14 @@ class Board:
 @contextmanager
 def watched(tell: Tell, stage: str, total: int, done: int = 0) -> Iterator[Any]:
     """A Board whose count, on top of `done`, is told every half second for the length of the block."""
-    board = Board.remote()  # type: ignore[attr-defined]
+    board: Any = Board.remote()
     stop = threading.Event()
 
     def poll() -> None:
         while not stop.wait(POLL_SECONDS):
             try:
-                tell(stage, min(done + ray.get(board.read.remote(), timeout=10), total), total)
-            except ray.exceptions.RayError:
+                tell(stage, min(done + int(ray.get(board.read.remote(), timeout=10)), total), total)
+            except RayError:
                 continue  # a lost board costs progress lines, never the work
 
     tell(stage, done, total)

@@ -111,7 +111,7 @@ def _extract(run: Run, pieces: list[Piece]) -> None:
             device_of(cluster.gpus_per_actor),
         )
         stream = ray.data.from_items([{"piece": i} for i in range(len(pieces))], override_num_blocks=len(pieces)).map(
-            Extract,
+            Extract,  # pyright: ignore[reportArgumentType] (a callable class, which Ray's types leave out)
             fn_constructor_args=(*arguments, board),
             compute=pool,
             num_cpus=cluster.cpus_per_actor,

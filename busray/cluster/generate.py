@@ -65,7 +65,7 @@ def draw_job(run: Run, arm: str | None = None) -> DrawJob:
     if adapted and adapters is None:
         raise UserError(f"{run.store.url} has no adapters yet: run `busray finetune` first")
     identity = corpus_identity(
-        config, run.base.to_dict(), adapters and adapters["sha256"], run.dataset.hash, refine is not None
+        config, run.base.to_dict(), adapters["sha256"] if adapters else None, run.dataset.hash, refine is not None
     )
     store = run.store.sub(arm_prefix(arm)) if arm else run.store
     corpus = open_run(store, identity)
@@ -113,7 +113,7 @@ def _draw(run: Run, job: DrawJob, todo: list[Shard], planned: int, stage: str) -
         stream = (
             ray.data.from_items(rows, override_num_blocks=len(rows))
             .map(
-                DrawShards,
+                DrawShards,  # pyright: ignore[reportArgumentType] (a callable class, which Ray's types leave out)
                 fn_constructor_args=(job, board),
                 compute=pool,
                 num_cpus=cluster.cpus_per_actor,
@@ -145,7 +145,7 @@ class DrawShards:
             drawn += self.sampler.draw(batch)
             if self.board is not None:
                 self.board.add.remote(len(batch))
-        columns = [[d.image for d in drawn]]
+        columns: list[list[np.ndarray | None]] = [[d.image for d in drawn]]
         if self.job.keep_txt2img:
             columns.append([d.txt2img for d in drawn])
         return {

@@ -114,7 +114,13 @@ def encode_parquet(rows: Sequence[Row], provenance: Mapping[str, Any]) -> bytes:
     plain = [f"{column}.bytes" for column in images]
     compression = {path: "zstd" for path in _leaves(schema)} | dict.fromkeys(plain, "none")
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression=compression, use_dictionary=["class", "prompt"], write_statistics=False)
+    pq.write_table(
+        table,
+        buffer,
+        compression=compression,  # pyright: ignore[reportArgumentType] (stubs know no choice a column)
+        use_dictionary=["class", "prompt"],  # pyright: ignore[reportArgumentType]
+        write_statistics=False,
+    )
     return buffer.getvalue()
 
 

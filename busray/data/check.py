@@ -171,7 +171,7 @@ def check(
     tell = progress or (lambda done, total: None)
     found = scan(folder, classes if classes is not None else class_names(folder), metadata)
     thumbnails, details, digests, coloured = [], [], [], []
-    problems: list[tuple[str, str]] = []
+    problems: list[tuple[str, str]] = [(file, "a mask without its image") for file in found.stray_masks]
     cuts: dict[str, dict[str, list[float]]] = {policy: defaultdict(list) for policy in POLICIES}
     with ThreadPoolExecutor(READERS) as pool:
         looked = pool.map(lambda image: _look(folder, image), found.images)

@@ -20,14 +20,17 @@ from busray.records import SourceImage, UserError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm")
 MASK = re.compile(r"^(?P<image>.+)_mask(?:_\d+)?$")
 READERS = 2
+FAR = 10**9
+"""Beyond any window of a DICOM file."""
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a folder holds: readable images, sorted by file, and (file, reason) of the others."""
+    """What a folder holds: readable images, sorted by file, (file, reason) of the others, masks of no image."""
 
     images: tuple[SourceImage, ...]
     unreadable: tuple[tuple[str, str], ...]
+    stray_masks: tuple[str, ...]
 
 
 def scan(folder: Path, classes: Sequence[str], metadata: Path | None = None) -> Scan:
@@ -37,9 +40,11 @@ def scan(folder: Path, classes: Sequence[str], metadata: Path | None = None) -> 
     """
     found = {name: _class_files(folder, name) for name in _existing(folder, classes)}
     rows = _metadata(metadata, folder) if metadata else {}
-    images, unreadable = [], []
+    images, unreadable, stray = [], [], []
     with ThreadPoolExecutor(READERS) as pool:
         for name, (files, masks) in found.items():
+            lone = masks.keys() - {file.stem for file in files}
+            stray += [f"{name}/{mask.name}" for stem in lone for mask in masks[stem]]
             for file, looked in zip(files, pool.map(_look, files), strict=True):
                 relative = f"{name}/{file.name}"
                 if isinstance(looked, str):
@@ -55,7 +60,14 @@ def scan(folder: Path, classes: Sequence[str], metadata: Path | None = None) -> 
                     columns=row,
                 )
                 images.append(image)
-    return Scan(tuple(sorted(images, key=lambda i: i.file)), tuple(sorted(unreadable)))
+    if any("group" in row for row in rows.values()):
+        without = [image.file for image in images if image.file not in rows]
+        if without:
+            raise UserError(
+                f"dataset.metadata: {metadata} has no row for {len(without)} images, such as {without[0]!r}; "
+                "with a column `group` every image needs one (its group may be empty)"
+            )
+    return Scan(tuple(sorted(images, key=lambda i: i.file)), tuple(sorted(unreadable)), tuple(sorted(stray)))
 
 
 def class_names(folder: Path) -> list[str]:
@@ -102,13 +114,17 @@ def _metadata(path: Path, folder: Path) -> dict[str, dict[str, str]]:
             rows = list(csv.DictReader(file))
     except OSError as error:
         raise UserError(f"dataset.metadata: {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"dataset.metadata: {path} is no CSV in UTF-8: {error}") from error
     if not rows or "file" not in rows[0]:
         raise UserError(f"dataset.metadata: {path} needs a header with the column `file` and at least one row")
     table = {}
     for row in rows:
-        file = row.pop("file")
+        file = row.pop("file") or ""
         if not (folder / file).is_file():
             raise UserError(f"dataset.metadata: {path} names {file!r}, which is not in {folder}")
+        if file in table:
+            raise UserError(f"dataset.metadata: {path} names {file!r} twice")
         table[file] = {str(key): str(value or "") for key, value in row.items() if key}
     return table
 
@@ -119,13 +135,19 @@ def _look(path: Path) -> SourceImage | str:
         pixels = read_grey(path)
         mode = _mode(path)
     except Exception as error:  # decoders raise what they like; the reason goes to the user
+        if _is_dicom(path):  # whose words could be a patient's
+            return f"{type(error).__name__}: pydicom cannot decode it (compressed pixels may need pylibjpeg)"
         return f"{type(error).__name__}: {error}".splitlines()[0]
     height, width = pixels.shape
     return SourceImage("", "", width, height, mode, sha256_file(path))
 
 
+def _is_dicom(path: Path) -> bool:
+    return path.suffix.lower() == ".dcm"
+
+
 def _mode(path: Path) -> str:
-    if path.suffix.lower() == ".dcm":
+    if _is_dicom(path):
         return "DICOM"
     with Image.open(path) as image:
         return image.mode
@@ -136,8 +158,9 @@ def read_grey(path: Path) -> np.ndarray:
 
     Raises whatever the decoder raises, also for decompression bombs.
     """
-    if path.suffix.lower() == ".dcm":
-        return _read_dicom(path)
+    if _is_dicom(path):
+        pixels = _read_dicom(path)
+        return pixels if pixels.ndim == 2 else np.array(Image.fromarray(pixels).convert("L"))
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path) as image:
@@ -151,8 +174,9 @@ def read_grey(path: Path) -> np.ndarray:
 
 def read_rgb(path: Path) -> np.ndarray | None:
     """Pixels as uint8 [h, w, 3] where the file has colour channels, else None."""
-    if path.suffix.lower() == ".dcm":
-        return None
+    if _is_dicom(path):
+        pixels = _read_dicom(path)
+        return pixels if pixels.ndim == 3 else None
     with Image.open(path) as image:
         if image.mode in ("RGB", "RGBA", "P", "YCbCr", "CMYK"):
             return np.array(image.convert("RGB"))
@@ -165,24 +189,27 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def _read_dicom(path: Path) -> np.ndarray:
-    """The first frame of a DICOM file; only its pixels leave this function, never its identifiers."""
+    """The first frame of a DICOM file, uint8 [h, w] or [h, w, 3]; only pixels leave this function, no identifier.
+
+    Grey is the file's own window (else all that its bits can say) over 0 to 255, whatever this image's extremes are.
+    """
     import pydicom
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
 
     dataset = pydicom.dcmread(path)
-    pixels = dataset.pixel_array
+    pixels = dataset.pixel_array  # YBR comes as RGB
     if int(dataset.get("NumberOfFrames", 1) or 1) > 1:
         pixels = pixels[0]
-    if dataset.get("SamplesPerPixel", 1) == 3:
-        if str(dataset.PhotometricInterpretation).startswith("YBR"):
-            from pydicom.pixels import convert_color_space
-
-            pixels = convert_color_space(pixels, str(dataset.PhotometricInterpretation), "RGB")
-        return np.array(Image.fromarray(pixels.astype(np.uint8)).convert("L"))
-    values = apply_voi_lut(apply_modality_lut(pixels, dataset), dataset).astype(np.float64)
-    if "WindowWidth" in dataset or "VOILUTSequence" in dataset:
-        low, high = float(values.min()), float(values.max())
-    else:
-        low, high = 0.0, float(2 ** int(dataset.BitsStored) - 1)
-    grey = ((values - low) / max(high - low, 1e-9) * 255).round().clip(0, 255).astype(np.uint8)
+    if dataset.PhotometricInterpretation == "PALETTE COLOR":
+        pixels = apply_color_lut(pixels, dataset)
+    if pixels.ndim == 3:
+        return pixels if pixels.dtype == np.uint8 else (pixels >> (8 * pixels.dtype.itemsize - 8)).astype(np.uint8)
+    bits = int(dataset.BitsStored)
+    lowest = -(2 ** (bits - 1)) if dataset.PixelRepresentation else 0
+    values = apply_modality_lut(pixels, dataset)
+    ends = apply_modality_lut(np.array([[lowest, lowest + 2**bits - 1]]), dataset)
+    if dataset.get("WindowWidth") is not None or dataset.get("VOILUTSequence"):
+        values, ends = apply_voi_lut(values, dataset), apply_voi_lut(np.array([[-FAR, FAR]]), dataset)
+    low, high = float(np.min(ends)), float(np.max(ends))
+    grey = ((values.astype(np.float64) - low) / max(high - low, 1e-9) * 255).round().clip(0, 255).astype(np.uint8)
     return 255 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey

@@ -16,6 +16,8 @@ from busray.records import UserError, to_json
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 METADATA_FILE = "adapter.json"
+DOWN = (".lora.down.weight", ".lora_A.weight")
+"""Endings of a LoRA's first matrix in the two layouts that diffusers loads: its own and PEFT's."""
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
@@ -152,22 +154,31 @@ def _header(path: Path) -> dict[str, list[int]]:
 
 
 def _check_lora(path: Path, where: str, modules: Mapping[str, tuple[int, int]]) -> None:
-    """Every down and up matrix must name a projection of this base and fit it."""
+    """Every first matrix must name a projection of this base's UNet and fit it."""
     header = _header(path)
-    downs = {name: shape for name, shape in header.items() if name.startswith("unet.") and "lora_A" in name}
-    if not downs:
+    widths = _unet_modules(header)
+    if not widths:
         raise UserError(
-            f"{where}: {path.name} would load nothing: none of its {len(header)} tensors is named unet.*.lora_A.weight "
-            "(an older layout; load it with the diffusers version that wrote it and save it again)"
+            f"{where}: {path.name} would load nothing: none of its {len(header)} tensors is named unet.*{DOWN[0]} or "
+            f"unet.*{DOWN[1]} (an older layout; load it with the diffusers version that wrote it and save it again)"
         )
-    for name, shape in downs.items():
-        module = name.removeprefix("unet.").removesuffix(".lora_A.weight")
+    for module, width in widths.items():
         if module not in modules:
-            raise UserError(f"{where}: {path.name} holds {name}, which this base does not have: made for another base")
-        if shape[1] != modules[module][1]:
+            raise UserError(f"{where}: {path.name} is for unet.{module}, which this base does not have: another base's")
+        if width != modules[module][1]:
             raise UserError(
-                f"{where}: {path.name}: {name} is {shape[1]} wide, this base {modules[module][1]}: another base's"
+                f"{where}: {path.name}: unet.{module} is {width} wide, {modules[module][1]} in this base: another base's"
             )
+
+
+def _unet_modules(header: Mapping[str, list[int]]) -> dict[str, int]:
+    """UNet module -> input width, of a LoRA file's tensors."""
+    return {
+        name.removeprefix("unet.").removesuffix(ending): shape[1]
+        for name, shape in header.items()
+        for ending in DOWN
+        if name.startswith("unet.") and name.endswith(ending)
+    }
 
 
 def _check_token(path: Path, token: str, where: str, width: int) -> None:
@@ -208,8 +219,7 @@ def _load_lora(pipe: Any, folder: Path) -> None:
     import torch
 
     before = {n: p.detach().clone() for n, p in pipe.unet.named_parameters() if n.endswith(".weight") and _targeted(n)}
-    expected = {n.removeprefix("unet.").split(".lora_A")[0] for n in _header(folder / LORA_FILE) if ".lora_A" in n}
-    expected = {name for name in expected if not name.startswith("text_encoder.")}
+    expected = set(_unet_modules(_header(folder / LORA_FILE)))
     pipe.load_lora_weights(folder, weight_name=LORA_FILE, use_safetensors=True, local_files_only=True)
     pipe.fuse_lora()
     pipe.unload_lora_weights()

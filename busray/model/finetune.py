@@ -203,7 +203,7 @@ class FineTuner:
             spread = (np.arange(at, at + len(batch)) * 0.6180339887498949) % 1.0
             timesteps = torch.from_numpy((spread * self._timesteps).astype(np.int64))
             picked = torch.from_numpy(batch)
-            texts = [captions[row] for row in batch]
+            texts = [captions[int(row)] for row in batch]
             total += float(self._losses(encoded.mean[picked], encoded.weight[picked], noise, timesteps, texts).sum())
         return total / len(rows)
 

@@ -70,7 +70,7 @@ class Sampler:
         self.img2img.image_processor.register_to_config(vae_latent_channels=pipe.vae.config.latent_channels)
         self.img2img.set_progress_bar_config(disable=True)
         self.embeddings: dict[str, torch.Tensor] = {}
-        self._black: torch.Tensor | None = None
+        self._black: Any = None
 
     @torch.no_grad()
     def draw(self, specs: Sequence[ImageSpec]) -> list[Drawn]:
@@ -112,7 +112,7 @@ class Sampler:
             latents = self._encode(pixels, generators)
         latents = torch.nan_to_num(latents)  # a broken image is reported already; it must not touch its neighbours
         noise = torch.cat([_noise(latents.shape[1:], _generator(spec.seed_img2img ^ 1)) for spec in batch])
-        return self.img2img(
+        done: Any = self.img2img(
             **self._conditioning(batch, self.refine.guidance_scale),
             image=latents,
             strength=self.refine.strength,
@@ -120,7 +120,8 @@ class Sampler:
             generator=generators,
             output_type="latent",
             callback_on_step_end=self._hold_padding(batch, noise),
-        ).images
+        )
+        return done.images
 
     def _conditioning(self, batch: list[ImageSpec], guidance_scale: float) -> dict[str, Any]:
         prompts = torch.cat([self._embedding(spec.prompt) for spec in batch])

@@ -1,8 +1,9 @@
 """Trains `tiny`, the base that busray ships: a Stable Diffusion checkpoint small enough for two CPU cores.
 
 Stages, each restartable and each reading only what the one before left in the work folder:
-corpus -> autoencoder -> latents -> decoder, denoiser -> checkpoint in Stable Diffusion's layout. The autoencoder is grey while
-it trains; `three_channels` widens its first and last convolution when it is saved, so that pipelines see RGB.
+corpus -> autoencoder -> latents -> decoder, denoiser -> checkpoint in Stable Diffusion's layout. The autoencoder is
+grey while it trains; `three_channels` widens its first and last convolution when it is saved, so that pipelines see
+RGB.
 """
 
 import json
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,11 +80,12 @@ def to_unit(pixels: np.ndarray) -> torch.Tensor:
 # --- autoencoder --------------------------------------------------------------------------------------------
 
 
-def new_vae(channels: int = 1) -> torch.nn.Module:
+def new_vae(channels: int = 1) -> Any:
     """An untrained AutoencoderKL, f=4, of so many image channels (1 while training, 3 as shipped)."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
+    build: Any = AutoencoderKL  # whose annotations are those of one block
+    return build(
         in_channels=channels,
         out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * len(VAE_WIDTHS),
@@ -126,13 +129,14 @@ def texture_loss(made: torch.Tensor, real: torch.Tensor, size: int = 16) -> torc
 
 
 def vae_loss(
-    vae: torch.nn.Module, real: torch.Tensor, generator: torch.Generator, texture_weight: float = TEXTURE
+    vae: Any, real: torch.Tensor, generator: torch.Generator, texture_weight: float = TEXTURE
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Loss of a batch [b, 1, h, w] in -1..1, and its parts."""
     posterior = vae.encode(real).latent_dist
     made = vae.decode(posterior.sample(generator=generator)).sample
     pixel = (made - real).abs().mean()
-    edge = sum((a - b).abs().mean() for a, b in zip(gradients(made), gradients(real), strict=True))
+    down, across = ((a - b).abs().mean() for a, b in zip(gradients(made), gradients(real), strict=True))
+    edge = down + across
     texture = texture_loss(made, real)
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
     parts = {"pixel": pixel.item(), "edge": edge.item(), "texture": texture.item(), "kl": kl.item()}
@@ -170,7 +174,7 @@ def train_decoder(work: Path, seed: int, log: Callable[[str], None]) -> None:
 
 
 def _train_vae(
-    vae: torch.nn.Module,
+    vae: Any,
     work: Path,
     name: str,
     steps: int,
@@ -211,13 +215,13 @@ def cosine(step: int, steps: int, warm: int) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
 
 
-def checkpoint(path: Path, step: int, **parts: object) -> None:
+def checkpoint(path: Path, step: int, **parts: Any) -> None:
     """Replaces path by the state of each part, never leaving half a file under that name."""
     torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, path.with_suffix(".new"))
     path.with_suffix(".new").replace(path)
 
 
-def resume(path: Path, **parts: object) -> int:
+def resume(path: Path, **parts: Any) -> int:
     """Loads what checkpoint() left at path into parts; returns the step to go on from, 0 where there is none."""
     if not path.exists():
         return 0
@@ -230,7 +234,7 @@ def resume(path: Path, **parts: object) -> int:
 # --- latents ------------------------------------------------------------------------------------------------
 
 
-def load_vae(work: Path) -> torch.nn.Module:
+def load_vae(work: Path) -> Any:
     """The trained grey autoencoder of work, in evaluation mode."""
     vae = new_vae()
     vae.load_state_dict(torch.load(work / "vae.pt", weights_only=True))
@@ -238,7 +242,7 @@ def load_vae(work: Path) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def fold_normalisation(vae: torch.nn.Module, mean: torch.Tensor, std: torch.Tensor) -> None:
+def fold_normalisation(vae: Any, mean: torch.Tensor, std: torch.Tensor) -> None:
     """Moves latents of per-channel mean and std [c] to zero mean and unit variance, inside the 1x1 convolutions.
 
     quant_conv then gives normalised means and log variances, post_quant_conv takes normalised latents: encoding and
@@ -272,7 +276,7 @@ def encode_corpus(work: Path, log: Callable[[str], None]) -> None:
 # --- denoiser -----------------------------------------------------------------------------------------------
 
 
-def new_denoiser(vocabulary: int, end: int) -> tuple[torch.nn.Module, torch.nn.Module]:
+def new_denoiser(vocabulary: int, end: int) -> tuple[Any, Any]:
     """An untrained UNet2DConditionModel and CLIPTextModel; ids: end of the end token, end - 1 of the start token."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -306,7 +310,7 @@ def new_denoiser(vocabulary: int, end: int) -> tuple[torch.nn.Module, torch.nn.M
     return unet, text
 
 
-def schedule() -> dict[str, object]:
+def schedule() -> dict[str, Any]:
     """Noise schedule and prediction type, for training and sampling alike.
 
     Linear up to a signal of 0.002 at the last step: with Stable Diffusion's own schedule the mean grey would leak
@@ -341,7 +345,7 @@ def train_unet(work: Path, seed: int, log: Callable[[str], None]) -> None:
     optimiser = torch.optim.AdamW(both.parameters(), lr=UNET_RATE, betas=(0.9, 0.99), weight_decay=1e-3)
     rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: cosine(s, UNET_STEPS, warm=200))
     average = EMAModel(both.parameters(), decay=0.998, use_ema_warmup=True, power=0.75)
-    noiser = DDPMScheduler(**schedule())
+    noiser: Any = DDPMScheduler(**schedule())
     start = resume(work / "unet-train.pt", both=both, optimiser=optimiser, rate=rate, average=average)
     began, running = time.monotonic(), 1.0
     for step in range(start, UNET_STEPS):
@@ -422,7 +426,7 @@ def make_tokenizer(folder: Path):
     return CLIPTokenizer.from_pretrained(folder)
 
 
-def three_channels(grey: torch.nn.Module) -> torch.nn.Module:
+def three_channels(grey: Any) -> Any:
     """The shipped autoencoder: reads the mean of RGB, gives three equal channels."""
     vae, state = new_vae(3), dict(grey.state_dict())
     state["encoder.conv_in.weight"] = state["encoder.conv_in.weight"].repeat(1, 3, 1, 1) / 3
@@ -443,7 +447,8 @@ def save_base(work: Path, out: Path) -> None:
     text.load_state_dict(state["text"])
     grey = new_vae()
     grey.load_state_dict(torch.load(work / "decoder.pt", weights_only=True))
-    StableDiffusionPipeline(
+    build: Any = StableDiffusionPipeline  # whose annotations leave out None and newer schedulers
+    build(
         vae=three_channels(grey).half(),
         text_encoder=text,
         tokenizer=tokenizer,

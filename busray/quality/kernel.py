@@ -40,8 +40,11 @@ def kid_difference(a: np.ndarray, b: np.ndarray, reference: np.ndarray) -> Estim
     """
     if len(a) != len(b):
         raise ValueError(f"seed-paired arms have equal n, not {len(a)} and {len(b)}")
-    first, second = _leave_one_out(a, reference), _leave_one_out(b, reference)
-    return _estimate(*(x - y for x, y in zip(first, second, strict=True)))
+    value, without_image, without_reference = _leave_one_out(a, reference)
+    other_value, without_other_image, without_other_reference = _leave_one_out(b, reference)
+    return _estimate(
+        value - other_value, without_image - without_other_image, without_reference - without_other_reference
+    )
 
 
 def _estimate(value: float, without_image: np.ndarray, without_reference: np.ndarray) -> Estimate:

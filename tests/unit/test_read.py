@@ -1,0 +1,304 @@
+"""Reading a folder: every kind of file becomes 8-bit grey, and of DICOM nothing but pixels comes out."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage
+
+from busray.data.read import class_names, read_grey, read_mask, read_rgb, scan
+from busray.identity import sha256_file
+from busray.records import UserError
+
+
+@pytest.fixture
+def grey(rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(0, 256, (40, 56), dtype=np.uint8)
+
+
+def write_dicom(path: Path, pixels: np.ndarray, **elements: Any) -> None:
+    """An uncompressed DICOM file of [h, w] or [h, w, 3] with a patient's name in it."""
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = UltrasoundImageStorage
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = "1.2.3"
+    dataset.PatientName = "Roentgen^Bertha"
+    dataset.PatientID = "ID-4711"
+    dataset.Rows, dataset.Columns = pixels.shape[:2]
+    dataset.SamplesPerPixel = 1 if pixels.ndim == 2 else 3
+    if pixels.ndim == 3:
+        dataset.PlanarConfiguration = 0
+    dataset.PhotometricInterpretation = "MONOCHROME2" if pixels.ndim == 2 else "RGB"
+    dataset.BitsAllocated = dataset.BitsStored = 8 * pixels.dtype.itemsize
+    dataset.HighBit = dataset.BitsStored - 1
+    dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
+    for name, value in elements.items():
+        setattr(dataset, name, value)
+    dataset.PixelData = pixels.tobytes()
+    dataset.save_as(path, enforce_file_format=True)
+
+
+# ---- pixels ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.PNG"])
+def test_grey_files_are_read_as_they_are(tmp_path: Path, grey: np.ndarray, name: str) -> None:
+    Image.fromarray(grey).save(tmp_path / name)
+    assert np.array_equal(read_grey(tmp_path / name), grey)
+    assert read_rgb(tmp_path / name) is None
+
+
+def test_jpeg_is_read_with_the_loss_of_jpeg_alone(tmp_path: Path) -> None:
+    smooth = np.add.outer(np.arange(64), np.arange(80)).astype(np.uint8)
+    Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=95)
+    assert np.abs(read_grey(tmp_path / "a.jpg").astype(int) - smooth).max() <= 4
+
+
+def test_16_bit_grey_keeps_its_levels_over_the_whole_range(tmp_path: Path, grey: np.ndarray) -> None:
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.mode.startswith("I;16")
+    assert np.array_equal(read_grey(tmp_path / "a.png"), grey)
+
+
+def test_colour_becomes_luma_and_can_be_asked_for(tmp_path: Path) -> None:
+    rgb = np.zeros((8, 8, 3), np.uint8)
+    rgb[:4] = (255, 0, 0)
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    assert (read_grey(tmp_path / "a.png")[:4] == 76).all()  # 0.299 * 255, ITU-R 601
+    found = read_rgb(tmp_path / "a.png")
+    assert found is not None and np.array_equal(found, rgb)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P"])
+def test_grey_pixels_in_a_colour_file_stay_what_they_are(tmp_path: Path, grey: np.ndarray, mode: str) -> None:
+    Image.fromarray(grey).convert(mode).save(tmp_path / "a.png")
+    assert np.array_equal(read_grey(tmp_path / "a.png"), grey)
+
+
+def test_masks_are_foreground_above_half(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 127, 128, 255]], np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(np.array([[False, True]])).save(tmp_path / "b.png")
+    assert read_mask(tmp_path / "a.png").tolist() == [[False, False, True, True]]
+    assert read_mask(tmp_path / "b.png").tolist() == [[False, True]]
+
+
+def test_a_picture_of_absurd_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.new("L", (12, 12)).save(tmp_path / "a.png")
+    with pytest.raises(Image.DecompressionBombWarning):
+        read_grey(tmp_path / "a.png")
+
+
+# ---- DICOM ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_dicom_without_a_window_is_read_over_the_range_of_its_bits(tmp_path: Path, grey: np.ndarray) -> None:
+    write_dicom(tmp_path / "a.dcm", grey // 2)
+    write_dicom(tmp_path / "b.dcm", grey.astype(np.uint16) * 16, BitsStored=12, HighBit=11)
+    assert np.array_equal(read_grey(tmp_path / "a.dcm"), grey // 2)
+    assert np.abs(read_grey(tmp_path / "b.dcm").astype(int) - grey).max() <= 1
+
+
+def test_a_dicoms_window_decides_its_grey_and_not_the_images_extremes(tmp_path: Path) -> None:
+    ramp = np.tile(np.arange(90, 111, dtype=np.uint8), (4, 1))  # a flat scan: a tenth of its window
+    write_dicom(tmp_path / "a.dcm", ramp, WindowCenter=128, WindowWidth=256)
+    assert np.abs(read_grey(tmp_path / "a.dcm").astype(int) - ramp).max() <= 1
+    write_dicom(tmp_path / "b.dcm", ramp, WindowCenter=100, WindowWidth=10)
+    seen = read_grey(tmp_path / "b.dcm")[0]
+    assert (seen[:5] == 0).all() and (seen[-5:] == 255).all() and 100 < seen[10] < 156
+
+
+def test_signed_dicom_values_and_a_rescale_are_read_over_their_range(tmp_path: Path, grey: np.ndarray) -> None:
+    write_dicom(tmp_path / "a.dcm", (grey.astype(np.int16) - 128).astype(np.int8))
+    write_dicom(tmp_path / "b.dcm", grey, RescaleSlope=2, RescaleIntercept=-100, RescaleType="US")
+    assert np.array_equal(read_grey(tmp_path / "a.dcm"), grey)
+    assert np.array_equal(read_grey(tmp_path / "b.dcm"), grey)
+
+
+def test_an_inverted_dicom_is_turned_over(tmp_path: Path, grey: np.ndarray) -> None:
+    write_dicom(tmp_path / "a.dcm", grey, PhotometricInterpretation="MONOCHROME1")
+    assert np.array_equal(read_grey(tmp_path / "a.dcm"), 255 - grey)
+
+
+def test_the_first_frame_of_a_dicom_clip_is_read(tmp_path: Path, grey: np.ndarray) -> None:
+    write_dicom(tmp_path / "a.dcm", grey, NumberOfFrames=2)
+    dataset = pydicom.dcmread(tmp_path / "a.dcm")
+    dataset.PixelData = np.stack([grey, 255 - grey]).tobytes()
+    dataset.save_as(tmp_path / "a.dcm")
+    assert np.array_equal(read_grey(tmp_path / "a.dcm"), grey)
+
+
+def test_a_colour_dicom_shows_its_colours(tmp_path: Path) -> None:
+    rgb = np.zeros((8, 8, 3), np.uint8)
+    rgb[:4] = (255, 0, 0)
+    write_dicom(tmp_path / "a.dcm", rgb)
+    assert (read_grey(tmp_path / "a.dcm")[:4] == 76).all()
+    found = read_rgb(tmp_path / "a.dcm")
+    assert found is not None and np.array_equal(found, rgb)
+
+
+def test_a_grey_dicom_in_luma_and_chroma_stays_grey(tmp_path: Path, grey: np.ndarray) -> None:
+    ybr = np.stack([grey, np.full_like(grey, 128), np.full_like(grey, 128)], axis=-1)
+    write_dicom(tmp_path / "a.dcm", ybr, PhotometricInterpretation="YBR_FULL")
+    assert np.abs(read_grey(tmp_path / "a.dcm").astype(int) - grey).max() <= 1
+
+
+def test_a_dicom_with_a_palette_is_looked_up_in_it(tmp_path: Path, grey: np.ndarray) -> None:
+    table = np.arange(255, -1, -1).astype(np.uint8).tobytes()
+    colours = {
+        f"{colour}PaletteColorLookupTable{part}": value
+        for colour in ("Red", "Green", "Blue")
+        for part, value in (("Data", table), ("Descriptor", [256, 0, 8]))
+    }
+    write_dicom(tmp_path / "a.dcm", grey, PhotometricInterpretation="PALETTE COLOR", **colours)
+    assert np.abs(read_grey(tmp_path / "a.dcm").astype(int) - (255 - grey)).max() <= 1
+
+
+def test_a_dicom_leaves_its_identifiers_behind(tmp_path: Path, grey: np.ndarray) -> None:
+    (tmp_path / "benign").mkdir()
+    write_dicom(tmp_path / "benign" / "good.dcm", grey)
+    write_dicom(tmp_path / "benign" / "torn.dcm", grey, Rows=400)
+    write_dicom(tmp_path / "benign" / "window.dcm", grey, WindowCenter=1, WindowWidth=-5)
+    found = scan(tmp_path, ["benign"])
+    assert [image.file for image in found.images] == ["benign/good.dcm"]
+    assert found.images[0].mode == "DICOM"
+    assert [file for file, _ in found.unreadable] == ["benign/torn.dcm", "benign/window.dcm"]
+    assert "Roentgen" not in repr(found)
+    assert "4711" not in repr(found)
+
+
+def test_what_pydicom_says_of_a_broken_file_is_not_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "benign").mkdir()
+    (tmp_path / "benign" / "a.dcm").write_bytes(b"x")
+
+    def complain(path: Path) -> None:
+        raise ValueError("invalid value for PN: Roentgen^Bertha")
+
+    monkeypatch.setattr(pydicom, "dcmread", complain)
+    ((file, reason),) = scan(tmp_path, ["benign"]).unreadable
+    assert file == "benign/a.dcm"
+    assert reason.startswith("ValueError: pydicom cannot decode it")
+
+
+# ---- folders --------------------------------------------------------------------------------------------------------
+
+
+def save(folder: Path, *names: str) -> None:
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (10 + i, 8)).save(folder / name)
+
+
+def test_masks_go_with_their_image(tmp_path: Path) -> None:
+    save(tmp_path, "benign/b (1).png", "benign/b (1)_mask.png", "benign/b (1)_mask_1.png", "benign/b (2).png")
+    one, two = scan(tmp_path, ["benign"]).images
+    assert one.file == "benign/b (1).png"
+    assert one.masks == ("benign/b (1)_mask.png", "benign/b (1)_mask_1.png")
+    assert two.masks == ()
+
+
+def test_a_mask_without_an_image_is_told(tmp_path: Path) -> None:
+    save(tmp_path, "benign/a.png", "benign/a_mask.png", "benign/b_mask.png")
+    assert scan(tmp_path, ["benign"]).stray_masks == ("benign/b_mask.png",)
+
+
+def test_a_record_holds_size_class_and_digest(tmp_path: Path) -> None:
+    save(tmp_path, "benign/a.png")
+    (image,) = scan(tmp_path, ["benign"]).images
+    assert (image.width, image.height, image.class_name, image.mode) == (10, 8, "benign", "L")
+    assert image.sha256 == sha256_file(tmp_path / "benign" / "a.png")
+
+
+def test_other_files_are_left_alone(tmp_path: Path) -> None:
+    save(tmp_path, "benign/a.png")
+    (tmp_path / "benign" / "notes.txt").write_text("no image")
+    (tmp_path / "benign" / "folder.png").mkdir()
+    assert [image.file for image in scan(tmp_path, ["benign"]).images] == ["benign/a.png"]
+
+
+def test_images_of_all_classes_come_sorted_by_file(tmp_path: Path) -> None:
+    save(tmp_path, "malignant/a.png", "benign/b.png", "benign/a.png")
+    files = [image.file for image in scan(tmp_path, ["malignant", "benign"]).images]
+    assert files == ["benign/a.png", "benign/b.png", "malignant/a.png"]
+
+
+def test_class_folders_are_found_and_hidden_ones_are_not(tmp_path: Path) -> None:
+    save(tmp_path, "b/a.png", "a/a.png", ".cache/a.png")
+    assert class_names(tmp_path) == ["a", "b"]
+
+
+def test_folders_that_hold_nothing_to_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: there is no such folder"):
+        class_names(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="is empty"):
+        class_names(tmp_path)
+    (tmp_path / "benign").mkdir()
+    with pytest.raises(UserError, match="class benign: no images in"):
+        scan(tmp_path, ["benign"])
+    with pytest.raises(UserError, match=r"class malignant: no folder .*; folders there: benign"):
+        scan(tmp_path, ["malignant"])
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, "data/benign/a.png", "secret/b.png")
+    (tmp_path / "data" / "benign" / "b.png").symlink_to(tmp_path / "secret" / "b.png")
+    with pytest.raises(UserError, match=r"b\.png: leads out of the data folder"):
+        scan(tmp_path / "data", ["benign"])
+
+
+# ---- metadata -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save(tmp_path, "data/benign/a.png", "data/benign/b.png")
+    return tmp_path / "data"
+
+
+def metadata(folder: Path, text: str | bytes) -> Path:
+    path = folder.parent / "metadata.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_metadata_brings_groups_and_columns(folder: Path) -> None:
+    path = metadata(folder, "file,group,birads\nbenign/a.png,p1,4a\nbenign/b.png,,\n")
+    one, two = scan(folder, ["benign"], path).images
+    assert (one.group, one.columns) == ("p1", {"birads": "4a"})
+    assert (two.group, two.columns) == (None, {"birads": ""})
+
+
+def test_metadata_from_a_spreadsheet_is_read(folder: Path) -> None:
+    path = metadata(folder, b'\xef\xbb\xbffile,device\r\nbenign/a.png,"A, new"\r\n')
+    one, two = scan(folder, ["benign"], path).images
+    assert one.columns == {"device": "A, new"}
+    assert two.columns == {}
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("name\nx\n", "the column `file`"),
+        ("", "the column `file`"),
+        ("file\n", "at least one row"),
+        ("file\nbenign/none.png\n", "'benign/none.png', which is not in"),
+        ("group,file\np1\n", "names '', which is not in"),
+        ("file,group\nbenign/a.png,p1\n", "has no row for 1 images, such as 'benign/b.png'"),
+        ("file\nbenign/a.png\nbenign/a.png\n", "names 'benign/a.png' twice"),
+        (b"file\nb\xff.png\n", "is no CSV in UTF-8"),
+    ],
+)
+def test_metadata_that_does_not_fit_the_folder_is_named(folder: Path, text: str | bytes, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        scan(folder, ["benign"], metadata(folder, text))
+    assert str(caught.value).startswith("dataset.metadata: ")
+
+
+def test_missing_metadata_is_named(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"dataset.metadata: .*none\.csv: No such file"):
+        scan(folder, ["benign"], folder / "none.csv")

@@ -1,0 +1,239 @@
+"""The local store: an object is there whole or not at all, and the first writer of a key wins."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from busray import storage
+from busray.records import UserError
+from busray.storage import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "run"))
+
+
+def everything(store: Store) -> list[str]:
+    """Every file below the store, hidden and unfinished ones too."""
+    return sorted(str(p.relative_to(store.url)) for p in Path(store.url).rglob("*") if p.is_file())
+
+
+def test_what_was_put_is_read_and_listed(store: Store) -> None:
+    assert store.put_once("commits/benign/a.json", b"one")
+    assert store.read("commits/benign/a.json") == b"one"
+    assert store.exists("commits/benign/a.json")
+    assert list(store.list()) == ["commits/benign/a.json"]
+
+
+def test_what_is_not_there_is_told(store: Store) -> None:
+    with pytest.raises(FileNotFoundError):
+        store.read("run.json")
+    assert store.read_or_none("run.json") is None
+    assert not store.exists("run.json")
+    assert list(store.list()) == []
+    assert list(store.list("commits")) == []
+
+
+def test_reading_writes_nothing(store: Store) -> None:
+    store.read_or_none("run.json")
+    list(store.list())
+    store.exists("run.json")
+    assert not Path(store.url).exists()
+
+
+def test_listing_is_sorted_and_ends_at_the_folder(store: Store) -> None:
+    for key in ("data/b/2", "data/a/10", "data/a/1", "data-more/x", "commits/a"):
+        store.put_once(key, b"x")
+    assert list(store.list("data")) == ["data/a/1", "data/a/10", "data/b/2"]
+    assert list(store.list("data/a")) == ["data/a/1", "data/a/10"]
+
+
+def test_put_once_creates_and_never_overwrites(store: Store) -> None:
+    assert store.put_once("run.json", b"first") is True
+    assert store.put_once("run.json", b"second") is False
+    assert store.read("run.json") == b"first"
+
+
+def test_putting_the_same_bytes_again_is_no_conflict(store: Store) -> None:
+    assert store.put_once("run.json", b"first") is True
+    assert store.put_once("run.json", b"first") is True
+
+
+def test_of_many_writers_of_one_key_one_wins_and_all_learn_it(store: Store) -> None:
+    start, answers = threading.Barrier(8), {}
+
+    def write(i: int) -> None:
+        start.wait()
+        answers[i] = Store(store.url).put_once("plan/0000.json", b"writer %d" % i)
+
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    winners = [i for i, won in answers.items() if won]
+    assert len(answers) == 8
+    assert len(winners) == 1
+    assert store.read("plan/0000.json") == b"writer %d" % winners[0]
+    assert everything(store) == ["plan/0000.json"]
+
+
+def test_a_lost_answer_is_settled_by_reading_back(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def link_and_lose_the_answer(*paths: Any) -> None:
+        link(*paths)
+        raise TimeoutError("the connection dropped")
+
+    monkeypatch.setattr(os, "link", link_and_lose_the_answer)
+    assert store.put_once("run.json", b"ours") is True
+    assert store.put_once("run.json", b"others") is False
+    assert everything(store) == ["run.json"]
+
+
+def test_a_failed_write_is_an_error_and_leaves_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        store.put_once("run.json", b"x" * 100)
+    with pytest.raises(OSError, match="No space left"):
+        store.replace("report.json", b"x" * 100)
+    assert everything(store) == []
+
+
+def test_a_failed_replacement_leaves_the_old_object(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.replace("report.json", b"old")
+
+    def interrupted(handle: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.replace("report.json", b"new")
+    assert store.read("report.json") == b"old"
+    assert everything(store) == ["report.json"]
+
+
+def test_the_name_appears_only_once_the_bytes_are_on_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    fsync, link = os.fsync, os.link
+
+    def on_fsync(handle: int) -> None:
+        seen.append(f"fsync, visible: {store.exists('run.json')}")
+        fsync(handle)
+
+    def on_link(source: Any, target: Any) -> None:
+        seen.append(f"link of {Path(source).read_bytes()!r}, visible: {store.exists('run.json')}")
+        link(source, target)
+
+    monkeypatch.setattr(os, "fsync", on_fsync)
+    monkeypatch.setattr(os, "link", on_link)
+    store.put_once("run.json", b"whole")
+    assert seen == ["fsync, visible: False", "link of b'whole', visible: False"]
+
+
+def test_a_torn_write_is_never_visible(store: Store) -> None:
+    """A process killed in the middle of a write leaves a name that no reader and no listing ever sees."""
+    code = (
+        "import os, sys, time\n"
+        "from busray.storage import Store\n"
+        "os.fsync = lambda handle: (print('writing', flush=True), time.sleep(60))\n"
+        "Store(sys.argv[1]).put_once('data/benign/shard', b'x' * 1_000_000)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, store.url], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "writing\n"
+        assert list(store.list()) == []
+        assert store.read_or_none("data/benign/shard") is None
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        assert child.stdout is not None
+        child.stdout.close()
+    (left,) = everything(store)
+    assert Path(left).name.startswith(storage.TEMPORARY)
+    assert list(store.list()) == []
+    assert store.put_once("data/benign/shard", b"again") is True
+    assert list(store.list("data")) == ["data/benign/shard"]
+
+
+def test_replace_overwrites(store: Store) -> None:
+    store.replace("report.json", b"old and long")
+    store.replace("report.json", b"new")
+    assert store.read("report.json") == b"new"
+    assert everything(store) == ["report.json"]
+
+
+def test_deleted_objects_are_gone(store: Store) -> None:
+    store.put_once("data/x", b"x")
+    store.delete("data/x")
+    assert not store.exists("data/x")
+
+
+def test_empty_objects_are_refused(store: Store) -> None:
+    with pytest.raises(ValueError, match=r"empty object 'run\.json'"):
+        store.put_once("run.json", b"")
+    assert everything(store) == []
+
+
+@pytest.mark.parametrize("key", ["", "/etc/passwd", "../x", "a/../../x", "a//b", "a/./b", "a/"])
+def test_a_key_that_could_leave_the_folder_is_refused(store: Store, key: str) -> None:
+    for use in (store.read, store.exists, store.delete, lambda k: store.put_once(k, b"x")):
+        with pytest.raises(ValueError, match="not a key"):
+            use(key)
+
+
+def test_objects_can_be_read_by_whom_the_umask_lets(store: Store) -> None:
+    before = os.umask(0o022)
+    try:
+        store.put_once("run.json", b"x")
+        store.replace("report.json", b"x")
+    finally:
+        os.umask(before)
+    assert {(Path(store.url) / name).stat().st_mode & 0o777 for name in everything(store)} == {0o644}
+
+
+def test_a_store_below_a_store_sees_its_keys_only(store: Store) -> None:
+    store.put_once("run.json", b"x")
+    arm = store.sub("arms/base")
+    arm.put_once("run.json", b"arm")
+    assert list(arm.list()) == ["run.json"]
+    assert store.read("arms/base/run.json") == b"arm"
+
+
+def test_a_store_travels_to_workers(store: Store) -> None:
+    store.put_once("run.json", b"x")
+    assert pickle.loads(pickle.dumps(store)).read("run.json") == b"x"  # noqa: S301
+
+
+def test_a_relative_folder_stays_the_same_when_the_process_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Store("runs/demo/")
+    monkeypatch.chdir("/")
+    store.put_once("run.json", b"x")
+    assert (tmp_path / "runs" / "demo" / "run.json").read_bytes() == b"x"
+
+
+def test_a_file_url_is_a_local_folder(tmp_path: Path) -> None:
+    store = Store(f"file://{tmp_path}/run")
+    store.put_once("run.json", b"x")
+    assert store.local
+    assert (tmp_path / "run" / "run.json").read_bytes() == b"x"
+
+
+def test_an_unknown_scheme_is_a_users_mistake() -> None:
+    with pytest.raises(UserError, match="output: cannot open 'nosuch://x/y'"):
+        Store("nosuch://x/y").read("run.json")
