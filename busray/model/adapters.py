@@ -167,7 +167,7 @@ def _check_lora(path: Path, where: str, modules: Mapping[str, tuple[int, int]]) 
             raise UserError(f"{where}: {path.name} is for unet.{module}, which this base does not have: another base's")
         if width != modules[module][1]:
             raise UserError(
-                f"{where}: {path.name}: unet.{module} is {width} wide, {modules[module][1]} in this base: another base's"
+                f"{where}: {path.name}: unet.{module} is {width} wide, here {modules[module][1]}: another base's"
             )
 
 

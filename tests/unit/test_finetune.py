@@ -1,0 +1,160 @@
+"""A training step sees what (seed, step, position) say, padding carries no loss, and a resumed run is the same run."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load
+
+from busray.config import Adapters, Base
+from busray.data.phantom import CLASSES, PROBES, phantom
+from busray.model.base import load_pipeline
+from busray.model.finetune import FineTuner
+from busray.model.latents import EncodedImages, encode_images
+from busray.records import Box, UserError
+
+SIZE = 64
+TOKENS = {"benign": "<us-benign>", "malignant": "<us-malignant>"}
+WORDS = {"benign": "smooth", "malignant": "irregular"}
+CAPTIONS = [f"{TOKENS[name]} ultrasound image" for name in ("benign", "malignant")] * 3
+
+
+def pipeline() -> Any:
+    return load_pipeline(Base(size=SIZE))
+
+
+@pytest.fixture(scope="module")
+def encoded() -> EncodedImages:
+    images = np.stack([phantom(i, CLASSES[i % 2], PROBES["demo"], (SIZE, SIZE)).image for i in range(6)])
+    boxes = [Box(0, 0, SIZE, SIZE)] * 5 + [Box(0, 16, SIZE, 32)]
+    return encode_images(pipeline(), images, boxes, mirror=True, batch_size=4)
+
+
+def tuner(encoded: EncodedImages, **changes: Any) -> FineTuner:
+    settings = Adapters(
+        **{"rank": 2, "vectors": 2, "batch_size": 4, "learning_rate": 1e-2, "token_learning_rate": 1e-2, **changes}
+    )
+    tokens = TOKENS if "ti" in settings.method else {}
+    captions = CAPTIONS if tokens else ["smooth ultrasound image"] * 6
+    return FineTuner(pipeline(), settings, tokens, WORDS, encoded, captions, seed=5)
+
+
+def train(tuner: FineTuner, first: int, last: int, shares: int = 1) -> list[float]:
+    losses = []
+    for step in range(first, last):
+        losses.append(sum(tuner.accumulate(step, range(rank, 4, shares)) for rank in range(shares)))
+        tuner.apply(step)
+    return losses
+
+
+def values(tuner: FineTuner) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in tuner.parameters.items()}
+
+
+def test_mirrored_copies_follow_the_images(encoded: EncodedImages) -> None:
+    assert encoded.images == 6
+    assert encoded.mean.shape == encoded.std.shape == (12, 8, SIZE // 4, SIZE // 4)
+    assert not torch.equal(encoded.mean[0], encoded.mean[6])
+    assert (encoded.std > 0).all()
+    again = EncodedImages.from_bytes(encoded.to_bytes())
+    assert torch.equal(again.mean, encoded.mean) and again.images == 6
+
+
+def test_padding_carries_no_loss(encoded: EncodedImages) -> None:
+    made = tuner(encoded)
+    padded = [p for p in range(400) if made._row(p) % 6 == 5][:1]
+    step, position = padded[0] // 4, padded[0] % 4
+    before = made.accumulate(step, [position])
+    gradients = {n: p.grad.clone() for n, p in made.parameters.items() if p.grad is not None}
+    row = made._row(padded[0])
+    spoilt = encoded.std.clone()
+    spoilt[row, :, : SIZE // 16] = 0  # the padding's cells: their noisy values still reach the content's cells
+    assert float(encoded.weight[row, 0, 0].max()) == 0 and float(encoded.weight[row, 0, SIZE // 8].min()) == 1
+    weight = encoded.weight.clone()
+    weight[row, :, : SIZE // 16] = 1
+    other = tuner(EncodedImages(encoded.mean, encoded.std, weight, 6))
+    after = other.accumulate(step, [position])
+    assert before != pytest.approx(after, rel=1e-6), "weights of padding cells must matter where they are not zero"
+    assert all(torch.isfinite(g).all() for g in gradients.values())
+
+
+def test_splitting_a_batch_over_workers_gives_the_same_adapters(encoded: EncodedImages) -> None:
+    alone, shared = tuner(encoded), tuner(encoded)
+    assert train(alone, 0, 3) == pytest.approx(train(shared, 0, 3, shares=2), rel=1e-5)
+    for name, value in values(alone).items():
+        torch.testing.assert_close(value, values(shared)[name], atol=2e-4, rtol=2e-3)
+
+
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(encoded: EncodedImages) -> None:
+    whole = tuner(encoded, ema=0.9)
+    train(whole, 0, 2)
+    state = whole.state_bytes()
+    train(whole, 2, 4)
+    resumed = tuner(encoded, ema=0.9)
+    resumed.load_state(state)
+    train(resumed, 2, 4)
+    assert all(torch.equal(value, values(resumed)[name]) for name, value in values(whole).items())
+    assert whole.adapter_files({}) == resumed.adapter_files({})
+
+
+@pytest.mark.parametrize(
+    ("method", "trained"), [("lora", {"unet"}), ("ti", {"tokens"}), ("lora+ti", {"unet", "tokens"})]
+)
+def test_only_the_methods_own_weights_move(encoded: EncodedImages, method: str, trained: set[str]) -> None:
+    made = tuner(encoded, method=method)
+    frozen = {n: p.detach().clone() for n, p in made.pipe.unet.named_parameters() if "lora_" not in n}
+    before = values(made)
+    train(made, 0, 2)
+    after = values(made)
+    assert {name.split(".")[0] for name in before} == trained
+    assert all(not torch.equal(before[name], after[name]) for name in before if "lora_B" in name or name == "tokens")
+    assert all(torch.equal(value, dict(made.pipe.unet.named_parameters())[name]) for name, value in frozen.items())
+
+
+def test_lora_on_the_text_encoder_is_an_option(encoded: EncodedImages) -> None:
+    made = tuner(encoded, text_encoder=True)
+    before = values(made)
+    train(made, 0, 2)
+    moved = [n for n in before if n.startswith("text_encoder.") and not torch.equal(before[n], values(made)[n])]
+    assert moved
+    names = load(made.adapter_files({})["pytorch_lora_weights.safetensors"])
+    assert any(name.startswith("text_encoder.") for name in names)
+
+
+def test_training_lowers_the_loss_on_what_it_sees(encoded: EncodedImages) -> None:
+    made = tuner(encoded, caption_dropout=0)
+    before = made.validation_loss(encoded, CAPTIONS)
+    train(made, 0, 25)
+    assert made.validation_loss(encoded, CAPTIONS) < before
+
+
+def test_snr_weighting_weakens_easy_steps_only(encoded: EncodedImages) -> None:
+    made = tuner(encoded, snr_gamma=5.0)
+    alpha = torch.tensor([0.999, 0.5, 0.01])
+    weights = made._snr_weight(alpha, "v_prediction")
+    snr = alpha / (1 - alpha)
+    torch.testing.assert_close(weights, torch.minimum(snr, torch.tensor(5.0)) / (snr + 1))
+    torch.testing.assert_close(made._snr_weight(alpha, "epsilon"), torch.minimum(snr, torch.tensor(5.0)) / snr)
+    assert torch.equal(tuner(encoded)._snr_weight(alpha, "epsilon"), torch.ones(3))
+
+
+def test_the_moving_average_is_what_is_kept(encoded: EncodedImages) -> None:
+    made = tuner(encoded, ema=0.5, method="ti")
+    train(made, 0, 3)
+    kept = load(made.adapter_files({})["us-benign.safetensors"])["<us-benign>"]
+    assert made.ema is not None
+    torch.testing.assert_close(kept, made.ema["tokens"][:2])
+    assert not torch.equal(kept, made.parameters["tokens"][:2])
+
+
+def test_a_token_that_is_a_word_of_the_base_is_refused(encoded: EncodedImages) -> None:
+    settings = Adapters(method="ti")
+    with pytest.raises(UserError, match="is a word of this base already"):
+        FineTuner(pipeline(), settings, {"benign": "smooth</w>"}, WORDS, encoded, CAPTIONS, seed=5)
+
+
+def test_a_caption_that_the_text_encoder_would_cut_off_is_refused(encoded: EncodedImages) -> None:
+    made = FineTuner(pipeline(), Adapters(method="lora"), {}, WORDS, encoded, ["dark " * 90] * 6, seed=5)
+    with pytest.raises(UserError, match="this base reads 77"):
+        made.accumulate(0, [0, 1])

@@ -1,0 +1,123 @@
+"""An image follows from its specification alone, padding stays black, and a broken image harms no neighbour."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from busray.config import Base, Refine, Sampling
+from busray.model.base import load_pipeline
+from busray.model.sample import SCHEDULERS, Sampler
+from busray.records import Box, ImageSpec, UserError
+
+SIZE = 64
+
+
+def spec(index: int, box: Box | None = None, prompt: str = "a breast ultrasound scan") -> ImageSpec:
+    box = box or Box(0, 0, SIZE, SIZE)
+    return ImageSpec(f"id-{index}", "benign", index, 0, prompt, 100 + index, 900 + index, box)
+
+
+def sampler(refine: Refine | None = None, batch_size: int = 2, **changes: Any) -> Sampler:
+    sampling = Sampling(**{"steps": 3, "guidance_scale": 2.0, "batch_size": batch_size, **changes})
+    return Sampler(load_pipeline(Base(size=SIZE)), sampling, refine, SIZE, keep_txt2img=True)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Sampler:
+    return sampler()
+
+
+@pytest.fixture(scope="module")
+def refining() -> Sampler:
+    return sampler(Refine(strength=0.5, steps=4, guidance_scale=2.0))
+
+
+def test_an_image_does_not_depend_on_its_place_in_the_batch_or_its_neighbours(refining: Sampler) -> None:
+    first = refining.draw([spec(0), spec(1)])
+    swapped = refining.draw([spec(1), spec(2)])
+    np.testing.assert_allclose(first[1].image.astype(int), swapped[0].image.astype(int), atol=1)
+    assert not np.array_equal(first[0].image, first[1].image)
+
+
+def test_the_same_specification_in_the_same_batch_is_the_same_bit_for_bit(refining: Sampler) -> None:
+    a, b = refining.draw([spec(3), spec(4)]), refining.draw([spec(3), spec(4)])
+    assert all(np.array_equal(x.image, y.image) for x, y in zip(a, b, strict=True))
+
+
+def test_a_last_batch_is_padded_to_the_fixed_shape_and_gives_only_what_was_asked(plain: Sampler) -> None:
+    drawn = plain.draw([spec(5)])
+    assert [d.spec.index for d in drawn] == [5]
+    assert drawn[0].image.shape == (SIZE, SIZE) and drawn[0].image.dtype == np.uint8
+
+
+def test_refinement_changes_the_image_and_keeps_the_one_before(refining: Sampler) -> None:
+    drawn = refining.draw([spec(0), spec(1)])
+    for one in drawn:
+        assert one.txt2img is not None and not np.array_equal(one.image, one.txt2img)
+
+
+def test_refinement_of_little_strength_stays_nearer_than_of_much() -> None:
+    def distance(strength: float) -> float:
+        drawn = sampler(Refine(strength=strength, steps=10, guidance_scale=1.0), steps=6).draw([spec(0), spec(1)])
+        return float(np.mean([np.abs(d.image.astype(int) - d.txt2img.astype(int)).mean() for d in drawn]))
+
+    assert distance(0.1) < distance(0.9)
+
+
+def test_the_two_hand_overs_differ_by_the_round_trip_only() -> None:
+    images = {
+        handover: sampler(Refine(strength=0.5, steps=4, guidance_scale=2.0, handover=handover)).draw([spec(0), spec(1)])
+        for handover in ("pixel", "latent")
+    }
+    assert np.array_equal(images["pixel"][0].txt2img, images["latent"][0].txt2img)
+    assert not np.array_equal(images["pixel"][0].image, images["latent"][0].image)
+
+
+def test_padding_stays_black_to_the_pixel(refining: Sampler) -> None:
+    box = Box(0, 10, SIZE, 40)
+    drawn = refining.draw([spec(0, box), spec(1)])
+    for image in (drawn[0].image, drawn[0].txt2img):
+        assert image is not None
+        assert not image[:10].any() and not image[50:].any()
+        assert image[10:50].any()
+    assert drawn[1].image[:10].any()
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+def test_every_scheduler_draws_a_finite_image_and_keeps_the_bases_prediction_type(name: str) -> None:
+    made = sampler(Refine(strength=0.5, steps=4, guidance_scale=2.0), scheduler=name, steps=4)
+    assert made.pipe.scheduler.config.prediction_type == "v_prediction"
+    drawn = made.draw([spec(0, Box(0, 8, SIZE, 48)), spec(1)])
+    assert [d.problem for d in drawn] == [None, None]
+    assert drawn[0].image.std() > 0
+
+
+def test_guidance_and_prompts_matter(plain: Sampler) -> None:
+    dark, bright = spec(0, prompt="a medium black oval spot, centre"), spec(0, prompt="without lesion, bright tissue")
+    assert not np.array_equal(plain.draw([dark])[0].image, plain.draw([bright])[0].image)
+    unguided = sampler(guidance_scale=1.0)
+    assert not np.array_equal(plain.draw([dark])[0].image, unguided.draw([dark])[0].image)
+
+
+def test_a_broken_image_is_reported_and_its_neighbour_is_untouched(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = sampler(Refine(strength=0.5, steps=4, guidance_scale=2.0))
+    good = made.draw([spec(0), spec(1)])
+    whole = made._txt2img
+
+    def broken(batch: list[ImageSpec]) -> torch.Tensor:
+        latents = whole(batch)
+        latents[0, 0, 0, 0] = float("nan")
+        return latents
+
+    monkeypatch.setattr(made, "_txt2img", broken)
+    drawn = made.draw([spec(0), spec(1)])
+    assert drawn[0].problem == "latents or pixels are not finite" and not drawn[0].image.any()
+    assert drawn[1].problem is None
+    assert np.array_equal(drawn[1].image, good[1].image)
+
+
+def test_a_prompt_that_would_be_cut_off_is_refused(plain: Sampler) -> None:
+    with pytest.raises(UserError, match="this base reads 77"):
+        plain.draw([spec(0, prompt="dark " * 90)])
