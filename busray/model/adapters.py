@@ -28,8 +28,27 @@ def token_file(token: str) -> str:
 
 
 def adapter_sha256(files: Mapping[str, bytes]) -> str:
-    """One digest for a set of adapter files: what decides pixels, so adapter.json does not count."""
-    return fingerprint({name: sha256_bytes(data) for name, data in files.items() if name.endswith(".safetensors")})
+    """One digest for a set of adapter files: of what decides pixels, so adapter.json does not count.
+
+    safetensors and PEFT write a file's metadata in an order that changes from process to process; here it is sorted.
+    """
+    return fingerprint({name: _content(data) for name, data in files.items() if name.endswith(".safetensors")})
+
+
+def _content(data: bytes) -> dict[str, Any]:
+    """Header and digest of the tensors of a safetensors file, the same however its header is ordered."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    metadata = header.pop("__metadata__", {})
+    lora = _sorted(json.loads(metadata.get("lora_adapter_metadata", "{}")))
+    return {"tensors": header, "lora": lora, "data": sha256_bytes(data[8 + size :])}
+
+
+def _sorted(value: Any) -> Any:
+    """PEFT's sets become lists of any order."""
+    if isinstance(value, dict):
+        return {key: _sorted(inner) for key, inner in value.items()}
+    return sorted(value, key=str) if isinstance(value, list) else value
 
 
 def attach_lora(pipe: Any, rank: int, alpha: float, text_encoder: bool, seed: int) -> None:

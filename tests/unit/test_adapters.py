@@ -1,5 +1,6 @@
 """Adapters are stored as diffusers' users expect, and those that would load wrong or not at all are refused."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from busray.config import Base
 from busray.model.adapters import (
     LORA_FILE,
     adapter_files,
+    adapter_sha256,
     attach_lora,
     check_adapters,
     load_adapters,
@@ -72,6 +74,25 @@ def test_good_adapters_pass_and_their_digest_is_of_what_decides_pixels(folder: P
     rows = load_file(folder / token_file("<us-benign>"))
     save_file({name: value + 1 for name, value in rows.items()}, folder / token_file("<us-benign>"))
     assert check_adapters(folder, "lora+ti", TOKENS, base, None)["sha256"] != before["sha256"]
+
+
+def test_the_digest_does_not_depend_on_the_order_in_which_a_header_was_written(trained: dict[str, bytes]) -> None:
+    data = trained[LORA_FILE]
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    metadata = dict(reversed(header["__metadata__"].items()))
+    config = json.loads(metadata["lora_adapter_metadata"])
+    config = {name: value[::-1] if isinstance(value, list) else value for name, value in reversed(config.items())}
+    metadata["lora_adapter_metadata"] = json.dumps(config)
+    written = json.dumps({**header, "__metadata__": metadata}).encode()
+    other = {**trained, LORA_FILE: len(written).to_bytes(8, "little") + written + data[8 + size :]}
+    assert other[LORA_FILE] != data
+    assert adapter_sha256(other) == adapter_sha256(trained)
+    config["unet.lora_alpha"] = 16
+    metadata["lora_adapter_metadata"] = json.dumps(config)
+    written = json.dumps({**header, "__metadata__": metadata}).encode()
+    scaled = {**trained, LORA_FILE: len(written).to_bytes(8, "little") + written + data[8 + size :]}
+    assert adapter_sha256(scaled) != adapter_sha256(trained)
 
 
 def test_loading_fuses_the_lora_at_its_scale_and_sets_the_tokens_vectors(folder: Path) -> None:

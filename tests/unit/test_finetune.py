@@ -1,5 +1,6 @@
 """A training step sees what (seed, step, position) say, padding carries no loss, and a resumed run is the same run."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from safetensors.torch import load
 
 from busray.config import Adapters, Base
 from busray.data.phantom import CLASSES, PROBES, phantom
+from busray.model.adapters import adapter_sha256
 from busray.model.base import load_pipeline
 from busray.model.finetune import FineTuner
 from busray.model.latents import EncodedImages, encode_images
@@ -18,6 +20,15 @@ SIZE = 64
 TOKENS = {"benign": "<us-benign>", "malignant": "<us-malignant>"}
 WORDS = {"benign": "smooth", "malignant": "irregular"}
 CAPTIONS = [f"{TOKENS[name]} ultrasound image" for name in ("benign", "malignant")] * 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """With two threads oneDNN adds up in an order of its own, and a repeated run differs in the last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def pipeline() -> Any:
@@ -95,7 +106,7 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(encoded: EncodedImag
     resumed.load_state(state)
     train(resumed, 2, 4)
     assert all(torch.equal(value, values(resumed)[name]) for name, value in values(whole).items())
-    assert whole.adapter_files({}) == resumed.adapter_files({})
+    assert adapter_sha256(whole.adapter_files({})) == adapter_sha256(resumed.adapter_files({}))
 
 
 @pytest.mark.parametrize(
@@ -149,9 +160,10 @@ def test_the_moving_average_is_what_is_kept(encoded: EncodedImages) -> None:
 
 
 def test_a_token_that_is_a_word_of_the_base_is_refused(encoded: EncodedImages) -> None:
-    settings = Adapters(method="ti")
+    pipe = pipeline()
+    FineTuner(pipe, Adapters(method="ti"), TOKENS, WORDS, encoded, CAPTIONS, seed=5)
     with pytest.raises(UserError, match="is a word of this base already"):
-        FineTuner(pipeline(), settings, {"benign": "smooth</w>"}, WORDS, encoded, CAPTIONS, seed=5)
+        FineTuner(pipe, Adapters(method="ti"), TOKENS, WORDS, encoded, CAPTIONS, seed=5)
 
 
 def test_a_caption_that_the_text_encoder_would_cut_off_is_refused(encoded: EncodedImages) -> None:
