@@ -1,24 +1,29 @@
 """The whole job on a local Ray with the embedded base: small, real, and resumable."""
 
 import json
-import os
-from collections.abc import Iterator
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
+import torch
+from safetensors.numpy import load
 
 from busray.cli import main
+from busray.cluster.evaluate import evaluate
 from busray.cluster.finetune import finetune
 from busray.cluster.generate import generate
 from busray.cluster.pipeline import run_all
 from busray.cluster.run import Run, open_run
 from busray.config import Config, validate
 from busray.corpus.commit import read_commits
-from busray.records import UserError
+from busray.model.adapters import LORA_FILE, load_adapters
+from busray.model.base import TINY, load_pipeline
+from busray.records import Figure, UserError
 from busray.storage import Store
 
 
@@ -43,18 +48,11 @@ def settings(output: Path | str, **changes: Any) -> Config:
         "sampling": {"steps": 4, "guidance_scale": 2.0, "batch_size": 4},
         "refine": {"steps": 4, "strength": 0.5, "guidance_scale": 2.0},
         "corpus": {"shard_size": 4},
+        "cluster": {"threads": 1},  # with one thread a training run repeats bit for bit
     }
     for key, value in changes.items():
         tree[key] = {**tree.get(key, {}), **value} if isinstance(value, dict) else value
     return validate(tree)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One Ray for the module; two logical CPUs more than the machine has, for two training workers beside a task."""
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +128,7 @@ def test_one_image_is_made_again_to_the_pixel(finished: Run, capsys: pytest.Capt
 
 
 def test_growing_a_corpus_keeps_the_old_shards(finished: Run, tmp_path: Path) -> None:
-    os.system(f"cp -r {finished.store.url} {tmp_path / 'run'}")
+    shutil.copytree(finished.store.url, tmp_path / "run")
     config = settings(
         tmp_path / "run", classes={name: {"images": 9, "token": f"<us-{name}>"} for name in finished.config.classes}
     )
@@ -145,7 +143,7 @@ def test_growing_a_corpus_keeps_the_old_shards(finished: Run, tmp_path: Path) ->
 
 
 def test_a_run_that_lost_its_newest_work_comes_to_the_same_result(finished: Run, tmp_path: Path) -> None:
-    os.system(f"cp -r {finished.store.url} {tmp_path / 'run'}")
+    shutil.copytree(finished.store.url, tmp_path / "run")
     store = Store(str(tmp_path / "run"))
     store.delete("adapters.json")
     for key in [*store.list("finetune/checkpoints")]:
@@ -159,32 +157,66 @@ def test_a_run_that_lost_its_newest_work_comes_to_the_same_result(finished: Run,
     assert data_objects(store).keys() == data_objects(finished.store).keys()
 
 
-def test_two_workers_train_what_one_worker_trains(finished: Run, tmp_path: Path) -> None:
-    from safetensors.numpy import load
-
-    run = open_run(settings(tmp_path / "two", adapters={"num_workers": 2, **short(finished)}), quiet)
-    record = finetune(run)
-    one = finetune(finished)
-    name = "pytorch_lora_weights.safetensors"
-    ours = load(run.store.read(f"{record['folder']}/{name}"))
-    theirs = load(finished.store.read(f"{one['folder']}/{name}"))
+def test_two_workers_on_object_storage_train_what_one_worker_trains(finished: Run, bucket: str) -> None:
+    run = open_run(settings(f"{bucket}/two-workers", adapters={"num_workers": 2}), quiet)
+    record, one = finetune(run), finetune(finished)
+    ours = load(run.store.read(f"{record['folder']}/{LORA_FILE}"))
+    theirs = load(finished.store.read(f"{one['folder']}/{LORA_FILE}"))
     assert ours.keys() == theirs.keys()
-    for key in ours:
-        np.testing.assert_allclose(ours[key], theirs[key], atol=2e-4)
-    assert any(np.abs(ours[key]).max() > 1e-3 for key in ours if "lora_B" in key)
+    for name, value in ours.items():
+        np.testing.assert_allclose(value, theirs[name], atol=2e-4)
+    assert all(np.abs(value).max() > 1e-4 for name, value in ours.items() if ".up." in name)
+    assert [key for key in run.store.list("finetune/checkpoints") if key.endswith(".json")]
 
 
-def short(run: Run) -> dict[str, Any]:
-    return run.config.adapters.model_dump(exclude={"num_workers"})
+def test_a_run_on_object_storage_with_adopted_adapters_is_the_same_corpus(finished: Run, bucket: str) -> None:
+    record = finetune(finished)
+    adapters = f"{finished.store.url}/{record['folder']}"
+    arms = ["lora+ti", "lora+ti+refine"]
+    run = open_run(settings(f"{bucket}/adopted", adapters={"path": adapters}, evaluate={"arms": arms}), quiet)
+    assert finetune(run)["sha256"] == record["sha256"]
+    assert generate(run) == generate(finished)
+    local = {key(figure): figure.value for figure in evaluate(finished)}
+    for figure in evaluate(run):
+        assert local[key(figure)] == pytest.approx(figure.value, rel=1e-6)
 
 
-def test_a_run_on_object_storage_is_the_same_run(
-    finished: Run, s3_url: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+def key(figure: Figure) -> tuple[str, str, str, str]:
+    return figure.metric, figure.arm, figure.class_name, figure.protocol
+
+
+PLAIN = """
+import sys, numpy, torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+base, adapters, out = sys.argv[1:]
+torch.set_num_threads(1)
+pipe = StableDiffusionPipeline.from_pretrained(base, torch_dtype=torch.float32, use_safetensors=True)
+prompt = "<us-benign> ultrasound image of benign breast tissue"
+latents = torch.randn((1, 8, 32, 32), generator=torch.Generator().manual_seed(5))
+def draw():
+    return pipe(prompt, latents=latents, num_inference_steps=4, guidance_scale=2.0, output_type="np").images[0]
+before = draw()
+pipe.load_lora_weights(adapters, weight_name="pytorch_lora_weights.safetensors")
+pipe.load_textual_inversion(adapters + "/us-benign.safetensors", token="<us-benign>")
+numpy.save(out, numpy.stack([before, draw()]))
+assert not [name for name in sys.modules if name.split(".")[0] in ("busray", "ray")]
+"""
+
+
+def test_plain_diffusers_draws_the_same_with_the_adapters_in_a_process_without_busray(
+    finished: Run, tmp_path: Path
 ) -> None:
-    url, options = s3_url
-    adapters = finished.store.url + "/" + finetune(finished)["folder"]
-    config = settings(f"{url}/run", adapters={"path": adapters})
-    run = open_run(config, quiet)
-    remote = Run(**{**run.__dict__, "store": Store(f"{url}/run", **options)})
-    digest = generate(Run(**{**remote.__dict__, "config": config})) if finetune(remote) else ""
-    assert digest == generate(finished)
+    folder = f"{finished.store.url}/{finetune(finished)['folder']}"
+    subprocess.run([sys.executable, "-c", PLAIN, str(TINY), folder, str(tmp_path / "drawn.npy")], check=True)
+    before, theirs = np.load(tmp_path / "drawn.npy")
+    pipe = load_pipeline(finished.config.base)
+    load_adapters(pipe, Path(folder), "lora+ti", finished.config.tokens())
+    ours = pipe(
+        "<us-benign> <us-benign>_1 ultrasound image of benign breast tissue",
+        latents=torch.randn((1, 8, 32, 32), generator=torch.Generator().manual_seed(5)),
+        num_inference_steps=4,
+        guidance_scale=2.0,
+        output_type="np",
+    ).images[0]
+    np.testing.assert_allclose(ours, theirs, atol=2 / 255)
+    assert np.abs(theirs - before).max() > 4 / 255

@@ -1,0 +1,36 @@
+"""One S3 server and one local Ray for all integration tests; Ray starts after the server, so that workers know it."""
+
+import os
+from collections.abc import Iterator
+
+import boto3
+import pytest
+import ray
+from moto.server import ThreadedMotoServer
+
+BUCKET = "busray-integration"
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """URL of an empty bucket on a loopback server; its address and keys are in the environment, as on a cluster."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    os.environ.update(
+        AWS_ENDPOINT_URL_S3=f"http://{host}:{port}",
+        AWS_ACCESS_KEY_ID="test",
+        AWS_SECRET_ACCESS_KEY="test",
+        AWS_DEFAULT_REGION="us-east-1",
+    )
+    boto3.client("s3").create_bucket(Bucket=BUCKET)
+    yield f"s3://{BUCKET}"
+    server.stop()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def local_ray(bucket: str) -> Iterator[None]:
+    """Four logical CPUs whatever the machine has: two training workers beside Ray's own actors."""
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
