@@ -246,10 +246,13 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 def _print_figures(figures: list[Any]) -> None:
     from busray.quality.figures import verdicts
-    from busray.quality.report import metrics_rows
+    from busray.quality.report import narrow_rows
 
-    columns, rows = metrics_rows([figure.to_dict() for figure in figures])
-    print_table("Distances to real images", columns, rows)
+    plain = [figure.to_dict() for figure in figures]
+    reference = next(figure.reference for figure in figures if figure.protocol == "synthetic-only")
+    for metric, title in (("fid", "FID"), ("kid", "KID x 1000 [95 % interval]")):
+        heading = f"{title} against {reference} images, synthetic-only where nothing else is said"
+        print_table(heading, *narrow_rows(plain, metric))
     for sentence in verdicts(figures):
         print(sentence)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from busray.model import tiny_base
+from busray.model import tiny_base, tiny_vae
 
 STAGES = ("corpus", "vae", "latents", "decoder", "unet", "save")
 
@@ -36,11 +36,11 @@ def main() -> None:
     if "corpus" in stages:
         tiny_base.make_corpus(args.work, args.seed, args.phantoms, args.pictures, args.threads)
     if "vae" in stages:
-        tiny_base.train_vae(args.work, args.seed, log)
+        tiny_vae.train_vae(args.work, args.seed, log)
     if "latents" in stages:
-        tiny_base.encode_corpus(args.work, log)
+        tiny_vae.encode_corpus(args.work, log)
     if "decoder" in stages:
-        tiny_base.train_decoder(args.work, args.seed, log)
+        tiny_vae.train_decoder(args.work, args.seed, log)
     if "unet" in stages:
         tiny_base.train_unet(args.work, args.seed, log)
     if "save" in stages:

@@ -226,7 +226,3 @@ def redraw(job: DrawJob, commit: Commit, spec: ImageSpec, position: int) -> Draw
     in_batch = position % size
     filled = min(size, commit.count - (position - in_batch))
     return sampler.draw([spec] * filled)[in_batch]
-
-
-def corpus_fingerprint(identity: dict[str, Any]) -> str:
-    return fingerprint(identity)

@@ -8,6 +8,7 @@ from typing import Any
 from busray.cluster.session import Tell
 from busray.config import Config
 from busray.corpus.arms import compared_images
+from busray.corpus.run import differences
 from busray.data.prepare import materialise_phantoms, prepare
 from busray.data.read import scan
 from busray.data.templates import fill
@@ -161,10 +162,9 @@ def _refuse_changed_settings(store: Store, config: Config) -> None:
     stored = store.read_or_none(CONFIG)
     if stored is None:
         return
-    old, new = flatten(json.loads(stored)), flatten(config.model_dump(mode="json"))
-    differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not _free(key)]
-    if differing:
-        lines = [f"  {key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differing]
+    changed = differences(json.loads(stored), config.model_dump(mode="json"))
+    lines = [f"  {key}: {change}" for key, change in changed.items() if not _free(key)]
+    if lines:
         raise UserError(
             f"output: {store.url} holds a run with other settings:\n" + "\n".join(lines) + "\n"
             "give another output, or take the old settings back"
@@ -174,13 +174,3 @@ def _refuse_changed_settings(store: Store, config: Config) -> None:
 def _free(key: str) -> bool:
     counts = key.startswith("classes.") and key.endswith(".images")
     return counts or any(key == free or key.startswith(free + ".") for free in MAY_CHANGE)
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; lists are values."""
-    if not isinstance(tree, dict) or not tree:
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(flatten(value, f"{prefix}.{key}" if prefix else key))
-    return flat

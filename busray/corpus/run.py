@@ -17,30 +17,31 @@ def open_run(store: Store, identity: dict[str, Any]) -> str:
         store.put_once(RUN, to_json(record))
     stored = json.loads(store.read(RUN))
     if stored["fingerprint"] != ours:
-        lines = "\n".join(f"  {line}" for line in differences(stored["identity"], identity))
+        changed = differences(stored["identity"], identity)
+        lines = "\n".join(f"  {key}: {change}" for key, change in changed.items())
         raise UserError(
             f"output: {store.url} holds another corpus:\n{lines}\ngive another output, or take the old settings back"
         )
     return ours
 
 
-def differences(old: Any, new: Any) -> list[str]:
-    """One line a differing field of two plain trees: `sampling.steps: 4 there, 5 now`."""
-    before, after = flatten(old), flatten(new)
-    return [
-        f"{key}: {_short(before.get(key))} there, {_short(after.get(key))} now"
+def differences(old: Any, new: Any) -> dict[str, str]:
+    """Each differing field of two plain trees: {"sampling.steps": "4 there, 5 now"}."""
+    before, after = _flatten(old), _flatten(new)
+    return {
+        key: f"{_short(before.get(key))} there, {_short(after.get(key))} now"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
-    ]
+    }
 
 
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}; lists are values."""
     if not isinstance(tree, dict) or not tree:
         return {prefix: tree}
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat.update(flatten(value, f"{prefix}.{key}" if prefix else key))
+        flat.update(_flatten(value, f"{prefix}.{key}" if prefix else key))
     return flat
 
 

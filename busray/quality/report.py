@@ -67,6 +67,20 @@ def metrics_rows(figures: list[Json]) -> tuple[list[str], list[list[str]]]:
     return columns, rows
 
 
+def narrow_rows(figures: list[Json], metric: str) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows) of one metric, `fid` or `kid`: for terminals, where metrics_rows is too wide."""
+    mine = [f for f in figures if f["metric"].removesuffix("_floor") == metric]
+    found = {(f["arm"], f["protocol"], f["class"]): f for f in mine}
+    classes = _classes(mine)
+    rows = []
+    for arm, protocol in dict.fromkeys(key[:2] for key in found):
+        cells = [found.get((arm, protocol, c)) for c in classes]
+        note = "" if protocol == "synthetic-only" else f" ({protocol})"
+        n = next((str(f["n"]) for f in cells if f), NONE)
+        rows.append([arm + note, n, *(_cell(f) for f in cells)])
+    return ["arm", "n", *classes], rows
+
+
 def _cell(figure: Json | None) -> str:
     if figure is None:
         return NONE

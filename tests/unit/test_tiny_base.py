@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from busray.data.phantom import CLASSES, PROBES, phantom
-from busray.model import tiny_base, tiny_corpus
+from busray.model import tiny_base, tiny_corpus, tiny_training, tiny_vae
 from busray.model.speckle import local_snr, spectrum_slope
 
 TINY = Path(tiny_base.__file__).parent / "tiny"
@@ -160,12 +160,12 @@ def test_samples_look_like_speckle_and_follow_their_seed(pipe):
 
 def test_folding_the_normalisation_changes_latents_and_not_images():
     torch.manual_seed(0)
-    vae, x = tiny_base.new_vae().eval(), torch.rand(2, 1, 32, 32) * 2 - 1
+    vae, x = tiny_vae.new_vae().eval(), torch.rand(2, 1, 32, 32) * 2 - 1
     with torch.no_grad():
         before = vae.encode(x).latent_dist
         image = vae.decode(before.mean).sample
         mean, std = before.mean.mean((0, 2, 3)) + 1, before.mean.std((0, 2, 3)) * 3
-        tiny_base.fold_normalisation(vae, mean, std)
+        tiny_vae.fold_normalisation(vae, mean, std)
         after = vae.encode(x).latent_dist
     shape = (1, -1, 1, 1)
     assert torch.allclose(after.mean, (before.mean - mean.view(shape)) / std.view(shape), atol=1e-5)
@@ -175,10 +175,10 @@ def test_folding_the_normalisation_changes_latents_and_not_images():
 
 def test_training_goes_on_where_it_was_cut_short(tmp_path):
     part = torch.nn.Linear(2, 2)
-    assert tiny_base.resume(tmp_path / "state.pt", part=part) == 0
-    tiny_base.checkpoint(tmp_path / "state.pt", 7, part=part)
+    assert tiny_training.resume(tmp_path / "state.pt", part=part) == 0
+    tiny_training.checkpoint(tmp_path / "state.pt", 7, part=part)
     other = torch.nn.Linear(2, 2)
-    assert tiny_base.resume(tmp_path / "state.pt", part=other) == 7
+    assert tiny_training.resume(tmp_path / "state.pt", part=other) == 7
     assert torch.equal(part.weight, other.weight) and [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
 

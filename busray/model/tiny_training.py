@@ -1,0 +1,30 @@
+"""Training that can be cut short at any step: a learning-rate schedule and checkpoints of whatever has a state."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def cosine(step: int, steps: int, warm: int) -> float:
+    """Share of the peak learning rate: linear warm-up, then a cosine to 1 % of it."""
+    if step < warm:
+        return (step + 1) / warm
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
+
+
+def checkpoint(path: Path, step: int, **parts: Any) -> None:
+    """Replaces path by the state of each part, never leaving half a file under that name."""
+    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+
+
+def resume(path: Path, **parts: Any) -> int:
+    """Loads what checkpoint() left at path into parts; returns the step to go on from, 0 where there is none."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state["step"]
