@@ -24,7 +24,6 @@ from busray.corpus.manifest import publish_manifest
 from busray.corpus.plan import extend_plan, pending, shards
 from busray.corpus.recipe import Recipe, corpus_identity, make_recipe
 from busray.corpus.run import open_run
-from busray.identity import fingerprint
 from busray.model.checkpoints import fetch_adapters, read_adapters
 from busray.model.sample import Drawn, Sampler
 from busray.records import Commit, Execution, ImageSpec, Shard, UserError, arm_prefix

@@ -46,6 +46,7 @@ def _quieten(log_file: Path) -> None:
     """Ray's driver-side loggers write to log_file; its progress bars are off (ours tell what matters)."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ part writes to the terminal whatever we do
     from ray.data import DataContext
 
     context = DataContext.get_current()
