@@ -103,7 +103,7 @@ def main() -> None:
         first, second, third = (features(extractor, x) for x in (reference, others, made))
         floor, kept = frechet_between(first, second), frechet_between(first, third)
         print(
-            f"\nFID ({extractor.name}) of BUSI, {args.n} against {args.n}: floor {floor:.1f}, through the VAE {kept:.1f}"
+            f"\nFID ({extractor.name}), BUSI, {args.n} against {args.n}: floor {floor:.1f}, through the VAE {kept:.1f}"
         )
     x, t = torch.randn(16, pipe.unet.config.in_channels, 32, 32), torch.full((16,), 500)
     h = torch.randn(16, 77, pipe.unet.config.cross_attention_dim)

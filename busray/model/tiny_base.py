@@ -20,11 +20,12 @@ import torch
 import torch.nn.functional as F
 
 from busray.model.tiny_corpus import SIDE, captioned, procedural
-from busray.model.tiny_training import checkpoint, cosine, resume
+from busray.model.tiny_training import checkpoint, restarts, resume
 from busray.model.tiny_vae import LATENT_CHANNELS, new_vae, three_channels
 
 UNET_WIDTHS = (32, 64, 128)
-UNET_STEPS = 4500
+UNET_CYCLES = (4500, 11000)
+"""Steps of each cosine cycle of the learning rate (warm restarts: arXiv 1608.03983)."""
 UNET_BATCH = 8
 UNET_RATE = 8e-4
 TEXT_WIDTH = 128
@@ -132,12 +133,12 @@ def train_unet(work: Path, seed: int, log: Callable[[str], None]) -> None:
     unet, text = new_denoiser(len(tokenizer), tokenizer.eos_token_id)
     both = torch.nn.ModuleList([unet, text])
     optimiser = torch.optim.AdamW(both.parameters(), lr=UNET_RATE, betas=(0.9, 0.99), weight_decay=1e-3)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: cosine(s, UNET_STEPS, warm=200))
+    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: restarts(s, UNET_CYCLES, warm=200))
     average = EMAModel(both.parameters(), decay=0.998, use_ema_warmup=True, power=0.75)
     noiser: Any = DDPMScheduler(**schedule())
     start = resume(work / "unet-train.pt", both=both, optimiser=optimiser, rate=rate, average=average)
     began, running = time.monotonic(), 1.0
-    for step in range(start, UNET_STEPS):
+    for step in range(start, sum(UNET_CYCLES)):
         rng = np.random.default_rng([seed, 7, step])
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         picked = np.sort(rng.choice(len(latents), UNET_BATCH, replace=False))
