@@ -102,16 +102,23 @@ def _demo(options: argparse.Namespace, flags: list[str]) -> int:
 def whole_job(config: Any, command: str) -> int:
     """Run everything, print the figures and where the report is; status 1 if an image is neither drawn nor excused."""
     with reporter() as tell:
-        tell("start", 0, 1)
+        run = _open(config, tell, command=command)
         from busray.cluster.pipeline import run_all
-        from busray.cluster.run import open_run
 
-        run = open_run(config, tell, command=command)
-        tell("start", 1, 1)
         figures = run_all(run)
     _print_figures(figures)
     print(f"report: {config.output.rstrip('/')}/report.html")
     return 0
+
+
+def _open(config: Any, tell: Any, **options: Any) -> Any:
+    """Checked before Ray and torch are loaded, so that a mistake is told at once."""
+    from busray.cluster.run import open_run
+
+    tell("start", 0, 1)
+    run = open_run(config, tell, **options)
+    tell("start", 1, 1)
+    return run
 
 
 def _finetune(options: argparse.Namespace, flags: list[str]) -> int:
@@ -119,11 +126,10 @@ def _finetune(options: argparse.Namespace, flags: list[str]) -> int:
 
     config = load_config(options.config, flags)
     with reporter() as tell:
+        run = _open(config, tell, needs_inception=False)
         from busray.cluster.finetune import finetune
         from busray.cluster.pipeline import timed
-        from busray.cluster.run import open_run
 
-        run = open_run(config, tell, needs_inception=False)
         record = timed(run, "finetune", lambda: finetune(run))
     print(f"adapters: {config.output.rstrip('/')}/{record['folder']}")
     return 0
@@ -134,11 +140,10 @@ def _generate(options: argparse.Namespace, flags: list[str]) -> int:
 
     config = load_config(options.config, flags)
     with reporter() as tell:
+        run = _open(config, tell, needs_inception=False)
         from busray.cluster.generate import generate
         from busray.cluster.pipeline import timed
-        from busray.cluster.run import open_run
 
-        run = open_run(config, tell, needs_inception=False)
         digest = timed(run, "generate", lambda: generate(run))
     print(f"corpus: {config.output.rstrip('/')}, manifest digest {digest}")
     return 0
@@ -149,13 +154,12 @@ def _evaluate(options: argparse.Namespace, flags: list[str]) -> int:
 
     config = load_config(options.config, flags)
     with reporter() as tell:
+        run = _open(config, tell, command=f"busray evaluate {options.config} {shlex.join(flags)}".strip())
         from busray.cluster.evaluate import evaluate
         from busray.cluster.generate import generate
         from busray.cluster.pipeline import timed, write_report
-        from busray.cluster.run import open_run
         from busray.corpus.arms import arms_to_draw
 
-        run = open_run(config, tell, command=f"busray evaluate {options.config} {shlex.join(flags)}".strip())
         for arm in arms_to_draw(config):
             timed(run, f"generate {arm}", lambda arm=arm: generate(run, arm))
         figures = timed(run, "evaluate", lambda: evaluate(run))
@@ -178,13 +182,12 @@ def _reproduce(options: argparse.Namespace, flags: list[str]) -> int:
 
     config = validate({**json.loads(stored), "output": options.run})
     with reporter() as tell:
+        run = _open(config, tell, needs_inception=False)
         tell("reproduce", 0, 1)
         import numpy as np
 
         from busray.cluster.pipeline import reproduce
-        from busray.cluster.run import open_run
 
-        run = open_run(config, tell, needs_inception=False)
         kept, redrawn = reproduce(run, options.image_id)
         tell("reproduce", 1, 1)
     difference = np.abs(kept.astype(int) - redrawn.astype(int))

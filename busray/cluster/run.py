@@ -1,7 +1,7 @@
 """A run: its settings, storage, checked data set and pinned base. Opening one is where a user's mistake ends."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,6 @@ class Run:
     base: BaseIdentity
     inception: InceptionWeights | None
     command: str = ""
-    timings: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def log_file(self) -> Path:
@@ -85,11 +84,14 @@ def open_run(config: Config, tell: Tell, *, needs_inception: bool = True, comman
     if needs_inception and compared_images(config) < 2:
         raise UserError("classes: at least 2 images a class are needed to compare anything (classes.<class>.images)")
     folder = _folder(config, store)
-    dataset = _dataset(config, store, folder, tell)
+    dataset, findings = _dataset(config, store, folder, tell)
     if config.adapters.path:
         local = fetch_folder(config.adapters.path, _cache(config.adapters.path))
         tokens = config.tokens() if config.uses_tokens else {}
         check_adapters(local, config.adapters.method, tokens, base, dataset.hash)
+    if findings is not None:
+        store.replace(CHECK, to_json(findings))
+        store.put_once(DATASET, to_json(dataset))
     store.put_once(CONFIG, to_json(config.model_dump(mode="json")))
     return Run(config, store, tell, dataset, folder, base, inception, command)
 
@@ -123,20 +125,19 @@ def _folder(config: Config, store: Store) -> Path:
     return folder
 
 
-def _dataset(config: Config, store: Store, folder: Path, tell: Tell) -> DataSet:
+def _dataset(config: Config, store: Store, folder: Path, tell: Tell) -> tuple[DataSet, dict[str, Any] | None]:
+    """The run's data set, and what the check found where it was not recorded before."""
     classes = list(config.classes)
     stored = store.read_or_none(DATASET)
     if stored is not None:
         dataset = DataSet.from_json(stored)
         _refuse_changed_images(dataset, config, folder)
-        return dataset
+        return dataset, None
     dataset, report = prepare(
         config.dataset, classes, config.base.size, folder, lambda done, total: tell("check", done, total)
     )
-    value = {**report.to_dict(), "tables": [_plain(table) for table in report.tables()]}
-    store.replace(CHECK, to_json(value))
-    store.put_once(DATASET, to_json(dataset))
-    return DataSet.from_json(store.read(DATASET))
+    findings = {**report.to_dict(), "tables": [_plain(table) for table in report.tables()]}
+    return DataSet.from_json(to_json(dataset)), findings
 
 
 def _plain(table: Any) -> dict[str, Any]:
