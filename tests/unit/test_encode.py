@@ -1,0 +1,87 @@
+"""Shards are what their readers expect: Parquet that Hugging Face decodes, PNGs that say they are synthetic."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from busray.corpus.encode import Row, encode_parquet, encode_png, png_bytes, png_pixels
+from busray.records import Box, ImageSpec
+
+PROVENANCE = {"fingerprint": "f" * 64, "synthetic": True}
+
+
+def rows(refined: bool = True) -> list[Row]:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, 2, 16, 16), dtype=np.uint8)
+    return [
+        Row(
+            ImageSpec(
+                f"f-benign-{i:08d}", "benign", i, 0, "a prompt", 2**62 + i, i, Box(0, 2, 16, 12), {"birads": "4"}
+            ),
+            images[i, 0],
+            images[i, 1] if refined else None,
+        )
+        for i in range(3)
+    ]
+
+
+def test_pixels_survive_a_parquet_shard() -> None:
+    table = pq.read_table(io.BytesIO(encode_parquet(rows(), PROVENANCE)))
+    for cell, before, row in zip(
+        *(table.column(c).to_pylist() for c in ("image", "image_txt2img")), rows(), strict=True
+    ):
+        assert np.array_equal(png_pixels(cell["bytes"]), row.image)
+        assert row.txt2img is not None and np.array_equal(png_pixels(before["bytes"]), row.txt2img)
+    assert table.column("seed_txt2img").to_pylist() == [2**62, 2**62 + 1, 2**62 + 2]
+    assert json.loads(table.column("columns")[0].as_py()) == {"birads": "4"}
+
+
+def test_a_parquet_shard_carries_the_provenance_and_what_hugging_face_needs_to_decode_images() -> None:
+    schema = pq.read_schema(io.BytesIO(encode_parquet(rows(), PROVENANCE)))
+    assert schema.field("image").type == pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    assert features["image"] == {"_type": "Image"}
+    assert set(features) == set(schema.names)
+    assert json.loads(schema.metadata[b"busray"]) == PROVENANCE
+
+
+def test_a_corpus_without_refinement_has_one_image_column() -> None:
+    schema = pq.read_schema(io.BytesIO(encode_parquet(rows(refined=False), PROVENANCE)))
+    assert "image_txt2img" not in schema.names
+
+
+def test_the_same_rows_give_the_same_bytes() -> None:
+    assert encode_parquet(rows(), PROVENANCE) == encode_parquet(rows(), PROVENANCE)
+    assert encode_png(rows(), PROVENANCE, "data/b/s") == encode_png(rows(), PROVENANCE, "data/b/s")
+
+
+def test_every_image_says_that_it_is_synthetic_and_which() -> None:
+    cell = pq.read_table(io.BytesIO(encode_parquet(rows(), PROVENANCE))).column("image")[1].as_py()
+    with Image.open(io.BytesIO(cell["bytes"])) as image:
+        assert image.mode == "L"
+        assert image.text["Comment"].startswith("SYNTHETIC")  # type: ignore[attr-defined]
+        assert image.text["image_id"] == "f-benign-00000001"  # type: ignore[attr-defined]
+
+
+def test_a_png_shard_names_every_image_by_its_digest() -> None:
+    metadata, pngs = encode_png(rows(), PROVENANCE, "data/benign/00000000-00003")
+    head, *lines = [json.loads(line) for line in metadata.decode().splitlines()]
+    assert head == {"busray": PROVENANCE}
+    assert len(lines) == 3 and len(pngs) == 6
+    for line in lines:
+        for column in ("image", "image_txt2img"):
+            assert line[column]["sha256"][:16] in line[column]["key"]
+            assert pngs[line[column]["key"]].startswith(b"\x89PNG")
+
+
+def test_a_shard_whose_images_were_all_rejected_is_still_a_shard() -> None:
+    assert pq.read_table(io.BytesIO(encode_parquet([], PROVENANCE))).num_rows == 0
+
+
+def test_pixels_survive_a_png() -> None:
+    image = rows()[0].image
+    assert np.array_equal(png_pixels(png_bytes(image, {})), image)
