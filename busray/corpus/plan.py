@@ -17,22 +17,33 @@ def read_segments(store: Store) -> list[Segment]:
 
 
 def extend_plan(store: Store, images: Mapping[str, int], shard_size: int) -> list[Segment]:
-    """The plan with at least `images` a class: appends what is missing, refuses to take back what was planned."""
+    """The plan with at least `images` a class: appends what is missing, refuses to take back what was planned.
+
+    A refusal appends nothing for any class.
+    """
     segments = read_segments(store)
-    for class_name, wanted in images.items():
-        while True:
-            planned = sum(s.count for s in segments if s.class_name == class_name)
-            if wanted < planned:
-                raise UserError(
-                    f"classes.{class_name}.images: {wanted} is below the {planned} already planned in {store.url}: "
-                    "a corpus only grows; give another output for a smaller one"
-                )
-            if wanted == planned:
-                break
-            segment = Segment(class_name, planned, wanted - planned, shard_size)
-            won = store.put_once(segment_key(len(segments)), to_json(segment))
-            segments = [*segments, segment] if won else read_segments(store)
+    while missing := _missing(store, segments, images, shard_size):
+        won = store.put_once(segment_key(len(segments)), to_json(missing[0]))
+        segments = [*segments, missing[0]] if won else read_segments(store)
     return segments
+
+
+def _missing(store: Store, segments: Iterable[Segment], images: Mapping[str, int], shard_size: int) -> list[Segment]:
+    """What the plan lacks, a segment a class; UserError where a class is to have fewer images than planned."""
+    planned = dict.fromkeys(images, 0)
+    for segment in segments:
+        planned[segment.class_name] = planned.get(segment.class_name, 0) + segment.count
+    for class_name, wanted in images.items():
+        if wanted < planned[class_name]:
+            raise UserError(
+                f"classes.{class_name}.images: {wanted} is below the {planned[class_name]} already planned in "
+                f"{store.url}: a corpus only grows; give another output for a smaller one"
+            )
+    return [
+        Segment(class_name, planned[class_name], wanted - planned[class_name], shard_size)
+        for class_name, wanted in images.items()
+        if wanted > planned[class_name]
+    ]
 
 
 def shards(segments: Iterable[Segment]) -> list[Shard]:

@@ -182,7 +182,10 @@ class Sampler:
 
 def scheduler_for(name: str, settings: Any) -> Any:
     """A scheduler of config's name with the base's noise schedule and prediction type."""
-    extra = {"algorithm_type": "dpmsolver++"} if name == "dpmsolver++" else {}
+    extra: dict[str, Any] = {
+        "dpmsolver++": {"algorithm_type": "dpmsolver++"},
+        "ddim": {"clip_sample": False},  # its default cuts latents off at 1, as if they were pixels
+    }.get(name, {})
     return SCHEDULERS[name].from_config(settings, **extra)
 
 

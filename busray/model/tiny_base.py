@@ -24,7 +24,7 @@ from busray.model.tiny_training import checkpoint, restarts, resume
 from busray.model.tiny_vae import LATENT_CHANNELS, new_vae, three_channels
 
 UNET_WIDTHS = (32, 64, 128)
-UNET_CYCLES = (4500, 3750, 10500)
+UNET_CYCLES = (4500, 3750, 5250)
 """Steps of each cosine cycle of the learning rate (warm restarts: arXiv 1608.03983)."""
 UNET_BATCH = 8
 UNET_RATE = 8e-4

@@ -96,6 +96,35 @@ def test_an_object_that_is_not_the_recorded_one_is_refused(store: Store) -> None
         read_rows(store, made)
 
 
+def test_a_picture_that_is_not_the_recorded_one_is_refused(store: Store) -> None:
+    made = commit(store, rows(), format="png")
+    (picture, *_) = (key for key in store.list("data") if key.endswith(".png"))
+    (Path(store.url) / picture).write_bytes(b"torn")
+    with pytest.raises(ValueError, match="is not what its shard records"):
+        read_rows(store, made)
+
+
+def test_a_worker_that_dies_among_its_pictures_leaves_no_record(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    put, written = Store.put_once, []
+
+    def dies(self: Store, key: str, data: bytes) -> bool:
+        if len(written) == 3:
+            raise ConnectionError("the node went away")
+        written.append(key)
+        return put(self, key, data)
+
+    monkeypatch.setattr(Store, "put_once", dies)
+    with pytest.raises(ConnectionError):
+        commit(store, rows(shade=9), format="png")
+    monkeypatch.setattr(Store, "put_once", put)
+    assert read_commits(store) == []
+    done = commit(store, rows(), format="png")
+    assert read_rows(store, done).num_rows == 3
+    shared = [key for key in written if ".txt2img-" in key]  # the same picture in both attempts: not left behind
+    assert len(shared) == 1
+    assert orphans(store) == sorted(set(written) - set(shared))
+
+
 @pytest.mark.parametrize("text", ["", '{"class_name": "benign"', "[]", '{"class_name": "benign"}'])
 def test_a_record_that_does_not_parse_is_an_error_and_not_a_missing_shard(store: Store, text: str) -> None:
     made = commit(store, rows())

@@ -63,3 +63,14 @@ def test_what_is_pending_takes_the_classes_in_turn() -> None:
     plan = shards([Segment("b", 0, 3, 1), Segment("m", 0, 2, 1)])
     assert [s.class_name for s in pending(plan, [])] == ["b", "m", "b", "m", "b"]
     assert pending(plan, [commit(s) for s in plan[1:]]) == plan[:1]
+
+
+def test_a_plan_that_is_refused_for_one_class_is_extended_for_none(store: Store) -> None:
+    before = extend_plan(store, {"b": 6, "m": 4}, 4)
+    with pytest.raises(UserError, match=r"classes\.m\.images: 3 is below"):
+        extend_plan(store, {"b": 9, "m": 3}, 4)
+    assert read_segments(store) == before
+
+
+def test_a_class_without_images_has_no_segment(store: Store) -> None:
+    assert extend_plan(store, {"b": 0, "m": 2}, 4) == [Segment("m", 0, 2, 4)]

@@ -8,7 +8,7 @@ import torch
 
 from busray.config import Base, Refine, Sampling
 from busray.model.base import load_pipeline
-from busray.model.sample import SCHEDULERS, Sampler
+from busray.model.sample import SCHEDULERS, Sampler, scheduler_for
 from busray.records import Box, ImageSpec, UserError
 
 SIZE = 64
@@ -92,6 +92,12 @@ def test_every_scheduler_draws_a_finite_image_and_keeps_the_bases_prediction_typ
     drawn = made.draw([spec(0, Box(0, 8, SIZE, 48)), spec(1)])
     assert [d.problem for d in drawn] == [None, None]
     assert drawn[0].image.std() > 0
+
+
+def test_no_scheduler_cuts_latents_off_as_if_they_were_pixels() -> None:
+    settings = load_pipeline(Base(size=SIZE)).scheduler.config
+    for name in SCHEDULERS:
+        assert not scheduler_for(name, settings).config.get("clip_sample", False), name
 
 
 def test_guidance_and_prompts_matter(plain: Sampler) -> None:

@@ -100,3 +100,12 @@ def test_conflicts_are_in_no_split_and_their_group_stays_together() -> None:
     side = side_of(split(images, [conflict, ["benign/0002.png", "benign/0004.png"]], [conflict], 0.2, 0.2, seed=3))
     assert set(side) == {one.file for one in images} - set(conflict)
     assert len({side[f"benign/{i:04d}.png"] for i in (2, 3, 4, 5)}) == 1
+
+
+def test_a_large_cluster_goes_where_there_is_room_for_it() -> None:
+    images = [image("benign", i) for i in range(20)]
+    cluster = [one.file for one in images[:10]]
+    for seed in range(20):
+        sides = split(images, [cluster], [], 0.2, 0.2, seed)
+        assert [len(sides[side]) for side in SPLITS] == [12, 4, 4]
+        assert set(cluster) <= {one.file for one in sides["train"]}
