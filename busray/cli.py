@@ -57,7 +57,6 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("data", type=Path, help="folder with one folder of images a class")
             command.add_argument("--json", type=Path, help="also write the findings to this file")
             command.add_argument("--metadata", type=Path, help="CSV with the columns file, group and any others")
-            command.add_argument("--size", type=int, default=128, help="side of the model's square (default 128)")
         elif name in ("reproduce", "gc"):
             command.add_argument("run", help="folder or URL of the run")
             if name == "reproduce":
@@ -76,9 +75,7 @@ def _check(options: argparse.Namespace, flags: list[str]) -> int:
 
     _refuse(flags)
     with reporter() as tell:
-        report = check(
-            options.data, None, options.size, metadata=options.metadata, progress=lambda d, t: tell("check", d, t)
-        )
+        report = check(options.data, None, options.metadata, lambda done, total: tell("check", done, total))
     for table in report.tables():
         print_table(table.title, table.columns, table.rows)
     if options.json:

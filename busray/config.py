@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from busray.records import UserError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+TOKEN = re.compile(r"<[a-z0-9][a-z0-9_-]*>")
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -72,7 +73,7 @@ class Base(Settings):
 class Class(Settings):
     images: Count = 100
     """Images to draw for the released corpus."""
-    token: Annotated[str, Field(pattern=r"^<[a-z0-9][a-z0-9_-]*>$")] | None = None
+    token: Annotated[str, Field(pattern=f"^{TOKEN.pattern}$")] | None = None
     """Placeholder token of textual inversion; classes may share one. Default `<class name>`."""
     initializer: Annotated[str, Field(min_length=1)] = "ultrasound"
     """Word whose embedding the token starts from, and its stand-in in arms without textual inversion."""
@@ -245,6 +246,9 @@ def _token_problems(config: Config) -> list[str]:
     problems = []
     for name, settings in config.classes.items():
         token = config.tokens()[name]
+        twins = [other for other in config.classes if other != name and config.tokens()[other] == token]
+        if settings.token is None and (twins or not TOKEN.fullmatch(token)):
+            problems.append(f"classes.{name}.token: set one, the default {token} is another class's or no good token")
         places = {"prompts": settings.prompts, "caption": (settings.caption,)}
         for where, texts in ((f"classes.{name}.{field}", texts) for field, texts in places.items()):
             try:

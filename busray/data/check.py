@@ -162,8 +162,6 @@ def _spread(values: Iterable[int]) -> tuple[int, int, int]:
 def check(
     folder: Path,
     classes: Sequence[str] | None = None,
-    size: int = 128,
-    frame: str = "letterbox",
     metadata: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:

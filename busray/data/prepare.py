@@ -26,7 +26,7 @@ def prepare(
 ) -> tuple[DataSet, CheckReport]:
     """Check and split folder's images; UserError for what would make training or comparing impossible."""
     metadata = Path(dataset.metadata) if dataset.metadata else None
-    report = check(folder, classes, size, dataset.frame, metadata, progress)
+    report = check(folder, classes, metadata, progress)
     if report.unreadable:
         lines = "\n".join(f"  {file}: {reason}" for file, reason in report.unreadable)
         raise UserError(f"{folder}: {len(report.unreadable)} files cannot be read; mend or remove them:\n{lines}")

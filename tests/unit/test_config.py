@@ -243,3 +243,13 @@ def test_template_fields_are_the_names_in_braces() -> None:
 def test_an_arm_is_its_adapters_and_whether_it_is_refined() -> None:
     assert split_arm("lora+ti+refine") == ("lora+ti", True)
     assert split_arm("base") == ("base", False)
+
+
+def test_default_tokens_that_clash_or_cannot_be_tokens_are_refused_by_name() -> None:
+    clash = {"Benign": {"images": 1}, "benign": {"images": 1}}
+    with pytest.raises(UserError, match=r"classes\.Benign\.token: set one"):
+        validate({"dataset": {"path": "data"}, "classes": clash})
+    with pytest.raises(UserError, match=r"classes\.a\.b\.token: set one"):
+        validate({"dataset": {"path": "data"}, "classes": {"a.b": {"images": 1}}})
+    shared = {name: {"images": 1, "token": "<us>"} for name in ("Benign", "benign")}
+    assert set(validate({"dataset": {"path": "data"}, "classes": shared}).tokens().values()) == {"<us>"}
