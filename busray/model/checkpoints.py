@@ -75,7 +75,8 @@ def commit_adapters(store: Store, files: dict[str, bytes], record: dict[str, Any
     folder = f"adapters/{record['sha256'][:16]}"
     for name, data in files.items():
         store.put_once(f"{folder}/{name}", data)
-    digests = {name: sha256_bytes(data) for name, data in files.items()}
+    # An earlier try may have left the same tensors under this name with their header in another order: record those.
+    digests = {name: sha256_bytes(store.read(f"{folder}/{name}")) for name in files}
     store.put_once(ADAPTERS, to_json({**record, "folder": folder, "files": digests}))
     winner = read_adapters(store)
     assert winner is not None

@@ -20,12 +20,11 @@ import torch
 import torch.nn.functional as F
 
 from busray.model.tiny_corpus import SIDE, captioned, procedural
-from busray.model.tiny_training import checkpoint, restarts, resume
+from busray.model.tiny_training import checkpoint, cosine, resume
 from busray.model.tiny_vae import LATENT_CHANNELS, new_vae, three_channels
 
 UNET_WIDTHS = (32, 64, 128)
-UNET_CYCLES = (4500, 3750, 5250)
-"""Steps of each cosine cycle of the learning rate (warm restarts: arXiv 1608.03983)."""
+UNET_STEPS = 4500
 UNET_BATCH = 8
 UNET_RATE = 8e-4
 TEXT_WIDTH = 128
@@ -110,17 +109,6 @@ def schedule() -> dict[str, Any]:
             "prediction_type": "v_prediction"}  # fmt: skip
 
 
-def multiscale(error: torch.Tensor, levels: int = 4) -> torch.Tensor:
-    """Mean square of an error [b, c, h, w] at full resolution and averaged over cells of 2, 4 and 8, weighted so that
-    white noise counts the same at each: most of these latents is speckle, which no network can foretell, and it would
-    drown what layers and lesions say (after simple diffusion, arXiv 2301.11093)."""
-    total = torch.zeros(())
-    for level in range(levels):
-        total = total + 4**level * error.square().mean()
-        error = F.avg_pool2d(error, 2)
-    return total / levels
-
-
 def with_strangers(ids: np.ndarray, strange: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Token ids [77] with up to 7 of the strange ids put in, so that the base bears words it has never learnt."""
     length = int(ids.argmax())  # of start token and words: the end token has the highest id
@@ -144,12 +132,12 @@ def train_unet(work: Path, seed: int, log: Callable[[str], None]) -> None:
     unet, text = new_denoiser(len(tokenizer), tokenizer.eos_token_id)
     both = torch.nn.ModuleList([unet, text])
     optimiser = torch.optim.AdamW(both.parameters(), lr=UNET_RATE, betas=(0.9, 0.99), weight_decay=1e-3)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: restarts(s, UNET_CYCLES, warm=200))
+    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: cosine(s, UNET_STEPS, warm=200))
     average = EMAModel(both.parameters(), decay=0.998, use_ema_warmup=True, power=0.75)
     noiser: Any = DDPMScheduler(**schedule())
     start = resume(work / "unet-train.pt", both=both, optimiser=optimiser, rate=rate, average=average)
     began, running = time.monotonic(), 1.0
-    for step in range(start, sum(UNET_CYCLES)):
+    for step in range(start, UNET_STEPS):
         rng = np.random.default_rng([seed, 7, step])
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         picked = np.sort(rng.choice(len(latents), UNET_BATCH, replace=False))
@@ -164,7 +152,7 @@ def train_unet(work: Path, seed: int, log: Callable[[str], None]) -> None:
         noise = torch.randn(clean.shape, generator=generator)
         times = torch.randint(0, 1000, (UNET_BATCH,), generator=generator)
         made = unet(noiser.add_noise(clean, noise, times), times, text(torch.from_numpy(words))[0]).sample
-        loss = multiscale(made - noiser.get_velocity(clean, noise, times))
+        loss = F.mse_loss(made, noiser.get_velocity(clean, noise, times))
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)

@@ -14,15 +14,6 @@ def cosine(step: int, steps: int, warm: int) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
 
 
-def restarts(step: int, cycles: tuple[int, ...], warm: int) -> float:
-    """cosine() begun anew in each cycle."""
-    for steps in cycles[:-1]:
-        if step < steps:
-            return cosine(step, steps, warm)
-        step -= steps
-    return cosine(step, cycles[-1], warm)
-
-
 def checkpoint(path: Path, step: int, **parts: Any) -> None:
     """Replaces path by the state of each part, never leaving half a file under that name."""
     torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, path.with_suffix(".new"))

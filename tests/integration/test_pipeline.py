@@ -212,7 +212,7 @@ def test_plain_diffusers_draws_the_same_with_the_adapters_in_a_process_without_b
     pipe = load_pipeline(finished.config.base)
     load_adapters(pipe, Path(folder), "lora+ti", finished.config.tokens())
     ours = pipe(
-        "<us-benign> <us-benign>_1 ultrasound image of benign breast tissue",
+        "<us-benign> ultrasound image of benign breast tissue",
         latents=torch.randn((1, 8, 32, 32), generator=torch.Generator().manual_seed(5)),
         num_inference_steps=4,
         guidance_scale=2.0,

@@ -56,3 +56,12 @@ def test_adapters_that_are_not_what_was_recorded_are_not_used(store: Store, tmp_
     (Path(store.url) / record["folder"] / "a.safetensors").write_bytes(b"other")
     with pytest.raises(ValueError, match=r"not what adapters\.json records"):
         fetch_adapters(store, tmp_path / "local")
+
+
+def test_a_repeated_training_whose_files_differ_in_their_header_only_records_what_is_stored(
+    store: Store, tmp_path: Path
+) -> None:
+    commit_adapters(store, {"a.safetensors": b"header one, tensors"}, {"sha256": "1" * 64})
+    store.delete("adapters.json")
+    commit_adapters(store, {"a.safetensors": b"header two, tensors"}, {"sha256": "1" * 64})
+    assert (fetch_adapters(store, tmp_path / "local") / "a.safetensors").read_bytes() == b"header one, tensors"
