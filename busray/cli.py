@@ -288,22 +288,22 @@ def reporter() -> Iterator[Any]:
 
 
 def _plain_lines() -> Any:
-    started: dict[str, tuple[float, int]] = {}
-    last: dict[str, float] = {}
+    last: dict[str, tuple[float, int]] = {}
+    finished = set()
 
     def tell(stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        began, first = started.setdefault(stage, (now, done))
-        finished = done >= total
-        if now - last.get(stage, -LINE_SECONDS) < LINE_SECONDS and not finished:
+        before, already = last.get(stage, (now, done))
+        if stage in finished or (stage in last and now - before < LINE_SECONDS and done < total):
             return
-        if last.get(stage) == float("inf"):
-            return
-        last[stage] = float("inf") if finished else now
-        rate = (done - first) / (now - began) if now > began else 0.0
-        eta = f", {(total - done) / rate:.0f} s left" if rate and not finished else ""
-        speed = f", {rate:.1f}/s" if rate else ""
-        print(f"{stage}: {done}/{total}{speed}{eta}", file=sys.stderr, flush=True)
+        last[stage] = now, done
+        rate = (done - already) / (now - before) if now > before else 0.0
+        text = f"{stage}: {done}/{total}"
+        if done >= total:
+            finished.add(stage)
+        elif rate:
+            text += f", {rate:.1f}/s, {(total - done) / rate:.0f} s left"
+        print(text, file=sys.stderr, flush=True)
 
     return tell
 

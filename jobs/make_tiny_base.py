@@ -18,6 +18,7 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder for everything in between (1 GB)")
     parser.add_argument("--out", type=Path, default=Path(tiny_base.__file__).parent / "tiny")
     parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
+    parser.add_argument("--autoencoder", type=Path, help="take it from this saved base instead of training one")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--phantoms", type=int, default=8000)
     parser.add_argument("--pictures", type=int, default=4000)
@@ -33,6 +34,9 @@ def main() -> None:
             file.write(line + "\n")
 
     stages = STAGES if args.stage == "all" else (args.stage,)
+    if args.autoencoder:
+        tiny_vae.take_autoencoder(args.autoencoder, args.work)
+        stages = tuple(stage for stage in stages if stage not in ("vae", "decoder"))
     if "corpus" in stages:
         tiny_base.make_corpus(args.work, args.seed, args.phantoms, args.pictures, args.threads)
     if "vae" in stages:

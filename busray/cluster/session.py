@@ -25,17 +25,31 @@ def session(settings: config.Cluster, log_file: Path) -> Iterator[None]:
         yield
         return
     # Python's default lets a job's workers print into the driver's terminal; their logs stay in Ray's session folder.
-    ray.init(
-        address=settings.address or os.environ.get("RAY_ADDRESS") or "local",
-        include_dashboard=False if _starts_its_own(settings) else None,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    with _native_messages_to(log_file):
+        ray.init(
+            address=settings.address or os.environ.get("RAY_ADDRESS") or "local",
+            include_dashboard=False if _starts_its_own(settings) else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     _quieten(log_file)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _native_messages_to(log_file: Path) -> Iterator[None]:
+    """What Ray's C++ part writes to standard error goes into log_file for the length of the block."""
+    terminal = os.dup(2)
+    with log_file.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 def _starts_its_own(settings: config.Cluster) -> bool:

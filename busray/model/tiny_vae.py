@@ -158,10 +158,10 @@ def _train_vae(
     torch.save(vae.state_dict(), work / f"{name}.pt")
 
 
-def load_vae(work: Path) -> Any:
-    """The trained grey autoencoder of work, in evaluation mode."""
+def _load(path: Path) -> Any:
+    """A trained grey autoencoder, in evaluation mode."""
     vae = new_vae()
-    vae.load_state_dict(torch.load(work / "vae.pt", weights_only=True))
+    vae.load_state_dict(torch.load(path, weights_only=True))
     return vae.eval().requires_grad_(False)
 
 
@@ -183,18 +183,44 @@ def fold_normalisation(vae: Any, mean: torch.Tensor, std: torch.Tensor) -> None:
 
 @torch.no_grad()
 def encode_corpus(work: Path, log: Callable[[str], None]) -> None:
-    """Normalises the autoencoder (vae-normal.pt); writes latents.npy, float16 [n, 2, c, 32, 32], mean and std."""
-    vae, phantoms = load_vae(work), np.load(work / "phantoms.npy")
-    start = torch.cat([vae.encode(to_unit(batch)).latent_dist.mean for batch in np.array_split(phantoms[:960], 30)])
-    mean, std = start.mean((0, 2, 3)), start.std((0, 2, 3))
-    log(f"latents mean {mean.tolist()} std {std.tolist()}")
-    fold_normalisation(vae, mean, std)
-    torch.save(vae.state_dict(), work / "vae-normal.pt")
+    """Writes latents.npy, float16 [n, 2, c, 32, 32], mean and std, with the normalised autoencoder vae-normal.pt."""
+    phantoms = np.load(work / "phantoms.npy")
+    if not (work / "vae-normal.pt").exists():
+        _normalise(work, phantoms[:960], log)
+    vae = _load(work / "vae-normal.pt")
     kept = []
     for batch in np.array_split(phantoms, max(1, len(phantoms) // 32)):
         posterior = vae.encode(to_unit(batch)).latent_dist
         kept.append(torch.stack([posterior.mean, posterior.std], 1).half().numpy())
     np.save(work / "latents.npy", np.concatenate(kept))
+
+
+def _normalise(work: Path, phantoms: np.ndarray, log: Callable[[str], None]) -> None:
+    vae = _load(work / "vae.pt")
+    means = torch.cat([vae.encode(to_unit(batch)).latent_dist.mean for batch in np.array_split(phantoms, 30)])
+    mean, std = means.mean((0, 2, 3)), means.std((0, 2, 3))
+    log(f"latents mean {mean.tolist()} std {std.tolist()}")
+    fold_normalisation(vae, mean, std)
+    torch.save(vae.state_dict(), work / "vae-normal.pt")
+
+
+def take_autoencoder(base: Path, work: Path) -> None:
+    """The autoencoder of a saved base as work's own, so that a denoiser can be trained on it alone."""
+    from diffusers import AutoencoderKL
+
+    saved: Any = AutoencoderKL.from_pretrained(base / "vae", use_safetensors=True, torch_dtype=torch.float32)
+    for name in ("vae-normal.pt", "decoder.pt"):
+        torch.save(one_channel(saved).state_dict(), work / name)
+
+
+def one_channel(shipped: Any) -> Any:
+    """What three_channels was given."""
+    vae, state = new_vae(), dict(shipped.state_dict())
+    state["encoder.conv_in.weight"] = state["encoder.conv_in.weight"].sum(1, keepdim=True)
+    for name in ("decoder.conv_out.weight", "decoder.conv_out.bias"):
+        state[name] = state[name][:1]
+    vae.load_state_dict(state)
+    return vae
 
 
 def three_channels(grey: Any) -> Any:

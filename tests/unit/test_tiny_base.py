@@ -186,3 +186,11 @@ def test_a_procedural_picture_is_seeded_and_varied():
     first = [tiny_corpus.procedural(i) for i in range(12)]
     assert all(np.array_equal(a, tiny_corpus.procedural(i)) for i, a in enumerate(first))
     assert len({a.tobytes() for a in first}) == 12 and np.std([a.mean() for a in first]) > 10
+
+
+def test_a_saved_bases_autoencoder_can_be_taken_up_again(tmp_path, phantoms, pipe):
+    tiny_vae.take_autoencoder(TINY, tmp_path)
+    grey = tiny_vae.new_vae()
+    grey.load_state_dict(torch.load(tmp_path / "decoder.pt", weights_only=True))
+    again = tiny_vae.three_channels(grey)
+    assert np.abs(through(again, phantoms[:4]) - through(pipe.vae, phantoms[:4])).max() < 1
