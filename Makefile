@@ -1,6 +1,7 @@
 # make demo: the whole job on simulated images.   make test: every test.   Each alone is enough in a fresh clone.
 
-PYTHON ?= $(firstword $(foreach p,python3.12 python3.13 python3.11 python3,$(shell command -v $(p))))
+NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11; do $$p $(NEW_ENOUGH) && { echo $$p; break; }; done)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export HF_HUB_DISABLE_TELEMETRY = 1
@@ -27,8 +28,7 @@ format: .venv/dev
 	$(BIN)/ruff format .
 
 .venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "busray needs Python 3.11 or later: make PYTHON=/path/to/python3.12 ..."; exit 1; }
+	@test -n "$(PYTHON)" || { echo "busray needs Python 3.11 or later: make PYTHON=/path/to/python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
 
 .venv/runtime: .venv/bin/python pyproject.toml constraints.txt requirements-inception.txt
