@@ -32,13 +32,16 @@ format: .venv/dev
 	$(PYTHON) -m venv .venv
 
 .venv/runtime: .venv/bin/python pyproject.toml constraints.txt requirements-inception.txt
-	$(PIP) install --quiet --no-compile --progress-bar on -c constraints.txt -e .
+	@echo "installing into .venv: some 6 GB, a few minutes"
+	$(PIP) install --quiet --no-compile -c constraints.txt -e .
 	$(PIP) install --quiet --no-deps -r requirements-inception.txt
 	@touch $@
 
-.venv/dev: .venv/runtime
-	$(PIP) install --quiet --no-compile --progress-bar on -c constraints.txt -e '.[dev]'
-	@touch $@
+.venv/dev: .venv/bin/python pyproject.toml constraints.txt requirements-inception.txt
+	@echo "installing into .venv: some 6 GB, a few minutes"
+	$(PIP) install --quiet --no-compile -c constraints.txt -e '.[dev]'
+	$(PIP) install --quiet --no-deps -r requirements-inception.txt
+	@touch .venv/runtime $@
 
 clean:
 	rm -rf .venv runs build dist .pytest_cache .ruff_cache .import_linter_cache
