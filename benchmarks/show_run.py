@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 
 from busray.corpus.commit import read_commits, read_rows
-from busray.quality.report import contact_sheet, difference_rows, markdown_table, metrics_rows
+from busray.quality.contact_sheet import contact_sheet
+from busray.quality.tables import difference_rows, markdown_table, metrics_rows
 from busray.storage import Store
 
 IMAGES = 4

@@ -246,7 +246,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 def _print_figures(figures: list[Any]) -> None:
     from busray.quality.figures import verdicts
-    from busray.quality.report import narrow_rows
+    from busray.quality.tables import narrow_rows
 
     plain = [figure.to_dict() for figure in figures]
     reference = next(figure.reference for figure in figures if figure.protocol == "synthetic-only")

@@ -292,7 +292,7 @@ def _add_up(parameters: Any, loss: float, world: int) -> float:
 def _draw_grid(job: FinetuneJob, tuner: Any, step: int) -> None:
     from busray.corpus.encode import png_bytes
     from busray.model.sample import Sampler
-    from busray.quality.report import contact_sheet
+    from busray.quality.contact_sheet import contact_sheet
 
     sampling = job.sampling.model_copy(update={"steps": min(job.sampling.steps, 20), "batch_size": GRID_IMAGES})
     sampler = Sampler(tuner.sample_pipe(), sampling, None, job.base.size, keep_txt2img=False)

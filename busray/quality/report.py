@@ -1,31 +1,30 @@
-"""The evidence for people: one HTML page, the tables it shares with the terminal and the README, contact sheets.
+"""The evidence for people: one HTML page.
 
-Pure: records in, text or bytes out. The page fetches nothing and runs nothing, and says so in its own policy; whatever
+Pure: records in, text out. The page fetches nothing and runs nothing, and says so in its own policy; whatever
 comes from data passes `_e` (HTML escaping) on its way in.
 """
 
 import base64
-import io
 import json
 import math
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape as _e
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
-
+from busray.quality.tables import (
+    METRICS,
+    Json,
+    classes_of,
+    difference_rows,
+    metrics_rows,
+    numeric,
+    printed,
+    statement,
+)
 from busray.records import CLASS_ALL
 
-Json = dict[str, Any]
 MAIN_PROTOCOL = "synthetic-only"
-METRICS = {"fid": ("FID", 1.0, 1), "kid": ("KID x 1000", 1000.0, 2)}
-"""metric -> (its column, factor and decimals to print it with); `<metric>_floor` is the same between real images."""
-NONE = "–"
-"""A cell for which there is no figure."""
-NUMBER = re.compile(r"[-+\[]*\d|–$|$")
-"""How the cells of a column of numbers begin."""
 MIXTURE = "paper-mixture: drawn and real images together against those same real images, so smaller by construction."
 
 
@@ -37,164 +36,6 @@ class GalleryRow:
     txt2img: bytes | None
     refined: bytes | None
     caption: str
-
-
-# ---- tables ---------------------------------------------------------------------------------------------------------
-
-
-def metrics_rows(figures: list[Json]) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows): distances to real images, a row for each arm and protocol; the floor is the arm `real`.
-
-    Rows of a protocol stand together, since figures of different protocols must not be compared.
-    """
-    found = {
-        (f["arm"], f["protocol"], f["metric"].removesuffix("_floor"), f["class"]): f
-        for f in figures
-        if f["metric"].removesuffix("_floor") in METRICS
-    }
-    classes = _classes(found.values())
-    shown = [(m, c) for m in METRICS for c in classes if any(key[2:] == (m, c) for key in found)]
-    columns = ["arm", "protocol", "n"] + [
-        f"{METRICS[m][0]} {c}" + (" [95 % interval]" if (m, c) == ("kid", CLASS_ALL) else "") for m, c in shown
-    ]
-    rows = []
-    keys = dict.fromkeys(key[:2] for key in found)
-    protocols = list(dict.fromkeys(protocol for _, protocol in keys))
-    for arm, protocol in sorted(keys, key=lambda key: protocols.index(key[1])):
-        cells = [found.get((arm, protocol, m, c)) for m, c in shown]
-        n = next((str(f["n"]) for f in cells if f and f["class"] == CLASS_ALL), NONE)
-        rows.append([arm, protocol, n, *(_cell(f) for f in cells)])
-    return columns, rows
-
-
-def narrow_rows(figures: list[Json], metric: str) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows) of one metric, `fid` or `kid`: for terminals, where metrics_rows is too wide."""
-    mine = [f for f in figures if f["metric"].removesuffix("_floor") == metric]
-    found = {(f["arm"], f["protocol"], f["class"]): f for f in mine}
-    classes = _classes(mine)
-    rows = []
-    for arm, protocol in dict.fromkeys(key[:2] for key in found):
-        cells = [found.get((arm, protocol, c)) for c in classes]
-        note = "" if protocol == "synthetic-only" else f" ({protocol})"
-        n = next((str(f["n"]) for f in cells if f), NONE)
-        rows.append([arm + note, n, *(_cell(f) for f in cells)])
-    return ["arm", "n", *classes], rows
-
-
-def _cell(figure: Json | None) -> str:
-    if figure is None:
-        return NONE
-    metric = figure["metric"].removesuffix("_floor")
-    with_interval = metric == "kid" and figure["class"] == CLASS_ALL and figure["interval"]
-    return _printed(metric, figure["value"]) + (f" {_interval(figure['interval'])}" if with_interval else "")
-
-
-def _printed(metric: str, value: float) -> str:
-    _, factor, decimals = METRICS[metric]
-    return f"{value * factor:z.{decimals}f}"
-
-
-def _interval(kid: Sequence[float]) -> str:
-    return f"[{_printed('kid', kid[0])}, {_printed('kid', kid[1])}]"
-
-
-def difference_rows(figures: list[Json]) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows): KID differences of pairs of arms; below 0 the first arm is closer to the real images."""
-    columns = ["arms", "class", "KID difference x 1000", "95 % interval", "excludes 0"]
-    rows = []
-    for f in figures:
-        if f["metric"] == "kid_difference":
-            interval, excludes = NONE, NONE
-            if f["interval"]:
-                low, high = f["interval"]
-                interval, excludes = _interval((low, high)), "no" if low <= 0 <= high else "yes"
-            rows.append([f["arm"], f["class"], f"{f['value'] * 1000:+z.2f}", interval, excludes])
-    return columns, rows
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table as GitHub renders it, numbers to the right."""
-    rule = ["---:" if i in _numeric(rows) else "---" for i in range(len(columns))]
-    lines = [[_md(cell) for cell in columns], rule, *([_md(cell) for cell in row] for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _numeric(rows: Sequence[Sequence[str]]) -> set[int]:
-    """The columns that hold numbers only."""
-    return {i for i in range(len(rows[0]) if rows else 0) if all(NUMBER.match(row[i]) for row in rows)}
-
-
-def _md(cell: str) -> str:
-    return " ".join(cell.replace("\\", "\\\\").replace("|", "\\|").split())
-
-
-def _classes(figures: Iterable[Json]) -> list[str]:
-    """In the order of the figures, `all` first."""
-    return sorted(dict.fromkeys(f["class"] for f in figures), key=lambda name: name != CLASS_ALL)
-
-
-def statement(figures: list[Json]) -> str:
-    """What must stand next to figures of one protocol: extractor, protocol, n and reference, overall and a class."""
-    scopes = (
-        ("", [f for f in figures if f["class"] == CLASS_ALL]),
-        ("each class ", [f for f in figures if f["class"] != CLASS_ALL]),
-    )
-    counts = "; ".join(scope + _against(found) for scope, found in scopes if found)
-    return f"({figures[0]['extractor']}), {figures[0]['protocol']}, {counts}"
-
-
-def _against(figures: list[Json]) -> str:
-    n, reference = _span(f["n"] for f in figures), _span(f["n_reference"] for f in figures)
-    kinds = " or ".join(dict.fromkeys("real" if f["reference"] == "all" else f["reference"] for f in figures))
-    return f"n = {n} against {reference} {kinds} images"
-
-
-def _span(values: Iterable[int]) -> str:
-    low, *_, high = sorted(values) * 2
-    return f"{low}" if low == high else f"{low} to {high}"
-
-
-# ---- contact sheets -------------------------------------------------------------------------------------------------
-
-
-def contact_sheet(
-    rows: Sequence[Sequence[bytes | None]], labels: Sequence[str], scale: int = 1, row_labels: Sequence[str] = ()
-) -> bytes:
-    """A grey PNG of a grid of PNGs, each pixel scale x scale; labels stand above the columns, row_labels at the left.
-
-    Cells are as large as the largest image (wider where a label needs it); missing ones stay white.
-    """
-    images = [[_open(cell) if cell else None for cell in row] for row in rows]
-    font = ImageFont.load_default(8 + 6 * scale)
-    gap, line = 4 * scale, 2 * (8 + 6 * scale)
-    sizes = [image.size for row in images for image in row if image]
-    label_width = max((math.ceil(font.getlength(label)) for label in labels), default=0)
-    width = max(scale * max((w for w, _ in sizes), default=0), label_width)
-    height = scale * max((h for _, h in sizes), default=0)
-    left = max((math.ceil(font.getlength(label)) + 2 * gap for label in row_labels), default=0)
-    top = line if any(labels) else 0
-    columns = max([len(labels), *map(len, rows)])
-    sheet = Image.new("L", (left + gap + columns * (width + gap), top + gap + len(rows) * (height + gap)), 255)
-    draw = ImageDraw.Draw(sheet)
-    for i, label in enumerate(labels):
-        draw.text((left + gap + i * (width + gap) + width / 2, top / 2 + gap / 2), label, 40, font, anchor="mm")
-    for j, row in enumerate(images):
-        y = top + gap + j * (height + gap)
-        if j < len(row_labels):
-            draw.text((left - gap, y + height / 2), row_labels[j], 40, font, anchor="rm")
-        for i, image in enumerate(row):
-            if image:
-                x = left + gap + i * (width + gap) + (width - scale * image.width) // 2
-                large = image.resize((scale * image.width, scale * image.height), Image.Resampling.NEAREST)
-                sheet.paste(large, (x, y))
-    buffer = io.BytesIO()
-    sheet.save(buffer, "png")
-    return buffer.getvalue()
-
-
-def _open(png: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
-        return image.convert("L")
 
 
 # ---- the page -------------------------------------------------------------------------------------------------------
@@ -385,13 +226,13 @@ def _distance_plot(figures: list[Json], metric: str) -> str:
     left, right = 12.0 + 6.6 * max(len(arm) for arm in arms), 325.0
     at = _scale(low, high, left, right)
     marks, y = "", 0.0
-    for class_name in _classes(shown):
+    for class_name in classes_of(shown):
         group = [f for f in shown if f["class"] == class_name]
         title = "all classes" if class_name == CLASS_ALL else class_name
         marks += _text(0, y + 15, title if len(title) <= 40 else title[:39] + "…", "head")
         if floor := floors.get(class_name):
             x, end = at(floor["value"]), y + 22 + 20 * len(group)
-            marks += _text(400, y + 15, f"floor {_printed(metric, floor['value'])}", "soft", "end")
+            marks += _text(400, y + 15, f"floor {printed(metric, floor['value'])}", "soft", "end")
             marks += f'<path class="floor" d="M{x:.1f} {y + 22:.1f}V{end:.1f}"/>'
         for i, f in enumerate(group):
             marks += _dot(f, y + 32 + 20 * i, at, arms.index(f["arm"]) % 4)
@@ -413,7 +254,7 @@ def _dot(figure: Json, y: float, at: Callable[[float], float], colour: int) -> s
     if figure["interval"]:
         low, high = map(at, figure["interval"])
         bar = f'<path stroke="currentColor" stroke-width="1.5" d="M{low:.1f} {y:.1f}H{high:.1f}"/>'
-    x, number = at(figure["value"]), _printed(figure["metric"], figure["value"])
+    x, number = at(figure["value"]), printed(figure["metric"], figure["value"])
     dot = f'<g class="c{colour}">{bar}<circle fill="currentColor" cx="{x:.1f}" cy="{y:.1f}" r="4"/></g>'
     return _text(0, y + 4, figure["arm"]) + dot + _text(400, y + 4, number, anchor="end")
 
@@ -468,10 +309,10 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], kind: str = ""
     if not rows:
         return ""
     table = [[str(cell) for cell in row] for row in rows]
-    numeric = _numeric(table)
+    right = numeric(table)
 
     def line(cells: Sequence[str], tag: str) -> str:
-        marks = ("" if i in numeric else ' class="left"' for i in range(len(cells)))
+        marks = ("" if i in right else ' class="left"' for i in range(len(cells)))
         return "<tr>" + "".join(f"<{tag}{m}>{_e(cell)}</{tag}>" for m, cell in zip(marks, cells)) + "</tr>"
 
     head = f"<thead>{line(columns, 'th')}</thead>" if columns else ""

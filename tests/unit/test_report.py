@@ -9,14 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from busray.quality.report import (
-    GalleryRow,
-    contact_sheet,
-    difference_rows,
-    markdown_table,
-    metrics_rows,
-    report_html,
-)
+from busray.quality.contact_sheet import contact_sheet
+from busray.quality.report import GalleryRow, report_html
+from busray.quality.tables import difference_rows, markdown_table, metrics_rows
 from busray.records import Figure
 
 CLASSES = ("benign", "malignant")

@@ -1,0 +1,127 @@
+"""Figures as tables: for the terminal, for Markdown, for the page. Records in, cells out."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from busray.records import CLASS_ALL
+
+Json = dict[str, Any]
+METRICS = {"fid": ("FID", 1.0, 1), "kid": ("KID x 1000", 1000.0, 2)}
+"""metric -> (its column, factor and decimals to print it with); `<metric>_floor` is the same between real images."""
+NONE = "–"
+"""A cell for which there is no figure."""
+NUMBER = re.compile(r"[-+\[]*\d|–$|$")
+"""How the cells of a column of numbers begin."""
+
+
+def metrics_rows(figures: list[Json]) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows): distances to real images, a row for each arm and protocol; the floor is the arm `real`.
+
+    Rows of a protocol stand together, since figures of different protocols must not be compared.
+    """
+    found = {
+        (f["arm"], f["protocol"], f["metric"].removesuffix("_floor"), f["class"]): f
+        for f in figures
+        if f["metric"].removesuffix("_floor") in METRICS
+    }
+    classes = classes_of(found.values())
+    shown = [(m, c) for m in METRICS for c in classes if any(key[2:] == (m, c) for key in found)]
+    columns = ["arm", "protocol", "n"] + [
+        f"{METRICS[m][0]} {c}" + (" [95 % interval]" if (m, c) == ("kid", CLASS_ALL) else "") for m, c in shown
+    ]
+    rows = []
+    keys = dict.fromkeys(key[:2] for key in found)
+    protocols = list(dict.fromkeys(protocol for _, protocol in keys))
+    for arm, protocol in sorted(keys, key=lambda key: protocols.index(key[1])):
+        cells = [found.get((arm, protocol, m, c)) for m, c in shown]
+        n = next((str(f["n"]) for f in cells if f and f["class"] == CLASS_ALL), NONE)
+        rows.append([arm, protocol, n, *(_cell(f) for f in cells)])
+    return columns, rows
+
+
+def narrow_rows(figures: list[Json], metric: str) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows) of one metric, `fid` or `kid`: for terminals, where metrics_rows is too wide."""
+    mine = [f for f in figures if f["metric"].removesuffix("_floor") == metric]
+    found = {(f["arm"], f["protocol"], f["class"]): f for f in mine}
+    classes = classes_of(mine)
+    rows = []
+    for arm, protocol in dict.fromkeys(key[:2] for key in found):
+        cells = [found.get((arm, protocol, c)) for c in classes]
+        note = "" if protocol == "synthetic-only" else f" ({protocol})"
+        n = next((str(f["n"]) for f in cells if f), NONE)
+        rows.append([arm + note, n, *(_cell(f) for f in cells)])
+    return ["arm", "n", *classes], rows
+
+
+def _cell(figure: Json | None) -> str:
+    if figure is None:
+        return NONE
+    metric = figure["metric"].removesuffix("_floor")
+    with_interval = metric == "kid" and figure["class"] == CLASS_ALL and figure["interval"]
+    return printed(metric, figure["value"]) + (f" {_interval(figure['interval'])}" if with_interval else "")
+
+
+def printed(metric: str, value: float) -> str:
+    _, factor, decimals = METRICS[metric]
+    return f"{value * factor:z.{decimals}f}"
+
+
+def _interval(kid: Sequence[float]) -> str:
+    return f"[{printed('kid', kid[0])}, {printed('kid', kid[1])}]"
+
+
+def difference_rows(figures: list[Json]) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows): KID differences of pairs of arms; below 0 the first arm is closer to the real images."""
+    columns = ["arms", "class", "KID difference x 1000", "95 % interval", "excludes 0"]
+    rows = []
+    for f in figures:
+        if f["metric"] == "kid_difference":
+            interval, excludes = NONE, NONE
+            if f["interval"]:
+                low, high = f["interval"]
+                interval, excludes = _interval((low, high)), "no" if low <= 0 <= high else "yes"
+            rows.append([f["arm"], f["class"], f"{f['value'] * 1000:+z.2f}", interval, excludes])
+    return columns, rows
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as GitHub renders it, numbers to the right."""
+    rule = ["---:" if i in numeric(rows) else "---" for i in range(len(columns))]
+    lines = [[_md(cell) for cell in columns], rule, *([_md(cell) for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def numeric(rows: Sequence[Sequence[str]]) -> set[int]:
+    """The columns that hold numbers only."""
+    return {i for i in range(len(rows[0]) if rows else 0) if all(NUMBER.match(row[i]) for row in rows)}
+
+
+def _md(cell: str) -> str:
+    return " ".join(cell.replace("\\", "\\\\").replace("|", "\\|").split())
+
+
+def classes_of(figures: Iterable[Json]) -> list[str]:
+    """In the order of the figures, `all` first."""
+    return sorted(dict.fromkeys(f["class"] for f in figures), key=lambda name: name != CLASS_ALL)
+
+
+def statement(figures: list[Json]) -> str:
+    """What must stand next to figures of one protocol: extractor, protocol, n and reference, overall and a class."""
+    scopes = (
+        ("", [f for f in figures if f["class"] == CLASS_ALL]),
+        ("each class ", [f for f in figures if f["class"] != CLASS_ALL]),
+    )
+    counts = "; ".join(scope + _against(found) for scope, found in scopes if found)
+    return f"({figures[0]['extractor']}), {figures[0]['protocol']}, {counts}"
+
+
+def _against(figures: list[Json]) -> str:
+    n, reference = _span(f["n"] for f in figures), _span(f["n_reference"] for f in figures)
+    kinds = " or ".join(dict.fromkeys("real" if f["reference"] == "all" else f["reference"] for f in figures))
+    return f"n = {n} against {reference} {kinds} images"
+
+
+def _span(values: Iterable[int]) -> str:
+    low, *_, high = sorted(values) * 2
+    return f"{low}" if low == high else f"{low} to {high}"
