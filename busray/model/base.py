@@ -86,13 +86,15 @@ def load_pipeline(settings: config.Base, device: str = "cpu", dtype: str | None 
     """A StableDiffusionPipeline on device; dtype defaults to settings.dtype."""
     import torch
     from diffusers import StableDiffusionPipeline
-    from diffusers.utils import logging
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
     pipe = StableDiffusionPipeline.from_pretrained(
         base_folder(settings),
-        torch_dtype=getattr(torch, dtype or settings.dtype),
+        dtype=getattr(torch, dtype or settings.dtype),
         use_safetensors=True,
         safety_checker=None,
         feature_extractor=None,

@@ -208,7 +208,7 @@ def take_autoencoder(base: Path, work: Path) -> None:
     """The autoencoder of a saved base as work's own, so that a denoiser can be trained on it alone."""
     from diffusers import AutoencoderKL
 
-    saved: Any = AutoencoderKL.from_pretrained(base / "vae", use_safetensors=True, torch_dtype=torch.float32)
+    saved: Any = AutoencoderKL.from_pretrained(base / "vae", use_safetensors=True, dtype=torch.float32)
     for name in ("vae-normal.pt", "decoder.pt"):
         torch.save(one_channel(saved).state_dict(), work / name)
 

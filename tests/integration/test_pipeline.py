@@ -190,7 +190,7 @@ import sys, numpy, torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 base, adapters, out = sys.argv[1:]
 torch.set_num_threads(1)
-pipe = StableDiffusionPipeline.from_pretrained(base, torch_dtype=torch.float32, use_safetensors=True)
+pipe = StableDiffusionPipeline.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
 prompt = "<us-benign> ultrasound image of benign breast tissue"
 latents = torch.randn((1, 8, 32, 32), generator=torch.Generator().manual_seed(5))
 def draw():
