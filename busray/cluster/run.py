@@ -92,6 +92,7 @@ def open_run(config: Config, tell: Tell, *, needs_inception: bool = True, comman
     if findings is not None:
         store.replace(CHECK, to_json(findings))
         store.put_once(DATASET, to_json(dataset))
+        dataset = DataSet.from_json(store.read(DATASET))  # of two drivers that start at once, the first one's
     store.put_once(CONFIG, to_json(config.model_dump(mode="json")))
     return Run(config, store, tell, dataset, folder, base, inception, command)
 
@@ -137,7 +138,7 @@ def _dataset(config: Config, store: Store, folder: Path, tell: Tell) -> tuple[Da
         config.dataset, classes, config.base.size, folder, lambda done, total: tell("check", done, total)
     )
     findings = {**report.to_dict(), "tables": [_plain(table) for table in report.tables()]}
-    return DataSet.from_json(to_json(dataset)), findings
+    return dataset, findings
 
 
 def _plain(table: Any) -> dict[str, Any]:

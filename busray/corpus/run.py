@@ -27,7 +27,7 @@ def open_run(store: Store, identity: dict[str, Any]) -> str:
 
 def differences(old: Any, new: Any) -> dict[str, str]:
     """Each differing field of two plain trees: {"sampling.steps": "4 there, 5 now"}."""
-    before, after = _flatten(old), _flatten(new)
+    before, after = flatten(old), flatten(new)
     return {
         key: f"{_short(before.get(key))} there, {_short(after.get(key))} now"
         for key in sorted(before.keys() | after.keys())
@@ -35,13 +35,13 @@ def differences(old: Any, new: Any) -> dict[str, str]:
     }
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}; lists are values."""
     if not isinstance(tree, dict) or not tree:
         return {prefix: tree}
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat.update(_flatten(value, f"{prefix}.{key}" if prefix else key))
+        flat.update(flatten(value, f"{prefix}.{key}" if prefix else key))
     return flat
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from html import escape as _e
 from typing import Any
 
+from busray.corpus.run import flatten
 from busray.quality.tables import (
     METRICS,
     Json,
@@ -348,14 +349,14 @@ def _timings(timings: list[Json]) -> str:
 
 def _provenance(run: Json) -> str:
     parts = ("base", "adapters", "execution", "settings")
-    inside = "".join(_folded(key.capitalize(), _table((), _flat(run.get(key)), "words")) for key in parts)
+    inside = "".join(_folded(key.capitalize(), _table((), _settings(run.get(key)), "words")) for key in parts)
     return f"<section><h2>Provenance</h2>{inside}</section>" if inside else ""
 
 
-def _flat(tree: Any, prefix: str = "") -> list[list[str]]:
-    """{"a": {"b": 1}} -> [["a.b", "1"]]; unset values are left out, lists are values."""
-    if isinstance(tree, dict):
-        return [row for key, value in tree.items() for row in _flat(value, f"{prefix}.{key}" if prefix else str(key))]
-    if tree is None or tree == []:
-        return []
-    return [[prefix, tree if isinstance(tree, str) else json.dumps(tree, ensure_ascii=False)]]
+def _settings(tree: Any) -> list[list[str]]:
+    """{"a": {"b": 1}} -> [["a.b", "1"]]; unset values are left out."""
+    return [
+        [name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
+        for name, value in flatten(tree or {}).items()
+        if value not in (None, [], {})
+    ]
