@@ -1,22 +1,30 @@
 """One Ray session around a job: started in this process, or the cluster that RAY_ADDRESS or cluster.address names."""
 
+import ipaddress
 import logging
 import os
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from busray import config
+from busray.records import UserError
 
 Tell = Callable[[str, int, int], None]
 """Progress for people: tell(stage, done, total)."""
+PROBE_SECONDS = 5.0
+"""For each of the two questions whether a cluster asks for a token."""
 
 
 @contextmanager
 def session(settings: config.Cluster, log_file: Path) -> Iterator[None]:
     """Ray for the length of the block; Ray's own messages go to log_file, not to the terminal.
 
-    A session that already runs in this process (tests, notebooks) is used and left running.
+    A session that already runs in this process (tests, notebooks) is used and left running. UserError where a cluster
+    cannot be joined, or is open to others and cluster.allow_insecure does not say that this is meant.
     """
     _quieten(log_file)
     import ray
@@ -26,17 +34,110 @@ def session(settings: config.Cluster, log_file: Path) -> Iterator[None]:
         return
     # Python's default lets a job's workers print into the driver's terminal; their logs stay in Ray's session folder.
     with _native_messages_to(log_file):
-        ray.init(
-            address=settings.address or os.environ.get("RAY_ADDRESS") or "local",
+        where = _start_or_join(settings)
+    _quieten(log_file)
+    try:
+        if not _starts_its_own(settings) and not settings.allow_insecure:
+            dashboard = where["webui_url"] or ""
+            problem = refusal(dashboard, asks_for_token(dashboard, where["gcs_address"]))
+            if problem:
+                raise UserError(problem)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_or_join(settings: config.Cluster) -> dict[str, Any]:
+    """Ray's address_info; a Ray of our own listens on loopback and has no dashboard."""
+    import ray
+    from ray.exceptions import AuthenticationError
+
+    address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
+    try:
+        context: Any = ray.init(
+            address=address,
             include_dashboard=False if _starts_its_own(settings) else None,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    _quieten(log_file)
+        return context.address_info
+    except (ConnectionError, AuthenticationError) as error:
+        if _starts_its_own(settings):
+            raise
+        raise UserError(
+            f"cluster.address: cannot join {address} ({str(error).splitlines()[0]}): is it up, and does this process "
+            "have its token (RAY_AUTH_MODE=token, the token in ~/.ray/auth_token)?"
+        ) from error
+
+
+def refusal(dashboard: str, asks: bool) -> str | None:
+    """Why a cluster is no place for a run, with the mend; None where it is one.
+
+    dashboard: its host:port, "" for none. asks: whether the cluster turns callers without a token away.
+    """
+    way_out = "or, if nobody else can reach it, set cluster.allow_insecure=true"
+    if not asks:
+        seen = f"and its dashboard is open at {dashboard}, " if dashboard and not _on_loopback(dashboard) else ""
+        return (
+            f"cluster.address: the Ray cluster asks for no token, {seen}so whoever reaches it can run code on it: "
+            "start every node with RAY_AUTH_MODE=token and the same ~/.ray/auth_token (README, On a cluster), "
+            f"{way_out}"
+        )
+    if _is_public(dashboard):
+        return (
+            f"cluster.address: the Ray dashboard listens at the public address {dashboard}, and the token crosses the "
+            f"network unencrypted: start the head with --dashboard-host=127.0.0.1, {way_out}"
+        )
+    return None
+
+
+def _on_loopback(address: str) -> bool:
+    ip = _ip(_host(address))
+    return _host(address) == "localhost" or (ip is not None and ip.is_loopback)
+
+
+def _is_public(address: str) -> bool:
+    """Of a name nothing is known; a node in a private network has a private address."""
+    ip = _ip(_host(address))
+    return ip is not None and ip.is_global
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0].strip("[]")
+
+
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        yield
-    finally:
-        ray.shutdown()
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def asks_for_token(dashboard: str, gcs: str) -> bool:
+    """Whether a cluster turns a caller without a token away: the dashboard is asked, or where it cannot be reached
+    (loopback of another node, none at all) the GCS. What cannot be shown to ask does not.
+
+    Ray tells a client its own mode only; a client with a token is let in by a cluster that wants none.
+    """
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        opener.open(f"http://{dashboard}/api/version", timeout=PROBE_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        return error.code in (401, 403)
+    except (OSError, ValueError):  # ValueError: "" is no host
+        return _gcs_asks_for_token(gcs)
+    return False
+
+
+def _gcs_asks_for_token(gcs: str) -> bool:
+    import grpc
+
+    with grpc.insecure_channel(gcs) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=PROBE_SECONDS)
+        except grpc.RpcError as error:
+            return isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.UNAUTHENTICATED
+    return False
 
 
 @contextmanager

@@ -5,21 +5,23 @@ Nothing here judges the images; check.py does. Pixels come out as 8-bit grey.
 
 import csv
 import re
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
 
+from busray.config import unfit
 from busray.identity import sha256_file
 from busray.records import SourceImage, UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm")
 MASK = re.compile(r"^(?P<image>.+)_mask(?:_\d+)?$")
 READERS = 2
+MAX_PIXELS = 2**26
+"""Of one image or DICOM frame: the decoded picture would fill memory. Ultrasound has a few million at most."""
 FAR = 10**9
 """Beyond any window of a DICOM file."""
 
@@ -95,6 +97,9 @@ def _class_files(folder: Path, name: str) -> tuple[list[Path], dict[str, list[Pa
     for path in sorted((folder / name).iterdir()):
         if path.suffix.lower() not in SUFFIXES or not path.is_file():
             continue
+        odd = unfit(f"{name}/{path.name}")
+        if odd:
+            raise UserError(f"{folder}: {f'{name}/{path.name}'!a}: {odd} is in the name; rename it")
         if not path.resolve().is_relative_to(root):
             raise UserError(f"{path}: leads out of the data folder; copy the file there instead")
         match = MASK.match(path.stem)
@@ -121,6 +126,10 @@ def _metadata(path: Path, folder: Path) -> dict[str, dict[str, str]]:
     table = {}
     for row in rows:
         file = row.pop("file") or ""
+        odd = unfit(file)
+        if odd or file.startswith("/") or ".." in file.split("/") or (file and str(PurePosixPath(file)) != file):
+            why = f"{odd} is in it; rename the file" if odd else "write it as CLASS/NAME, below the data folder"
+            raise UserError(f"dataset.metadata: {path} names {file!a}: {why}")
         if not (folder / file).is_file():
             raise UserError(f"dataset.metadata: {path} names {file!r}, which is not in {folder}")
         if file in table:
@@ -134,6 +143,8 @@ def _look(path: Path) -> SourceImage | str:
     try:
         pixels = read_grey(path)
         mode = _mode(path)
+    except UserError as error:
+        return str(error)
     except Exception as error:  # decoders raise what they like; the reason goes to the user
         if _is_dicom(path):  # whose words could be a patient's
             return f"{type(error).__name__}: pydicom cannot decode it (compressed pixels may need pylibjpeg)"
@@ -156,20 +167,25 @@ def _mode(path: Path) -> str:
 def read_grey(path: Path) -> np.ndarray:
     """Pixels as uint8 [h, w]: colour by luma (ITU-R 601), 16-bit grey divided by 257, DICOM by its window.
 
-    Raises whatever the decoder raises, also for decompression bombs.
+    Raises whatever the decoder raises; UserError for more than MAX_PIXELS, before any is decoded.
     """
     if _is_dicom(path):
         pixels = _read_dicom(path)
         return pixels if pixels.ndim == 2 else np.array(Image.fromarray(pixels).convert("L"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path) as image:
-            if image.mode.startswith("I;16") or image.mode == "I":
-                values = np.asarray(image, dtype=np.int64).clip(0, 65535)
-                return ((values + 128) // 257).astype(np.uint8)
-            if image.mode in ("P", "PA", "LA", "RGBA"):
-                image = image.convert("RGB")
-            return np.array(image.convert("L"))
+    with Image.open(path) as image:
+        _refuse_bomb(*image.size)
+        if image.mode.startswith("I;16") or image.mode == "I":
+            values = np.asarray(image, dtype=np.int64).clip(0, 65535)
+            return ((values + 128) // 257).astype(np.uint8)
+        if image.mode in ("P", "PA", "LA", "RGBA"):
+            image = image.convert("RGB")
+        return np.array(image.convert("L"))
+
+
+def _refuse_bomb(width: int, height: int) -> None:
+    """Pillow's own limit is a warning up to twice its size, and warnings are the process's, not the thread's."""
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{width} x {height} pixels are more than {MAX_PIXELS}: a decompression bomb, or crop it")
 
 
 def read_rgb(path: Path) -> np.ndarray | None:
@@ -178,6 +194,7 @@ def read_rgb(path: Path) -> np.ndarray | None:
         pixels = _read_dicom(path)
         return pixels if pixels.ndim == 3 else None
     with Image.open(path) as image:
+        _refuse_bomb(*image.size)
         if image.mode in ("RGB", "RGBA", "P", "YCbCr", "CMYK"):
             return np.array(image.convert("RGB"))
     return None
@@ -194,12 +211,16 @@ def _read_dicom(path: Path) -> np.ndarray:
     Grey is the file's own window (else all that its bits can say) over 0 to 255, whatever this image's extremes are.
     """
     import pydicom
+    from pydicom.filereader import read_file_meta_info
+    from pydicom.pixels import pixel_array
     from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+    if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        raise UserError("a deflated DICOM file has no size until all of it is inflated: save it in another encoding")
     dataset = pydicom.dcmread(path)
-    pixels = dataset.pixel_array  # YBR comes as RGB
-    if int(dataset.get("NumberOfFrames", 1) or 1) > 1:
-        pixels = pixels[0]
+    _refuse_bomb(int(dataset.Columns), int(dataset.Rows))
+    pixels = pixel_array(dataset, index=0)  # the first frame alone is decoded; YBR comes as RGB
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, dataset)
     if pixels.ndim == 3:

@@ -9,6 +9,8 @@ import ray
 from moto.server import ThreadedMotoServer
 
 BUCKET = "busray-integration"
+PLANTED_KEY, PLANTED_SECRET = "AKIAPLANTED0000EXAMPLE", "planted/Secret+0123456789abcdefghijklmn"
+"""Looked for in everything that a run and Ray write; the server takes any."""
 
 
 @pytest.fixture(scope="session")
@@ -19,8 +21,8 @@ def bucket() -> Iterator[str]:
     host, port = server.get_host_and_port()
     os.environ.update(
         AWS_ENDPOINT_URL_S3=f"http://{host}:{port}",
-        AWS_ACCESS_KEY_ID="test",
-        AWS_SECRET_ACCESS_KEY="test",
+        AWS_ACCESS_KEY_ID=PLANTED_KEY,
+        AWS_SECRET_ACCESS_KEY=PLANTED_SECRET,
         AWS_DEFAULT_REGION="us-east-1",
     )
     boto3.client("s3").create_bucket(Bucket=BUCKET)

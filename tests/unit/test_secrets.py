@@ -1,0 +1,101 @@
+"""Secrets stay where they belong: refused in URLs without being repeated, never written down from the environment."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from busray.cli import main
+from busray.cluster.run import open_run
+from busray.config import credentials_in, validate
+from busray.corpus.run import open_run as open_corpus
+from busray.records import UserError
+
+KEY, SECRET = "AKIAPLANTED0000EXAMPLE", "planted/Secret+0123456789abcdefghijklmn"
+LEAKY = [
+    f"s3://{KEY}:{SECRET}@bucket/run",
+    f"s3://{KEY}:{SECRET.replace('/', '')}@bucket/run",
+    f"s3://{KEY}:0123/{SECRET}@bucket/run",
+    f"simplecache::s3://{KEY}:{SECRET}@bucket/run",
+    f"https://{SECRET.replace('/', '')}@host/run",
+    f"https://user:{SECRET}@host/run",
+    f"https://bucket.s3.amazonaws.com/run?X-Amz-Credential={KEY}&X-Amz-Signature={SECRET}",
+    f"https://account.blob.core.windows.net/run?sv=2024&sig={SECRET}",
+    f"https://host/run?access_token={SECRET}",
+    f"S3://{KEY}:{SECRET}@bucket",
+]
+PLAIN = [
+    "runs/mine",
+    "/data/a@b:c/run",
+    "s3://bucket/run",
+    "s3://bucket/user@example.org/run",
+    "s3://arn:aws:s3:eu-central-1:123456789012:accesspoint/mine/run",
+    "abfs://container@account.dfs.core.windows.net/run",
+    "sftp://user@host:2222/run",
+    "http://[::1]:9000/run",
+    "gs://bucket/run",
+    "file:///data/run",
+    "owner/name",
+]
+
+
+@pytest.mark.parametrize("url", LEAKY)
+def test_credentials_in_a_url_are_seen(url: str) -> None:
+    assert credentials_in(url)
+
+
+@pytest.mark.parametrize("url", PLAIN)
+def test_a_url_without_credentials_is_no_worry(url: str) -> None:
+    assert not credentials_in(url)
+
+
+@pytest.mark.parametrize("url", LEAKY)
+@pytest.mark.parametrize(
+    "field",
+    ["output", "dataset.path", "dataset.metadata", "adapters.path", "base.path", "evaluate.inception", "dataset"],
+)
+def test_credentials_in_a_setting_are_refused_and_not_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, field: str, url: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"classes": {"benign": {}}, "dataset": {"path": "data"}}))
+    assert main(["run", "c.yaml", f"--{field}={url}"]) == 2
+    said = capsys.readouterr()
+    assert f"{field}: " in said.err
+    assert KEY not in said.err + said.out and SECRET not in said.err + said.out
+    if field != "dataset":  # that one is no place for a URL at all
+        assert "instance's role" in said.err and "environment" in said.err
+    assert [path.name for path in tmp_path.rglob("*")] == ["c.yaml"]
+
+
+def test_secrets_of_the_environment_are_in_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What opening a run and its corpus writes; the integration tests look through a whole run and Ray's logs."""
+    secrets = {
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_SESSION_TOKEN": "planted-session-token",
+        "RAY_AUTH_TOKEN": "planted-ray-token",
+        "HF_TOKEN": "hf_planted",
+    }
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    config = validate(
+        {
+            "output": str(tmp_path / "run"),
+            "dataset": {"phantoms": {"images": 12}, "val": 0.2, "test": 0.3},
+            "classes": {"benign": {"images": 4}, "malignant": {"images": 4}},
+        }
+    )
+    run = open_run(config, lambda *_: None, needs_inception=False, command="busray run c.yaml")
+    open_corpus(run.store, {"settings": config.model_dump(mode="json"), "base": run.base.to_dict()})
+    records = {path.name: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert {"config.json", "dataset.json", "check.json", "run.json"} <= records.keys()
+    leaks = [(name, key) for name, data in records.items() for key, value in secrets.items() if value.encode() in data]
+    assert leaks == []
+
+
+def test_an_error_of_another_setting_repeats_no_credentials() -> None:
+    """`dataset: <URL>` is no URL setting; the value of a wrong type is shown too, unless it holds a secret."""
+    with pytest.raises(UserError) as caught:
+        validate({"classes": {"benign": LEAKY[0]}, "dataset": [LEAKY[1]], "seed": LEAKY[2]})
+    assert SECRET not in str(caught.value) and KEY not in str(caught.value)
