@@ -5,6 +5,7 @@ Nothing here does I/O beyond reading the bytes it is asked to hash.
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,15 @@ def _refuse_unknown(value: Any, where: str) -> None:
 def fingerprint(value: Any) -> str:
     """SHA-256 (64 hex digits) of the canonical JSON of value."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def fingerprint_rows(rows: Iterable[Any]) -> str:
+    """fingerprint(list(rows)), holding one row at a time."""
+    digest = hashlib.sha256(b"[")
+    for i, row in enumerate(rows):
+        digest.update((b"," if i else b"") + canonical_json(row).encode())
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -4,6 +4,7 @@ Nothing here reads, writes or computes.
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +14,14 @@ CLASS_ALL = "all"
 
 class UserError(Exception):
     """A user's mistake: the message names the field or file and the mend. The command ends with status 2."""
+
+
+class Stopped(Exception):
+    """Work that ended early through no mistake of the user's; the same command goes on from there. Exit status 1."""
+
+
+class StoreError(Stopped):
+    """The store did not do it for as long as Store is patient: the message names store, key, tries and seconds."""
 
 
 def to_json(record: Any) -> bytes:
@@ -216,8 +225,31 @@ def commit_key(shard: Shard) -> str:
     return f"commits/{shard.class_name}/{shard.name}.json"
 
 
+def committed_shard(key: str) -> Shard:
+    """The shard whose record has this key; ValueError names a key that commit_key does not make."""
+    match = re.fullmatch(r"commits/([^/]+)/([0-9]+)-([0-9]+)\.json", key)
+    shard = Shard(match[1], int(match[2]), int(match[3])) if match else None
+    if shard is None or commit_key(shard) != key:
+        raise ValueError(f"{key!r} is no commit record's key: commits/<class>/<first>-<count>.json")
+    return shard
+
+
 def data_key(shard: Shard, digest: str, suffix: str) -> str:
     return f"data/{shard.class_name}/{shard.name}-{digest[:16]}{suffix}"
+
+
+def png_prefix(shard: Shard) -> str:
+    """Under which the pictures of a shard of format `png` lie."""
+    return f"data/{shard.class_name}/{shard.name}"
+
+
+def data_shard(key: str) -> Shard | None:
+    """The shard that a data object or a picture belongs to; None for a key that is no name of ours."""
+    match = re.fullmatch(
+        r"data/([^/]+)/([0-9]+)-([0-9]+)(?:-[0-9a-f]{16}\.(?:parquet|jsonl)|/[^/]+-[0-9a-f]{16}\.png)", key
+    )
+    shard = Shard(match[1], int(match[2]), int(match[3])) if match else None
+    return shard if shard and key.startswith(png_prefix(shard)) else None
 
 
 def features_key(digest: str, column: str, extractor: str) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from busray.config import Config, split_arm
 from busray.records import arm_prefix
+from busray.storage import Store
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ def arms_to_draw(config: Config) -> list[str]:
     """Arms with a corpus of their own under arms/."""
     own = {source.prefix for source in arm_sources(config).values()}
     return [arm for arm in config.evaluate.arms if arm_prefix(arm) in own]
+
+
+def corpora(store: Store) -> dict[str, Store]:
+    """Prefix -> store of every corpus that a run holds: "" for the released one, then the arms; from one listing."""
+    arms = sorted({key.split("/")[1] for key in store.list("arms") if key.count("/") > 1})
+    return {"": store} | {arm_prefix(arm): store.sub(arm_prefix(arm)) for arm in arms}
 
 
 def uses_adapters(arm: str) -> bool:

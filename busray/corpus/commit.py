@@ -2,19 +2,37 @@
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from busray.corpus.encode import Row, encode_parquet, encode_png
 from busray.identity import sha256_bytes
-from busray.records import Commit, Execution, Shard, commit_key, data_key, to_json
+from busray.records import (
+    Commit,
+    Execution,
+    Shard,
+    UserError,
+    commit_key,
+    committed_shard,
+    data_key,
+    png_prefix,
+    to_json,
+)
 from busray.storage import Store
 
-READERS = 8
+READERS = 16
+"""Threads that read records at once."""
+AHEAD = 512
+"""Results that may wait for whoever takes them."""
+REASON = 200
+"""Characters of a quarantined image's reason."""
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def commit_shard(
@@ -27,22 +45,24 @@ def commit_shard(
     format: str,
     seconds: float,
 ) -> Commit:
-    """Make a shard done; returns the commit that won, which another worker may have put first."""
+    """Make a shard done; returns the commit that won, which another worker may have put first.
+
+    A row that does not encode joins the rejects: one image never fails its shard.
+    """
     if len(rows) + len(rejects) != shard.count:
         raise ValueError(f"shard {shard}: {len(rows)} rows and {len(rejects)} rejects")
-    if format == "parquet":
-        data = encode_parquet(rows, provenance)
-        digest = sha256_bytes(data)
-        key = data_key(shard, digest, ".parquet")
-        size = len(data)
-    else:
-        prefix = f"data/{shard.class_name}/{shard.name}"
-        data, pngs = encode_png(rows, provenance, prefix)
-        digest = sha256_bytes(data)
-        key = data_key(shard, digest, ".jsonl")
-        size = len(data) + sum(map(len, pngs.values()))
-        for name, png in pngs.items():
-            store.put_once(name, png)
+    suffix = ".parquet" if format == "parquet" else ".jsonl"
+
+    def encode(some: Sequence[Row]) -> tuple[bytes, dict[str, bytes]]:
+        if format == "parquet":
+            return encode_parquet(some, provenance), {}
+        return encode_png(some, provenance, png_prefix(shard))
+
+    (data, pngs), rows, refused = _encode_what_encodes(rows, encode)
+    for name, png in pngs.items():
+        store.put_once(name, png)
+    digest = sha256_bytes(data)
+    key = data_key(shard, digest, suffix)
     store.put_once(key, data)
     commit = Commit(
         class_name=shard.class_name,
@@ -50,21 +70,70 @@ def commit_shard(
         count=shard.count,
         object=key,
         digest=digest,
-        bytes=size,
+        bytes=len(data) + sum(map(len, pngs.values())),
         rows=len(rows),
-        rejects=tuple(rejects),
+        rejects=tuple(sorted([*rejects, *refused])),
         execution=execution,
         seconds=seconds,
     )
     store.put_once(commit_key(shard), to_json(commit))
-    return _read(store, commit_key(shard))
+    return read_commit(store, shard)
 
 
-def _read(store: Store, key: str) -> Commit:
+def _encode_what_encodes(
+    rows: Sequence[Row], encode: Callable[[Sequence[Row]], T]
+) -> tuple[T, Sequence[Row], list[tuple[str, str]]]:
+    """(encoded, the rows in it, (image id, reason) of those left out).
+
+    Rows are tried alone only after all together failed. Where each passes alone, or memory is short, no image is to
+    blame and the error is the caller's.
+    """
+    try:
+        return encode(rows), rows, []
+    except MemoryError:
+        raise
+    except Exception as together:
+        good, refused = [], []
+        for row in rows:
+            try:
+                encode([row])
+            except MemoryError:
+                raise
+            except Exception as error:
+                refused.append((row.spec.image_id, _reason(error)))
+            else:
+                good.append(row)
+        if not refused:
+            raise together
+        return encode(good), good, refused
+
+
+def _reason(error: Exception) -> str:
+    """One line that any store takes: a lone surrogate in a prompt must not fail the record that reports it."""
+    text = " ".join(f"does not encode: {type(error).__name__}: {error}".split())
+    return text.encode(errors="backslashreplace").decode()[:REASON]
+
+
+def committed_shards(store: Store) -> list[Shard]:
+    """The shards that are done, in the order of their keys: one listing, no record is read.
+
+    UserError names a key under commits/ that is no record's.
+    """
+    try:
+        return [committed_shard(key) for key in store.list("commits")]
+    except ValueError as error:
+        raise UserError(f"{store.url}/commits: {error}; move what is not busray's elsewhere") from error
+
+
+def read_commit(store: Store, shard: Shard) -> Commit:
+    """A shard's record; ValueError where it is none or contradicts itself, FileNotFoundError where there is none."""
+    key = commit_key(shard)
     try:
         commit = Commit.from_json(store.read(key))
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{store.url}/{key} is no commit record: {error}") from error
+    if commit.shard != shard:
+        raise ValueError(f"{store.url}/{key} is the record of {commit.class_name}/{commit.shard.name}")
     if commit.rows + len(commit.rejects) != commit.count:
         raise ValueError(f"{store.url}/{key}: {commit.rows} rows and {len(commit.rejects)} rejects of {commit.count}")
     return commit
@@ -72,9 +141,14 @@ def _read(store: Store, key: str) -> Commit:
 
 def read_commits(store: Store) -> list[Commit]:
     """Every commit of a corpus, in the order of its keys."""
-    keys = [key for key in store.list("commits") if key.endswith(".json")]
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(lambda key: _read(store, key), keys))
+    return list(in_threads(lambda shard: read_commit(store, shard), committed_shards(store)))
+
+
+def in_threads(work: Callable[[T], R], items: Sequence[T], threads: int = READERS) -> Iterator[R]:
+    """work of each item, in order; a bounded number of results is held, however many items there are."""
+    with ThreadPoolExecutor(threads) as pool:
+        for at in range(0, len(items), AHEAD):
+            yield from pool.map(work, items[at : at + AHEAD])
 
 
 def read_rows(store: Store, commit: Commit, columns: Sequence[str] | None = None) -> pa.Table:
@@ -100,10 +174,12 @@ def _image(store: Store, value: Any) -> Any:
 
 
 def find_image(store: Store, image_id: str) -> tuple[Commit, dict[str, Any], int] | None:
-    """(commit, row, position in the shard's plan) of an image, or None."""
-    for commit in read_commits(store):
-        if f"-{commit.class_name}-" not in image_id:
+    """(commit, row, position in the shard's plan) of an image, or None; reads the shards its id may belong to only."""
+    index = image_id.rpartition("-")[2]
+    for shard in committed_shards(store) if index.isdecimal() else ():
+        if f"-{shard.class_name}-" not in image_id or not shard.first <= int(index) < shard.first + shard.count:
             continue
+        commit = read_commit(store, shard)
         for row in read_rows(store, commit).to_pylist():
             if row["image_id"] == image_id:
                 return commit, row, row["index"] - commit.first

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from itertools import zip_longest
 
-from busray.records import Commit, Segment, Shard, UserError, segment_key, to_json
+from busray.records import Segment, Shard, UserError, segment_key, to_json
 from busray.storage import Store
 
 
@@ -55,9 +55,9 @@ def shards(segments: Iterable[Segment]) -> list[Shard]:
     ]
 
 
-def pending(plan: Iterable[Shard], commits: Iterable[Commit]) -> list[Shard]:
-    """Shards without a commit, classes taken in turn, so that an early stop leaves something of each."""
-    done = {commit.shard for commit in commits}
+def pending(plan: Iterable[Shard], done: Iterable[Shard]) -> list[Shard]:
+    """Shards that are not done, classes taken in turn, so that an early stop leaves something of each."""
+    done = set(done)
     by_class: dict[str, list[Shard]] = {}
     for shard in plan:
         if shard not in done:

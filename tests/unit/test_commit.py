@@ -1,16 +1,17 @@
 """A shard is done when its record is there: the first record wins, and whatever a fault leaves behind is not read."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from busray.corpus.commit import commit_shard, find_image, read_commits, read_rows
+from busray.corpus.commit import commit_shard, committed_shards, find_image, read_commits, read_rows
 from busray.corpus.encode import Row
-from busray.corpus.manifest import orphans, publish_manifest
+from busray.corpus.manifest import Incomplete, orphans, publish_manifest
 from busray.corpus.plan import extend_plan
-from busray.records import Box, Commit, Execution, ImageSpec, Shard, commit_key
+from busray.records import Box, Commit, Execution, ImageSpec, Shard, UserError, commit_key
 from busray.storage import Store
 
 SHARD = Shard("benign", 4, 3)
@@ -156,13 +157,94 @@ def test_an_image_is_found_by_its_id_with_its_place_in_the_shard(store: Store) -
     assert find_image(store, "f-benign-00000005") is None
 
 
+def test_an_image_is_found_without_reading_the_other_shards(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for first in (0, 3, 6):
+        commit(store, rows(shard=Shard("benign", first, 3)), shard=Shard("benign", first, 3))
+    read, keys = Store.read, []
+    monkeypatch.setattr(Store, "read", lambda self, key: keys.append(key) or read(self, key))
+    found = find_image(store, "f-benign-00000004")
+    assert found is not None and found[0].first == 3
+    assert len(keys) == 2
+    assert find_image(store, "f-benign-nonsense") is None
+
+
+def test_what_is_done_is_told_by_names_and_no_record_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit(store, rows())
+    monkeypatch.setattr(Store, "read", lambda self, key: pytest.fail(f"{key} was read"))
+    assert committed_shards(store) == [SHARD]
+
+
+def test_a_file_that_is_no_record_under_commits_is_an_error_that_names_it(store: Store) -> None:
+    commit(store, rows())
+    (Path(store.url) / "commits/benign/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"commits/benign/notes\.txt"):
+        committed_shards(store)
+
+
+def test_a_record_under_another_shards_name_is_an_error(store: Store) -> None:
+    commit(store, rows())
+    (Path(store.url) / commit_key(SHARD)).rename(Path(store.url) / commit_key(Shard("benign", 7, 3)))
+    with pytest.raises(ValueError, match=r"is the record of benign/00000004-00003"):
+        read_commits(store)
+
+
+def broken_row(fault: str) -> Row:
+    """A row whose PNG, or whose text, cannot be made."""
+    good = rows()[1]
+    if fault == "pixels":
+        return replace(good, image=np.full((8, 8), np.nan, np.complex64))
+    return replace(good, spec=replace(good.spec, prompt="a lone surrogate \ud800"))
+
+
+@pytest.mark.parametrize("format", ["parquet", "png"])
+@pytest.mark.parametrize("fault", ["pixels", "prompt"])
+def test_an_image_that_does_not_encode_is_quarantined_and_its_shard_is_done(
+    store: Store, format: str, fault: str
+) -> None:
+    first, _, last = rows()
+    made = commit(store, [first, broken_row(fault), last], format=format)
+    ((image_id, reason),) = made.rejects
+    assert image_id == "f-benign-00000005"
+    assert reason.startswith("does not encode: ") and "\n" not in reason
+    assert read_rows(store, made).column("index").to_pylist() == [4, 6]
+    assert read_commits(store) == [made]
+    unhurt = Store(store.url + "-unhurt")
+    assert commit(unhurt, [first, last], (made.rejects[0],), format=format).digest == made.digest
+
+
+def test_a_shard_of_images_that_do_not_encode_is_done_too(store: Store) -> None:
+    shard = Shard("benign", 5, 1)
+    made = commit(store, [broken_row("pixels")], shard=shard)
+    assert (made.rows, len(made.rejects)) == (0, 1)
+    assert read_rows(store, made).num_rows == 0
+
+
+def test_a_failure_that_is_no_images_fault_quarantines_none(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails_together(some: list[Row], provenance: dict) -> bytes:
+        if len(some) > 1:
+            raise OSError("something else is broken")
+        return b"x"
+
+    monkeypatch.setattr("busray.corpus.commit.encode_parquet", fails_together)
+    with pytest.raises(OSError, match="something else"):
+        commit(store, rows())
+
+    def no_memory(some: list[Row], provenance: dict) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr("busray.corpus.commit.encode_parquet", no_memory)
+    with pytest.raises(MemoryError):
+        commit(store, rows())
+    assert committed_shards(store) == []
+
+
 def test_a_manifest_is_published_only_when_every_planned_shard_is_committed(store: Store) -> None:
     segments = extend_plan(store, {"benign": 6}, shard_size=3)
     first, second = Shard("benign", 0, 3), Shard("benign", 3, 3)
     commit(store, rows(shard=first), shard=first)
-    with pytest.raises(RuntimeError, match="1 of 2 planned shards are not committed"):
-        publish_manifest(store, segments, read_commits(store))
+    with pytest.raises(Incomplete, match="1 of 2 planned shards are not committed"):
+        publish_manifest(store, segments)
     assert not store.exists("manifest.parquet")
     commit(store, rows(shard=second), shard=second)
-    digest = publish_manifest(store, segments, read_commits(store))
-    assert publish_manifest(store, segments, read_commits(store)[::-1]) == digest
+    digest = publish_manifest(store, segments)
+    assert publish_manifest(store, segments) == digest

@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from busray.identity import STAGES, canonical_json, fingerprint, image_id, seed_for, sha256_bytes, sha256_file
+from busray.identity import (
+    STAGES,
+    canonical_json,
+    fingerprint,
+    fingerprint_rows,
+    image_id,
+    seed_for,
+    sha256_bytes,
+    sha256_file,
+)
 
 
 def test_canonical_json_has_sorted_keys_no_spaces_and_plain_unicode() -> None:
@@ -21,6 +30,12 @@ def test_a_fingerprint_is_the_sha256_of_the_canonical_json() -> None:
     text = '{"guidance_scale":7.5,"prompts":["{token} scan"],"refine":null,"size":128}'
     assert fingerprint(value) == hashlib.sha256(text.encode()).hexdigest()
     assert fingerprint(value) == "8aba2bb5430df2e05b68a78a056fb79f213f10b49e90029693f2e231743cac54"
+
+
+def test_a_fingerprint_taken_a_row_at_a_time_is_that_of_the_list() -> None:
+    rows = [{"b": 1, "a": "ü"}, {}, {"c": None}]
+    for n in range(4):
+        assert fingerprint_rows(iter(rows[:n])) == fingerprint(rows[:n])
 
 
 def test_the_order_of_keys_does_not_matter_and_the_order_of_a_list_does() -> None:

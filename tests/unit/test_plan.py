@@ -5,18 +5,13 @@ from pathlib import Path
 import pytest
 
 from busray.corpus.plan import extend_plan, pending, read_segments, shards
-from busray.records import Commit, Execution, Segment, Shard, UserError
+from busray.records import Segment, Shard, UserError, commit_key, committed_shard, data_key, data_shard, png_prefix
 from busray.storage import Store
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "run"))
-
-
-def commit(shard: Shard) -> Commit:
-    execution = Execution("cpu", "float32", 1, 1, {})
-    return Commit(shard.class_name, shard.first, shard.count, "data/x", "d", 1, shard.count, (), execution, 0.0)
 
 
 def test_shards_cover_a_class_once_and_never_cross_a_segment() -> None:
@@ -62,7 +57,7 @@ def test_two_drivers_that_plan_at_once_end_with_one_plan(store: Store, monkeypat
 def test_what_is_pending_takes_the_classes_in_turn() -> None:
     plan = shards([Segment("b", 0, 3, 1), Segment("m", 0, 2, 1)])
     assert [s.class_name for s in pending(plan, [])] == ["b", "m", "b", "m", "b"]
-    assert pending(plan, [commit(s) for s in plan[1:]]) == plan[:1]
+    assert pending(plan, plan[1:]) == plan[:1]
 
 
 def test_a_plan_that_is_refused_for_one_class_is_extended_for_none(store: Store) -> None:
@@ -74,3 +69,34 @@ def test_a_plan_that_is_refused_for_one_class_is_extended_for_none(store: Store)
 
 def test_a_class_without_images_has_no_segment(store: Store) -> None:
     assert extend_plan(store, {"b": 0, "m": 2}, 4) == [Segment("m", 0, 2, 4)]
+
+
+@pytest.mark.parametrize("shard", [Shard("b", 0, 1), Shard("a-b_1.x", 123_456_789, 100_000), Shard("b", 4096, 256)])
+def test_a_shard_is_told_from_the_key_of_its_record_and_of_its_objects(shard: Shard) -> None:
+    assert committed_shard(commit_key(shard)) == shard
+    assert data_shard(data_key(shard, "d" * 64, ".parquet")) == shard
+    assert data_shard(data_key(shard, "d" * 64, ".jsonl")) == shard
+    assert data_shard(f"{png_prefix(shard)}/f-{shard.class_name}-00000000.txt2img-{'d' * 16}.png") == shard
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "commits/b/00000000-00004.json.bak",
+        "commits/b/0-4.json",
+        "commits/b/00000000-0004.json",
+        "commits/b/000000000-00004.json",
+        "commits/b/c/00000000-00004.json",
+        "commits/b/-0000001-00004.json",
+        "commits/b/٠0000000-00004.json",
+        "commits/notes.txt",
+    ],
+)
+def test_a_key_that_is_no_records_is_refused_by_name(key: str) -> None:
+    with pytest.raises(ValueError, match="is no commit record's key"):
+        committed_shard(key)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "0-4-" + "d" * 16 + ".parquet", "00000000-00004-short.parquet"])
+def test_what_busray_does_not_name_so_belongs_to_no_shard(name: str) -> None:
+    assert data_shard(f"data/b/{name}") is None
