@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from busray import __version__
-from busray.records import UserError
+from busray.records import Stopped, UserError
 
 CONFIGS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
 """In an installed wheel, and in a checkout."""
 LINE_SECONDS = 10.0
 """Between plain progress lines where there is no terminal."""
+SHOWN = 20
+"""Problems that `verify` prints; the rest is counted."""
 
 COMMANDS = {
+    "doctor": "prove that a store is safe to run on: create-only, consistent, permissions",
     "check": "look a folder of labelled images over: counts, duplicates, conflicts, masks, framing",
     "run": "the whole job of a config: check, fine-tune, generate, evaluate, report",
     "demo": "the whole job on simulated images, into runs/demo",
@@ -25,7 +28,8 @@ COMMANDS = {
     "generate": "draw the config's corpus",
     "evaluate": "compare the config's arms with the real images and write the report",
     "reproduce": "make one image of a run again and compare its pixels",
-    "gc": "list a run's orphaned objects",
+    "verify": "check a run's manifest against its records, objects and plan: every planned image exactly once",
+    "gc": "list a run's orphaned objects, or delete them",
 }
 
 
@@ -33,11 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed or found a difference, 2 a user's mistake, 130 interrupted."""
     parser = _parser()
     options, flags = parser.parse_known_args(arguments)
+    command = shlex.join(["busray", *(sys.argv[1:] if arguments is None else arguments)])
     try:
         return COMMAND_FUNCTIONS[options.command](options, flags)
     except UserError as error:
         print(f"busray: {error}", file=sys.stderr)
         return 2
+    except Stopped as error:
+        print(f"busray: {error}\nrun the same command again to go on from here: {command}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("busray: interrupted; run the same command again to go on from here", file=sys.stderr)
         return 130
@@ -57,16 +65,36 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("data", type=Path, help="folder with one folder of images a class")
             command.add_argument("--json", type=Path, help="also write the findings to this file")
             command.add_argument("--metadata", type=Path, help="CSV with the columns file, group and any others")
-        elif name in ("reproduce", "gc"):
+        elif name == "doctor":
+            command.add_argument("url", help="folder or URL that runs are to be under, such as s3://BUCKET/runs")
+        elif name in ("reproduce", "verify", "gc"):
             command.add_argument("run", help="folder or URL of the run")
             if name == "reproduce":
                 command.add_argument("image_id")
+            elif name == "gc":
+                command.add_argument("--delete", action="store_true", help="delete what is listed")
         elif name != "demo":
             command.add_argument("config", type=Path, help="YAML file, such as configs/demo.yaml")
     return parser
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------
+
+
+def _doctor(options: argparse.Namespace, flags: list[str]) -> int:
+    from busray.storage import Store
+    from busray.store_check import complaint, examine
+
+    _refuse(flags)
+    store = Store(options.url)
+    findings = examine(store)
+    answers = {True: "yes", False: "NO", None: "not tried"}
+    rows = [(finding.promise, answers[finding.held]) for finding in findings]
+    print_table(f"{store.url}: is it safe to run on?", ("promise", "kept"), rows)
+    problem = complaint(store, findings)
+    if problem:
+        raise UserError(problem)
+    return 0
 
 
 def _check(options: argparse.Namespace, flags: list[str]) -> int:
@@ -105,7 +133,34 @@ def whole_job(config: Any, command: str) -> int:
         figures = run_all(run)
     _print_figures(figures)
     print(f"report: {config.output.rstrip('/')}/report.html")
-    return 0
+    return _quarantine_status(config, released=True, arms=True)
+
+
+def _quarantine_status(config: Any, *, released: bool = False, arms: bool = False) -> int:
+    """1, with a message, where a corpus has more quarantined images than corpus.max_quarantined; else 0."""
+    from busray.corpus.arms import arms_to_draw
+    from busray.corpus.manifest import quarantine
+    from busray.records import arm_prefix
+    from busray.storage import Store
+
+    prefixes = [""] if released else []
+    prefixes += [arm_prefix(arm) for arm in arms_to_draw(config)] if arms else []
+    allowed = config.corpus.max_quarantined
+    status = 0
+    for prefix in prefixes:
+        store = Store(config.output).sub(prefix) if prefix else Store(config.output)
+        found = quarantine(store)
+        if found.share > allowed:
+            status = 1
+            print(
+                f"busray: {found.images} of {found.planned} planned images are quarantined, more than "
+                f"corpus.max_quarantined={allowed} allows:\n"
+                + "".join(f"  {image_id}: {reason}\n" for image_id, reason in found.examples)
+                + f"every id and reason is in the records, {store.url}/commits/; the corpus and its manifest are "
+                "complete otherwise. Mend the cause and draw into another output, or raise corpus.max_quarantined",
+                file=sys.stderr,
+            )
+    return status
 
 
 def _open(config: Any, tell: Any, **options: Any) -> Any:
@@ -139,11 +194,11 @@ def _generate(options: argparse.Namespace, flags: list[str]) -> int:
     with reporter() as tell:
         run = _open(config, tell, needs_inception=False)
         from busray.cluster.generate import generate
-        from busray.cluster.pipeline import timed
+        from busray.cluster.run import timed
 
         digest = timed(run, "generate", lambda: generate(run))
     print(f"corpus: {config.output.rstrip('/')}, manifest digest {digest}")
-    return 0
+    return _quarantine_status(config, released=True)
 
 
 def _evaluate(options: argparse.Namespace, flags: list[str]) -> int:
@@ -163,7 +218,7 @@ def _evaluate(options: argparse.Namespace, flags: list[str]) -> int:
         write_report(run, figures)
     _print_figures(figures)
     print(f"report: {config.output.rstrip('/')}/report.html")
-    return 0
+    return _quarantine_status(config, arms=True)
 
 
 def _reproduce(options: argparse.Namespace, flags: list[str]) -> int:
@@ -179,7 +234,7 @@ def _reproduce(options: argparse.Namespace, flags: list[str]) -> int:
 
     config = validate({**json.loads(stored), "output": options.run})
     with reporter() as tell:
-        run = _open(config, tell, needs_inception=False)
+        run = _open(config, tell, needs_inception=False, writes=False)
         tell("reproduce", 0, 1)
         import numpy as np
 
@@ -199,19 +254,58 @@ def _reproduce(options: argparse.Namespace, flags: list[str]) -> int:
     return 1
 
 
-def _gc(options: argparse.Namespace, flags: list[str]) -> int:
-    from busray.corpus.manifest import orphans
-    from busray.storage import Store
+def _verify(options: argparse.Namespace, flags: list[str]) -> int:
+    from busray.corpus.arms import corpora
+    from busray.corpus.verify import verify
 
     _refuse(flags)
-    keys = orphans(Store(options.run))
+    rows, digests, problems = [], [], []
+    with reporter() as tell:
+        for prefix, store in corpora(_stored_run(options.run)).items():
+            name = prefix or "released"
+            verdict = verify(store, lambda done, total, name=name: tell(f"verify {name}", done, total))
+            counts = (verdict.planned, verdict.committed, verdict.quarantined, verdict.shards, len(verdict.problems))
+            rows.append((name, *map(str, counts)))
+            digests.append(f"{name}: manifest digest {verdict.digest}")
+            problems += [f"{name}: {problem}" for problem in verdict.problems]
+    columns = ("corpus", "planned", "committed", "quarantined", "shards", "problems")
+    print_table(f"{options.run}: the manifest against the world", columns, rows)
+    print("\n".join(digests))
+    for problem in problems[:SHOWN]:
+        print(problem)
+    if len(problems) > SHOWN:
+        print(f"... and {len(problems) - SHOWN} more")
+    return 1 if problems else 0
+
+
+def _gc(options: argparse.Namespace, flags: list[str]) -> int:
+    from busray.corpus.arms import corpora
+    from busray.corpus.manifest import orphans
+
+    _refuse(flags)
+    run = _stored_run(options.run)
+    keys = [f"{prefix}/{key}".lstrip("/") for prefix, store in corpora(run).items() for key in orphans(store)]
     for key in keys:
+        if options.delete:
+            run.delete(key)
         print(key)
-    print(f"{len(keys)} orphaned objects (listed, not deleted)", file=sys.stderr)
+    what = "deleted" if options.delete else "listed, not deleted; --delete deletes them"
+    print(f"{len(keys)} orphaned objects ({what})", file=sys.stderr)
     return 0
 
 
+def _stored_run(url: str) -> Any:
+    from busray.records import RUN
+    from busray.storage import Store
+
+    store = Store(url)
+    if not store.exists(RUN):
+        raise UserError(f"{url}: no corpus there (no {RUN})")
+    return store
+
+
 COMMAND_FUNCTIONS = {
+    "doctor": _doctor,
     "check": _check,
     "run": _run,
     "demo": _demo,
@@ -219,6 +313,7 @@ COMMAND_FUNCTIONS = {
     "generate": _generate,
     "evaluate": _evaluate,
     "reproduce": _reproduce,
+    "verify": _verify,
     "gc": _gc,
 }
 

@@ -7,19 +7,81 @@ that reads them, before any work starts.
 import difflib
 import re
 import string
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from busray.records import UserError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 TOKEN = re.compile(r"<[a-z0-9][a-z0-9_-]*>")
+HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+"""Unicode categories of characters that do not show, or change how the others show."""
+SIGNED = re.compile(r"[?&]([\w-]*(signature|token|secret|password|key)|sig)=", re.IGNORECASE)
+
+
+def unfit(name: str) -> str | None:
+    """What in a name could fool a reader or a program (control, bidirectional, zero-width characters; letters that are
+    not composed, NFC); None where nothing does."""
+    for character in name:
+        if unicodedata.category(character) in HIDDEN:
+            return f"the character U+{ord(character):04X}"
+    return None if unicodedata.is_normalized("NFC", name) else "letters that are not composed (Unicode NFC)"
+
+
+def credentials_in(text: str) -> bool:
+    """Whether a URL in text carries a password, a token or a signature.
+
+    Not meant: a port, an access point's ARN, the container of `abfs://container@account`, the user of `sftp://user@host`.
+    """
+    for scheme, host, path in re.findall(r"(\w*)://([^/?#]*)([^?#]*)", text):
+        user, at, _ = host.rpartition("@")
+        port = host.rpartition(":")[2]
+        if at and (":" in user or scheme.lower() in ("http", "https")):
+            return True
+        plain = ":" not in host or host.startswith("arn:") or host.endswith("]")
+        if not at and not plain and (not port.isdigit() or "@" in path):  # a secret can hold a slash
+            return True
+    return SIGNED.search(text) is not None
+
+
+def _location(value: str) -> str:
+    if credentials_in(value):
+        raise ValueError(
+            "credentials in a URL end up in logs and records: leave them out, they come from the instance's role or "
+            "the environment (AWS_PROFILE, AWS_ACCESS_KEY_ID and so on)"
+        )
+    what = unfit(value)
+    if what:
+        raise ValueError(f"{what} is in it: use characters that show")
+    if "://" in value and ".." in value.split("/"):
+        raise ValueError("a URL with `..` in it: write where it leads")
+    return value
+
+
+Location = Annotated[str, AfterValidator(_location)]
+"""A path or URL, without credentials."""
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Workers = Annotated[int, Field(ge=1, le=512)]
+
+
+def _both(value: Any) -> Any:
+    """A single number as [min, max]."""
+    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class Settings(BaseModel):
@@ -37,11 +99,11 @@ class Phantoms(Settings):
 
 
 class Dataset(Settings):
-    path: str | None = None
+    path: Location | None = None
     """Folder with one folder a class."""
     phantoms: Phantoms | None = None
     """Simulate the data set instead of reading one; exactly one of path and phantoms is set."""
-    metadata: str | None = None
+    metadata: Location | None = None
     """CSV with the column `file` (relative to path), optionally `group`, and any others."""
     frame: Literal["letterbox", "centre", "stretch"] = "letterbox"
     """How an image of any size becomes the model's square."""
@@ -53,7 +115,7 @@ class Dataset(Settings):
 
 
 class Base(Settings):
-    path: str = "tiny"
+    path: Location = "tiny"
     """`tiny` (embedded), a folder in diffusers' layout, or a hub id."""
     revision: str | None = None
     """Commit hash of a hub id: 40 hex digits, required there."""
@@ -87,7 +149,7 @@ class Class(Settings):
 
 class Adapters(Settings):
     method: Literal["lora", "ti", "lora+ti"] = "lora+ti"
-    path: str | None = None
+    path: Location | None = None
     """Folder or URL of existing adapters, taken instead of training."""
     rank: Annotated[int, Field(ge=1, le=256)] = 4
     alpha: Annotated[float, Field(gt=0)] | None = None
@@ -118,8 +180,15 @@ class Adapters(Settings):
     """Steps between validation losses with a sample grid."""
     checkpoint_every: Positive = 500
     """Steps between checkpoints."""
-    num_workers: Annotated[int, Field(ge=1, le=512)] = 1
-    """Ray Train workers."""
+    num_workers: Annotated[tuple[Workers, Workers], BeforeValidator(_both)] = (1, 1)
+    """Ray Train workers: a number, or [min, max] to train on whatever nodes there are. The global batch stays."""
+
+    @field_validator("num_workers")
+    @classmethod
+    def _fewest_is_not_above_most(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if value[0] > value[1]:
+            raise ValueError("[min, max]: min is above max")
+        return value
 
 
 class Sampling(Settings):
@@ -154,6 +223,8 @@ class Corpus(Settings):
     format: Literal["parquet", "png"] = "parquet"
     keep_txt2img: bool = True
     """Keep the image before refinement beside the refined one."""
+    max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of a corpus's planned images that may be quarantined before the command ends with exit status 1."""
 
 
 class Evaluate(Settings):
@@ -163,7 +234,7 @@ class Evaluate(Settings):
     """Images a class and arm; default: the smallest class of the corpus."""
     reference: Literal["train", "val", "test", "all"] = "test"
     """Real images the arms are compared with."""
-    inception: str | None = None
+    inception: Location | None = None
     """Path of Inception-2015 weights; default: looked for as README says."""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 32
 
@@ -171,6 +242,9 @@ class Evaluate(Settings):
 class Cluster(Settings):
     address: str | None = None
     """Ray address; default: RAY_ADDRESS, else Ray is started in this process."""
+    allow_insecure: bool = False
+    """Also join a cluster that asks for no token, or whose dashboard has a public address: whoever reaches such a
+    cluster runs code on it."""
     min_actors: Positive = 1
     max_actors: Positive = 1
     """Sampling and feature actors (a pool that grows from min to max)."""
@@ -178,6 +252,9 @@ class Cluster(Settings):
     cpus_per_actor: Annotated[float, Field(ge=0, le=256)] = 1
     threads: Positive = 2
     """CPU threads of torch in each actor; part of what makes pixels repeat exactly."""
+    hang_seconds: Annotated[float, Field(ge=5, le=86_400)] = 900
+    """A worker not heard of for so long (a batch, an optimiser step) is killed and its work given to another; after
+    four times as long without any progress the command ends with status 1."""
 
     @model_validator(mode="after")
     def _min_is_not_above_max(self) -> "Cluster":
@@ -189,7 +266,7 @@ class Cluster(Settings):
 class Config(Settings):
     name: str = "run"
     """Of the run; default: the config file's name."""
-    output: str = ""
+    output: Location = ""
     """Folder or URL of the run; default `runs/<name>`."""
     seed: Seed = 1000
     """Of every draw of the corpus."""
@@ -203,6 +280,13 @@ class Config(Settings):
     corpus: Corpus = Corpus()
     evaluate: Evaluate = Evaluate()
     cluster: Cluster = Cluster()
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_one_folder(cls, value: str) -> str:
+        if unfit(value) or "/" in value or value in ("", ".", ".."):
+            raise ValueError("a run's name becomes a folder: visible characters, no `/`")
+        return value
 
     @field_validator("classes")
     @classmethod
@@ -336,7 +420,7 @@ def _explain(item: Any) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if not location:
         return message
-    given = "" if item["type"] == "missing" else f" (given: {item['input']!r})"
+    given = "" if item["type"] == "missing" or credentials_in(repr(item["input"])) else f" (given: {item['input']!r})"
     return f"{location}: {message}{given}"
 
 

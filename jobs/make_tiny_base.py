@@ -10,7 +10,7 @@ import torch
 
 from busray.model import tiny_base, tiny_vae
 
-STAGES = ("corpus", "vae", "latents", "decoder", "unet", "save")
+STAGES = ("corpus", "vae", "scans", "latents", "decoder", "unet", "save")
 
 
 def main() -> None:
@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--phantoms", type=int, default=8000)
     parser.add_argument("--pictures", type=int, default=4000)
+    parser.add_argument("--scans", type=int, default=12000)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -36,17 +37,19 @@ def main() -> None:
     stages = STAGES if args.stage == "all" else (args.stage,)
     if args.autoencoder:
         tiny_vae.take_autoencoder(args.autoencoder, args.work)
-        stages = tuple(stage for stage in stages if stage not in ("vae", "decoder"))
+        stages = tuple(stage for stage in stages if stage not in ("corpus", "vae", "decoder"))
     if "corpus" in stages:
         tiny_base.make_corpus(args.work, args.seed, args.phantoms, args.pictures, args.threads)
     if "vae" in stages:
         tiny_vae.train_vae(args.work, args.seed, log)
+    if "scans" in stages:
+        tiny_base.make_scans(args.work, args.seed, args.scans, args.threads)
     if "latents" in stages:
-        tiny_vae.encode_corpus(args.work, log)
+        tiny_vae.encode_scans(args.work, log)
     if "decoder" in stages:
         tiny_vae.train_decoder(args.work, args.seed, log)
     if "unet" in stages:
-        tiny_base.train_unet(args.work, args.seed, log)
+        tiny_base.train_unet(args.work, args.seed, log, args.threads)
     if "save" in stages:
         tiny_base.save_base(args.work, args.out)
 

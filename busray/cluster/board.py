@@ -1,39 +1,72 @@
-"""Progress from workers: an actor counts, a thread of the driver reads it and tells people."""
+"""Progress from workers, and what is done about those that fall silent.
 
+An actor counts and keeps each worker's last sign of life; the driver tells people, kills a worker that hangs so that
+Ray gives its shard to another, and ends the command where nothing moves at all.
+"""
+
+import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from busray.cluster.session import Tell
+from busray.records import Stopped, UserError
 
+T = TypeVar("T")
 POLL_SECONDS = 0.5
+PATIENCE = 4
+"""Hanging limits without any progress after which the command ends."""
+
+Worker = tuple[str, int]
+"""(node id, process id)."""
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
 class Board:
-    """Counts what workers have done."""
+    """Counts what workers have done and remembers when each at work was last heard of."""
 
     def __init__(self) -> None:
         self.done = 0
+        self.heard: dict[Worker, float] = {}
 
-    def add(self, n: int) -> None:
-        self.done += n
+    def add(self, n: int, worker: Worker | None = None) -> None:
+        self.put(self.done + n, worker)
 
-    def put(self, n: int) -> None:
+    def put(self, n: int, worker: Worker | None = None) -> None:
         self.done = n
+        if worker is not None:
+            self.heard[worker] = time.monotonic()
+
+    def rest(self, worker: Worker) -> None:
+        """The worker has nothing to do now: its silence means nothing."""
+        self.heard.pop(worker, None)
 
     def read(self) -> int:
         return self.done
+
+    def silent(self, seconds: float) -> list[Worker]:
+        """Workers at work and not heard of for so long; each is named once."""
+        late = [worker for worker, at in self.heard.items() if time.monotonic() - at > seconds]
+        for worker in late:
+            del self.heard[worker]
+        return late
+
+
+def this_worker() -> Worker:
+    return ray.get_runtime_context().get_node_id(), os.getpid()
 
 
 @contextmanager
 def watched(tell: Tell, stage: str, total: int, done: int = 0) -> Iterator[Any]:
     """A Board whose count, on top of `done`, is told every half second for the length of the block."""
-    board: Any = Board.remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    board: Any = Board.options(scheduling_strategy=here).remote()  # workers' nodes come and go, the driver's stays
     stop = threading.Event()
 
     def poll() -> None:
@@ -54,3 +87,75 @@ def watched(tell: Tell, stage: str, total: int, done: int = 0) -> Iterator[Any]:
     finally:
         stop.set()
         ray.kill(board)
+
+
+def supervised(board: Any, stage: str, hang_seconds: float, work: Callable[[], T]) -> T:
+    """work(), with its hanging workers killed; Stopped where nothing moves for PATIENCE times hang_seconds.
+
+    work runs in a thread of its own, since a stream that never ends could not be left otherwise; it must not need the
+    main thread.
+    """
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.append((work(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    seen, moved, looked = -1, time.monotonic(), time.monotonic()
+    while thread.is_alive():
+        thread.join(POLL_SECONDS)
+        now = time.monotonic()
+        if now - looked < min(hang_seconds / 10, 10):
+            continue
+        looked = now
+        count, late = _look(board, hang_seconds, seen)
+        if count != seen:
+            seen, moved = count, now
+        elif now - moved > PATIENCE * hang_seconds:
+            raise Stopped(f"{stage}: nothing moved for {PATIENCE * hang_seconds:.0f} s")
+        for node, pid in late:
+            _kill(node, pid)
+    result, error = outcome[0]
+    if error is not None:
+        raise error
+    return result
+
+
+def _look(board: Any, hang_seconds: float, seen: int) -> tuple[int, list[Worker]]:
+    """The board's count and who is silent; nothing new where the board is being restarted, or Ray is gone."""
+    try:
+        count, late = ray.get([board.read.remote(), board.silent.remote(hang_seconds)], timeout=30)
+    except RayError:
+        return seen, []
+    return count, late
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _end(pid: int) -> None:
+    import signal
+
+    os.kill(pid, signal.SIGKILL)  # a stopped process answers no gentler way
+
+
+def _kill(node: str, pid: int) -> None:
+    """End a worker on its own node; Ray starts another and repeats its task. A node that is gone took it along."""
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    try:
+        ray.get(_end.options(scheduling_strategy=there).remote(pid), timeout=60)
+    except (RayError, OSError):
+        return
+
+
+def stopped(stage: str, error: BaseException) -> BaseException:
+    """What a failed stage ends with: a mistake found in a worker like one found here, all else as Stopped."""
+    return error if isinstance(error, UserError) else Stopped(f"{stage}: {brief(error)}")
+
+
+def brief(error: BaseException) -> str:
+    """The last line of an error that may carry a worker's whole traceback."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

@@ -1,6 +1,7 @@
 """Features on Ray Data actors, stored once a shard; the figures are computed from what is stored."""
 
 import io
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import numpy as np
 import ray
 import ray.data
+from ray.exceptions import RayError
 
-from busray.cluster.board import watched
+from busray.cluster.board import stopped, supervised, this_worker, watched
 from busray.cluster.run import Run
 from busray.cluster.session import device_of, session, use_threads
 from busray.corpus.arms import Source, arm_sources, compared_images
@@ -117,8 +119,10 @@ def _extract(run: Run, pieces: list[Piece]) -> None:
             num_cpus=cluster.cpus_per_actor,
             num_gpus=cluster.gpus_per_actor,
         )
-        for _ in stream.iter_rows():
-            pass
+        try:
+            supervised(board, "features", cluster.hang_seconds, lambda: deque(stream.iter_rows(), maxlen=0))
+        except RayError as error:
+            raise stopped("features", error) from error
 
 
 class Extract:
@@ -135,14 +139,17 @@ class Extract:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         piece = self.pieces[int(row["piece"])]
+        me = this_worker()
+        self.board.add.remote(0, me)
         pixels = _pixels(piece)
         features = []
         for at in range(0, len(pixels), self.batch_size):
             features.append(self.extractor(pixels[at : at + self.batch_size]))
-            self.board.add.remote(len(features[-1]))
+            self.board.add.remote(len(features[-1]), me)
         buffer = io.BytesIO()
         np.save(buffer, np.concatenate(features).astype(np.float32), allow_pickle=False)
         piece.store.put_once(piece.key, buffer.getvalue())
+        self.board.rest.remote(me)
         return {"images": len(pixels)}
 
 

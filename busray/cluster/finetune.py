@@ -7,7 +7,7 @@ beyond the rounding of a sum; checkpoints go through Store, not through Ray, and
 import tempfile
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from busray import config as settings
-from busray.cluster.board import watched
+from busray.cluster.board import brief, supervised, this_worker, watched
 from busray.cluster.run import Run, fetch_folder
 from busray.cluster.session import device_of, session, use_threads
 from busray.data.frame import content_box
@@ -32,12 +32,13 @@ from busray.model.checkpoints import (
     put_checkpoint,
     read_adapters,
 )
-from busray.records import Box, ImageSpec, SourceImage, UserError
+from busray.records import Box, ImageSpec, SourceImage, Stopped, UserError
 from busray.storage import Store
 
 LOG_EVERY = 10
 GRID_IMAGES = 4
 MAX_FAILURES = 3
+"""Failures in a row without a new checkpoint after which training ends."""
 
 
 @dataclass(frozen=True)
@@ -179,30 +180,50 @@ def _encode(job: FinetuneJob, split: str, pixels: np.ndarray, boxes: list[Box], 
 
 
 def _train(run: Run, job: FinetuneJob) -> None:
+    """Fit until the adapters are there. Ray counts a lost node as a failure; here only failures in a row that bring no
+    newer checkpoint count, so that preemptions do not end a run and a fault that repeats does."""
+    failures = 0
+    while read_adapters(run.store) is None:
+        newest = newest_checkpoint(run.store)
+        before = newest.step if newest else 0
+        try:
+            _fit(run, job, before)
+        except ray.train.TrainingFailedError as error:
+            cause = _cause(error)
+            if isinstance(cause, UserError):
+                raise cause from error
+            newest = newest_checkpoint(run.store)
+            failures = 0 if newest and newest.step > before else failures + 1
+            if failures == MAX_FAILURES:
+                raise Stopped(
+                    f"finetune: {failures} failures in a row without a new checkpoint, the last one: {brief(cause)}"
+                ) from error
+
+
+def _fit(run: Run, job: FinetuneJob, at: int) -> None:
     cluster = run.config.cluster
     gpus = cluster.gpus_per_actor
     resources = {"CPU": cluster.cpus_per_actor, **({"GPU": gpus} if gpus else {})}
-    newest = newest_checkpoint(run.store)
+    fewest, most = job.adapters.num_workers
     filesystem, path = run.store.arrow()
-    with watched(run.tell, "finetune", job.adapters.steps, newest.step if newest else 0) as board:
+    with watched(run.tell, "finetune", job.adapters.steps, at) as board:
         trainer = TorchTrainer(
             _worker,
-            train_loop_config={"job": job, "board": board, "started_at": newest.step if newest else 0},
+            train_loop_config={"job": job, "board": board, "started_at": at},
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=job.adapters.num_workers, use_gpu=bool(gpus), resources_per_worker=resources
+                num_workers=most if fewest == most else (fewest, most),
+                use_gpu=bool(gpus),
+                resources_per_worker=resources,
             ),
             run_config=RunConfig(
-                name=f"finetune-{uuid.uuid4().hex[:12]}",  # Ray's own state is this driver's alone; ours is in Store
+                name=f"finetune-{uuid.uuid4().hex[:12]}",  # Ray's own state is this fit's alone; ours is in Store
                 storage_path=f"{path}/ray",
                 storage_filesystem=filesystem,
-                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+                failure_config=FailureConfig(max_failures=0),
             ),
         )
-        try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise _cause(error) from error
+        supervised(board, "finetune", cluster.hang_seconds, trainer.fit)
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -238,7 +259,9 @@ def _worker(loop: dict[str, Any]) -> None:
     if checkpoint is not None:
         tuner.load_state(checkpoint.state)
         start, log = checkpoint.step, checkpoint.log
+    log = replace(log, workers=(*log.workers, (start, world)))
     losses: list[float] = []
+    board, me = loop["board"], this_worker()
     for step in range(start, job.adapters.steps):
         loss = tuner.accumulate(step, range(rank, job.adapters.batch_size, world))
         losses.append(_add_up(tuner.trainable(), loss, world) / job.adapters.batch_size)
@@ -246,19 +269,21 @@ def _worker(loop: dict[str, Any]) -> None:
         done = step + 1
         last = done == job.adapters.steps
         if rank:
+            board.add.remote(0, me)
             continue
-        loop["board"].put.remote(done - loop["started_at"])
+        board.put.remote(done - loop["started_at"], me)
         if done % LOG_EVERY == 0 or last:
-            log = TrainingLog((*log.loss, (done, float(np.mean(losses)))), log.validation)
+            log = replace(log, loss=(*log.loss, (done, float(np.mean(losses)))))
             losses.clear()
         if done % job.adapters.validate_every == 0 or last:
             value = tuner.validation_loss(encoded["val"], job.captions["val"])
-            log = TrainingLog(log.loss, (*log.validation, (done, value)))
+            log = replace(log, validation=(*log.validation, (done, value)))
             _draw_grid(job, tuner, done)
         if done % job.adapters.checkpoint_every == 0 or last:
             put_checkpoint(job.store, Checkpoint(done, tuner.state_bytes(), log))
     if rank == 0:
         _commit(job, tuner, log)
+    board.rest.remote(me)
     ray.train.report({"step": job.adapters.steps})
 
 
@@ -309,5 +334,5 @@ def _commit(job: FinetuneJob, tuner: Any, log: TrainingLog) -> None:
 
     metadata = {**job.metadata, "step": job.adapters.steps}
     files = tuner.adapter_files(metadata)
-    record = {**metadata, "sha256": adapter_sha256(files), "loss": log.loss, "validation": log.validation}
+    record = {**metadata, "sha256": adapter_sha256(files), **asdict(log)}
     commit_adapters(job.store, files, record)

@@ -3,32 +3,38 @@
 import os
 import tempfile
 import time
+from collections import deque
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
 import ray.data
+from ray.exceptions import RayError
 
 from busray import config as settings
-from busray.cluster.board import watched
+from busray.cluster.board import stopped, supervised, this_worker, watched
 from busray.cluster.run import Run
 from busray.cluster.session import device_of, session, use_threads
 from busray.config import split_arm
 from busray.corpus.arms import compared_images, released_arm, uses_adapters
-from busray.corpus.commit import commit_shard, read_commits
+from busray.corpus.commit import commit_shard, committed_shards
 from busray.corpus.encode import Row
 from busray.corpus.manifest import publish_manifest
 from busray.corpus.plan import extend_plan, pending, shards
 from busray.corpus.recipe import Recipe, corpus_identity, make_recipe
 from busray.corpus.run import open_run
 from busray.model.checkpoints import fetch_adapters, read_adapters
-from busray.model.sample import Drawn, Sampler
 from busray.records import Commit, Execution, ImageSpec, Shard, UserError, arm_prefix
 from busray.storage import Store
 
+if TYPE_CHECKING:  # torch and diffusers would take the driver 800 MB, which only the workers need
+    from busray.model.sample import Drawn, Sampler
+
+TRIES = 5
+"""Times a shard is begun again whose worker died, before the command ends: it may be the shard that kills them."""
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "numpy")
 
 
@@ -95,13 +101,11 @@ def generate(run: Run, arm: str | None = None) -> str:
         images = {name: c.images for name, c in config.classes.items()}
     segments = extend_plan(job.store, images, config.corpus.shard_size)
     plan = shards(segments)
-    commits = read_commits(job.store)
-    todo = pending(plan, commits)
+    todo = pending(plan, committed_shards(job.store))
     if todo:
         with session(config.cluster, run.log_file):
             _draw(run, job, todo, sum(s.count for s in plan), f"generate {arm or 'corpus'}")
-        commits = read_commits(job.store)
-    return publish_manifest(job.store, segments, commits)
+    return publish_manifest(job.store, segments, drawn=todo)
 
 
 def _draw(run: Run, job: DrawJob, todo: list[Shard], planned: int, stage: str) -> None:
@@ -117,33 +121,35 @@ def _draw(run: Run, job: DrawJob, todo: list[Shard], planned: int, stage: str) -
                 compute=pool,
                 num_cpus=cluster.cpus_per_actor,
                 num_gpus=cluster.gpus_per_actor,
+                max_task_retries=TRIES,
             )
-            .map(CommitShard(job), num_cpus=1)
+            .map(CommitShard(job, board), num_cpus=1, max_retries=TRIES)
         )
-        for _ in stream.iter_rows():
-            pass
+        try:
+            supervised(board, stage, cluster.hang_seconds, lambda: deque(stream.iter_rows(), maxlen=0))
+        except RayError as error:
+            raise stopped(stage, error) from error
 
 
 class DrawShards:
     """The sampling actor: loads the models once, then draws shard after shard."""
 
-    def __init__(self, job: DrawJob, board: Any = None) -> None:
+    def __init__(self, job: DrawJob, board: Any) -> None:
         use_threads(job.threads)
         self.job = job
         self.board = board
         self.sampler = build_sampler(job)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        from busray.model.sample import draw_shard
+
         started = time.perf_counter()
         shard = Shard(str(row["class_name"]), int(row["first"]), int(row["count"]))
         specs = self.job.recipe.specs(shard)
-        size = self.job.sampling.batch_size
-        drawn: list[Drawn] = []
-        for at in range(0, len(specs), size):
-            batch = specs[at : at + size]
-            drawn += self.sampler.draw(batch)
-            if self.board is not None:
-                self.board.add.remote(len(batch))
+        me = this_worker()
+        self.board.add.remote(0, me)
+        drawn = draw_shard(self.sampler, specs, lambda n: self.board.add.remote(n, me))
+        self.board.rest.remote(me)
         columns: list[list[np.ndarray | None]] = [[d.image for d in drawn]]
         if self.job.keep_txt2img:
             columns.append([d.txt2img for d in drawn])
@@ -151,6 +157,7 @@ class DrawShards:
             **row,
             "pixels": np.asarray(columns),  # uint8 [columns, images, size, size]
             "problems": "\n".join(d.problem or "" for d in drawn),
+            "batch_size": self.sampler.sampling.batch_size,
             "seconds": time.perf_counter() - started,
         }
 
@@ -158,11 +165,13 @@ class DrawShards:
 class CommitShard:
     """The CPU task behind it: encode, hash, put once, record."""
 
-    def __init__(self, job: DrawJob) -> None:
+    def __init__(self, job: DrawJob, board: Any) -> None:
         self.job = job
+        self.board = board
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        job = self.job
+        job, me = self.job, this_worker()
+        self.board.add.remote(0, me)
         shard = Shard(str(row["class_name"]), int(row["first"]), int(row["count"]))
         specs = job.recipe.specs(shard)
         problems = str(row["problems"]).split("\n")
@@ -174,17 +183,28 @@ class CommitShard:
             else:
                 rows.append(Row(spec, pixels[0, i], pixels[1, i] if len(pixels) > 1 else None))
         commit = commit_shard(
-            job.store, shard, rows, rejects, job.provenance, execution(job), job.format, float(row["seconds"])
+            job.store,
+            shard,
+            rows,
+            rejects,
+            job.provenance,
+            execution(job, int(row["batch_size"])),
+            job.format,
+            float(row["seconds"]),
         )
+        self.board.rest.remote(me)
         return {"rows": commit.rows, "rejects": len(commit.rejects)}
 
 
-def execution(job: DrawJob) -> Execution:
-    """What besides the fingerprint decides the last bit of a pixel drawn by this job here."""
+def execution(job: DrawJob, batch_size: int) -> Execution:
+    """What besides the fingerprint decides the last bit of a pixel drawn by this job here.
+
+    batch_size: the one used, which is below the job's where the device's memory did not hold that.
+    """
     return Execution(
         device=_device_name(job.device),
         dtype=job.base.dtype,
-        batch_size=job.sampling.batch_size,
+        batch_size=batch_size,
         threads=job.threads,
         libraries={name: version(name) for name in LIBRARIES},
     )
@@ -200,10 +220,11 @@ def _device_name(device: str) -> str:
     return f"cuda: {torch.cuda.get_device_name()}"
 
 
-def build_sampler(job: DrawJob) -> Sampler:
+def build_sampler(job: DrawJob) -> "Sampler":
     """The pipeline of the job's base with its adapters fused, ready to draw."""
     from busray.model.adapters import load_adapters
     from busray.model.base import load_pipeline
+    from busray.model.sample import Sampler
 
     pipe = load_pipeline(job.base, job.device, job.base.dtype)
     if job.method:
@@ -212,7 +233,7 @@ def build_sampler(job: DrawJob) -> Sampler:
     return Sampler(pipe, job.sampling, job.refine, job.base.size, job.keep_txt2img)
 
 
-def redraw(job: DrawJob, commit: Commit, spec: ImageSpec, position: int) -> Drawn:
+def redraw(job: DrawJob, commit: Commit, spec: ImageSpec, position: int) -> "Drawn":
     """Draw one image of a committed shard again, with the batch size and threads its record names.
 
     position: of the image in its shard. It takes its old place in the batch, since a place can decide a last bit.

@@ -1,10 +1,8 @@
 """The whole job in its order, and what its report is made from. Each stage goes on where an earlier run stopped."""
 
 import json
-import time
-from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +10,7 @@ from busray import __version__
 from busray.cluster.evaluate import evaluate
 from busray.cluster.finetune import finetune
 from busray.cluster.generate import draw_job, execution, generate, redraw
-from busray.cluster.run import Run
+from busray.cluster.run import TIMINGS, Run, timed
 from busray.cluster.session import session
 from busray.corpus.arms import arms_to_draw
 from busray.corpus.commit import find_image, read_commits, read_rows
@@ -24,8 +22,6 @@ from busray.quality.figures import verdicts
 from busray.quality.report import GalleryRow, report_html
 from busray.records import CHECK, MANIFEST, REPORT_HTML, REPORT_JSON, Figure, UserError, to_json
 
-T = TypeVar("T")
-TIMINGS = "timings.json"
 GALLERY_ROWS = 4
 
 
@@ -39,18 +35,6 @@ def run_all(run: Run) -> list[Figure]:
         figures = timed(run, "evaluate", lambda: evaluate(run))
     write_report(run, figures)
     return figures
-
-
-def timed(run: Run, stage: str, work: Callable[[], T]) -> T:
-    """Run a stage and keep its longest wall time: a rerun that finds everything done does not overwrite it."""
-    started = time.perf_counter()
-    result = work()
-    seconds = time.perf_counter() - started
-    timings = json.loads(run.store.read_or_none(TIMINGS) or b"{}")
-    if seconds > timings.get(stage, 0):
-        timings[stage] = seconds
-        run.store.replace(TIMINGS, to_json(timings))
-    return result
 
 
 def write_report(run: Run, figures: list[Figure]) -> None:
@@ -82,7 +66,7 @@ def _report(run: Run, figures: list[Figure]) -> dict[str, Any]:
             "command": run.command,
             "base": run.base.to_dict(),
             "adapters": {k: v for k, v in adapters.items() if k not in ("loss", "validation")},
-            "execution": execution(job).__dict__,
+            "execution": execution(job, config.sampling.batch_size).__dict__,
             "settings": config.model_dump(mode="json"),
         },
         "dataset": {

@@ -1,9 +1,11 @@
 """A run: its settings, storage, checked data set and pinned base. Opening one is where a user's mistake ends."""
 
 import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from busray.cluster.session import Tell
 from busray.config import Config
@@ -18,6 +20,10 @@ from busray.model.base import BaseIdentity, identify_base
 from busray.quality.inception import InceptionWeights, find_weights
 from busray.records import CHECK, CONFIG, DATASET, DataSet, SourceImage, UserError, to_json
 from busray.storage import Store
+from busray.store_check import require_create_only
+
+T = TypeVar("T")
+TIMINGS = "timings.json"
 
 MAY_CHANGE = (
     "name",
@@ -28,6 +34,7 @@ MAY_CHANGE = (
     "dataset.metadata",
     "sampling.batch_size",
     "corpus.shard_size",
+    "corpus.max_quarantined",
     "adapters.num_workers",
     "adapters.path",
 )
@@ -68,10 +75,13 @@ class Run:
         return self.config.classes[class_name].initializer
 
 
-def open_run(config: Config, tell: Tell, *, needs_inception: bool = True, command: str = "") -> Run:
+def open_run(
+    config: Config, tell: Tell, *, needs_inception: bool = True, writes: bool = True, command: str = ""
+) -> Run:
     """Check everything a user can get wrong, prepare the data set once, and refuse changed settings of an old run.
 
-    Nothing is written before every check that needs no writing has passed.
+    Nothing is written before every check that needs no writing has passed; then, unless the work `writes` nothing, the
+    store must show that it creates only.
     """
     store = Store(config.output)
     _refuse_changed_settings(store, config)
@@ -89,12 +99,26 @@ def open_run(config: Config, tell: Tell, *, needs_inception: bool = True, comman
         local = fetch_folder(config.adapters.path, _cache(config.adapters.path))
         tokens = config.tokens() if config.uses_tokens else {}
         check_adapters(local, config.adapters.method, tokens, base, dataset.hash)
+    if writes:
+        require_create_only(store)
     if findings is not None:
         store.replace(CHECK, to_json(findings))
         store.put_once(DATASET, to_json(dataset))
         dataset = DataSet.from_json(store.read(DATASET))  # of two drivers that start at once, the first one's
     store.put_once(CONFIG, to_json(config.model_dump(mode="json")))
     return Run(config, store, tell, dataset, folder, base, inception, command)
+
+
+def timed(run: Run, stage: str, work: Callable[[], T]) -> T:
+    """Run a stage and keep its longest wall time: a rerun that finds everything done does not overwrite it."""
+    started = time.perf_counter()
+    result = work()
+    seconds = time.perf_counter() - started
+    timings = json.loads(run.store.read_or_none(TIMINGS) or b"{}")
+    if seconds > timings.get(stage, 0):
+        timings[stage] = seconds
+        run.store.replace(TIMINGS, to_json(timings))
+    return result
 
 
 def fetch_folder(url: str, cache: Path) -> Path:

@@ -18,10 +18,14 @@ FOLDER = "finetune/checkpoints"
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """(step, loss) pairs: the training loss averaged since the entry before, and the validation loss."""
+    """What training leaves to look at, over all its starts."""
 
     loss: tuple[tuple[int, float], ...] = ()
+    """(step, training loss averaged since the entry before)."""
     validation: tuple[tuple[int, float], ...] = ()
+    """(step, validation loss)."""
+    workers: tuple[tuple[int, int], ...] = ()
+    """(steps done, workers from there on), one entry a start."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ def put_checkpoint(store: Store, checkpoint: Checkpoint) -> None:
         "digest": digest,
         "loss": checkpoint.log.loss,
         "validation": checkpoint.log.validation,
+        "workers": checkpoint.log.workers,
     }
     store.put_once(f"{name}.json", to_json(record))
 
@@ -58,7 +63,8 @@ def newest_checkpoint(store: Store) -> Checkpoint | None:
         except (ValueError, KeyError, FileNotFoundError):
             continue  # torn: an older one serves
         if sha256_bytes(state) == record["digest"]:
-            log = TrainingLog(_pairs(record["loss"]), _pairs(record["validation"]))
+            workers = tuple((int(step), int(n)) for step, n in record["workers"])
+            log = TrainingLog(_pairs(record["loss"]), _pairs(record["validation"]), workers)
             return Checkpoint(record["step"], state, log)
     return None
 

@@ -4,7 +4,7 @@ Where an image's content box is smaller than the square, the latent cells outsid
 latents of black, as the padding of the training images is, and the padded pixels come out black.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,11 @@ class Sampler:
         self.img2img.set_progress_bar_config(disable=True)
         self.embeddings: dict[str, torch.Tensor] = {}
         self._black: Any = None
+
+    def halve_batch(self) -> None:
+        """Half the images a forward pass from now on."""
+        half = self.sampling.batch_size // 2
+        self.sampling = self.sampling.model_copy(update={"batch_size": half})
 
     @torch.no_grad()
     def draw(self, specs: Sequence[ImageSpec]) -> list[Drawn]:
@@ -178,6 +183,53 @@ class Sampler:
             black = torch.full((1, 3, self.size, self.size), -1.0, device=self.device, dtype=self.dtype)
             self._black = self.pipe.vae.encode(black).latent_dist.mean * self.pipe.vae.config.scaling_factor
         return self._black
+
+
+def draw_shard(sampler: Any, specs: Sequence[ImageSpec], told: Callable[[int], None]) -> list[Drawn]:
+    """Draws specs in batches; told(n) after every n images. An image that cannot be drawn comes with its `problem`.
+
+    One bad image never costs its neighbours: what fails in a batch is tried once more by itself, in its old place.
+    Where the device's memory does not hold a batch, the sampler's batch is halved for good and the shard begun again,
+    so that one shard has one batch size; torch.OutOfMemoryError where even one image is too many. A device that broke
+    (torch.AcceleratorError) would fail every later image, so that error is the caller's.
+    """
+    while True:
+        try:
+            drawn: list[Drawn] = []
+            while len(drawn) < len(specs):
+                batch = specs[len(drawn) : len(drawn) + sampler.sampling.batch_size]
+                drawn += _draw_batch(sampler, batch)
+                told(len(batch))
+            return drawn
+        except torch.OutOfMemoryError:
+            if sampler.sampling.batch_size == 1:
+                raise
+            told(-len(drawn))
+            sampler.halve_batch()
+            torch.cuda.empty_cache()
+
+
+def _draw_batch(sampler: Any, batch: Sequence[ImageSpec]) -> list[Drawn]:
+    try:
+        drawn = sampler.draw(batch)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except Exception:  # of which image is not known: each by itself will tell
+        return [_draw_alone(sampler, batch, i) for i in range(len(batch))]
+    return [one if one.problem is None else _draw_alone(sampler, batch, i) for i, one in enumerate(drawn)]
+
+
+def _draw_alone(sampler: Any, batch: Sequence[ImageSpec], place: int) -> Drawn:
+    """The image at that place with copies of itself for neighbours: the same pixels as among healthy ones."""
+    spec = batch[place]
+    try:
+        return sampler.draw([spec] * len(batch))[place]
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except Exception as error:
+        black = np.zeros((sampler.size, sampler.size), np.uint8)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return Drawn(spec, black, black if sampler.keep_txt2img else None, reason)
 
 
 def scheduler_for(name: str, settings: Any) -> Any:

@@ -14,6 +14,15 @@ def cosine(step: int, steps: int, warm: int) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
 
 
+def trapezoid(step: int, steps: int, warm: int) -> float:
+    """Share of the peak learning rate: linear warm-up, the peak held, a cosine to 1 % over the last quarter.
+
+    Until that quarter begins, a restart may name another number of steps and nothing done is lost.
+    """
+    hold = steps - steps // 4
+    return min(1.0, (step + 1) / warm) if step < hold else cosine(step - hold, steps - hold, warm=0)
+
+
 def checkpoint(path: Path, step: int, **parts: Any) -> None:
     """Replaces path by the state of each part, never leaving half a file under that name."""
     torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, path.with_suffix(".new"))

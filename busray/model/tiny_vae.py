@@ -182,14 +182,14 @@ def fold_normalisation(vae: Any, mean: torch.Tensor, std: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def encode_corpus(work: Path, log: Callable[[str], None]) -> None:
-    """Writes latents.npy, float16 [n, 2, c, 32, 32], mean and std, with the normalised autoencoder vae-normal.pt."""
-    phantoms = np.load(work / "phantoms.npy")
+def encode_scans(work: Path, log: Callable[[str], None]) -> None:
+    """Writes latents.npy of scans.npy, float16 [n, 2, c, 32, 32]: mean and std; and, unless there, vae-normal.pt."""
     if not (work / "vae-normal.pt").exists():
-        _normalise(work, phantoms[:960], log)
+        _normalise(work, np.load(work / "phantoms.npy")[:960], log)
     vae = _load(work / "vae-normal.pt")
+    scans = np.load(work / "scans.npy")
     kept = []
-    for batch in np.array_split(phantoms, max(1, len(phantoms) // 32)):
+    for batch in np.array_split(scans, max(1, len(scans) // 32)):
         posterior = vae.encode(to_unit(batch)).latent_dist
         kept.append(torch.stack([posterior.mean, posterior.std], 1).half().numpy())
     np.save(work / "latents.npy", np.concatenate(kept))

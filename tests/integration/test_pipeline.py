@@ -1,6 +1,7 @@
 """The whole job on a local Ray with the embedded base: small, real, and resumable."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from safetensors.numpy import load
 
@@ -102,6 +104,15 @@ def test_arms_share_their_seeds_and_are_not_the_same_images(finished: Run) -> No
         assert row["seed_txt2img"] == base[key]["seed_txt2img"]
         assert row["image_txt2img"]["bytes"] != base[key]["image"]["bytes"]
         assert row["image_txt2img"]["bytes"] != row["image"]["bytes"]
+
+
+def test_a_finished_run_is_verified_with_its_arms_and_leaves_no_orphan(
+    finished: Run, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["verify", finished.config.output]) == 0
+    assert "arms/base" in capsys.readouterr().out
+    assert main(["gc", finished.config.output]) == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_running_again_changes_nothing(finished: Run) -> None:
@@ -201,6 +212,21 @@ pipe.load_textual_inversion(adapters + "/us-benign.safetensors", token="<us-beni
 numpy.save(out, numpy.stack([before, draw()]))
 assert not [name for name in sys.modules if name.split(".")[0] in ("busray", "ray")]
 """
+
+
+def test_no_secret_of_the_environment_is_in_what_runs_and_ray_wrote(finished: Run, bucket: str) -> None:
+    """Records, shards, reports and Ray's session folder (logs of driver, workers and agents) of the runs above."""
+    context = ray.get_runtime_context()
+    folders = [Path(finished.store.url), Path(context.get_temp_dir()) / context.get_session_name()]
+    written = {str(path): path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+    store = Store(bucket)
+    written |= {key: store.read(key) for key in store.list()}
+    names = {Path(name).name for name in written}
+    assert {"config.json", "run.json", "manifest.parquet", "report.json", "report.html"} <= names
+    assert any("/logs/" in name for name in written)
+    for secret in (os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]):
+        assert "planted" in secret.lower(), "what the fixture of the bucket put there"
+        assert [name for name, data in written.items() if secret.encode() in data] == []
 
 
 def test_plain_diffusers_draws_the_same_with_the_adapters_in_a_process_without_busray(

@@ -97,15 +97,33 @@ def test_captions_and_vocabulary_hold_no_class_word():
         assert not set(tiny_corpus.captioned(i)[1].replace(",", " ").split()) & set(CLASS_WORDS)
 
 
-def test_the_demo_probe_is_held_out(monkeypatch):
+@pytest.mark.parametrize(
+    "make, probes",
+    [(tiny_corpus.varied, set(PROBES) - {"demo"}), (tiny_corpus.captioned, set(tiny_corpus.DRAWN))],
+)
+def test_the_demo_probe_is_held_out(monkeypatch, make, probes):
     seen = set()
     monkeypatch.setattr(
         tiny_corpus, "phantom", lambda seed, c, probe, size: seen.add(probe.name) or phantom(1, c, probe, (8, 8))
     )
     for i in range(120):
         with contextlib.suppress(ValueError):  # the stand-in image does not fit its frame
-            tiny_corpus.captioned(i)
-    assert seen == set(PROBES) - {"demo"}
+            make(i)
+    assert seen == probes and "demo" not in seen
+
+
+def test_every_noise_level_is_trained_and_the_middle_ones_most():
+    times = tiny_base.draw_times(np.random.default_rng(1), 20_000)
+    share, _ = np.histogram(times, bins=10, range=(0, 1000))
+    assert times.min() >= 0 and times.max() <= 999 and share.sum() == 20_000
+    assert share.min() > 400 and share[3:6].min() > 2 * max(share[0], share[9])
+
+
+def test_the_rate_is_held_for_three_quarters_whatever_the_end_and_then_falls():
+    assert [tiny_training.trapezoid(s, 400, warm=10) for s in (0, 9, 299)] == [0.1, 1.0, 1.0]
+    assert tiny_training.trapezoid(300, 800, warm=10) == 1.0
+    falling = [tiny_training.trapezoid(s, 400, warm=10) for s in range(300, 401)]
+    assert falling == sorted(falling, reverse=True) and falling[-1] == pytest.approx(0.01)
 
 
 def test_the_autoencoder_keeps_speckle(pipe, phantoms):

@@ -1,0 +1,102 @@
+"""Drivers of their own process for chaos tests: `busray` commands on one small corpus, to be killed or stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from busray.storage import Store
+
+CLASSES = ("benign", "malignant")
+
+
+def write_config(path: Path, images: Path, adapters: Path | None, **changes: Any) -> Path:
+    """A config of 2 x 8 images in shards of 4, two sampling steps; one thread, so that pixels repeat."""
+    tree: dict[str, Any] = {
+        "dataset": {"path": str(images), "val": 0.2, "test": 0.3},
+        "classes": {name: {"images": 8, "token": f"<us-{name}>"} for name in CLASSES},
+        "adapters": {
+            "path": str(adapters) if adapters else None,
+            "steps": 4,
+            "batch_size": 4,
+            "checkpoint_every": 2,
+            "validate_every": 4,
+        },
+        "sampling": {"steps": 2, "guidance_scale": 2.0, "batch_size": 4},
+        "refine": None,
+        "corpus": {"shard_size": 4},
+        "evaluate": {"arms": ["base", "lora+ti"]},
+        "cluster": {"threads": 1},
+    }
+    for key, value in changes.items():
+        tree[key] = {**tree[key], **value} if isinstance(value, dict) else value
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+class Driver:
+    """`busray ARGUMENTS` in a process group of its own, with every process that it starts."""
+
+    def __init__(self, arguments: Sequence[str], endpoint: str | None = None, **environment: str) -> None:
+        env = {**os.environ, **environment}
+        if endpoint:
+            env["AWS_ENDPOINT_URL_S3"] = endpoint
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "busray.cli", *arguments],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def kill(self) -> None:
+        """SIGKILL to the driver alone; its Ray notices and goes."""
+        os.kill(self.process.pid, signal.SIGKILL)
+
+    def stop(self) -> None:
+        """SIGSTOP to the driver and all that it started: a node that hangs."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        os.killpg(self.process.pid, signal.SIGCONT)
+
+    def wait(self, seconds: float = 300) -> tuple[int, str]:
+        """(exit status, what it printed); negative where a signal ended it."""
+        try:
+            text, _ = self.process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self.end()
+            raise
+        return self.process.returncode, text
+
+    def end(self) -> None:
+        """Nothing of it is left running."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+
+def run(arguments: Sequence[str], endpoint: str | None = None, **environment: str) -> str:
+    """What a driver printed that nothing happens to; asserts that it succeeded."""
+    status, text = Driver(arguments, endpoint, **environment).wait()
+    assert status == 0, text
+    return text
+
+
+def digest_in(text: str) -> str:
+    """The manifest's digest that `busray generate` printed."""
+    return text.split("manifest digest ")[1].split()[0]
+
+
+def copied(source: Store, target: Store) -> Store:
+    """target with every object of source."""
+    for key in source.list():
+        target.put_once(key, source.read(key))
+    return target

@@ -1,0 +1,104 @@
+"""The driver is killed at each commit point, or stalls while another one does its work: every image once, one truth."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from drivers import Driver, copied, digest_in, run, write_config
+from fault_proxy import FaultProxy, Request, Rule
+
+from busray.corpus.commit import read_commits
+from busray.corpus.manifest import orphans
+from busray.corpus.verify import verify
+from busray.data.phantom import write_dataset
+from busray.storage import Store
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Store]]:
+    """(config, run) with a checked data set and adapters, and nothing drawn yet."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_dataset(folder / "images", 12, seed=5, size=(96, 96))
+    shutil.rmtree(folder / "images" / "normal")
+    config = write_config(folder / "chaos.yaml", folder / "images", None)
+    run(["finetune", str(config), f"--output={folder / 'run'}"])
+    yield config, Store(str(folder / "run"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(trained: tuple[Path, Store], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The manifest's digest of a run that nothing happens to."""
+    config, prepared = trained
+    output = copied(prepared, Store(str(tmp_path_factory.mktemp("undisturbed") / "run")))
+    return digest_in(run(["generate", str(config), f"--output={output.url}"]))
+
+
+def assert_each_planned_image_once(store: Store, digest: str) -> None:
+    verdict = verify(store)
+    assert verdict.problems == ()
+    assert verdict.planned == verdict.committed + verdict.quarantined == 16
+    assert verdict.digest == digest
+
+
+def test_a_driver_killed_at_every_commit_point_comes_to_the_undisturbed_corpus(
+    trained: tuple[Path, Store], undisturbed: str, proxy: FaultProxy, s3_server: str, bucket_url: str
+) -> None:
+    config, prepared = trained
+    store = copied(prepared, Store(bucket_url, endpoint_url=s3_server))
+    points = {
+        "before data": Rule(lambda request: None, method="PUT", key="/data/", when="before"),
+        "after data": Rule(lambda request: None, method="PUT", key="/data/", when="after"),
+        "after record": Rule(lambda request: None, method="PUT", key="/commits/", when="after"),
+        "before manifest": Rule(lambda request: None, method="PUT", key="manifest.parquet", when="before"),
+    }
+    for name, rule in points.items():
+        driver = Driver(["generate", str(config), f"--output={bucket_url}"], proxy.url)
+        rule.action = killing(driver)
+        proxy.add(rule)
+        status, text = driver.wait()
+        driver.end()
+        assert rule.hits == 1 and status == -9, f"{name}: {text}"
+        assert store.read_or_none("manifest.parquet") is None, f"{name}: a manifest although shards are missing"
+    text = run(["generate", str(config), f"--output={bucket_url}"], proxy.url)
+    assert digest_in(text) == undisturbed
+    assert_each_planned_image_once(store, undisturbed)
+
+
+def killing(driver: Driver) -> Callable[[Request], None]:
+    return lambda request: driver.kill()
+
+
+def test_a_driver_that_stalls_and_comes_back_late_changes_nothing_that_readers_see(
+    trained: tuple[Path, Store], proxy: FaultProxy, s3_server: str, bucket_url: str
+) -> None:
+    """The late one draws in other batches, so that its bytes differ and its object is an orphan."""
+    config, prepared = trained
+    store = copied(prepared, Store(bucket_url, endpoint_url=s3_server))
+    command = ["generate", str(config), f"--output={bucket_url}"]
+    late = Driver([*command, "--sampling.batch_size=3"], proxy.url)
+    try:
+        stalled = proxy.add(Rule(lambda request: late.stop(), method="PUT", key="/data/", when="after"))
+        while not stalled.hits and late.process.poll() is None:
+            time.sleep(0.1)
+        assert stalled.hits == 1
+        digest = digest_in(run(command, s3_server))
+        before = {key: store.read(key) for key in store.list()}
+        late.go_on()
+        status, text = late.wait()
+    finally:
+        late.end()
+    assert status == 0, text
+    assert digest_in(text) == digest, "both drivers see one truth"
+    after = {key: store.read(key) for key in store.list()}
+    changed = {key for key, data in before.items() if after.get(key) != data}
+    assert changed <= {"timings.json"}, "a late driver replaced what readers trust"
+    assert_each_planned_image_once(store, digest)
+    lost = orphans(store)
+    assert lost and set(after) - set(before) <= set(lost)
+    live = {commit.object for commit in read_commits(store)}
+    assert not live & set(lost)
+    run(["gc", bucket_url, "--delete"], s3_server)
+    assert set(store.list()) == set(after) - set(lost)
+    assert_each_planned_image_once(store, digest)

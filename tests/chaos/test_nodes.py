@@ -1,0 +1,221 @@
+"""Nodes and workers are lost, stopped and added while a run draws, trains and measures: nothing is lost or redone twice.
+
+Several raylets on this machine stand in for nodes (ray.cluster_utils); a node is lost by SIGKILL to all that is its.
+"""
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from drivers import copied, write_config
+from ray.cluster_utils import Cluster
+from safetensors.numpy import load
+
+from busray.cluster.evaluate import evaluate
+from busray.cluster.finetune import finetune
+from busray.cluster.generate import generate
+from busray.cluster.run import Run, open_run
+from busray.config import load_config
+from busray.corpus.commit import read_commits
+from busray.corpus.verify import verify
+from busray.data.phantom import write_dataset
+from busray.model.adapters import LORA_FILE
+from busray.records import Stopped
+from busray.storage import Store
+
+ACTOR = {"num_cpus": 2}
+"""A node for one sampling actor and the commits beside it."""
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head without work and nodes that a test adds; this process is its driver."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    ray.init(address=made.address, log_to_driver=False)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with adapters, its corpus and its features, made on one local worker that nothing happens to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write_dataset(folder / "images", 12, seed=5, size=(96, 96))
+    shutil.rmtree(folder / "images" / "normal")
+    write_config(folder / "chaos.yaml", folder / "images", None, **SLOW)
+    run = opened(folder, folder / "run")
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    try:
+        finetune(run)
+        generate(run)
+        generate(run, "base")
+        evaluate(run)
+    finally:
+        ray.shutdown()
+    return run
+
+
+SLOW = {
+    "sampling": {"steps": 6},
+    "corpus": {"shard_size": 2},
+    "adapters": {"steps": 12},
+    "cluster": {"threads": 1, "max_actors": 3},
+}
+"""Long enough for something to happen in between."""
+
+
+def opened(folder: Path, output: Path | str, *flags: str, tell: Any = lambda *told: None) -> Run:
+    return open_run(load_config(folder / "chaos.yaml", [f"--output={output}", *flags]), tell)
+
+
+def begun(trained: Run, output: Path, *leave_out: str) -> Store:
+    """A copy of the undisturbed run without the objects whose keys begin so."""
+    store = copied(trained.store, Store(str(output)))
+    for key in list(store.list()):
+        if key.startswith(leave_out):
+            store.delete(key)
+    return store
+
+
+class Trigger:
+    """Runs something once, in a thread, when a stage has come so far; is what a run tells its progress to."""
+
+    def __init__(self, stage: str, done: int, action: Callable[[], object]) -> None:
+        self.stage, self.done, self.action = stage, done, action
+        self.thread: threading.Thread | None = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if self.thread is None and stage == self.stage and self.done <= done < total:
+            self.thread = threading.Thread(target=self.action)
+            self.thread.start()
+
+    def assert_done(self) -> None:
+        assert self.thread is not None, f"{self.stage} was over before anything could happen"
+        self.thread.join()
+
+
+def working(class_part: str) -> list[tuple[str, int]]:
+    """(node id, process id) of the living actors whose class name has this part."""
+    actors = ray._private.state.actors().values()
+    return [
+        (a["Address"]["NodeID"], a["Pid"])
+        for a in actors
+        if class_part in a["ActorClassName"] and a["State"] == "ALIVE"
+    ]
+
+
+def lose(cluster: Cluster, class_part: str) -> None:
+    """SIGKILL to everything of a node on which such an actor works."""
+    at_work = {node for node, _ in working(class_part)}
+    node = next(n for n in cluster.worker_nodes if n.node_id in at_work)
+    cluster.remove_node(node, allow_graceful=False)
+
+
+def test_nodes_lost_while_drawing_cost_at_most_what_was_in_flight_and_new_ones_are_used(
+    trained: Run, cluster: Cluster, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        cluster.add_node(**ACTOR)
+    seen: set[str] = set()
+
+    def happen() -> None:
+        seen.update(node for node, _ in working("MapWorker"))
+        lose(cluster, "MapWorker")
+        for _ in range(2):
+            cluster.add_node(**ACTOR)
+        until(lambda: len(seen | {node for node, _ in working("MapWorker")}) >= 3, 120)
+        seen.update(node for node, _ in working("MapWorker"))
+
+    trigger = Trigger("generate corpus", 1, happen)
+    store = begun(trained, tmp_path / "run", "commits/", "data/", "manifest")
+    run = opened(
+        folder_of(trained), store.url, "--classes.benign.images=30", "--classes.malignant.images=30", tell=trigger
+    )
+    generate(run)
+    trigger.assert_done()
+    verdict = verify(run.store)
+    assert verdict.problems == () and verdict.planned == verdict.committed == 60
+    assert len(seen) >= 3, "the nodes added later drew nothing"
+    old = {c.shard: c.digest for c in read_commits(trained.store)}
+    new = {c.shard: c.digest for c in read_commits(run.store)}
+    assert {shard: new[shard] for shard in old} == old, "a shard drawn again is not the same"
+
+
+def folder_of(run: Run) -> Path:
+    return Path(run.store.url).parent
+
+
+def until(true: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_a_sampling_worker_that_dies_or_hangs_is_replaced_and_its_shard_drawn_again(
+    trained: Run, cluster: Cluster, tmp_path: Path, sign: signal.Signals
+) -> None:
+    cluster.add_node(num_cpus=3)
+    trigger = Trigger("generate corpus", 1, lambda: os.kill(working("MapWorker")[0][1], sign))
+    store = begun(trained, tmp_path / "run", "commits/", "data/", "manifest")
+    run = opened(folder_of(trained), store.url, "--cluster.hang_seconds=10", "--cluster.max_actors=1", tell=trigger)
+    digest = generate(run)
+    trigger.assert_done()
+    assert digest == verify(trained.store).digest == verify(run.store).digest
+
+
+def test_a_stage_in_which_nothing_moves_ends_with_an_error(trained: Run, cluster: Cluster, tmp_path: Path) -> None:
+    """A cluster without a node for its actors."""
+    store = begun(trained, tmp_path / "run", "commits/", "data/", "manifest")
+    with pytest.raises(Stopped, match="nothing moved for 20 s"):
+        generate(opened(folder_of(trained), store.url, "--cluster.hang_seconds=5"))
+
+
+def test_a_node_lost_while_measuring_changes_no_figure(trained: Run, cluster: Cluster, tmp_path: Path) -> None:
+    for _ in range(2):
+        cluster.add_node(**ACTOR)
+    trigger = Trigger("features", 1, lambda: lose(cluster, "MapWorker"))
+    store = begun(trained, tmp_path / "run", "features/")
+    run = opened(folder_of(trained), store.url, "--evaluate.batch_size=1", tell=trigger)
+    figures = evaluate(run)
+    trigger.assert_done()
+    for mine, theirs in zip(figures, evaluate(trained), strict=True):
+        assert mine.value == pytest.approx(theirs.value, rel=1e-6, abs=1e-6)
+
+
+def test_training_goes_on_with_the_workers_that_are_left_and_with_those_that_come(
+    trained: Run, cluster: Cluster, tmp_path: Path
+) -> None:
+    """Two workers, one after a node is lost, two again; the global batch and so the adapters stay the same."""
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+
+    def happen() -> None:
+        lose(cluster, "RayTrainWorker")
+
+    trigger = Trigger("finetune", 3, happen)
+    store = begun(
+        trained, tmp_path / "run", "adapters", "finetune/checkpoints", "commits/", "data/", "run.json", "arms/"
+    )
+    run = opened(folder_of(trained), store.url, "--adapters.num_workers=[1,2]", tell=trigger)
+    record = finetune(run)
+    trigger.assert_done()
+    one = finetune(trained)
+    assert record["step"] == one["step"] == 12
+    workers = [n for _, n in record["workers"]]
+    assert workers[:2] == [2, 1], workers
+    starts = [step for step, _ in record["workers"]]
+    assert starts == sorted(starts) and starts[1] > 0, "the second start took up the first one's checkpoint"
+    ours = load(run.store.read(f"{record['folder']}/{LORA_FILE}"))
+    theirs = load(trained.store.read(f"{one['folder']}/{LORA_FILE}"))
+    for name, value in ours.items():
+        np.testing.assert_allclose(value, theirs[name], atol=2e-4)

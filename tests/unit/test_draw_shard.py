@@ -1,0 +1,114 @@
+"""One bad image costs itself alone; a device too small for a batch gets smaller ones; a broken device is no image's."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from busray.config import Base, Sampling
+from busray.model.base import load_pipeline
+from busray.model.sample import Drawn, Sampler, draw_shard
+from busray.records import Box, ImageSpec
+
+SIZE = 64
+
+
+def spec(index: int) -> ImageSpec:
+    return ImageSpec(f"id-{index}", "benign", index, 0, "a breast ultrasound scan", index, index, Box(0, 0, SIZE, SIZE))
+
+
+class FakeSampler:
+    """Draws squares whose grey is the image's index; `fault` looks at each batch before it is drawn."""
+
+    size, keep_txt2img = SIZE, True
+
+    def __init__(self, batch_size: int, fault: Callable[[Sequence[ImageSpec]], str | None]) -> None:
+        self.sampling = Sampling(batch_size=batch_size)
+        self.fault = fault
+        self.batches: list[list[int]] = []
+
+    halve_batch = Sampler.halve_batch
+
+    def draw(self, specs: Sequence[ImageSpec]) -> list[Drawn]:
+        assert 0 < len(specs) <= self.sampling.batch_size
+        self.batches.append([one.index for one in specs])
+        problem = self.fault(specs)
+        grey = [np.full((SIZE, SIZE), one.index, np.uint8) for one in specs]
+        return [Drawn(s, g, g, problem if s.index == 3 else None) for s, g in zip(specs, grey, strict=True)]
+
+
+def told() -> tuple[list[int], Callable[[int], None]]:
+    counts: list[int] = []
+    return counts, counts.append
+
+
+def test_an_image_that_raises_is_tried_again_alone_and_then_given_up_with_its_reason() -> None:
+    def fault(specs: Sequence[ImageSpec]) -> None:
+        if any(one.index == 2 for one in specs):
+            raise ValueError("poisoned\nprompt")
+
+    counts, tell = told()
+    sampler = FakeSampler(4, fault)
+    drawn = draw_shard(sampler, [spec(i) for i in range(6)], tell)
+    assert [d.spec.index for d in drawn] == list(range(6)) and sum(counts) == 6
+    assert {d.spec.index: d.problem for d in drawn if d.problem} == {2: "ValueError: poisoned prompt"}
+    assert all(d.image[0, 0] == d.spec.index for d in drawn if not d.problem)
+    assert sampler.batches[1:5] == [[0] * 4, [1] * 4, [2] * 4, [3] * 4], "alone, in the same batch shape"
+
+
+def test_an_image_that_is_not_finite_once_is_drawn_again_and_kept() -> None:
+    problems = iter(["latents or pixels are not finite"])
+    drawn = draw_shard(FakeSampler(4, lambda specs: next(problems, None)), [spec(i) for i in range(4)], told()[1])
+    assert [d.problem for d in drawn] == [None] * 4
+
+
+def test_an_image_that_is_never_finite_is_given_up() -> None:
+    drawn = draw_shard(FakeSampler(4, lambda specs: "not finite"), [spec(i) for i in range(4)], told()[1])
+    assert [d.problem for d in drawn] == [None, None, None, "not finite"]
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved_for_good_and_the_shard_begun_again() -> None:
+    def fault(specs: Sequence[ImageSpec]) -> None:
+        if len(specs) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    counts, tell = told()
+    sampler = FakeSampler(8, fault)
+    drawn = draw_shard(sampler, [spec(i) for i in range(9)], tell)
+    assert sampler.sampling.batch_size == 2 and not any(d.problem for d in drawn)
+    assert [d.spec.index for d in drawn] == list(range(9)) and sum(counts) == 9
+    assert [len(batch) for batch in sampler.batches] == [8, 4, 2, 2, 2, 2, 1]
+
+
+def test_memory_that_ends_in_a_later_batch_takes_the_count_of_the_earlier_ones_back() -> None:
+    def fault(specs: Sequence[ImageSpec]) -> None:
+        if len(specs) == 4 and specs[0].index == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    counts, tell = told()
+    assert len(draw_shard(FakeSampler(4, fault), [spec(i) for i in range(8)], tell)) == 8
+    assert counts == [4, -4, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("one is too many"), torch.AcceleratorError("device assert")])
+def test_a_device_that_cannot_draw_at_all_is_no_images_fault(error: Exception) -> None:
+    def fault(specs: Sequence[ImageSpec]) -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        draw_shard(FakeSampler(1, fault), [spec(0)], told()[1])
+
+
+def test_images_of_a_halved_batch_are_equal_within_one_grey_level() -> None:
+    def drawn(batch_size: int) -> np.ndarray:
+        sampler = Sampler(
+            load_pipeline(Base(size=SIZE)),
+            Sampling(steps=3, guidance_scale=2.0, batch_size=batch_size),
+            None,
+            SIZE,
+            False,
+        )
+        return np.stack([d.image for d in draw_shard(sampler, [spec(i) for i in range(4)], told()[1])]).astype(int)
+
+    assert np.abs(drawn(4) - drawn(2)).max() <= 1
