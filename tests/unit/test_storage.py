@@ -139,7 +139,12 @@ def test_the_name_appears_only_once_the_bytes_are_on_disk(store: Store, monkeypa
     monkeypatch.setattr(os, "fsync", on_fsync)
     monkeypatch.setattr(os, "link", on_link)
     store.put_once("run.json", b"whole")
-    assert seen == ["fsync, visible: False", "link of b'whole', visible: False"]
+    assert seen == [
+        "fsync, visible: False",
+        "link of b'whole', visible: False",
+        "fsync, visible: True",  # of the folder, and of the one above it, which is new too
+        "fsync, visible: True",
+    ]
 
 
 def test_a_torn_write_is_never_visible(store: Store) -> None:
