@@ -25,7 +25,7 @@ from busray.model.tiny_training import checkpoint, resume, trapezoid
 from busray.model.tiny_vae import LATENT_CHANNELS, new_vae, three_channels
 
 UNET_WIDTHS = (32, 96, 192)
-UNET_STEPS = 3200
+UNET_STEPS = 3000
 UNET_BATCH = 16
 UNET_RATE = 8e-4
 TEXT_WIDTH = 128
@@ -127,12 +127,14 @@ def with_strangers(ids: np.ndarray, strange: np.ndarray, rng: np.random.Generato
 
 
 def draw_times(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Noise levels [n] in 0..999 to train at: layers and lesions are decided in the middle, so most are drawn there.
+    """Noise levels [n] in 0..999 to train at, most of them high: layers and lesions are decided there.
 
-    Logit-normal (Esser et al. 2024, arXiv 2403.03206), a fifth uniform so that no level goes unseen.
+    Measured on 64 latents at 1,500 steps: captions lower the error at t = 600 and 800 and nowhere below 450, where the
+    noisy latents show the scene themselves. Logit-normal (Esser et al. 2024, arXiv 2403.03206), a fifth uniform so
+    that no level goes unseen.
     """
-    middle = 1 / (1 + np.exp(-rng.normal(-0.3, 1.0, n)))
-    return (1000 * np.where(rng.random(n) < 0.2, rng.random(n), middle)).astype(np.int64)
+    high = 1 / (1 + np.exp(-rng.normal(0.5, 0.9, n)))
+    return (1000 * np.where(rng.random(n) < 0.2, rng.random(n), high)).astype(np.int64)
 
 
 def train_unet(work: Path, seed: int, log: Callable[[str], None], threads: int = 2) -> None:
