@@ -6,13 +6,16 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test unit lint format clean
+.PHONY: demo test chaos unit lint format clean
 
 demo: .venv/runtime
 	$(BIN)/busray demo
 
 test: .venv/dev
 	$(BIN)/python -m pytest
+
+chaos: .venv/dev
+	$(BIN)/python -m pytest tests/chaos -m "slow or not slow"
 
 unit: .venv/dev
 	$(BIN)/python -m pytest tests/unit

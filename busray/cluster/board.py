@@ -152,7 +152,8 @@ def _kill(node: str, pid: int) -> None:
 
 def stopped(stage: str, error: BaseException) -> BaseException:
     """What a failed stage ends with: a mistake found in a worker like one found here, all else as Stopped."""
-    return error if isinstance(error, UserError) else Stopped(f"{stage}: {brief(error)}")
+    cause = getattr(error, "cause", None) or error  # Ray wraps a worker's error in the whole traceback
+    return cause if isinstance(cause, UserError) else Stopped(f"{stage}: {brief(cause)}")
 
 
 def brief(error: BaseException) -> str:

@@ -87,7 +87,7 @@ def new_denoiser(vocabulary: int, end: int) -> tuple[Any, Any]:
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,
         norm_num_groups=8,
-        # The whole caption also enters every block beside the time: by cross-attention alone 1,000 steps learnt no word.
+        # The caption also enters every block beside the time: by cross-attention alone 1,000 steps learnt no word.
         addition_embed_type="text",
         addition_embed_type_num_heads=4,
     )

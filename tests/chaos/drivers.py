@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from busray.storage import Store
@@ -40,7 +42,7 @@ def write_config(path: Path, images: Path, adapters: Path | None, **changes: Any
 
 
 class Driver:
-    """`busray ARGUMENTS` in a process group of its own, with every process that it starts."""
+    """`busray ARGUMENTS`, with every process that it starts: its Ray and its workers."""
 
     def __init__(self, arguments: Sequence[str], endpoint: str | None = None, **environment: str) -> None:
         env = {**os.environ, **environment}
@@ -52,19 +54,30 @@ class Driver:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,
         )
+        self._stopped: list[psutil.Process] = []
+
+    def tree(self) -> list[psutil.Process]:
+        """The driver and all that it started and is still there."""
+        try:
+            driver = psutil.Process(self.process.pid)
+            return [driver, *driver.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
 
     def kill(self) -> None:
         """SIGKILL to the driver alone; its Ray notices and goes."""
         os.kill(self.process.pid, signal.SIGKILL)
 
     def stop(self) -> None:
-        """SIGSTOP to the driver and all that it started: a node that hangs."""
-        os.killpg(self.process.pid, signal.SIGSTOP)
+        """SIGSTOP to the driver and all that it started: a machine that hangs."""
+        self._stopped = self.tree()
+        for process in self._stopped:
+            send(process, signal.SIGSTOP)
 
     def go_on(self) -> None:
-        os.killpg(self.process.pid, signal.SIGCONT)
+        for process in self._stopped:
+            send(process, signal.SIGCONT)
 
     def wait(self, seconds: float = 300) -> tuple[int, str]:
         """(exit status, what it printed); negative where a signal ended it."""
@@ -77,10 +90,14 @@ class Driver:
 
     def end(self) -> None:
         """Nothing of it is left running."""
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
+        for process in {*self._stopped, *self.tree()}:
+            send(process, signal.SIGKILL)
+
+
+def send(process: psutil.Process, sign: signal.Signals) -> None:
+    """A signal to a process that may be gone already."""
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(sign)
 
 
 def run(arguments: Sequence[str], endpoint: str | None = None, **environment: str) -> str:

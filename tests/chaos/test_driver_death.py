@@ -15,6 +15,8 @@ from busray.corpus.verify import verify
 from busray.data.phantom import write_dataset
 from busray.storage import Store
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Store]]:

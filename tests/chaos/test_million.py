@@ -21,6 +21,8 @@ from moto.server import ThreadedMotoServer
 from busray.corpus.manifest import published_rows
 from busray.storage import Store
 
+pytestmark = pytest.mark.slow
+
 IMAGES = 1_000_000
 BUCKET = "busray-million"
 

@@ -1,4 +1,4 @@
-"""Nodes and workers are lost, stopped and added while a run draws, trains and measures: nothing is lost or redone twice.
+"""Nodes and workers are lost, stopped and added while a run draws, trains and measures: its result stays the same.
 
 Several raylets on this machine stand in for nodes (ray.cluster_utils); a node is lost by SIGKILL to all that is its.
 """
@@ -30,6 +30,8 @@ from busray.data.phantom import write_dataset
 from busray.model.adapters import LORA_FILE
 from busray.records import Stopped
 from busray.storage import Store
+
+pytestmark = pytest.mark.slow
 
 ACTOR = {"num_cpus": 2}
 """A node for one sampling actor and the commits beside it."""
