@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import boto3
 import pytest
@@ -55,3 +56,14 @@ def fresh_connections() -> None:
 def bucket_url(s3_server: str, request: pytest.FixtureRequest) -> str:
     """A folder of the bucket that is this test's alone."""
     return f"s3://{BUCKET}/{request.node.name}"
+
+
+@pytest.fixture
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home folder with a token; a short path, for Ray's sockets lie below it."""
+    folder = tmp_path_factory.mktemp("h")
+    (folder / ".ray").mkdir()
+    token = folder / ".ray" / "auth_token"
+    token.touch(0o600)
+    token.write_text("planted-ray-token-0123456789abcdef0123456789")
+    return folder

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+import yaml
 from safetensors.numpy import load
 
 from busray.cli import main
@@ -166,6 +167,23 @@ def test_a_run_that_lost_its_newest_work_comes_to_the_same_result(finished: Run,
     assert finetune(run)["sha256"] == finetune(finished)["sha256"]
     generate(run)
     assert data_objects(store).keys() == data_objects(finished.store).keys()
+
+
+def test_a_prompt_that_cannot_be_drawn_costs_its_images_alone_and_the_exit_status(
+    finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Every other image's prompt has more tokens than the base reads."""
+    prompts = ["{token} ultrasound image", "{token} " + "zq" * 60]
+    changes = {name: {"images": 4, "token": f"<us-{name}>", "prompts": prompts} for name in finished.config.classes}
+    adapters = f"{finished.store.url}/{finetune(finished)['folder']}"
+    config = settings(tmp_path / "run", classes=changes, adapters={"path": adapters})
+    (tmp_path / "poisoned.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert main(["finetune", str(tmp_path / "poisoned.yaml")]) == 0
+    assert main(["generate", str(tmp_path / "poisoned.yaml")]) == 1
+    assert "4 of 8 planned images are quarantined" in capsys.readouterr().err
+    rejects = [reject for commit in read_commits(Store(config.output)) for reject in commit.rejects]
+    assert len(rejects) == 4 and all("tokens; this base reads 77" in reason for _, reason in rejects)
+    assert main(["verify", config.output]) == 0
 
 
 def test_two_workers_on_object_storage_train_what_one_worker_trains(finished: Run, bucket: str) -> None:
