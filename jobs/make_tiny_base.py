@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--phantoms", type=int, default=8000)
     parser.add_argument("--pictures", type=int, default=4000)
-    parser.add_argument("--scans", type=int, default=12000)
+    parser.add_argument("--scans", type=int, default=8000)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

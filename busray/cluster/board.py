@@ -137,8 +137,11 @@ def _look(board: Any, hang_seconds: float, seen: int) -> tuple[int, list[Worker]
 @ray.remote(num_cpus=0, max_retries=0)
 def _end(pid: int) -> None:
     import signal
+    from pathlib import Path
 
-    os.kill(pid, signal.SIGKILL)  # a stopped process answers no gentler way
+    title = Path(f"/proc/{pid}/cmdline")
+    if title.exists() and title.read_bytes().startswith(b"ray::"):  # the number may be another process's by now
+        os.kill(pid, signal.SIGKILL)  # a stopped process answers no gentler way
 
 
 def _kill(node: str, pid: int) -> None:

@@ -4,6 +4,7 @@ import io
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from busray.cluster.board import stopped, supervised, this_worker, watched
 from busray.cluster.run import Run
 from busray.cluster.session import device_of, session, use_threads
 from busray.corpus.arms import Source, arm_sources, compared_images
-from busray.corpus.commit import read_commits, read_rows
+from busray.corpus.commit import committed_shards, in_threads, read_commit, read_rows
 from busray.corpus.encode import png_pixels
 from busray.data.prepare import load_images
 from busray.identity import fingerprint
@@ -65,11 +66,13 @@ def _synthetic_pieces(run: Run, sources: dict[str, Source], extractor: str) -> d
     pieces: dict[str, list[Piece]] = {}
     for arm, source in sources.items():
         store = run.store.sub(source.prefix) if source.prefix else run.store
-        commits = sorted(read_commits(store), key=lambda c: (c.class_name, c.first))
+        compared = sorted(
+            (shard for shard in committed_shards(store) if shard.first < limit), key=lambda s: (s.class_name, s.first)
+        )
         pieces[arm] = [
             Piece(store, features_key(c.digest, source.column, extractor), c, source.column, images=c.rows)
-            for c in commits
-            if c.first < limit and c.rows
+            for c in in_threads(partial(read_commit, store), compared)
+            if c.rows
         ]
     return pieces
 

@@ -1,6 +1,6 @@
 """Generation on Ray Data: a row is a shard; actors sample, CPU tasks encode and commit, in a stream."""
 
-import os
+import platform
 import tempfile
 import time
 from collections import deque
@@ -212,9 +212,10 @@ def execution(job: DrawJob, batch_size: int) -> Execution:
 
 def _device_name(device: str) -> str:
     if device == "cpu":
-        with open("/proc/cpuinfo") as file:
-            names = {line.split(":", 1)[1].strip() for line in file if line.startswith("model name")}
-        return f"cpu: {', '.join(sorted(names)) or os.uname().machine}"
+        told = Path("/proc/cpuinfo")
+        lines = told.read_text().splitlines() if told.exists() else []
+        names = {line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")}
+        return f"cpu: {', '.join(sorted(names)) or platform.processor() or platform.machine()}"
     import torch
 
     return f"cuda: {torch.cuda.get_device_name()}"

@@ -13,8 +13,9 @@ from busray.cluster.generate import draw_job, execution, generate, redraw
 from busray.cluster.run import TIMINGS, Run, timed
 from busray.cluster.session import session
 from busray.corpus.arms import arms_to_draw
-from busray.corpus.commit import find_image, read_commits, read_rows
+from busray.corpus.commit import find_image, read_commit, read_rows
 from busray.corpus.encode import png_bytes, png_pixels
+from busray.corpus.manifest import published_rows
 from busray.corpus.plan import read_segments, shards
 from busray.data.prepare import load_images
 from busray.model.checkpoints import read_adapters
@@ -48,13 +49,13 @@ def _report(run: Run, figures: list[Figure]) -> dict[str, Any]:
     config, dataset = run.config, run.dataset
     adapters = read_adapters(run.store) or {}
     job = draw_job(run)
-    commits = read_commits(run.store)
+    drawn = list(published_rows(run.store).values())
     plan = shards(read_segments(run.store))
     counts = {
         split: {name: sum(i.class_name == name for i in dataset.split(split)) for name in config.classes}
         for split in ("train", "val", "test")
     }
-    classes = {name: sum(c.rows for c in commits if c.class_name == name) for name in config.classes}
+    classes = {name: sum(row["rows"] for row in drawn if row["class"] == name) for name in config.classes}
     training = {key: adapters.get(key, []) for key in ("loss", "validation")}
     return {
         "run": {
@@ -79,10 +80,10 @@ def _report(run: Run, figures: list[Figure]) -> dict[str, Any]:
         "check": json.loads(run.store.read(CHECK)),
         "corpus": {
             "planned": sum(s.count for s in plan),
-            "committed": sum(c.rows for c in commits),
-            "quarantined": sum(len(c.rejects) for c in commits),
-            "shards": len(commits),
-            "bytes": sum(c.bytes for c in commits),
+            "committed": sum(row["rows"] for row in drawn),
+            "quarantined": sum(row["rejects"] for row in drawn),
+            "shards": len(drawn),
+            "bytes": sum(row["bytes"] for row in drawn),
             "manifest": MANIFEST,
             "classes": classes,
         },
@@ -98,7 +99,7 @@ def _timings(run: Run, images: int) -> list[dict[str, Any]]:
     rows = []
     for stage, seconds in timings.items():
         store = run.store.sub(f"arms/{stage.removeprefix('generate ')}") if stage.startswith("generate ") else run.store
-        n = sum(c.rows for c in read_commits(store)) if stage.startswith("generate") else 0
+        n = sum(row["rows"] for row in published_rows(store).values()) if stage.startswith("generate") else 0
         rows.append(
             {"stage": stage, "seconds": seconds, "images": n or None, "images_per_second": n / seconds if n else None}
         )
@@ -108,10 +109,10 @@ def _timings(run: Run, images: int) -> list[dict[str, Any]]:
 def _galleries(run: Run) -> dict[str, list[GalleryRow]]:
     """A few rows a class of real (test) | txt2img | refined."""
     galleries: dict[str, list[GalleryRow]] = {}
-    commits = sorted(read_commits(run.store), key=lambda c: c.first)
+    published = published_rows(run.store)
     for name in run.config.classes:
-        shard = next((c for c in commits if c.class_name == name and c.rows), None)
-        drawn = read_rows(run.store, shard).to_pylist()[:GALLERY_ROWS] if shard else []
+        shard = next((shard for shard, row in published.items() if shard.class_name == name and row["rows"]), None)
+        drawn = read_rows(run.store, read_commit(run.store, shard)).to_pylist()[:GALLERY_ROWS] if shard else []
         images = [image for image in run.dataset.test if image.class_name == name][:GALLERY_ROWS]
         real = load_images(run.folder, images, run.dataset.size, run.dataset.frame)
         rows = []

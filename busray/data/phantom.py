@@ -298,12 +298,12 @@ OPENINGS = (
 
 
 def _sentence(rng: np.random.Generator, words: list[str]) -> str:
-    """An opening, then a random choice of what can be seen, so that the base also learns from short captions."""
+    """An opening, the lesion nearly always, then a random choice of what else can be seen: captions short and long."""
     lesion = not words[0].startswith("without")
     openings = [o for o in OPENINGS if lesion or "lesion" not in o]
-    keep = rng.uniform(0.2, 1.0)
+    keep = rng.uniform(0.0, 0.8)
     chosen = [word for word in words if rng.random() < keep]
-    if words[0] not in chosen and rng.random() < 0.5:
+    if words[0] not in chosen and rng.random() < 0.9:
         chosen.insert(0, words[0])
     return ", ".join([openings[int(rng.integers(len(openings)))], *chosen])
 

@@ -25,7 +25,7 @@ from busray.model.tiny_training import checkpoint, resume, trapezoid
 from busray.model.tiny_vae import LATENT_CHANNELS, new_vae, three_channels
 
 UNET_WIDTHS = (32, 96, 192)
-UNET_STEPS = 3000
+UNET_STEPS = 3450
 UNET_BATCH = 16
 UNET_RATE = 8e-4
 TEXT_WIDTH = 128

@@ -99,7 +99,7 @@ def test_captions_and_vocabulary_hold_no_class_word():
 
 @pytest.mark.parametrize(
     "make, probes",
-    [(tiny_corpus.varied, set(PROBES) - {"demo"}), (tiny_corpus.captioned, set(tiny_corpus.DRAWN))],
+    [(tiny_corpus.varied, set(PROBES) - {"demo"}), (tiny_corpus.captioned, {"plain", *tiny_corpus.DRAWN})],
 )
 def test_the_demo_probe_is_held_out(monkeypatch, make, probes):
     seen = set()
