@@ -119,6 +119,32 @@ def test_every_noise_level_is_trained_and_the_high_ones_most():
     assert share.min() > 350 and share[5:8].min() > 2 * share[:3].max()
 
 
+def test_the_loss_counts_the_scene_at_every_noise_level_and_detail_only_where_it_can_be_told():
+    scene = torch.ones(2, 8, 32, 32)
+    detail = torch.ones(2, 8, 32, 32)
+    detail[..., ::2] = -1
+    told, chance = torch.full((2,), 50.0), torch.full((2,), 1e-4)
+    assert tiny_base.denoising_loss(detail, told) == pytest.approx(1, rel=0.01)
+    assert tiny_base.denoising_loss(detail, chance) < 0.01
+    assert tiny_base.denoising_loss(scene, chance) > 0.9 * tiny_base.denoising_loss(scene, told)
+
+
+def test_a_batch_in_parts_has_the_gradients_of_the_whole():
+    def gradients(threads):
+        torch.manual_seed(0)
+        both = torch.nn.ModuleList(tiny_base.new_denoiser(600, 599))
+        torch.manual_seed(1)
+        batch = torch.randn(4, 8, 32, 32), torch.randn(4, 8, 32, 32), torch.randint(0, 1000, (4,))
+        with tiny_base.OneCoreEach(both, threads) as cores:
+            loss = cores.gradients(*batch, torch.randint(0, 600, (4, 77)))
+        return loss, {name: p.grad for name, p in both.named_parameters() if p.grad is not None}
+
+    (one, whole), (two, parts) = gradients(1), gradients(2)
+    assert two == pytest.approx(one, rel=1e-4) and whole.keys() == parts.keys()
+    for name, grad in whole.items():
+        assert torch.allclose(parts[name], grad, atol=1e-4), name
+
+
 def test_the_rate_is_held_for_three_quarters_whatever_the_end_and_then_falls():
     assert [tiny_training.trapezoid(s, 400, warm=10) for s in (0, 9, 299)] == [0.1, 1.0, 1.0]
     assert tiny_training.trapezoid(300, 800, warm=10) == 1.0
