@@ -113,7 +113,8 @@ def digest_in(text: str) -> str:
 
 
 def copied(source: Store, target: Store) -> Store:
-    """target with every object of source."""
+    """target with every object of source but Ray's own."""
     for key in source.list():
-        target.put_once(key, source.read(key))
+        if not key.startswith("ray"):
+            target.put_once(key, source.read(key))
     return target

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from drivers import Driver, copied, digest_in, run, write_config
-from fault_proxy import FaultProxy, Request, Rule
+from fault_proxy import DROP, FaultProxy, Request, Rule
 
 from busray.corpus.commit import read_commits
 from busray.corpus.manifest import orphans
@@ -57,7 +57,7 @@ def test_a_driver_killed_at_every_commit_point_comes_to_the_undisturbed_corpus(
     }
     for name, rule in points.items():
         driver = Driver(["generate", str(config), f"--output={bucket_url}"], proxy.url)
-        rule.action = killing(driver)
+        rule.action = killing(driver, DROP if rule.when == "before" else None)
         proxy.add(rule)
         status, text = driver.wait()
         driver.end()
@@ -68,18 +68,24 @@ def test_a_driver_killed_at_every_commit_point_comes_to_the_undisturbed_corpus(
     assert_each_planned_image_once(store, undisturbed)
 
 
-def killing(driver: Driver) -> Callable[[Request], None]:
-    return lambda request: driver.kill()
+def killing(driver: Driver, outcome: object) -> Callable[[Request], object]:
+    """An action that kills the driver, and then lets the request through (None) or loses it (DROP)."""
+
+    def kill(request: Request) -> object:
+        driver.kill()
+        return outcome
+
+    return kill
 
 
 def test_a_driver_that_stalls_and_comes_back_late_changes_nothing_that_readers_see(
     trained: tuple[Path, Store], proxy: FaultProxy, s3_server: str, bucket_url: str
 ) -> None:
-    """The late one draws in other batches, so that its bytes differ and its object is an orphan."""
+    """The late one draws one by one on two threads, so that its bytes differ and its object is an orphan."""
     config, prepared = trained
     store = copied(prepared, Store(bucket_url, endpoint_url=s3_server))
     command = ["generate", str(config), f"--output={bucket_url}"]
-    late = Driver([*command, "--sampling.batch_size=3"], proxy.url)
+    late = Driver([*command, "--sampling.batch_size=1", "--cluster.threads=2"], proxy.url)
     try:
         stalled = proxy.add(Rule(lambda request: late.stop(), method="PUT", key="/data/", when="after"))
         while not stalled.hits and late.process.poll() is None:
