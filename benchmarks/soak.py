@@ -58,7 +58,7 @@ def soak(folder: Path, server: str, args: argparse.Namespace) -> None:
     os.environ.update(KEYS, AWS_ENDPOINT_URL_S3=server)
     boto3.client("s3").create_bucket(Bucket=BUCKET)
     write_dataset(folder / "images", 12, seed=5, size=(96, 96))
-    config = write_config(folder / "soak.yaml", folder / "images", None, corpus={"shard_size": 25})
+    config = write_config(folder / "soak.yaml", folder / "images", corpus={"shard_size": 25})
     run(["finetune", str(config), f"--output={folder / 'prepared'}"])
     prepared = Store(str(folder / "prepared"))
     copied(prepared, Store(f"s3://{BUCKET}/soaked"))

@@ -17,13 +17,12 @@ from busray.storage import Store
 CLASSES = ("benign", "malignant")
 
 
-def write_config(path: Path, images: Path, adapters: Path | None, **changes: Any) -> Path:
+def write_config(path: Path, images: Path, **changes: Any) -> Path:
     """A config of 2 x 8 images in shards of 4, two sampling steps; one thread, so that pixels repeat."""
     tree: dict[str, Any] = {
         "dataset": {"path": str(images), "val": 0.2, "test": 0.3},
         "classes": {name: {"images": 8, "token": f"<us-{name}>"} for name in CLASSES},
         "adapters": {
-            "path": str(adapters) if adapters else None,
             "steps": 4,
             "batch_size": 4,
             "checkpoint_every": 2,

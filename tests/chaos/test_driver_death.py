@@ -24,7 +24,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, St
     folder = tmp_path_factory.mktemp("trained")
     write_dataset(folder / "images", 12, seed=5, size=(96, 96))
     shutil.rmtree(folder / "images" / "normal")
-    config = write_config(folder / "chaos.yaml", folder / "images", None)
+    config = write_config(folder / "chaos.yaml", folder / "images")
     run(["finetune", str(config), f"--output={folder / 'run'}"])
     yield config, Store(str(folder / "run"))
 

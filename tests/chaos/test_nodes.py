@@ -53,7 +53,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("undisturbed")
     write_dataset(folder / "images", 12, seed=5, size=(96, 96))
     shutil.rmtree(folder / "images" / "normal")
-    write_config(folder / "chaos.yaml", folder / "images", None, **SLOW)
+    write_config(folder / "chaos.yaml", folder / "images", **SLOW)
     run = opened(folder, folder / "run")
     ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
     try:
