@@ -7,6 +7,7 @@ Ray gives its shard to another, and ends the command where nothing moves at all.
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -34,6 +35,7 @@ class Board:
     def __init__(self) -> None:
         self.done = 0
         self.heard: dict[Worker, float] = {}
+        self.begun: Counter[str] = Counter()
 
     def add(self, n: int, worker: Worker | None = None) -> None:
         self.put(self.done + n, worker)
@@ -42,6 +44,12 @@ class Board:
         self.done = n
         if worker is not None:
             self.heard[worker] = time.monotonic()
+
+    def begin(self, what: str, worker: Worker) -> int:
+        """How often this piece of work was begun, this time included."""
+        self.add(0, worker)
+        self.begun[what] += 1
+        return self.begun[what]
 
     def rest(self, worker: Worker) -> None:
         """The worker has nothing to do now: its silence means nothing."""

@@ -34,7 +34,10 @@ if TYPE_CHECKING:  # torch and diffusers would take the driver 800 MB, which onl
     from busray.model.sample import Drawn, Sampler
 
 TRIES = 5
-"""Times a shard is begun again whose worker died, before the command ends: it may be the shard that kills them."""
+"""Times a shard is begun whose workers die, before the command ends: it may be the shard that kills them.
+
+Ray's own max_task_retries will not do: asking a lost node's actor again and again uses them up within seconds.
+"""
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "numpy")
 
 
@@ -121,9 +124,8 @@ def _draw(run: Run, job: DrawJob, todo: list[Shard], planned: int, stage: str) -
                 compute=pool,
                 num_cpus=cluster.cpus_per_actor,
                 num_gpus=cluster.gpus_per_actor,
-                max_task_retries=TRIES,
             )
-            .map(CommitShard(job, board), num_cpus=1, max_retries=TRIES)
+            .map(CommitShard(job, board), num_cpus=1)
         )
         try:
             supervised(board, stage, cluster.hang_seconds, lambda: deque(stream.iter_rows(), maxlen=0))
@@ -147,7 +149,8 @@ class DrawShards:
         shard = Shard(str(row["class_name"]), int(row["first"]), int(row["count"]))
         specs = self.job.recipe.specs(shard)
         me = this_worker()
-        self.board.add.remote(0, me)
+        if ray.get(self.board.begin.remote(f"{shard.class_name}/{shard.name}", me)) > TRIES:
+            raise RuntimeError(f"shard {shard.class_name}/{shard.name} was begun {TRIES} times and its workers died")
         drawn = draw_shard(self.sampler, specs, lambda n: self.board.add.remote(n, me))
         self.board.rest.remote(me)
         columns: list[list[np.ndarray | None]] = [[d.image for d in drawn]]

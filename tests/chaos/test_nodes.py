@@ -9,8 +9,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from busray.storage import Store
 
 pytestmark = pytest.mark.slow
 
+T = TypeVar("T")
 ACTOR = {"num_cpus": 2}
 """A node for one sampling actor and the commits beside it."""
 
@@ -89,20 +91,24 @@ def begun(trained: Run, output: Path, *leave_out: str) -> Store:
 
 
 class Trigger:
-    """Runs something once, in a thread, when a stage has come so far; is what a run tells its progress to."""
+    """What a run tells its progress to: `come` is set when a stage has come so far."""
 
-    def __init__(self, stage: str, done: int, action: Callable[[], object]) -> None:
-        self.stage, self.done, self.action = stage, done, action
-        self.thread: threading.Thread | None = None
+    def __init__(self, stage: str, done: int) -> None:
+        self.stage, self.done = stage, done
+        self.come = threading.Event()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        if self.thread is None and stage == self.stage and self.done <= done < total:
-            self.thread = threading.Thread(target=self.action)
-            self.thread.start()
+        if stage == self.stage and self.done <= done < total:
+            self.come.set()
 
-    def assert_done(self) -> None:
-        assert self.thread is not None, f"{self.stage} was over before anything could happen"
-        self.thread.join()
+    def during(self, work: Callable[[], T], action: Callable[[], object]) -> T:
+        """work() in a thread, action() here when the stage has come so far: Ray starts nodes in main threads only."""
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(work)
+            while not self.come.wait(0.1):
+                assert not running.done(), f"{self.stage} was over before anything could happen: {running.result()}"
+            action()
+            return running.result()
 
 
 def working(class_part: str) -> list[tuple[str, int]]:
@@ -137,13 +143,12 @@ def test_nodes_lost_while_drawing_cost_at_most_what_was_in_flight_and_new_ones_a
         until(lambda: len(seen | {node for node, _ in working("MapWorker")}) >= 3, 120)
         seen.update(node for node, _ in working("MapWorker"))
 
-    trigger = Trigger("generate corpus", 1, happen)
+    trigger = Trigger("generate corpus", 1)
     store = begun(trained, tmp_path / "run", "commits/", "data/", "manifest")
     run = opened(
         folder_of(trained), store.url, "--classes.benign.images=30", "--classes.malignant.images=30", tell=trigger
     )
-    generate(run)
-    trigger.assert_done()
+    trigger.during(lambda: generate(run), happen)
     verdict = verify(run.store)
     assert verdict.problems == () and verdict.planned == verdict.committed == 60
     assert len(seen) >= 3, "the nodes added later drew nothing"
@@ -167,11 +172,10 @@ def test_a_sampling_worker_that_dies_or_hangs_is_replaced_and_its_shard_drawn_ag
     trained: Run, cluster: Cluster, tmp_path: Path, sign: signal.Signals
 ) -> None:
     cluster.add_node(num_cpus=3)
-    trigger = Trigger("generate corpus", 1, lambda: os.kill(working("MapWorker")[0][1], sign))
+    trigger = Trigger("generate corpus", 1)
     store = begun(trained, tmp_path / "run", "commits/", "data/", "manifest")
     run = opened(folder_of(trained), store.url, "--cluster.hang_seconds=10", "--cluster.max_actors=1", tell=trigger)
-    digest = generate(run)
-    trigger.assert_done()
+    digest = trigger.during(lambda: generate(run), lambda: os.kill(working("MapWorker")[0][1], sign))
     assert digest == verify(trained.store).digest == verify(run.store).digest
 
 
@@ -185,11 +189,10 @@ def test_a_stage_in_which_nothing_moves_ends_with_an_error(trained: Run, cluster
 def test_a_node_lost_while_measuring_changes_no_figure(trained: Run, cluster: Cluster, tmp_path: Path) -> None:
     for _ in range(2):
         cluster.add_node(**ACTOR)
-    trigger = Trigger("features", 1, lambda: lose(cluster, "MapWorker"))
+    trigger = Trigger("features", 1)
     store = begun(trained, tmp_path / "run", "features/")
     run = opened(folder_of(trained), store.url, "--evaluate.batch_size=1", tell=trigger)
-    figures = evaluate(run)
-    trigger.assert_done()
+    figures = trigger.during(lambda: evaluate(run), lambda: lose(cluster, "MapWorker"))
     for mine, theirs in zip(figures, evaluate(trained), strict=True):
         assert mine.value == pytest.approx(theirs.value, rel=1e-6, abs=1e-6)
 
@@ -201,16 +204,12 @@ def test_training_goes_on_with_the_workers_that_are_left_and_with_those_that_com
     for _ in range(2):
         cluster.add_node(num_cpus=1)
 
-    def happen() -> None:
-        lose(cluster, "RayTrainWorker")
-
-    trigger = Trigger("finetune", 3, happen)
+    trigger = Trigger("finetune", 3)
     store = begun(
         trained, tmp_path / "run", "adapters", "finetune/checkpoints", "commits/", "data/", "run.json", "arms/"
     )
     run = opened(folder_of(trained), store.url, "--adapters.num_workers=[1,2]", tell=trigger)
-    record = finetune(run)
-    trigger.assert_done()
+    record = trigger.during(lambda: finetune(run), lambda: lose(cluster, "RayTrainWorker"))
     one = finetune(trained)
     assert record["step"] == one["step"] == 12
     workers = [n for _, n in record["workers"]]
