@@ -149,7 +149,8 @@ class DrawShards:
         shard = Shard(str(row["class_name"]), int(row["first"]), int(row["count"]))
         specs = self.job.recipe.specs(shard)
         me = this_worker()
-        if ray.get(self.board.begin.remote(f"{shard.class_name}/{shard.name}", me)) > TRIES:
+        begun: Any = ray.get(self.board.begin.remote(f"{shard.class_name}/{shard.name}", me))
+        if begun > TRIES:
             raise RuntimeError(f"shard {shard.class_name}/{shard.name} was begun {TRIES} times and its workers died")
         drawn = draw_shard(self.sampler, specs, lambda n: self.board.add.remote(n, me))
         self.board.rest.remote(me)
