@@ -1,6 +1,7 @@
 """Drivers of their own process for chaos tests: `busray` commands on one small corpus, to be killed or stopped."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import psutil
 import yaml
 
+from busray.data.phantom import write_dataset
 from busray.storage import Store
 
 CLASSES = ("benign", "malignant")
@@ -104,6 +106,15 @@ def run(arguments: Sequence[str], endpoint: str | None = None, **environment: st
     status, text = Driver(arguments, endpoint, **environment).wait()
     assert status == 0, text
     return text
+
+
+def trained_run(folder: Path) -> tuple[Path, Store]:
+    """(config, run) in folder with a checked data set and adapters, and nothing drawn yet."""
+    write_dataset(folder / "images", 12, seed=5, size=(96, 96))
+    shutil.rmtree(folder / "images" / "normal")
+    config = write_config(folder / "chaos.yaml", folder / "images")
+    run(["finetune", str(config), f"--output={folder / 'run'}"])
+    return config, Store(str(folder / "run"))
 
 
 def digest_in(text: str) -> str:

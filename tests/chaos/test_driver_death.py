@@ -1,32 +1,25 @@
 """The driver is killed at each commit point, or stalls while another one does its work: every image once, one truth."""
 
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from drivers import Driver, copied, digest_in, run, write_config
+from drivers import Driver, copied, digest_in, run, trained_run
 from fault_proxy import DROP, FaultProxy, Request, Rule
 
 from busray.corpus.commit import read_commits
 from busray.corpus.manifest import orphans
 from busray.corpus.verify import verify
-from busray.data.phantom import write_dataset
 from busray.storage import Store
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Store]]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Store]:
     """(config, run) with a checked data set and adapters, and nothing drawn yet."""
-    folder = tmp_path_factory.mktemp("trained")
-    write_dataset(folder / "images", 12, seed=5, size=(96, 96))
-    shutil.rmtree(folder / "images" / "normal")
-    config = write_config(folder / "chaos.yaml", folder / "images")
-    run(["finetune", str(config), f"--output={folder / 'run'}"])
-    yield config, Store(str(folder / "run"))
+    return trained_run(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,15 @@
 """`ray job submit` of one run twice, at once, and again after the head died: one result."""
 
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from drivers import copied, run, write_config
+from drivers import copied, trained_run
 from heads import environment, head
 
 from busray.corpus.verify import verify
-from busray.data.phantom import write_dataset
 from busray.storage import Store
 
 pytestmark = pytest.mark.slow
@@ -58,12 +56,7 @@ class Jobs:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Store]:
     """(config, run) with adapters and nothing drawn yet."""
-    folder = tmp_path_factory.mktemp("trained")
-    write_dataset(folder / "images", 12, seed=5, size=(96, 96))
-    shutil.rmtree(folder / "images" / "normal")
-    config = write_config(folder / "chaos.yaml", folder / "images")
-    run(["finetune", str(config), f"--output={folder / 'run'}"])
-    return config, Store(str(folder / "run"))
+    return trained_run(tmp_path_factory.mktemp("trained"))
 
 
 def test_a_run_submitted_twice_at_once_and_again_after_the_head_died_is_one_result(
