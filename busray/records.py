@@ -183,7 +183,7 @@ class Figure:
     """One number of the evidence with all that is needed to read it."""
 
     metric: str
-    """`fid`, `kid`, `fid_floor`, `kid_floor`, `kid_difference`."""
+    """`fid`, `kid`, `precision`, `recall`, `density`, `coverage`, each of these with `_floor`; `kid_difference`."""
     value: float
     interval: tuple[float, float] | None
     """95 % interval, or None where none is honest."""

@@ -48,6 +48,8 @@ class Probe:
     """Slope of layers and septa."""
     ribs: float = 0.15
     """Probability of a shadowing rib."""
+    bands: float = 0.6
+    """Mean number of columns where the probe hardly touches the skin."""
 
 
 PROBES: dict[str, Probe] = {
@@ -183,7 +185,7 @@ def _tissue(rng: np.random.Generator, probe: Probe, y: Field, x: Field, words: l
         words.append("patchy tissue")
     if abs(tilt) > 0.18:
         words.append("sloping layers")
-    for _ in range(int(rng.poisson(0.6))):
+    for _ in range(int(rng.poisson(probe.bands))):
         centre, width = rng.uniform(0, 1), rng.uniform(0.02, 0.12)
         echo = echo - rng.uniform(3, 12) * _bump(x - centre - 0.1 * tilt * y, width) * _step(
             y - rng.uniform(0, 0.5), 0.05

@@ -189,9 +189,9 @@ def draw_shard(sampler: Any, specs: Sequence[ImageSpec], told: Callable[[int], N
     """Draws specs in batches; told(n) after every n images. An image that cannot be drawn comes with its `problem`.
 
     One bad image never costs its neighbours: what fails in a batch is tried once more by itself, in its old place.
-    Where the device's memory does not hold a batch, the sampler's batch is halved for good and the shard begun again,
-    so that one shard has one batch size; torch.OutOfMemoryError where even one image is too many. A device that broke
-    (torch.AcceleratorError) would fail every later image, so that error is the caller's.
+    Where memory, the device's or the machine's, does not hold a batch, the sampler's batch is halved for good and the
+    shard begun again, so that one shard has one batch size; that error is the caller's where even one image is too
+    many. So is that of a device that broke (torch.AcceleratorError): it would fail every later image.
     """
     while True:
         try:
@@ -201,8 +201,8 @@ def draw_shard(sampler: Any, specs: Sequence[ImageSpec], told: Callable[[int], N
                 drawn += _draw_batch(sampler, batch)
                 told(len(batch))
             return drawn
-        except torch.OutOfMemoryError:
-            if sampler.sampling.batch_size == 1:
+        except Exception as error:
+            if not out_of_memory(error) or sampler.sampling.batch_size == 1:
                 raise
             told(-len(drawn))
             sampler.halve_batch()
@@ -212,9 +212,9 @@ def draw_shard(sampler: Any, specs: Sequence[ImageSpec], told: Callable[[int], N
 def _draw_batch(sampler: Any, batch: Sequence[ImageSpec]) -> list[Drawn]:
     try:
         drawn = sampler.draw(batch)
-    except (torch.OutOfMemoryError, torch.AcceleratorError):
-        raise
-    except Exception:  # of which image is not known: each by itself will tell
+    except Exception as error:  # of which image is not known: each by itself will tell
+        if _of_no_image(error):
+            raise
         return [_draw_alone(sampler, batch, i) for i in range(len(batch))]
     return [one if one.problem is None else _draw_alone(sampler, batch, i) for i, one in enumerate(drawn)]
 
@@ -224,12 +224,21 @@ def _draw_alone(sampler: Any, batch: Sequence[ImageSpec], place: int) -> Drawn:
     spec = batch[place]
     try:
         return sampler.draw([spec] * len(batch))[place]
-    except (torch.OutOfMemoryError, torch.AcceleratorError):
-        raise
     except Exception as error:
+        if _of_no_image(error):
+            raise
         black = np.zeros((sampler.size, sampler.size), np.uint8)
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return Drawn(spec, black, black if sampler.keep_txt2img else None, reason)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory is used up; torch raises a plain RuntimeError where it is the machine's."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def _of_no_image(error: Exception) -> bool:
+    return out_of_memory(error) or isinstance(error, torch.AcceleratorError)
 
 
 def scheduler_for(name: str, settings: Any) -> Any:

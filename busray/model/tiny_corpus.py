@@ -18,7 +18,13 @@ PLAIN = Probe(
     "plain", axial=(4.0, 7.0), lateral=(6.0, 13.0), looks=(1, 3), dynamic_range=(48.0, 66.0), gain=(-1.0, 5.0),
     fading=(2.0, 18.0), streaks=(1.0, 6.0), patches=(0.5, 2.5), fat=(0.06, 0.25), tilt=(-0.12, 0.12), ribs=0.0,
 )  # fmt: skip
-"""Even tissue in level layers, in which a lesion is what catches the eye."""
+"""Tissue in level layers, in which a lesion is what catches the eye."""
+EVEN = Probe(
+    "even", axial=(4.5, 6.5), lateral=(8.0, 12.0), looks=(1, 3), dynamic_range=(50.0, 60.0), gain=(0.0, 4.0),
+    fading=(4.0, 14.0), streaks=(1.0, 4.0), patches=(0.3, 1.2), fat=(0.08, 0.22), tilt=(-0.08, 0.08), ribs=0.0,
+    bands=0.0,
+)  # fmt: skip
+"""Plainer still and always the same probe, so that lesions are most of what there is to learn."""
 
 
 def _jittered(rng: np.random.Generator, probe: Probe, donors: list[Probe]) -> Probe:
@@ -52,6 +58,14 @@ def captioned(seed: int, side: int = SIDE) -> tuple[np.ndarray, str]:
     class_name = CLASSES[int(rng.choice(3, p=(0.4, 0.4, 0.2)))]
     aspect = 1.0 if rng.random() < 0.6 else float(rng.uniform(1.0, 1.5))
     return _framed(rng, probe, class_name, aspect, side)
+
+
+def even(seed: int, side: int = SIDE) -> tuple[np.ndarray, str]:
+    """As captioned, all of the probe EVEN and one in five letterboxed."""
+    rng = np.random.default_rng([seed, 4])
+    class_name = CLASSES[int(rng.choice(3, p=(0.4, 0.4, 0.2)))]
+    aspect = 1.0 if rng.random() < 0.8 else float(rng.uniform(1.0, 1.5))
+    return _framed(rng, EVEN, class_name, aspect, side)
 
 
 def _framed(

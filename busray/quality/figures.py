@@ -1,12 +1,14 @@
 """Features of every arm and of the real images -> the flat list of figures, and what they say in sentences."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from itertools import pairwise
 
 import numpy as np
 
 from busray.quality.frechet import Moments, frechet_to
 from busray.quality.kernel import Estimate, kid, kid_difference
+from busray.quality.neighbours import neighbourhood
 from busray.records import CLASS_ALL, Figure
 
 Features = Mapping[str, np.ndarray]
@@ -14,6 +16,8 @@ Features = Mapping[str, np.ndarray]
 REAL = "real"
 FEWEST = 3
 """Images a side below which a class has no figure of its own."""
+NEIGHBOURS = 5
+"""The k of precision, recall, density and coverage."""
 OTHER = {"train": "test", "val": "train", "test": "train"}
 """reference -> the split it is held against for the floor; `all` holds its own halves against each other."""
 
@@ -21,7 +25,7 @@ OTHER = {"train": "test", "val": "train", "test": "train"}
 def arm_figures(
     arms: Mapping[str, Features], real: Mapping[str, Features], reference: str, extractor: str
 ) -> list[Figure]:
-    """FID and KID of each arm, the real floor, and seed-paired KID differences between consecutive arms.
+    """FID, KID and neighbourhood of each arm, the real floor, and seed-paired KID differences between consecutive arms.
 
     arms: arm -> class -> features, row i of a class drawn from the same seed in each arm. real: split -> class ->
     features. Overall figures pool the classes. `paper-mixture` holds all real images against the same images with the
@@ -35,6 +39,7 @@ def arm_figures(
             common = (images, others, reference, "synthetic-only", extractor, name, arm)
             figures.append(_figure("fid", frechet_to(others, Moments.of(images)), *common))
             figures.append(_figure("kid", kid(images, others), *common))
+            figures += [_figure(metric, value, *common) for metric, value in _neighbours(images, others)]
         mixture = np.concatenate([everything, _pooled(features)])
         value = frechet_to(everything, Moments.of(mixture))
         figures.append(_figure("fid", value, mixture, everything, "all", "paper-mixture", extractor, CLASS_ALL, arm))
@@ -95,6 +100,15 @@ def _floor(
         common = (images, others, reference, "real-against-real", extractor, name, REAL)
         yield _figure("fid_floor", frechet_to(others, Moments.of(images)), *common)
         yield _figure("kid_floor", kid(images, others), *common)
+        for metric, value in _neighbours(images, others):
+            yield _figure(f"{metric}_floor", value, *common)
+
+
+def _neighbours(images: np.ndarray, others: np.ndarray) -> list[tuple[str, float]]:
+    """Precision, recall, density and coverage by name, where there are neighbours enough."""
+    if min(len(images), len(others)) <= NEIGHBOURS:
+        return []
+    return list(asdict(neighbourhood(images, others, NEIGHBOURS)).items())
 
 
 def verdicts(figures: list[Figure]) -> list[str]:

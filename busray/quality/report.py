@@ -19,6 +19,7 @@ from busray.quality.tables import (
     classes_of,
     difference_rows,
     metrics_rows,
+    neighbour_rows,
     numeric,
     printed,
     statement,
@@ -27,6 +28,13 @@ from busray.records import CLASS_ALL
 
 MAIN_PROTOCOL = "synthetic-only"
 MIXTURE = "paper-mixture: drawn and real images together against those same real images, so smaller by construction."
+
+NEIGHBOURHOODS = (
+    "<p>Precision: the share of drawn images that lie among real ones (within a real image&#x27;s fifth neighbour). "
+    "Recall and coverage: the share of real images that drawn ones lie near. Density: as precision, counted so that "
+    "outliers weigh less; 1 is what equal distributions have. Images, protocol and reference as for KID; the arm real "
+    "is what other real images reach.</p>"
+)
 
 
 @dataclass(frozen=True)
@@ -192,14 +200,15 @@ def _figures(figures: list[Json]) -> str:
         return ""
     plots = "".join(_distance_plot(figures, metric) for metric in METRICS)
     notes = _statements(figures) + [MIXTURE] * any(f["protocol"] == "paper-mixture" for f in figures)
-    pairs = _table(*difference_rows(figures))
+    pairs, near = _table(*difference_rows(figures)), _table(*neighbour_rows(figures))
     return (
         "<section><h2>Distances to real images</h2>"
         "<p>Smaller is closer. FID is biased upwards at small n: real images against other real images come out at the "
         "floor, not at 0. So read it next to the floor, and compare arms at equal n only. KID has no such bias.</p>"
         f'<div class="columns">{plots}</div>{_table(*metrics_rows(figures))}'
         + "".join(f'<p class="soft">{_e(note)}</p>' for note in notes)
-        + (f"<h3>Pairs of arms</h3>{pairs}</section>" if pairs else "</section>")
+        + (f"<h3>Pairs of arms</h3>{pairs}" if pairs else "")
+        + (f"<h3>Neighbourhoods</h3>{NEIGHBOURHOODS}{near}</section>" if near else "</section>")
     )
 
 

@@ -9,6 +9,7 @@ from busray.records import CLASS_ALL
 Json = dict[str, Any]
 METRICS = {"fid": ("FID", 1.0, 1), "kid": ("KID x 1000", 1000.0, 2)}
 """metric -> (its column, factor and decimals to print it with); `<metric>_floor` is the same between real images."""
+NEIGHBOURHOOD = ("precision", "recall", "density", "coverage")
 NONE = "–"
 """A cell for which there is no figure."""
 NUMBER = re.compile(r"[-+\[]*\d|–$|$")
@@ -69,6 +70,17 @@ def printed(metric: str, value: float) -> str:
 
 def _interval(kid: Sequence[float]) -> str:
     return f"[{printed('kid', kid[0])}, {printed('kid', kid[1])}]"
+
+
+def neighbour_rows(figures: list[Json]) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows): precision, recall, density and coverage, a row for each class and arm."""
+    found = {(f["class"], f["arm"], f["metric"].removesuffix("_floor")): f["value"] for f in figures}
+    mine = [f for f in figures if f["metric"].removesuffix("_floor") in NEIGHBOURHOOD]
+    rows = []
+    for name in classes_of(mine):
+        for arm in dict.fromkeys(f["arm"] for f in mine if f["class"] == name):
+            rows.append([name, arm, *(f"{found[name, arm, metric]:.2f}" for metric in NEIGHBOURHOOD)])
+    return ["class", "arm", *NEIGHBOURHOOD], rows
 
 
 def difference_rows(figures: list[Json]) -> tuple[list[str], list[list[str]]]:

@@ -6,10 +6,13 @@ Several raylets on this machine stand in for nodes (ray.cluster_utils); a node i
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +21,7 @@ import pytest
 import ray
 from drivers import copied, write_config
 from ray.cluster_utils import Cluster
+from ray.train import ScalingConfig
 from safetensors.numpy import load
 
 from busray.cluster.evaluate import evaluate
@@ -29,8 +33,12 @@ from busray.corpus.commit import read_commits
 from busray.corpus.verify import verify
 from busray.data.phantom import write_dataset
 from busray.model.adapters import LORA_FILE
+from busray.model.checkpoints import newest_checkpoint
 from busray.records import Stopped
 from busray.storage import Store
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "deploy"))
+from spot_watcher import drain_command
 
 pytestmark = pytest.mark.slow
 
@@ -71,7 +79,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
 SLOW = {
     "sampling": {"steps": 6},
     "corpus": {"shard_size": 2},
-    "adapters": {"steps": 12},
+    "adapters": {"steps": 36},
     "cluster": {"threads": 1, "max_actors": 3},
 }
 """Long enough for something to happen in between."""
@@ -121,10 +129,23 @@ def working(class_part: str) -> list[tuple[str, int]]:
     ]
 
 
+def node_of(cluster: Cluster, class_part: str) -> Any:
+    """A node on which such an actor works."""
+    at_work = {node for node, _ in working(class_part)}
+    return next(n for n in cluster.worker_nodes if n.node_id in at_work)
+
+
 def lose(cluster: Cluster, class_part: str) -> None:
     """SIGKILL to everything of a node on which such an actor works."""
-    at_work = {node for node, _ in working(class_part)}
-    node = next(n for n in cluster.worker_nodes if n.node_id in at_work)
+    cluster.remove_node(node_of(cluster, class_part), allow_graceful=False)
+
+
+def drain_and_lose(cluster: Cluster, class_part: str, seconds: int) -> None:
+    """What a spot notice brings: the watcher's command, and the machine gone at its deadline."""
+    node = node_of(cluster, class_part)
+    command = drain_command(cluster.address, node.node_id, "spot notice", seconds)
+    subprocess.run([Path(sys.executable).parent / "ray", *command[1:]], check=True)
+    time.sleep(seconds)
     cluster.remove_node(node, allow_graceful=False)
 
 
@@ -179,6 +200,16 @@ def test_a_sampling_worker_that_dies_or_hangs_is_replaced_and_its_shard_drawn_ag
     assert digest == verify(trained.store).digest == verify(run.store).digest
 
 
+def test_a_drained_node_that_goes_at_its_deadline_loses_nothing(trained: Run, cluster: Cluster, tmp_path: Path) -> None:
+    for _ in range(2):
+        cluster.add_node(**ACTOR)
+    trigger = Trigger("generate corpus", 1)
+    store = begun(trained, tmp_path / "run", "commits/", "data/", "manifest")
+    run = opened(folder_of(trained), store.url, tell=trigger)
+    digest = trigger.during(lambda: generate(run), lambda: drain_and_lose(cluster, "MapWorker", 10))
+    assert digest == verify(trained.store).digest == verify(run.store).digest
+
+
 def test_a_stage_in_which_nothing_moves_ends_with_an_error(trained: Run, cluster: Cluster, tmp_path: Path) -> None:
     """A cluster without a node for its actors."""
     store = begun(trained, tmp_path / "run", "commits/", "data/", "manifest")
@@ -198,24 +229,34 @@ def test_a_node_lost_while_measuring_changes_no_figure(trained: Run, cluster: Cl
 
 
 def test_training_goes_on_with_the_workers_that_are_left_and_with_those_that_come(
-    trained: Run, cluster: Cluster, tmp_path: Path
+    trained: Run, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two workers, one after a node is lost, two again; the global batch and so the adapters stay the same."""
+    often = partial(ScalingConfig, elastic_resize_monitor_interval_s=5)  # of Ray's 60 s, which the training lasts
+    monkeypatch.setattr("busray.cluster.finetune.ScalingConfig", often)
     for _ in range(2):
         cluster.add_node(num_cpus=1)
-
     trigger = Trigger("finetune", 3)
     store = begun(
         trained, tmp_path / "run", "adapters", "finetune/checkpoints", "commits/", "data/", "run.json", "arms/"
     )
     run = opened(folder_of(trained), store.url, "--adapters.num_workers=[1,2]", tell=trigger)
-    record = trigger.during(lambda: finetune(run), lambda: lose(cluster, "RayTrainWorker"))
+
+    def alone() -> bool:
+        newest = newest_checkpoint(run.store)
+        return newest is not None and newest.log.workers[-1][1] == 1
+
+    def happen() -> None:
+        lose(cluster, "RayTrainWorker")
+        until(alone, 180)
+        cluster.add_node(num_cpus=1)
+
+    record = trigger.during(lambda: finetune(run), happen)
     one = finetune(trained)
-    assert record["step"] == one["step"] == 12
-    workers = [n for _, n in record["workers"]]
-    assert workers[:2] == [2, 1], workers
+    assert record["step"] == one["step"] == SLOW["adapters"]["steps"]
+    assert [n for _, n in record["workers"]] == [2, 1, 2], record["workers"]
     starts = [step for step, _ in record["workers"]]
-    assert starts == sorted(starts) and starts[1] > 0, "the second start took up the first one's checkpoint"
+    assert starts[0] < starts[1] < starts[2], "each start took up the checkpoint of the one before"
     ours = load(run.store.read(f"{record['folder']}/{LORA_FILE}"))
     theirs = load(trained.store.read(f"{one['folder']}/{LORA_FILE}"))
     for name, value in ours.items():

@@ -68,10 +68,25 @@ def test_an_image_that_is_never_finite_is_given_up() -> None:
     assert [d.problem for d in drawn] == [None, None, None, "not finite"]
 
 
-def test_a_batch_that_memory_does_not_hold_is_halved_for_good_and_the_shard_begun_again() -> None:
+def no_device_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def no_machine_memory() -> None:
+    torch.empty(2**50, dtype=torch.uint8)  # a petabyte: what torch raises here is no class of its own
+
+
+def no_array() -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("fail", [no_device_memory, no_machine_memory, no_array])
+def test_a_batch_that_memory_does_not_hold_is_halved_for_good_and_the_shard_begun_again(
+    fail: Callable[[], None],
+) -> None:
     def fault(specs: Sequence[ImageSpec]) -> None:
         if len(specs) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            fail()
 
     counts, tell = told()
     sampler = FakeSampler(8, fault)
@@ -91,7 +106,10 @@ def test_memory_that_ends_in_a_later_batch_takes_the_count_of_the_earlier_ones_b
     assert counts == [4, -4, 2, 2, 2, 2]
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("one is too many"), torch.AcceleratorError("device assert")])
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("one is too many"), MemoryError("one"), torch.AcceleratorError("device assert")],
+)
 def test_a_device_that_cannot_draw_at_all_is_no_images_fault(error: Exception) -> None:
     def fault(specs: Sequence[ImageSpec]) -> None:
         raise error

@@ -6,6 +6,7 @@ import pytest
 from busray.quality.figures import arm_figures, verdicts
 from busray.quality.frechet import frechet_between
 from busray.quality.kernel import kid
+from busray.quality.neighbours import neighbourhood
 from busray.records import Figure
 
 EXTRACTOR = "inception-v3-2015"
@@ -70,6 +71,24 @@ def test_a_class_with_too_few_images_has_no_figure_of_its_own(real: dict, arms: 
     figures = arm_figures(arms, real, "test", EXTRACTOR)
     assert not [f for f in figures if f.class_name == "m"]
     assert one(figures, metric="fid", arm="base", class_name="all", protocol="synthetic-only").n_reference == 14
+
+
+def test_neighbourhoods_are_given_for_arms_and_floor_where_there_are_neighbours_enough(real: dict, arms: dict) -> None:
+    figures = arm_figures(arms, real, "test", EXTRACTOR)
+    near = neighbourhood(arms["lora+ti"]["b"], real["test"]["b"])
+    for metric in ("precision", "recall", "density", "coverage"):
+        found = one(figures, metric=metric, arm="lora+ti", class_name="b")
+        assert found.value == getattr(near, metric) and found.reference == "test"
+        assert one(figures, metric=f"{metric}_floor", class_name="all").value > 0
+    real["test"]["m"] = real["test"]["m"][:5]
+    fewer = arm_figures(arms, real, "test", EXTRACTOR)
+    assert {f.metric for f in fewer if f.class_name == "m"} == {
+        "fid",
+        "kid",
+        "kid_difference",
+        "fid_floor",
+        "kid_floor",
+    }
 
 
 def test_the_verdict_names_the_order_and_whether_chance_explains_it(real: dict, arms: dict) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from busray.quality.contact_sheet import contact_sheet
 from busray.quality.report import GalleryRow, report_html
-from busray.quality.tables import difference_rows, markdown_table, metrics_rows
+from busray.quality.tables import difference_rows, markdown_table, metrics_rows, neighbour_rows
 from busray.records import Figure
 
 CLASSES = ("benign", "malignant")
@@ -218,6 +218,19 @@ def test_the_floor_is_drawn(html: str) -> None:
     assert "floor 70.0" in page.text
     without = [f for f in figures() if not f["metric"].endswith("_floor")]
     assert not Page(report_html(report(figures=without), {})).named("path", "floor")
+
+
+def test_neighbourhoods_are_a_table_where_there_are_any(html: str) -> None:
+    assert "Neighbourhoods" not in html
+    near = [
+        figure(f"{metric}{end}", value, arm)
+        for arm, end in (("real", "_floor"), ("base", ""))
+        for metric, value in (("precision", 0.5), ("recall", 0.25), ("density", 1.104), ("coverage", 0.75))
+    ]
+    columns, rows = neighbour_rows(near)
+    assert columns == ["class", "arm", "precision", "recall", "density", "coverage"]
+    assert rows == [["all", arm, "0.50", "0.25", "1.10", "0.75"] for arm in ("real", "base")]
+    assert "coverage" in Page(report_html(report(figures=figures() + near), {})).text
 
 
 def test_dots_lie_where_their_values_are() -> None:
