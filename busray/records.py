@@ -183,7 +183,8 @@ class Figure:
     """One number of the evidence with all that is needed to read it."""
 
     metric: str
-    """`fid`, `kid`, `precision`, `recall`, `density`, `coverage`, each of these with `_floor`; `kid_difference`."""
+    """`kid_difference`; `fid`, `kid`, `kid_p_value`, `precision`, `recall`, `density`, `coverage`, and each of these
+    with `_floor`."""
     value: float
     interval: tuple[float, float] | None
     """95 % interval, or None where none is honest."""

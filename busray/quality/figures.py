@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from busray.quality.frechet import Moments, frechet_to
-from busray.quality.kernel import Estimate, kid, kid_difference
+from busray.quality.kernel import Estimate, kid, kid_difference, kid_p_value
 from busray.quality.neighbours import neighbourhood
 from busray.records import CLASS_ALL, Figure
 
@@ -39,6 +39,7 @@ def arm_figures(
             common = (images, others, reference, "synthetic-only", extractor, name, arm)
             figures.append(_figure("fid", frechet_to(others, Moments.of(images)), *common))
             figures.append(_figure("kid", kid(images, others), *common))
+            figures.append(_figure("kid_p_value", kid_p_value(images, others), *common))
             figures += [_figure(metric, value, *common) for metric, value in _neighbours(images, others)]
         mixture = np.concatenate([everything, _pooled(features)])
         value = frechet_to(everything, Moments.of(mixture))
@@ -100,6 +101,7 @@ def _floor(
         common = (images, others, reference, "real-against-real", extractor, name, REAL)
         yield _figure("fid_floor", frechet_to(others, Moments.of(images)), *common)
         yield _figure("kid_floor", kid(images, others), *common)
+        yield _figure("kid_p_value_floor", kid_p_value(images, others), *common)
         for metric, value in _neighbours(images, others):
             yield _figure(f"{metric}_floor", value, *common)
 
@@ -121,6 +123,12 @@ def verdicts(figures: list[Figure]) -> list[str]:
             order = " < ".join(f"{f.arm} {scale * f.value:.{digits}f}" for f in ranked)
             unit = " x 1000" if scale != 1 else ""
             sentences.append(f"Order by {metric.upper()}{unit} (lower is nearer to the real images): {order}.")
+    chances = [f for f in figures if f.metric.startswith("kid_p_value") and f.class_name == CLASS_ALL]
+    if chances:
+        told = ", ".join(f"{f.arm} {f.value:.3f}" for f in chances)
+        sentences.append(
+            f"Probability of such a KID if nothing but chance set the images apart (permutations): {told}."
+        )
     for figure in figures:
         if figure.metric == "kid_difference" and figure.class_name == CLASS_ALL and figure.interval:
             low, high = figure.interval

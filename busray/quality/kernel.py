@@ -9,6 +9,7 @@ from statistics import NormalDist
 import numpy as np
 
 QUANTILE = NormalDist().inv_cdf(0.975)
+PERMUTATIONS = 999
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,23 @@ def polynomial_kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def kid(images: np.ndarray, reference: np.ndarray) -> Estimate:
     """KID of features [n, d] against [m, d], n and m >= 3."""
     return _estimate(*_leave_one_out(images, reference))
+
+
+def kid_p_value(images: np.ndarray, reference: np.ndarray, seed: int = 0) -> float:
+    """Probability of a KID at least this large if both were of one distribution: a permutation test (Gretton et al.
+    2012), in PERMUTATIONS random relabellings; the observed one counts among them, so it is never 0."""
+    n, m = len(images), len(reference)
+    pooled = np.concatenate([images, reference])
+    kernel = polynomial_kernel(pooled, pooled)
+    np.fill_diagonal(kernel, 0)
+    first = np.zeros((PERMUTATIONS + 1, n + m))
+    first[:, :n] = 1
+    first[1:] = np.random.default_rng(seed).permuted(first[1:], axis=1)
+    towards = first @ kernel
+    within, across = (towards * first).sum(1), (towards * (1 - first)).sum(1)
+    others = kernel.sum() - within - 2 * across
+    values = within / (n * (n - 1)) + others / (m * (m - 1)) - 2 * across / (n * m)
+    return float((values >= values[0] - 1e-12 * abs(values[0])).mean())
 
 
 def kid_difference(a: np.ndarray, b: np.ndarray, reference: np.ndarray) -> Estimate:

@@ -1,9 +1,11 @@
 """KID is the unbiased estimate of every pair, its intervals cover, and pairing narrows them."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 
-from busray.quality.kernel import kid, kid_difference, polynomial_kernel
+from busray.quality.kernel import kid, kid_difference, kid_p_value, polynomial_kernel
 
 
 def sample(n: int, seed: int, shift: float = 0.0, d: int = 16) -> np.ndarray:
@@ -82,3 +84,19 @@ def test_pairing_by_seed_narrows_the_interval() -> None:
 def test_arms_of_unequal_n_are_refused() -> None:
     with pytest.raises(ValueError, match="equal n"):
         kid_difference(sample(5, 1), sample(6, 2), sample(5, 3))
+
+
+def test_the_p_value_is_that_of_every_relabelling_where_they_can_be_counted() -> None:
+    """5 + 4 images: 126 relabellings, of which the random ones are a sample."""
+    x, y = sample(5, 1, d=3), sample(4, 2, 0.9, d=3)
+    pooled = np.concatenate([x, y])
+    chosen = [list(c) for c in combinations(range(9), 5)]
+    every = [brute_force(pooled[c], np.delete(pooled, c, 0)) for c in chosen]
+    exact = float(np.mean(np.array(every) >= brute_force(x, y) - 1e-12))
+    assert kid_p_value(x, y) == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 1000))
+
+
+def test_p_values_of_equal_distributions_are_uniform_and_small_for_others() -> None:
+    values = np.array([kid_p_value(sample(12, 2 * i), sample(9, 2 * i + 1), seed=i) for i in range(200)])
+    assert (values <= 0.05).mean() <= 0.11 and 0.4 < values.mean() < 0.6
+    assert kid_p_value(sample(40, 1), sample(40, 2, 0.8)) == 0.001
