@@ -10,7 +10,7 @@ import torch
 
 from busray.model import tiny_base, tiny_vae
 
-STAGES = ("corpus", "vae", "scans", "latents", "decoder", "unet", "save")
+STAGES = ("corpus", "vae", "scans", "latents", "decoder", "unet", "texture", "save")
 
 
 def main() -> None:
@@ -50,6 +50,8 @@ def main() -> None:
         tiny_vae.train_decoder(args.work, args.seed, log)
     if "unet" in stages:
         tiny_base.train_unet(args.work, args.seed, log, args.threads)
+    if "texture" in stages:
+        tiny_base.train_texture(args.work, args.seed, log, args.threads)
     if "save" in stages:
         tiny_base.save_base(args.work, args.out)
 

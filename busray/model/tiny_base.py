@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -31,6 +32,13 @@ UNET_RATE = 8e-4
 WIDE_STEPS = 1500
 """Steps on `captioned` scans, after which EVEN_SHARE of a batch is `even`: see benchmarks/tiny-base.md."""
 EVEN_SHARE = 14 / 16
+TEXTURE_STEPS = 600
+TEXTURE_RATE = 4e-4
+TEXTURE_CROPS = 32
+TEXTURE_SIDE = 16
+"""Side of a crop, latent cells."""
+TEXTURE_TIMES = 450
+"""Noise levels below it are those that decide speckle."""
 FINE_SNR = 0.05
 """Signal-to-noise ratio at which detail within 4 x 4 latent cells counts half."""
 COARSE_SNR = 0.008
@@ -51,6 +59,8 @@ spiky spot streaks strong superficial tall texture the thick thin tissue to tone
 ultrasound upper vertical very view weak white wide with without zone
 """
 WORDS = tuple(VOCABULARY.split())
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(error of v [b, c, h, w], signal-to-noise ratios [b]) -> their mean loss."""
 
 
 # --- corpus -------------------------------------------------------------------------------------------------
@@ -149,64 +159,128 @@ def draw_times(rng: np.random.Generator, n: int) -> np.ndarray:
     return (1000 * np.where(rng.random(n) < 0.4, rng.random(n), high)).astype(np.int64)
 
 
-def pick_scans(rng: np.random.Generator, n: int, step: int) -> np.ndarray:
-    """Rising indices [UNET_BATCH] of a step's scans among n, of which the second half is `even`."""
-    evens = round(EVEN_SHARE * UNET_BATCH) if step >= WIDE_STEPS else 0
-    wide = rng.choice(n // 2, UNET_BATCH - evens, replace=False)
+def pick_scans(rng: np.random.Generator, n: int, size: int, even_share: float) -> np.ndarray:
+    """Rising indices [size] among n scans, that share of them from the second half, which is `even`."""
+    evens = round(even_share * size)
+    wide = rng.choice(n // 2, size - evens, replace=False)
     return np.sort(np.concatenate([wide, n // 2 + rng.choice(n // 2, evens, replace=False)]))
 
 
+class Scans:
+    """Latents and captions of work, as batches."""
+
+    def __init__(self, work: Path) -> None:
+        self.latents = np.load(work / "latents.npy", mmap_mode="r")
+        captions = json.loads((work / "captions.json").read_text())
+        self.tokenizer = make_tokenizer(work / "tokenizer")
+        self.ids = self._ids(captions)
+        self.empty = self._ids([""])[0]
+        self.strange = np.setdiff1d(np.arange(len(self.tokenizer)), self.ids)
+
+    def _ids(self, captions: list[str]) -> np.ndarray:
+        found = self.tokenizer(captions, padding="max_length", max_length=CONTEXT, truncation=True)
+        return np.asarray(found["input_ids"])
+
+    def batch(
+        self, rng: np.random.Generator, size: int, even_share: float, times: np.ndarray, crop: int = SIDE // 4
+    ) -> tuple[torch.Tensor, ...]:
+        """Clean latents [size, c, crop, crop], noise, times, token ids; a tenth without words, a tenth with strange."""
+        picked = pick_scans(rng, len(self.latents), size, even_share)
+        words = self.ids[picked]
+        for row, chance in enumerate(rng.random(size)):
+            if chance < 0.1:
+                words[row] = self.empty
+            elif chance < 0.2:
+                words[row] = with_strangers(words[row], self.strange, rng)
+        y, x = rng.integers(0, SIDE // 4 - crop + 1, (2, size))
+        cut = [self.latents[i, :, :, y[k] : y[k] + crop, x[k] : x[k] + crop] for k, i in enumerate(picked)]
+        moments = torch.from_numpy(np.stack(cut).astype(np.float32))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        clean = moments[:, 0] + moments[:, 1] * torch.randn(moments[:, 0].shape, generator=generator)
+        noise = torch.randn(clean.shape, generator=generator)
+        return clean, noise, torch.from_numpy(times), torch.from_numpy(words)
+
+
 def train_unet(work: Path, seed: int, log: Callable[[str], None], threads: int = 2) -> None:
-    """Trains UNet and text encoder on work's latents and captions into denoiser.pt (weight averages); restartable.
+    """Trains UNet and text encoder on work's latents and captions into denoiser.pt (weight averages); restartable."""
+    scans = Scans(work)
+
+    def learn(cores: OneCoreEach, rng: np.random.Generator, step: int) -> float:
+        share = EVEN_SHARE if step >= WIDE_STEPS else 0
+        return cores.gradients(denoising_loss, *scans.batch(rng, UNET_BATCH, share, draw_times(rng, UNET_BATCH)))
+
+    torch.manual_seed(seed)
+    both = torch.nn.ModuleList(new_denoiser(len(scans.tokenizer), scans.tokenizer.eos_token_id))
+    _train(both, work, "unet", "denoiser", UNET_STEPS, UNET_RATE, learn, seed, log, threads)
+
+
+def train_texture(work: Path, seed: int, log: Callable[[str], None], threads: int = 2) -> None:
+    """Trains denoiser.pt on into textured.pt: speckle from many small crops, with some whole scans beside them.
+
+    What the scene's loss leaves is hatched where speckle should be; speckle is local and decided at low noise.
+    """
+    scans = Scans(work)
+
+    def learn(cores: OneCoreEach, rng: np.random.Generator, step: int) -> float:
+        whole = scans.batch(rng, UNET_BATCH // 2, EVEN_SHARE, draw_times(rng, UNET_BATCH // 2))
+        times = rng.integers(0, TEXTURE_TIMES, TEXTURE_CROPS)
+        crops = scans.batch(rng, TEXTURE_CROPS, EVEN_SHARE, times, crop=TEXTURE_SIDE)
+        return cores.gradients(texture_loss, *crops) + 0.1 * cores.gradients(denoising_loss, *whole, weight=0.1)
+
+    both = torch.nn.ModuleList(new_denoiser(len(scans.tokenizer), scans.tokenizer.eos_token_id))
+    before = torch.load(work / "denoiser.pt", weights_only=True)
+    for part, name in zip(both, ("unet", "text"), strict=True):
+        part.load_state_dict(before[name])
+    _train(both, work, "texture", "textured", TEXTURE_STEPS, TEXTURE_RATE, learn, seed + 1, log, threads)
+
+
+def _train(
+    both: torch.nn.ModuleList,
+    work: Path,
+    name: str,
+    out: str,
+    steps: int,
+    peak: float,
+    learn: "Callable[[OneCoreEach, np.random.Generator, int], float]",
+    seed: int,
+    log: Callable[[str], None],
+    threads: int,
+) -> None:
+    """Steps of AdamW on the gradients that learn() leaves, into {out}.pt (weight averages) every 250; restartable.
 
     Each thread takes a part of the batch on one core: at these sizes faster than every operation on all cores.
     """
     from diffusers.training_utils import EMAModel
 
-    latents = np.load(work / "latents.npy", mmap_mode="r")
-    captions = json.loads((work / "captions.json").read_text())
-    tokenizer = make_tokenizer(work / "tokenizer")
-    ids = np.asarray(tokenizer(captions, padding="max_length", max_length=CONTEXT, truncation=True)["input_ids"])
-    empty = np.asarray(tokenizer("", padding="max_length", max_length=CONTEXT)["input_ids"])
-    strange = np.setdiff1d(np.arange(len(tokenizer)), ids)
-    torch.manual_seed(seed)
-    unet, text = new_denoiser(len(tokenizer), tokenizer.eos_token_id)
-    both = torch.nn.ModuleList([unet, text])
-    optimiser = torch.optim.AdamW(both.parameters(), lr=UNET_RATE, betas=(0.9, 0.99), weight_decay=1e-3)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: trapezoid(s, UNET_STEPS, warm=200))
+    unet, text = both
+    optimiser = torch.optim.AdamW(both.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-3)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: trapezoid(s, steps, warm=200))
     average = EMAModel(both.parameters(), decay=0.998, use_ema_warmup=True, power=0.75)
-    start = resume(work / "unet-train.pt", both=both, optimiser=optimiser, rate=rate, average=average)
+    parts = {"both": both, "optimiser": optimiser, "rate": rate, "average": average}
+    start = resume(work / f"{name}-train.pt", **parts)
     began, running = time.monotonic(), 1.0
     with OneCoreEach(both, threads) as cores:
-        for step in range(start, UNET_STEPS):
-            rng = np.random.default_rng([seed, 7, step])
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-            picked = pick_scans(rng, len(latents), step)
-            words = ids[picked]
-            for row, chance in enumerate(rng.random(UNET_BATCH)):
-                if chance < 0.1:
-                    words[row] = empty
-                elif chance < 0.2:
-                    words[row] = with_strangers(words[row], strange, rng)
-            moments = torch.from_numpy(latents[picked].astype(np.float32))
-            clean = moments[:, 0] + moments[:, 1] * torch.randn(moments[:, 0].shape, generator=generator)
-            noise = torch.randn(clean.shape, generator=generator)
-            times = torch.from_numpy(draw_times(rng, UNET_BATCH))
+        for step in range(start, steps):
             optimiser.zero_grad()
-            loss = cores.gradients(clean, noise, times, torch.from_numpy(words))
+            loss = learn(cores, np.random.default_rng([seed, 7, step]), step)
             torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
             optimiser.step()
             rate.step()
             average.step(both.parameters())
             running = 0.99 * running + 0.01 * loss
             if step % 50 == 0:
-                log(f"unet {step} {(time.monotonic() - began) / (step - start + 1):.3f} s/step loss {running:.4f}")
-            if step % 250 == 249:
-                checkpoint(work / "unet-train.pt", step + 1, both=both, optimiser=optimiser, rate=rate, average=average)
+                log(f"{name} {step} {(time.monotonic() - began) / (step - start + 1):.3f} s/step loss {running:.4f}")
+            if step % 250 == 249 or step == steps - 1:
+                checkpoint(work / f"{name}-train.pt", step + 1, **parts)
                 average.store(both.parameters())
                 average.copy_to(both.parameters())
-                torch.save({"unet": unet.state_dict(), "text": text.state_dict()}, work / "denoiser.pt")
+                torch.save({"unet": unet.state_dict(), "text": text.state_dict()}, work / f"{out}.pt")
                 average.restore(both.parameters())
+
+
+def texture_loss(error: torch.Tensor, snr: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of v [b, c, h, w], every level alike."""
+    return (error**2).mean()
 
 
 def denoising_loss(error: torch.Tensor, snr: torch.Tensor) -> torch.Tensor:
@@ -247,26 +321,30 @@ class OneCoreEach:
         self.pool.shutdown()
         torch.set_num_threads(self.before)
 
-    def gradients(self, *batch: torch.Tensor) -> float:
-        """Adds the mean loss's gradients up in the weights; batch: clean latents, noise, times, token ids."""
+    def gradients(self, loss: Loss, *batch: torch.Tensor, weight: float = 1.0) -> float:
+        """Adds the gradients of weight times the mean loss up in the weights; returns the mean loss.
+
+        batch: clean latents, noise, times, token ids.
+        """
         parts = list(zip(*(tensor.chunk(len(self.replicas)) for tensor in batch), strict=True))
         shares = [len(part[0]) / len(batch[0]) for part in parts]
-        losses = list(self.pool.map(self._part, self.replicas, parts, shares))
+        weights = [weight * share for share in shares]
+        losses = list(self.pool.map(partial(self._part, loss), self.replicas, parts, weights))
         for replica in self.replicas[1:]:
             for weight, own in zip(self.replicas[0].parameters(), replica.parameters(), strict=True):
                 if own.grad is not None:
                     weight.grad = own.grad if weight.grad is None else weight.grad.add_(own.grad)
                     own.grad = None
-        return sum(losses)
+        return sum(part * share for part, share in zip(losses, shares, strict=True))
 
-    def _part(self, replica: torch.nn.ModuleList, part: tuple[torch.Tensor, ...], share: float) -> float:
+    def _part(self, loss: Loss, replica: torch.nn.ModuleList, part: tuple[torch.Tensor, ...], weight: float) -> float:
         clean, noise, times, words = part
         unet, text = replica
         made = unet(self.noiser.add_noise(clean, noise, times), times, text(words)[0]).sample
         alpha = self.noiser.alphas_cumprod[times]
-        loss = denoising_loss(made - self.noiser.get_velocity(clean, noise, times), alpha / (1 - alpha)) * share
-        loss.backward()
-        return loss.item()
+        value = loss(made - self.noiser.get_velocity(clean, noise, times), alpha / (1 - alpha))
+        (weight * value).backward()
+        return value.item()
 
 
 # --- checkpoint ---------------------------------------------------------------------------------------------
@@ -320,7 +398,7 @@ def save_base(work: Path, out: Path) -> None:
 
     tokenizer = make_tokenizer(work / "tokenizer")
     unet, text = new_denoiser(len(tokenizer), tokenizer.eos_token_id)
-    state = torch.load(work / "denoiser.pt", weights_only=True)
+    state = torch.load(work / "textured.pt", weights_only=True)
     unet.load_state_dict(state["unet"])
     text.load_state_dict(state["text"])
     grey = new_vae()

@@ -116,11 +116,28 @@ def test_the_demo_probe_is_held_out(monkeypatch, make, probes):
     assert seen == probes and "demo" not in seen
 
 
-def test_scans_turn_even_after_the_wide_ones():
-    before, after = (tiny_base.pick_scans(np.random.default_rng(1), 200, s) for s in (0, tiny_base.WIDE_STEPS))
-    assert (before >= 100).sum() == 0 and (after >= 100).mean() == tiny_base.EVEN_SHARE
-    for picked in (before, after):
-        assert len(set(picked.tolist())) == tiny_base.UNET_BATCH and np.array_equal(picked, np.sort(picked))
+def test_a_batch_has_its_share_of_even_scans():
+    for share in (0, 0.25, tiny_base.EVEN_SHARE):
+        picked = tiny_base.pick_scans(np.random.default_rng(1), 200, 16, share)
+        assert (picked >= 100).mean() == share
+        assert len(set(picked.tolist())) == 16 and np.array_equal(picked, np.sort(picked))
+
+
+def test_batches_are_of_latents_and_their_captions_or_of_crops_of_them(tmp_path):
+    """Stand-in latents whose value names the scan, without spread."""
+    latents = np.zeros((20, 2, 8, 32, 32), np.float16)
+    latents[:, 0] = np.arange(20)[:, None, None, None]
+    np.save(tmp_path / "latents.npy", latents)
+    (tmp_path / "captions.json").write_text(json.dumps([" ".join(["dark"] * (i + 1)) for i in range(20)]))
+    scans = tiny_base.Scans(tmp_path)
+    dark = scans.tokenizer.convert_tokens_to_ids("dark</w>")
+    for crop in (32, 16):
+        clean, noise, times, words = scans.batch(np.random.default_rng(2), 16, 0.5, np.arange(16), crop=crop)
+        assert clean.shape == noise.shape == (16, 8, crop, crop) and times.tolist() == list(range(16))
+        told = (words == dark).sum(1)
+        right = told == clean[:, 0, 0, 0] + 1
+        assert right.float().mean() > 0.5, "captions of others"
+        assert torch.all(told[~right] == 0), "what is not the scan's caption is empty"
 
 
 def test_every_noise_level_is_trained_and_the_high_ones_most():
@@ -148,7 +165,7 @@ def test_a_batch_in_parts_has_the_gradients_of_the_whole():
         torch.manual_seed(1)
         batch = torch.randn(4, 8, 32, 32), torch.randn(4, 8, 32, 32), torch.randint(0, 1000, (4,))
         with tiny_base.OneCoreEach(both, threads) as cores:
-            loss = cores.gradients(*batch, torch.randint(0, 600, (4, 77)))
+            loss = cores.gradients(tiny_base.denoising_loss, *batch, torch.randint(0, 600, (4, 77)))
         return loss, {name: p.grad for name, p in both.named_parameters() if p.grad is not None}
 
     (one, whole), (two, parts) = gradients(1), gradients(2)
