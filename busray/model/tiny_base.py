@@ -331,9 +331,9 @@ class OneCoreEach:
         weights = [weight * share for share in shares]
         losses = list(self.pool.map(partial(self._part, loss), self.replicas, parts, weights))
         for replica in self.replicas[1:]:
-            for weight, own in zip(self.replicas[0].parameters(), replica.parameters(), strict=True):
+            for kept, own in zip(self.replicas[0].parameters(), replica.parameters(), strict=True):
                 if own.grad is not None:
-                    weight.grad = own.grad if weight.grad is None else weight.grad.add_(own.grad)
+                    kept.grad = own.grad if kept.grad is None else kept.grad.add_(own.grad)
                     own.grad = None
         return sum(part * share for part, share in zip(losses, shares, strict=True))
 
