@@ -383,16 +383,18 @@ def reporter() -> Iterator[Any]:
 
 
 def _plain_lines() -> Any:
-    last: dict[str, tuple[float, int]] = {}
+    first: dict[str, tuple[float, int]] = {}
+    last: dict[str, float] = {}
     finished = set()
 
     def tell(stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        before, already = last.get(stage, (now, done))
-        if stage in finished or (stage in last and now - before < LINE_SECONDS and done < total):
+        began, already = first.setdefault(stage, (now, done))
+        if stage in finished or (stage in last and now - last[stage] < LINE_SECONDS and done < total):
             return
-        last[stage] = now, done
-        rate = (done - already) / (now - before) if now > before else 0.0
+        last[stage] = now
+        # over the whole stage: work comes in batches, and the last of a shard may be small
+        rate = (done - already) / (now - began) if now > began else 0.0
         text = f"{stage}: {done}/{total}"
         if done >= total:
             finished.add(stage)

@@ -51,6 +51,10 @@ class Board:
         self.begun[what] += 1
         return self.begun[what]
 
+    def again(self) -> int:
+        """Beginnings beyond the first, over all pieces of work: what lost and hanging workers cost."""
+        return self.begun.total() - len(self.begun)
+
     def rest(self, worker: Worker) -> None:
         """The worker has nothing to do now: its silence means nothing."""
         self.heard.pop(worker, None)

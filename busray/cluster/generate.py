@@ -129,8 +129,11 @@ def _draw(run: Run, job: DrawJob, todo: list[Shard], planned: int, stage: str) -
         )
         try:
             supervised(board, stage, cluster.hang_seconds, lambda: deque(stream.iter_rows(), maxlen=0))
+            again: Any = ray.get(board.again.remote())
         except RayError as error:
             raise stopped(stage, error) from error
+    if again:
+        run.tell(f"{stage}, shards begun again", again, again)
 
 
 class DrawShards:

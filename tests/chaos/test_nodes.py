@@ -104,8 +104,12 @@ class Trigger:
     def __init__(self, stage: str, done: int) -> None:
         self.stage, self.done = stage, done
         self.come = threading.Event()
+        self.again = 0
+        """Shards begun again, as the run told."""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage == f"{self.stage}, shards begun again":
+            self.again = done
         if stage == self.stage and self.done <= done < total:
             self.come.set()
 
@@ -176,6 +180,8 @@ def test_nodes_lost_while_drawing_cost_at_most_what_was_in_flight_and_new_ones_a
     old = {c.shard: c.digest for c in read_commits(trained.store)}
     new = {c.shard: c.digest for c in read_commits(run.store)}
     assert {shard: new[shard] for shard in old} == old, "a shard drawn again is not the same"
+    assert trigger.again <= 2, "more than the actor's own shard and the next one that waited for it"
+    print(f"shards begun again: {trigger.again}")
 
 
 def folder_of(run: Run) -> Path:
@@ -198,6 +204,8 @@ def test_a_sampling_worker_that_dies_or_hangs_is_replaced_and_its_shard_drawn_ag
     run = opened(folder_of(trained), store.url, "--cluster.hang_seconds=10", "--cluster.max_actors=1", tell=trigger)
     digest = trigger.during(lambda: generate(run), lambda: os.kill(working("MapWorker")[0][1], sign))
     assert digest == verify(trained.store).digest == verify(run.store).digest
+    assert trigger.again <= 1
+    print(f"shards begun again: {trigger.again}")
 
 
 def test_a_drained_node_that_goes_at_its_deadline_loses_nothing(trained: Run, cluster: Cluster, tmp_path: Path) -> None:
@@ -208,6 +216,7 @@ def test_a_drained_node_that_goes_at_its_deadline_loses_nothing(trained: Run, cl
     run = opened(folder_of(trained), store.url, tell=trigger)
     digest = trigger.during(lambda: generate(run), lambda: drain_and_lose(cluster, "MapWorker", 10))
     assert digest == verify(trained.store).digest == verify(run.store).digest
+    print(f"shards begun again: {trigger.again}")
 
 
 def test_a_stage_in_which_nothing_moves_ends_with_an_error(trained: Run, cluster: Cluster, tmp_path: Path) -> None:
