@@ -50,6 +50,14 @@ class SourceImage:
     """Patient or study from dataset.metadata; images of a group never cross the split."""
     columns: dict[str, str] = field(default_factory=dict)
     """Further columns of dataset.metadata."""
+    cluster: str | None = None
+    """First file of all that the split keeps together (near-duplicates, groups, and what these join); its own file
+    where the image stands alone. None before the split, and in a dataset.json from before this field."""
+
+    @property
+    def unit(self) -> str:
+        """What statistics count as one independent draw; without a recorded cluster the group, else the image."""
+        return self.cluster or self.group or self.file
 
 
 @dataclass(frozen=True)

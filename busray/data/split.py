@@ -3,6 +3,7 @@
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from busray.data.check import connected
 from busray.identity import seed_for
@@ -19,7 +20,7 @@ def split(
     test: float,
     seed: int,
 ) -> dict[str, tuple[SourceImage, ...]]:
-    """split -> its images, sorted by file; images of conflicting clusters are in none.
+    """split -> its images with their clusters, sorted by file; images of conflicting clusters are in none.
 
     Clusters and metadata groups that share an image move together. Units are shuffled by seed and each goes where its
     classes are furthest below their shares, so every class keeps its proportions as far as its units allow.
@@ -52,7 +53,7 @@ def _room(
 
 
 def _units(images: Sequence[SourceImage], clusters: Iterable[Sequence[str]], out: set[str]) -> list[list[SourceImage]]:
-    """Images that must stay together, as lists."""
+    """Images that must stay together, as lists, each with its unit's first file as its cluster."""
     by_file = {image.file: image for image in images}
     links = [(group[0], other) for group in clusters for other in group[1:] if not out & set(group)]
     groups: dict[str, list[str]] = defaultdict(list)
@@ -63,4 +64,5 @@ def _units(images: Sequence[SourceImage], clusters: Iterable[Sequence[str]], out
     together = connected(links)
     bound = {file for unit in together for file in unit}
     units = [[by_file[file] for file in unit if file in by_file] for unit in together]
-    return units + [[image] for image in images if image.file not in bound]
+    units += [[image] for image in images if image.file not in bound]
+    return [[replace(image, cluster=min(i.file for i in unit)) for image in unit] for unit in units]

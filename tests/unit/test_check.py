@@ -341,6 +341,27 @@ def test_a_data_set_reads_back_as_itself(mended: Path) -> None:
     assert DataSet.from_json(to_json(dataset)) == dataset
 
 
+def test_a_data_set_from_before_clusters_still_reads_and_falls_back_to_groups(mended: Path) -> None:
+    dataset, _ = prepare(settings(), CLASSES, 128, mended)
+    plain = json.loads(to_json(dataset))
+    for name in ("train", "val", "test"):
+        for image in plain[name]:
+            assert image.pop("cluster") is not None
+    plain["test"][0]["group"] = "patient 7"
+    old = DataSet.from_json(json.dumps(plain).encode())
+    assert old.hash == dataset.hash and {image.cluster for image in old.split("all")} == {None}
+    assert [image.unit for image in old.test[:2]] == ["patient 7", old.test[1].file]
+
+
+def test_near_duplicates_share_their_cluster_in_the_data_set(mended: Path) -> None:
+    dataset, report = prepare(settings(), CLASSES, 128, mended)
+    found = {image.file: image.cluster for image in dataset.split("all")}
+    kept = [group for group in report.clusters if set(group) <= set(found)]
+    assert kept and all({found[file] for file in group} == {group[0]} for group in kept)
+    bound = {file for group in kept for file in group}
+    assert all(cluster == file for file, cluster in found.items() if file not in bound)
+
+
 def test_a_class_with_too_few_images_to_split_is_named(tmp_path: Path) -> None:
     for name, n in (("benign", 10), ("malignant", 2)):
         (tmp_path / name).mkdir()

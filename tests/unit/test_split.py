@@ -109,3 +109,13 @@ def test_a_large_cluster_goes_where_there_is_room_for_it() -> None:
         sides = split(images, [cluster], [], 0.2, 0.2, seed)
         assert [len(sides[side]) for side in SPLITS] == [12, 4, 4]
         assert set(cluster) <= {one.file for one in sides["train"]}
+
+
+def test_each_image_carries_the_cluster_that_the_split_kept_together() -> None:
+    images = [image("benign", i, group=f"patient {i // 2}" if i < 8 else None) for i in range(20)]
+    near = [["benign/0001.png", "benign/0002.png"], ["benign/0010.png", "benign/0015.png"]]
+    found = {one.file: one.cluster for side in split(images, near, [], 0.2, 0.2, seed=1).values() for one in side}
+    assert {found[f"benign/{i:04d}.png"] for i in range(4)} == {"benign/0000.png"}  # two patients, joined
+    assert found["benign/0004.png"] == found["benign/0005.png"] == "benign/0004.png"
+    assert found["benign/0010.png"] == found["benign/0015.png"] == "benign/0010.png"
+    assert found["benign/0011.png"] == "benign/0011.png"
