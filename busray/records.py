@@ -185,6 +185,16 @@ class Commit:
 
 # ---- evidence -------------------------------------------------------------------------------------------------------
 
+INCEPTION = "inception-v3-2015"
+"""The one extractor whose distances are called FID and KID."""
+
+
+def distance_names(extractor: str) -> tuple[str, str]:
+    """Metrics of the Frechet and of the kernel distance between an extractor's features: `fid` and `kid` of Inception
+    of 2015 alone, else `fd-` and `kd-` and the extractor's family, the part of its name before the first hyphen."""
+    family = extractor.partition("-")[0]
+    return ("fid", "kid") if extractor == INCEPTION else (f"fd-{family}", f"kd-{family}")
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -192,7 +202,7 @@ class Figure:
 
     metric: str
     """`kid_difference`; `fid`, `kid`, `kid_p_value`, `precision`, `recall`, `density`, `coverage`, and each of these
-    with `_floor`."""
+    with `_floor`. For `fid` and `kid`, other extractors than Inception have distance_names."""
     value: float
     interval: tuple[float, float] | None
     """95 % interval, or None where none is honest."""

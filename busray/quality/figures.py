@@ -9,7 +9,7 @@ import numpy as np
 from busray.quality.frechet import Moments, frechet_to
 from busray.quality.kernel import Estimate, kid, kid_difference, kid_p_value
 from busray.quality.neighbours import neighbourhood
-from busray.records import CLASS_ALL, Figure
+from busray.records import CLASS_ALL, Figure, distance_names
 
 Features = Mapping[str, np.ndarray]
 """class -> float32 [n, d]"""
@@ -27,28 +27,31 @@ def arm_figures(
 ) -> list[Figure]:
     """FID, KID and neighbourhood of each arm, the real floor, and seed-paired KID differences between consecutive arms.
 
+    Another extractor's distances have its distance_names: they are never called FID or KID.
+
     arms: arm -> class -> features, row i of a class drawn from the same seed in each arm. real: split -> class ->
     features. Overall figures pool the classes. `paper-mixture` holds all real images against the same images with the
     arm's added, as the ISBI 2026 paper seems to.
     """
+    frechet, kernel = distance_names(extractor)
     wanted = _split(real, reference)
     everything = _pooled(_split(real, "all"))
     figures = list(_floor(real, wanted, reference, extractor, arms))
     for arm, features in arms.items():
         for name, images, others in _sides(features, wanted):
             common = (images, others, reference, "synthetic-only", extractor, name, arm)
-            figures.append(_figure("fid", frechet_to(others, Moments.of(images)), *common))
-            figures.append(_figure("kid", kid(images, others), *common))
-            figures.append(_figure("kid_p_value", kid_p_value(images, others), *common))
+            figures.append(_figure(frechet, frechet_to(others, Moments.of(images)), *common))
+            figures.append(_figure(kernel, kid(images, others), *common))
+            figures.append(_figure(f"{kernel}_p_value", kid_p_value(images, others), *common))
             figures += [_figure(metric, value, *common) for metric, value in _neighbours(images, others)]
         mixture = np.concatenate([everything, _pooled(features)])
         value = frechet_to(everything, Moments.of(mixture))
-        figures.append(_figure("fid", value, mixture, everything, "all", "paper-mixture", extractor, CLASS_ALL, arm))
+        figures.append(_figure(frechet, value, mixture, everything, "all", "paper-mixture", extractor, CLASS_ALL, arm))
     for (before, first), (after, second) in pairwise(arms.items()):
         for name, images, others in _sides(second, wanted):
             earlier = _pooled(first) if name == CLASS_ALL else first[name]
             common = (images, others, reference, "synthetic-only", extractor, name, f"{after} - {before}")
-            figures.append(_figure("kid_difference", kid_difference(images, earlier, others), *common))
+            figures.append(_figure(f"{kernel}_difference", kid_difference(images, earlier, others), *common))
     return figures
 
 
@@ -90,6 +93,7 @@ def _floor(
     real: Mapping[str, Features], wanted: Features, reference: str, extractor: str, arms: Mapping[str, Features]
 ) -> Iterator[Figure]:
     """Real against real, with as many images a class as the arms have where there are: FID depends on n."""
+    frechet, kernel = distance_names(extractor)
     first = next(iter(arms.values()))
     if reference == "all":
         other = {name: rows[0::2] for name, rows in wanted.items()}
@@ -99,9 +103,9 @@ def _floor(
     other = {name: rows[: len(first[name])] if name in first else rows for name, rows in other.items()}
     for name, images, others in _sides(other, wanted):
         common = (images, others, reference, "real-against-real", extractor, name, REAL)
-        yield _figure("fid_floor", frechet_to(others, Moments.of(images)), *common)
-        yield _figure("kid_floor", kid(images, others), *common)
-        yield _figure("kid_p_value_floor", kid_p_value(images, others), *common)
+        yield _figure(f"{frechet}_floor", frechet_to(others, Moments.of(images)), *common)
+        yield _figure(f"{kernel}_floor", kid(images, others), *common)
+        yield _figure(f"{kernel}_p_value_floor", kid_p_value(images, others), *common)
         for metric, value in _neighbours(images, others):
             yield _figure(f"{metric}_floor", value, *common)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from busray.records import UserError
+from busray.records import INCEPTION, UserError
 
 HUB_FILE = "weights-inception-2015-12-05-6726825d.pth"
 HUB_SHA256 = "6726825d"
@@ -89,7 +89,7 @@ def _sha256(path: Path) -> str:
 class InceptionFeatures:
     """uint8 [n, h, w] grey or [n, h, w, 3] RGB -> float32 [n, 2048], the pool3 features that FID and KID are of."""
 
-    name = "inception-v3-2015"
+    name = INCEPTION
 
     def __init__(self, weights: InceptionWeights, device: str = "cpu") -> None:
         import torch

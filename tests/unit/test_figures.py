@@ -93,3 +93,12 @@ def test_the_verdict_names_the_order_and_whether_chance_explains_it(real: dict, 
     assert "excludes 0" in sentences[-1]
     same = {"base": arms["base"], "lora+ti": {c: x + 1e-3 * features(20, 9) for c, x in arms["base"].items()}}
     assert "contains 0" in verdicts(arm_figures(same, real, "test", EXTRACTOR))[-1]
+
+
+def test_only_inceptions_distances_are_called_fid_and_kid(real: dict, arms: dict) -> None:
+    ours = arm_figures(arms, real, "test", EXTRACTOR)
+    others = arm_figures(arms, real, "test", "texture-1")
+    assert not [f for f in others if f.metric.startswith(("fid", "kid")) or f.extractor != "texture-1"]
+    renamed = [f.metric.replace("fid", "fd-texture").replace("kid", "kd-texture") for f in ours]
+    assert [f.metric for f in others] == renamed and "fd-texture_floor" in renamed
+    assert [f.value for f in others] == [f.value for f in ours]
