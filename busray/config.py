@@ -239,6 +239,19 @@ class Evaluate(Settings):
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 32
 
 
+class Ablate(Settings):
+    """`busray ablate`: the arms above, and sweeps of lora+ti measured against the validation images."""
+
+    against: Literal["base", "base+refine", "lora", "lora+refine", "ti", "ti+refine", "lora+ti", "lora+ti+refine"] = (
+        "base"
+    )
+    """Arm that the others' KID is compared with, seed by seed."""
+    strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.15, 0.5, 0.7)
+    """Further values of refine.strength to try; what is configured is tried anyway."""
+    guidance_scales: tuple[Annotated[float, Field(ge=1, le=50)], ...] = (1.0, 4.0, 7.5)
+    """Further values of sampling.guidance_scale and refine.guidance_scale, set together."""
+
+
 class Cluster(Settings):
     address: str | None = None
     """Ray address; default: RAY_ADDRESS, else Ray is started in this process."""
@@ -279,6 +292,7 @@ class Config(Settings):
     """null: no refinement."""
     corpus: Corpus = Corpus()
     evaluate: Evaluate = Evaluate()
+    ablate: Ablate = Ablate()
     cluster: Cluster = Cluster()
 
     @field_validator("name")

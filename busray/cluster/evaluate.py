@@ -46,21 +46,29 @@ class Piece:
 def evaluate(run: Run) -> list[Figure]:
     """Every arm's distances to the real images of evaluate.reference, from features stored a shard."""
     extractor = InceptionFeatures.name
-    sources = arm_sources(run.config)
-    wanted = _synthetic_pieces(run, sources, extractor)
-    missing = [piece for pieces in wanted.values() for piece in pieces if not piece.store.exists(piece.key)]
-    real_missing = any(not run.store.exists(key) for key, *_ in _real_blocks(run, extractor))
-    if missing or real_missing:
-        with session(run.config.cluster, run.log_file):
-            _extract(run, [*_unique(missing), *_real_pieces(run, extractor)])
+    arms, real = features(run, synthetic_pieces(run, arm_sources(run.config), extractor), extractor)
     run.tell("figures", 0, 1)
-    arms = _paired(run, wanted)
-    figures = arm_figures(arms, _real_features(run, extractor), run.config.evaluate.reference, extractor)
+    figures = arm_figures(arms, real, run.config.evaluate.reference, extractor)
     run.tell("figures", 1, 1)
     return figures
 
 
-def _synthetic_pieces(run: Run, sources: dict[str, Source], extractor: str) -> dict[str, list[Piece]]:
+def features(
+    run: Run, wanted: dict[str, list[Piece]], extractor: str
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, np.ndarray]]]:
+    """(arm -> class -> features, seed-paired over the arms; split -> class -> features of the real images).
+
+    wanted: arm -> its pieces, of this run or of others with the same seeds. What is not stored yet is extracted first.
+    """
+    missing = [piece for pieces in wanted.values() for piece in pieces if not piece.store.exists(piece.key)]
+    real_missing = any(not run.store.exists(key) for key, *_ in _real_blocks(run, extractor))
+    if missing or real_missing:
+        with session(run.config.cluster, run.log_file):
+            extract(run, [*_unique(missing), *_real_pieces(run, extractor)])
+    return _paired(run, wanted), _real_features(run, extractor)
+
+
+def synthetic_pieces(run: Run, sources: dict[str, Source], extractor: str) -> dict[str, list[Piece]]:
     """arm -> the shards that hold its first `compared_images` images a class."""
     limit = compared_images(run.config)
     pieces: dict[str, list[Piece]] = {}
@@ -103,7 +111,8 @@ def _real_pieces(run: Run, extractor: str) -> list[Piece]:
     return pieces
 
 
-def _extract(run: Run, pieces: list[Piece]) -> None:
+def extract(run: Run, pieces: list[Piece]) -> None:
+    """Compute and store the pieces' features, within a session."""
     assert run.inception is not None
     cluster = run.config.cluster
     pool = ray.data.ActorPoolStrategy(min_size=cluster.min_actors, max_size=cluster.max_actors)
@@ -163,7 +172,8 @@ def _pixels(piece: Piece) -> np.ndarray:
     return np.stack([png_pixels(cell["bytes"]) for cell in table.column(piece.column).to_pylist()])
 
 
-def _load(store: Store, key: str) -> np.ndarray:
+def load_features(store: Store, key: str) -> np.ndarray:
+    """float32 [n, d]"""
     return np.load(io.BytesIO(store.read(key)), allow_pickle=False)
 
 
@@ -188,7 +198,7 @@ def _arm_features(run: Run, pieces: list[Piece]) -> dict[str, dict[int, np.ndarr
     for piece in pieces:
         assert piece.commit is not None
         index = read_rows(piece.store, piece.commit, columns=["index"]).column("index").to_pylist()
-        rows = zip(index, _load(piece.store, piece.key), strict=True)
+        rows = zip(index, load_features(piece.store, piece.key), strict=True)
         features.setdefault(piece.commit.class_name, {}).update((i, row) for i, row in rows if i < limit)
     return features
 
@@ -197,5 +207,5 @@ def _real_features(run: Run, extractor: str) -> dict[str, dict[str, np.ndarray]]
     """split -> class -> features of the real images."""
     parts: dict[str, dict[str, list[np.ndarray]]] = {split: {} for split in SPLITS}
     for key, split, name, _ in _real_blocks(run, extractor):
-        parts[split].setdefault(name, []).append(_load(run.store, key))
+        parts[split].setdefault(name, []).append(load_features(run.store, key))
     return {split: {name: np.concatenate(blocks) for name, blocks in by.items()} for split, by in parts.items()}

@@ -30,6 +30,7 @@ MAY_CHANGE = (
     "output",
     "cluster",
     "evaluate",
+    "ablate",
     "dataset.path",
     "dataset.metadata",
     "sampling.batch_size",

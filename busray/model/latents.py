@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
-from busray.model.sample import latent_weight, to_model
+from busray.model.sample import decode_grey, latent_weight, to_model
 from busray.records import Box
 
 
@@ -57,3 +57,27 @@ def encode_images(
         weights.append(weight.flip(-1) if flipped else weight)
     progress(len(images), len(images))
     return EncodedImages(torch.cat(means), torch.cat(stds), torch.cat(weights), len(images))
+
+
+@torch.no_grad()
+def reconstruct(
+    pipe: Any,
+    images: np.ndarray,
+    boxes: Sequence[Box],
+    batch_size: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> np.ndarray:
+    """Grey images uint8 [n, s, s], encoded (posterior mean) and decoded: what the autoencoder alone makes of them.
+
+    ValueError where what comes out is not finite.
+    """
+    vae, made = pipe.vae, []
+    for at in range(0, len(images), batch_size):
+        pixels = to_model(images[at : at + batch_size]).to(vae.device, vae.dtype)
+        latents = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
+        decoded, finite = decode_grey(vae, latents, boxes[at : at + batch_size])
+        if not bool(finite.all()):
+            raise ValueError("the autoencoder's output is not finite: load it in float32")
+        made.append(decoded)
+        progress(at + len(decoded), len(images))
+    return np.concatenate(made)

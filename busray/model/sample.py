@@ -149,14 +149,7 @@ class Sampler:
 
     def _pixels(self, latents: torch.Tensor, batch: list[ImageSpec]) -> tuple[np.ndarray, list[str | None]]:
         """(uint8 [b, s, s] with black padding, problem or None an image) of latents [b, c, h, w]."""
-        decoded = self.pipe.vae.decode(latents / self.pipe.vae.config.scaling_factor).sample.float()
-        finite = torch.isfinite(latents).flatten(1).all(1) & torch.isfinite(decoded).flatten(1).all(1)
-        grey = torch.nan_to_num(decoded).mean(1).clamp(-1, 1)
-        images = ((grey + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
-        for image, spec, good in zip(images, batch, finite, strict=True):
-            image[~content_mask(spec.box, self.size)] = 0
-            if not good:
-                image[:] = 0
+        images, finite = decode_grey(self.pipe.vae, latents, [spec.box for spec in batch])
         return images, [None if good else "latents or pixels are not finite" for good in finite]
 
     def _hold_padding(self, batch: list[ImageSpec], noise: torch.Tensor) -> Any:
@@ -261,6 +254,20 @@ def check_length(pipe: Any, prompt: str) -> None:
 def to_model(pixels: np.ndarray) -> torch.Tensor:
     """Grey uint8 [b, h, w] -> float [b, 3, h, w] in -1..1."""
     return (torch.from_numpy(np.ascontiguousarray(pixels)).float() / 127.5 - 1)[:, None].repeat(1, 3, 1, 1)
+
+
+def decode_grey(vae: Any, latents: torch.Tensor, boxes: Sequence[Box]) -> tuple[np.ndarray, torch.Tensor]:
+    """(grey images uint8 [b, s, s], black outside their boxes; bool [b]: whether all was finite, else all is black) of
+    scaled latents [b, c, h, w]."""
+    decoded = vae.decode(latents / vae.config.scaling_factor).sample.float()
+    finite = torch.isfinite(latents).flatten(1).all(1) & torch.isfinite(decoded).flatten(1).all(1)
+    grey = torch.nan_to_num(decoded).mean(1).clamp(-1, 1)
+    images = ((grey + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+    for image, box, good in zip(images, boxes, finite, strict=True):
+        image[~content_mask(box, len(image))] = 0
+        if not good:
+            image[:] = 0
+    return images, finite
 
 
 def content_mask(box: Box, size: int) -> np.ndarray:

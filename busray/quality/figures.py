@@ -1,6 +1,6 @@
 """Features of every arm and of the real images -> the flat list of figures, and what they say in sentences."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 
@@ -23,9 +23,15 @@ OTHER = {"train": "test", "val": "train", "test": "train"}
 
 
 def arm_figures(
-    arms: Mapping[str, Features], real: Mapping[str, Features], reference: str, extractor: str
+    arms: Mapping[str, Features],
+    real: Mapping[str, Features],
+    reference: str,
+    extractor: str,
+    pairs: Sequence[tuple[str, str]] | None = None,
 ) -> list[Figure]:
-    """FID, KID and neighbourhood of each arm, the real floor, and seed-paired KID differences between consecutive arms.
+    """FID, KID and neighbourhood of each arm, the real floor, and seed-paired KID differences of `pairs` of arms.
+
+    pairs: (before, after); default: each arm and the one after it.
 
     Another extractor's distances have its distance_names: they are never called FID or KID.
 
@@ -47,7 +53,8 @@ def arm_figures(
         mixture = np.concatenate([everything, _pooled(features)])
         value = frechet_to(everything, Moments.of(mixture))
         figures.append(_figure(frechet, value, mixture, everything, "all", "paper-mixture", extractor, CLASS_ALL, arm))
-    for (before, first), (after, second) in pairwise(arms.items()):
+    for before, after in pairwise(arms) if pairs is None else pairs:
+        first, second = arms[before], arms[after]
         for name, images, others in _sides(second, wanted):
             earlier = _pooled(first) if name == CLASS_ALL else first[name]
             common = (images, others, reference, "synthetic-only", extractor, name, f"{after} - {before}")

@@ -68,6 +68,15 @@ def test_the_floor_never_holds_an_image_against_itself(real: dict, arms: dict, r
         assert (floor.n, floor.n_reference) == (20 + 15, 18)
 
 
+def test_differences_are_of_the_pairs_asked_for(real: dict, arms: dict) -> None:
+    three = {**arms, "ti": {"b": features(20, 7, 0.5), "m": features(20, 8, 1.5)}}
+    figures = arm_figures(three, real, "test", EXTRACTOR, [("base", "ti"), ("ti", "lora+ti")])
+    found = [f for f in figures if f.metric == "kid_difference" and f.class_name == "b"]
+    assert [f.arm for f in found] == ["ti - base", "lora+ti - ti"]
+    expected = kid(three["ti"]["b"], real["test"]["b"]).value - kid(three["base"]["b"], real["test"]["b"]).value
+    assert found[0].value == pytest.approx(expected)
+
+
 def test_a_class_with_too_few_images_has_no_figure_of_its_own(real: dict, arms: dict) -> None:
     real["test"]["m"] = real["test"]["m"][:2]
     figures = arm_figures(arms, real, "test", EXTRACTOR)

@@ -8,6 +8,7 @@ import torch
 
 from busray.config import Base, Refine, Sampling
 from busray.model.base import load_pipeline
+from busray.model.latents import reconstruct
 from busray.model.sample import SCHEDULERS, Sampler, scheduler_for
 from busray.records import Box, ImageSpec, UserError
 
@@ -127,3 +128,16 @@ def test_a_broken_image_is_reported_and_its_neighbour_is_untouched(monkeypatch: 
 def test_a_prompt_that_would_be_cut_off_is_refused(plain: Sampler) -> None:
     with pytest.raises(UserError, match="this base reads 77"):
         plain.draw([spec(0, prompt="dark " * 90)])
+
+
+def test_reconstruction_is_the_autoencoders_and_leaves_padding_black(plain: Sampler) -> None:
+    rows = np.arange(SIZE, dtype=np.uint8)[:, None] * np.ones(SIZE, np.uint8)
+    images = np.stack([rows * 3, 255 - rows * 3, rows * 2])
+    whole, boxed = Box(0, 0, SIZE, SIZE), Box(0, 16, SIZE, 32)
+    made = reconstruct(plain.pipe, images, [whole, boxed, whole], batch_size=2)
+    assert made.dtype == np.uint8 and made.shape == images.shape
+    assert not made[1, :16].any() and not made[1, 48:].any() and made[1, 16:48].any()
+    correlation = np.corrcoef(made[0].ravel().astype(float), images[0].ravel().astype(float))[0, 1]
+    assert correlation > 0.95
+    alone = reconstruct(plain.pipe, images[2:], [whole], batch_size=2)
+    np.testing.assert_allclose(alone[0].astype(int), made[2].astype(int), atol=1)
