@@ -1,0 +1,195 @@
+"""Burned-in text and calipers: what a scanner draws over the tissue, found by its shape. Pure NumPy.
+
+Drawn strokes are thin, of one brightness and sharp on both sides; tissue is none of the three for long. Calipers are
+crosses, `+` or `x`; text is a line of two or more strokes of like height. Not found: a single letter, strokes that fade
+into bright tissue, dotted lines without a cross, body marks. The maker's mark in the top strip is no text here: BUSI
+has a piece of it in most of its images. benchmarks/annotations.md has the measured recall and precision.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+HEIGHT = 320
+"""Height in pixels, within a factor of 1.5, at which the sizes below hold; larger images are reduced to it."""
+REACH = 4
+"""Pixels from a caliper's centre that its arms reach at least."""
+NEAR = 5
+"""Crosses whose centres are so near, in pixels, are one caliper's."""
+DIM = 110
+"""Least grey level (of 255) of a caliper's arms: some are translucent."""
+EVEN = 60
+"""Most that the arms of one caliper differ in grey level."""
+UPRIGHT, DIAGONAL = ((0, 1), (1, 0)), ((1, 1), (1, -1))
+"""Directions (y, x) of the arms of `+` and `x`."""
+UPRIGHT_CONTRAST = 45
+"""Grey levels by which the arms of a `+` exceed what is beside them."""
+DIAGONAL_CONTRAST = 80
+"""The same for `x`, of which there must be two: one alone is as often a branching fibre or the letter Q."""
+BRIGHT = 150
+"""Least grey level of a letter's strokes."""
+SHARP = 60
+"""Grey levels by which they exceed the tissue around them."""
+STROKE = 5
+"""Side in pixels of the square that no stroke fills."""
+LETTER = (7, 24)
+"""Height of a letter, in pixels."""
+TOP = 0.06
+"""Share of the height at the top where the maker's mark lies."""
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """How much was found in an image."""
+
+    crosses: int
+    """Caliper crosses."""
+    letters: int
+    """Letters in lines of two or more."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the image is flagged for: `calipers`, `text`, both or nothing."""
+        return tuple(name for name, n in (("calipers", self.crosses), ("text", self.letters)) if n)
+
+
+def find_annotations(grey: np.ndarray) -> Annotations:
+    """Of an image uint8 [h, w] as its file holds it: framing blurs the strokes."""
+    grey = reduced(grey)
+    crosses = caliper_crosses(grey)
+    return Annotations(len(crosses), sum(map(len, text_lines(grey, crosses))))
+
+
+def reduced(grey: np.ndarray) -> np.ndarray:
+    """The image averaged over squares of whole pixels, so that its height is nearest to HEIGHT."""
+    n = max(1, round(grey.shape[0] / HEIGHT))
+    h, w = grey.shape[0] // n * n, grey.shape[1] // n * n
+    if n == 1 or w == 0:
+        return grey
+    return grey[:h, :w].reshape(h // n, n, w // n, n).mean((1, 3)).round().astype(np.uint8)
+
+
+# ---- calipers -------------------------------------------------------------------------------------------------------
+
+
+def caliper_crosses(grey: np.ndarray) -> list[tuple[int, int]]:
+    """Centres (y, x) of crosses of four even, sharp arms, the clearest first."""
+    upright = _distinct(_crosses(grey, UPRIGHT, UPRIGHT_CONTRAST))
+    diagonal = _distinct(_crosses(grey, DIAGONAL, DIAGONAL_CONTRAST))
+    return upright + (diagonal if len(diagonal) > 1 else [])
+
+
+def _distinct(crosses: Sequence[tuple[float, int, int]]) -> list[tuple[int, int]]:
+    kept: list[tuple[int, int]] = []
+    for _, y, x in sorted(crosses, key=lambda cross: -cross[0]):
+        if all(max(abs(y - b), abs(x - a)) > NEAR for b, a in kept):
+            kept.append((y, x))
+    return kept
+
+
+def _crosses(
+    grey: np.ndarray, axes: tuple[tuple[int, int], tuple[int, int]], contrast: float
+) -> list[tuple[float, int, int]]:
+    """(by how much the weakest arm exceeds its sides, y, x) of every cross.
+
+    A stroke is 1 or 2 pixels wide, so an arm's pixel is the brighter of two neighbours across it.
+    """
+    pad = REACH + 4
+    padded = np.pad(grey, pad, mode="edge").astype(np.int16)
+    ys, xs = (found + pad for found in np.nonzero(grey >= DIM))
+    weakest, dimmest, brightest = np.full(len(ys), 255.0), np.full(len(ys), 255.0), np.zeros(len(ys))
+    for along, across in (axes, axes[::-1]):
+        for steps in (np.arange(2, REACH + 1), -np.arange(2, REACH + 1)):
+            rows, columns = ys[:, None] + steps * along[0], xs[:, None] + steps * along[1]
+            beside = {aside: padded[rows + aside * across[0], columns + aside * across[1]] for aside in (-2, 0, 1, 3)}
+            arm = np.maximum(beside[0], beside[1])
+            weakest = np.minimum(weakest, np.median(arm - np.maximum(beside[-2], beside[3]), axis=1))
+            dimmest = np.minimum(dimmest, arm.min(1))
+            brightest = np.maximum(brightest, np.median(arm, axis=1))
+            good = (weakest >= contrast) & (dimmest >= DIM) & (brightest - dimmest <= EVEN)
+            ys, xs, weakest, dimmest, brightest = (of[good] for of in (ys, xs, weakest, dimmest, brightest))
+    return list(zip(weakest.tolist(), (ys - pad).tolist(), (xs - pad).tolist(), strict=True))
+
+
+# ---- text -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Glyph:
+    """The box of one stroke that hangs together, ends included."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top + 1
+
+    def holds(self, y: int, x: int) -> bool:
+        return self.top <= y <= self.bottom and self.left <= x <= self.right
+
+
+def text_lines(grey: np.ndarray, crosses: Sequence[tuple[int, int]] = ()) -> list[list[Glyph]]:
+    """Lines of two or more letters: of like height, on one line, near each other; a caliper is no letter."""
+    lines: list[list[Glyph]] = []
+    for glyph in sorted(letter_boxes(grey), key=lambda glyph: glyph.left):
+        if any(glyph.holds(y, x) for y, x in crosses):
+            continue
+        for line in lines:
+            if _follows(glyph, line[-1]):
+                line.append(glyph)
+                break
+        else:
+            lines.append([glyph])
+    return [line for line in lines if len(line) > 1]
+
+
+def _follows(glyph: Glyph, last: Glyph) -> bool:
+    level = abs(glyph.bottom - last.bottom) <= 2 and abs(glyph.height - last.height) <= 3
+    return level and 0 < glyph.left - last.right <= 2 * last.height
+
+
+def letter_boxes(grey: np.ndarray) -> list[Glyph]:
+    """Boxes of bright strokes as high as a letter, below the top strip."""
+    boxes = []
+    for ys, xs in components((grey >= BRIGHT) & (_top_hat(grey) >= SHARP)):
+        glyph = Glyph(int(ys.min()), int(xs.min()), int(ys.max()), int(xs.max()))
+        narrow = glyph.right - glyph.left + 1 <= 1.5 * glyph.height
+        if narrow and LETTER[0] <= glyph.height <= LETTER[1] and glyph.top >= TOP * grey.shape[0]:
+            boxes.append(glyph)
+    return boxes
+
+
+def _top_hat(grey: np.ndarray) -> np.ndarray:
+    """int16 [h, w]: grey less its opening by a square, so what is bright and narrower than STROKE pixels."""
+    return grey.astype(np.int16) - _extreme(_extreme(grey, np.minimum), np.maximum)
+
+
+def _extreme(grey: np.ndarray, of: np.ufunc) -> np.ndarray:
+    """The least (np.minimum) or greatest of the square of side STROKE around each pixel."""
+    h, w = grey.shape
+    padded = np.pad(grey, STROKE // 2, mode="edge")
+    rows = of.reduce([padded[i : i + h] for i in range(STROKE)])
+    return of.reduce([rows[:, i : i + w] for i in range(STROKE)])
+
+
+def components(mask: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(rows, columns) of each 8-connected component of bool [h, w], in the order of their first pixels."""
+    ys, xs = np.nonzero(mask)
+    number = np.full((mask.shape[0] + 2, mask.shape[1] + 2), -1)
+    number[ys + 1, xs + 1] = np.arange(len(ys))
+    ahead = np.concatenate([number[ys + 1 + dy, xs + 1 + dx] for dy, dx in ((0, 1), (1, -1), (1, 0), (1, 1))])
+    i, j = np.tile(np.arange(len(ys)), 4)[ahead >= 0], ahead[ahead >= 0]
+    label = np.arange(len(ys))
+    while (label[i] != label[j]).any():
+        least = np.minimum(label[i], label[j])
+        np.minimum.at(label, label[i], least)
+        np.minimum.at(label, label[j], least)
+        while (label[label] != label).any():
+            label = label[label]
+    order = np.argsort(label, kind="stable")
+    for members in np.split(order, np.flatnonzero(np.diff(label[order])) + 1) if len(order) else ():
+        yield ys[members], xs[members]
