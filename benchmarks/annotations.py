@@ -1,6 +1,6 @@
 """Recall and precision of the annotation detector on hand-labelled BUSI images: annotations.md is what this prints.
 
-    .venv/bin/python benchmarks/annotations.py ../shared/data/busi
+.venv/bin/python benchmarks/annotations.py ../shared/data/busi
 """
 
 import csv

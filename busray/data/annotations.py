@@ -26,7 +26,7 @@ UPRIGHT, DIAGONAL = ((0, 1), (1, 0)), ((1, 1), (1, -1))
 UPRIGHT_CONTRAST = 45
 """Grey levels by which the arms of a `+` exceed what is beside them."""
 DIAGONAL_CONTRAST = 80
-"""The same for `x`, of which there must be two: one alone is as often a branching fibre or the letter Q."""
+"""The same for `x`, of which there must be two: one alone is as often a crossing of fibres."""
 BRIGHT = 150
 """Least grey level of a letter's strokes."""
 SHARP = 60
@@ -57,8 +57,14 @@ class Annotations:
 def find_annotations(grey: np.ndarray) -> Annotations:
     """Of an image uint8 [h, w] as its file holds it: framing blurs the strokes."""
     grey = reduced(grey)
-    crosses = caliper_crosses(grey)
-    return Annotations(len(crosses), sum(map(len, text_lines(grey, crosses))))
+    upright = caliper_crosses(grey, UPRIGHT, UPRIGHT_CONTRAST)
+    letters = [glyph for line in text_lines(grey, upright) for glyph in line]
+    diagonal = [
+        (y, x)
+        for y, x in caliper_crosses(grey, DIAGONAL, DIAGONAL_CONTRAST)
+        if not any(glyph.holds(y, x) for glyph in letters)
+    ]
+    return Annotations(len(upright) + (len(diagonal) if len(diagonal) > 1 else 0), len(letters))
 
 
 def reduced(grey: np.ndarray) -> np.ndarray:
@@ -73,43 +79,42 @@ def reduced(grey: np.ndarray) -> np.ndarray:
 # ---- calipers -------------------------------------------------------------------------------------------------------
 
 
-def caliper_crosses(grey: np.ndarray) -> list[tuple[int, int]]:
-    """Centres (y, x) of crosses of four even, sharp arms, the clearest first."""
-    upright = _distinct(_crosses(grey, UPRIGHT, UPRIGHT_CONTRAST))
-    diagonal = _distinct(_crosses(grey, DIAGONAL, DIAGONAL_CONTRAST))
-    return upright + (diagonal if len(diagonal) > 1 else [])
+Axes = tuple[tuple[int, int], tuple[int, int]]
 
 
-def _distinct(crosses: Sequence[tuple[float, int, int]]) -> list[tuple[int, int]]:
+def caliper_crosses(grey: np.ndarray, axes: Axes, contrast: int) -> list[tuple[int, int]]:
+    """Centres (y, x) of crosses of four even, sharp arms along two axes."""
     kept: list[tuple[int, int]] = []
-    for _, y, x in sorted(crosses, key=lambda cross: -cross[0]):
+    for ys, xs in components(_centres(grey, axes, contrast)):
+        y, x = round(ys.mean()), round(xs.mean())
         if all(max(abs(y - b), abs(x - a)) > NEAR for b, a in kept):
             kept.append((y, x))
     return kept
 
 
-def _crosses(
-    grey: np.ndarray, axes: tuple[tuple[int, int], tuple[int, int]], contrast: float
-) -> list[tuple[float, int, int]]:
-    """(by how much the weakest arm exceeds its sides, y, x) of every cross.
+def _centres(grey: np.ndarray, axes: Axes, contrast: int) -> np.ndarray:
+    """bool [h, w]: where four arms meet, each brighter by contrast than both its sides for most of its length.
 
     A stroke is 1 or 2 pixels wide, so an arm's pixel is the brighter of two neighbours across it.
     """
+    h, w = grey.shape
     pad = REACH + 4
     padded = np.pad(grey, pad, mode="edge").astype(np.int16)
-    ys, xs = (found + pad for found in np.nonzero(grey >= DIM))
-    weakest, dimmest, brightest = np.full(len(ys), 255.0), np.full(len(ys), 255.0), np.zeros(len(ys))
-    for along, across in (axes, axes[::-1]):
-        for steps in (np.arange(2, REACH + 1), -np.arange(2, REACH + 1)):
-            rows, columns = ys[:, None] + steps * along[0], xs[:, None] + steps * along[1]
-            beside = {aside: padded[rows + aside * across[0], columns + aside * across[1]] for aside in (-2, 0, 1, 3)}
-            arm = np.maximum(beside[0], beside[1])
-            weakest = np.minimum(weakest, np.median(arm - np.maximum(beside[-2], beside[3]), axis=1))
-            dimmest = np.minimum(dimmest, arm.min(1))
-            brightest = np.maximum(brightest, np.median(arm, axis=1))
-            good = (weakest >= contrast) & (dimmest >= DIM) & (brightest - dimmest <= EVEN)
-            ys, xs, weakest, dimmest, brightest = (of[good] for of in (ys, xs, weakest, dimmest, brightest))
-    return list(zip(weakest.tolist(), (ys - pad).tolist(), (xs - pad).tolist(), strict=True))
+
+    def at(y: int, x: int) -> np.ndarray:
+        return padded[pad + y : pad + y + h, pad + x : pad + x + w]
+
+    meets, dimmest = np.ones((h, w), bool), []
+    for (dy, dx), (ny, nx) in (axes, axes[::-1]):
+        for steps in (range(2, REACH + 1), range(-REACH, -1)):
+            places = [(step * dy, step * dx) for step in steps]
+            arm = [np.maximum(at(y, x), at(y + ny, x + nx)) for y, x in places]
+            sides = [np.maximum(at(y - 2 * ny, x - 2 * nx), at(y + 3 * ny, x + 3 * nx)) for y, x in places]
+            sharp = [level - side >= contrast for level, side in zip(arm, sides, strict=True)]
+            meets &= np.sum(sharp, axis=0) > len(places) / 2
+            dimmest.append(np.minimum.reduce(arm))
+    darkest, lightest = np.minimum.reduce(dimmest), np.maximum.reduce(dimmest)
+    return meets & (darkest >= DIM) & (lightest - darkest <= EVEN)
 
 
 # ---- text -----------------------------------------------------------------------------------------------------------
