@@ -19,7 +19,7 @@ KINDS = ("text", "calipers")
 def main(folder: Path) -> None:
     with open(LABELS, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    found = {row["file"]: find_annotations(read_grey(folder / row["file"])).names for row in rows}
+    found = {row["file"]: find_annotations(read_grey(folder / row["file"])).kinds for row in rows}
     print("| sample | images | annotation | labelled | found | both | recall [95 %] | precision [95 %] |")
     print("|---|---:|---|---:|---:|---:|---:|---:|")
     for sample in ("evaluation", "development"):

@@ -28,6 +28,8 @@ COMMANDS = {
     "generate": "draw the config's corpus",
     "evaluate": "compare the config's arms with the real images and write the report",
     "reproduce": "make one image of a run again and compare its pixels",
+    "card": "write a run's data-set card; --card.license, .source, .ethics and .contact state what it says",
+    "readers": "a blinded reader study: real and synthetic images to be told apart, and the score of a returned sheet",
     "verify": "check a run's manifest against its records, objects and plan: every planned image exactly once",
     "gc": "list a run's orphaned objects, or delete them",
 }
@@ -67,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--metadata", type=Path, help="CSV with the columns file, group and any others")
         elif name == "doctor":
             command.add_argument("url", help="folder or URL that runs are to be under, such as s3://BUCKET/runs")
-        elif name in ("reproduce", "verify", "gc"):
+        elif name == "readers":
+            _readers_parser(command)
+        elif name in ("reproduce", "card", "verify", "gc"):
             command.add_argument("run", help="folder or URL of the run")
             if name == "reproduce":
                 command.add_argument("image_id")
@@ -76,6 +80,18 @@ def _parser() -> argparse.ArgumentParser:
         elif name != "demo":
             command.add_argument("config", type=Path, help="YAML file, such as configs/demo.yaml")
     return parser
+
+
+def _readers_parser(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    export = actions.add_parser("export", help="write the readers' folder and, beside it, the key")
+    export.add_argument("run", help="folder or URL of the run")
+    export.add_argument("folder", type=Path, help="new folder for the readers; the key becomes FOLDER-key.csv")
+    export.add_argument("--images", type=int, default=20, help="a class and side (default %(default)s)")
+    export.add_argument("--seed", type=int, help="of choice and order; default: drawn by chance, and printed")
+    score = actions.add_parser("score", help="score a returned sheet")
+    score.add_argument("sheets", type=Path, nargs="+", metavar="SHEET", help="filled-in sheet, one a reader")
+    score.add_argument("key", type=Path, metavar="KEY", help="the study's key")
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------
@@ -221,20 +237,24 @@ def _evaluate(options: argparse.Namespace, flags: list[str]) -> int:
     return _quarantine_status(config, arms=True)
 
 
-def _reproduce(options: argparse.Namespace, flags: list[str]) -> int:
+def _reopen(url: str, tell: Any) -> Any:
+    """A stored run with the settings it holds, for work that writes nothing into it."""
+    import json
+
     from busray.config import validate
     from busray.records import CONFIG
     from busray.storage import Store
 
-    _refuse(flags)
-    stored = Store(options.run).read_or_none(CONFIG)
+    stored = Store(url).read_or_none(CONFIG)
     if stored is None:
-        raise UserError(f"{options.run}: no run there (no {CONFIG})")
-    import json
+        raise UserError(f"{url}: no run there (no {CONFIG})")
+    return _open(validate({**json.loads(stored), "output": url}), tell, needs_inception=False, writes=False)
 
-    config = validate({**json.loads(stored), "output": options.run})
+
+def _reproduce(options: argparse.Namespace, flags: list[str]) -> int:
+    _refuse(flags)
     with reporter() as tell:
-        run = _open(config, tell, needs_inception=False, writes=False)
+        run = _reopen(options.run, tell)
         tell("reproduce", 0, 1)
         import numpy as np
 
@@ -252,6 +272,74 @@ def _reproduce(options: argparse.Namespace, flags: list[str]) -> int:
         f"{int(difference.max())}/255 (same device model, libraries and threads give the same pixels)"
     )
     return 1
+
+
+def _card(options: argparse.Namespace, flags: list[str]) -> int:
+    import json
+
+    from busray.config import with_flags
+    from busray.corpus.manifest import published_rows
+    from busray.identity import fingerprint_rows
+    from busray.quality.card import data_card
+    from busray.records import CARD, MANIFEST, REPORT_JSON
+
+    _refuse([flag for flag in flags if not flag.startswith("--card.")])
+    store = _stored_run(options.run)
+    report, shards = store.read_or_none(REPORT_JSON), list(published_rows(store).values())
+    if report is None or not shards:
+        missing = REPORT_JSON if report is None else MANIFEST
+        raise UserError(f"{options.run}: no {missing} there: finish it with `busray run CONFIG` first")
+    content = json.loads(report)
+    config = with_flags(content["run"]["settings"], flags)
+    store.replace(CARD, data_card(content, config, shards, fingerprint_rows(shards)).encode())
+    print(f"card: {options.run.rstrip('/')}/{CARD}")
+    undeclared = [f"card.{field}" for field, value in config.card if value is None]
+    if undeclared:
+        print(f"undeclared: {', '.join(undeclared)}; state them in the config, or as flags of this command")
+    return 0
+
+
+def _readers(options: argparse.Namespace, flags: list[str]) -> int:
+    _refuse(flags)
+    return _readers_export(options) if options.action == "export" else _readers_score(options)
+
+
+def _readers_export(options: argparse.Namespace) -> int:
+    import secrets
+
+    from busray.quality.readers import blind, real_exhibits, synthetic_exhibits, write_study
+
+    if options.images < 1:
+        raise UserError(f"--images={options.images}: at least 1 image a class and side is needed")
+    _stored_run(options.run)
+    seed = secrets.randbits(63) if options.seed is None else options.seed
+    with reporter() as tell:
+        run = _reopen(options.run, tell)
+        tell("readers", 0, 2)
+        classes = list(run.config.classes)
+        exhibits = real_exhibits(run.dataset, run.folder, classes, options.images, seed)
+        tell("readers", 1, 2)
+        exhibits += synthetic_exhibits(run.store, classes, options.images, seed)
+        tell("readers", 2, 2)
+    key = write_study(options.folder, *blind(exhibits, seed))
+    print(f"for the readers: {options.folder} ({len(exhibits)} images)\nkeep from them: {key} and the seed {seed}")
+    return 0
+
+
+def _readers_score(options: argparse.Namespace) -> int:
+    from busray.quality.readers import score
+
+    def cell(estimate: Any) -> str:
+        return f"{estimate.value:.3f} [{estimate.interval[0]:.3f}, {estimate.interval[1]:.3f}]"
+
+    scores = [(sheet.stem, score(sheet, options.key)) for sheet in options.sheets]
+    rows = [
+        (name, cell(s.auc), f"{s.synthetic} / {s.real}", cell(s.class_synthetic.estimate), cell(s.class_real.estimate))
+        for name, s in scores
+    ]
+    columns = ("reader", "AUC", "n synthetic / real", "class right, synthetic", "class right, real")
+    print_table("Synthetic told from real, with 95 % intervals (AUC 0.5: guessing)", columns, rows)
+    return 0
 
 
 def _verify(options: argparse.Namespace, flags: list[str]) -> int:
@@ -313,6 +401,8 @@ COMMAND_FUNCTIONS = {
     "generate": _generate,
     "evaluate": _evaluate,
     "reproduce": _reproduce,
+    "card": _card,
+    "readers": _readers,
     "verify": _verify,
     "gc": _gc,
 }

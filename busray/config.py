@@ -8,6 +8,7 @@ import difflib
 import re
 import string
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -107,6 +108,9 @@ class Dataset(Settings):
     """CSV with the column `file` (relative to path), optionally `group`, and any others."""
     frame: Literal["letterbox", "centre", "stretch"] = "letterbox"
     """How an image of any size becomes the model's square."""
+    annotations: Literal["keep", "exclude"] = "keep"
+    """`exclude` drops images with burned-in text or calipers from training; val and test stay what they were, so that
+    figures of both ways have one reference."""
     val: Annotated[float, Field(gt=0, lt=0.5)] = 0.15
     """Share of each class for validation."""
     test: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
@@ -276,6 +280,19 @@ class Cluster(Settings):
         return self
 
 
+class Card(Settings):
+    """What only the user can state of a corpus; `busray card` says "undeclared" until it is stated here."""
+
+    license: Annotated[str, Field(min_length=1)] | None = None
+    """Of the synthetic images: an identifier of Hugging Face's list (`cc-by-4.0`, `other`, ...)."""
+    source: Annotated[str, Field(min_length=1)] | None = None
+    """Citation and licence of the real images."""
+    ethics: Annotated[str, Field(min_length=1)] | None = None
+    """Approval or exemption under which the real images are used."""
+    contact: Annotated[str, Field(min_length=1)] | None = None
+    """Whom to write to."""
+
+
 class Config(Settings):
     name: str = "run"
     """Of the run; default: the config file's name."""
@@ -293,6 +310,7 @@ class Config(Settings):
     corpus: Corpus = Corpus()
     evaluate: Evaluate = Evaluate()
     ablate: Ablate = Ablate()
+    card: Card = Card()
     cluster: Cluster = Cluster()
 
     @field_validator("name")
@@ -392,7 +410,12 @@ def load_config(path: str | Path, flags: list[str] | None = None) -> Config:
     if not isinstance(tree, dict):
         raise UserError(f"config file {path} holds no settings: expected `classes:`, `dataset:` and so on")
     tree.setdefault("name", path.stem)
-    for flag in flags or []:
+    return with_flags(tree, flags or [])
+
+
+def with_flags(tree: dict[str, Any], flags: Sequence[str]) -> Config:
+    """A Config from plain values and `--a.b=c` flags, which are merged into tree; UserError lists every mistake."""
+    for flag in flags:
         _merge_flag(tree, flag)
     return validate(tree)
 

@@ -86,7 +86,7 @@ class DataSet:
     val: tuple[SourceImage, ...]
     test: tuple[SourceImage, ...]
     left_out: tuple[tuple[str, str], ...]
-    """(file, reason) of images in no split: conflicts, unreadable ones."""
+    """(file, reason) of images in no split: conflicts, and annotated ones where these are excluded."""
 
     def split(self, name: str) -> tuple[SourceImage, ...]:
         """The images of `train`, `val`, `test`, or of all three for `all`."""
@@ -234,6 +234,7 @@ ADAPTERS = "adapters.json"
 MANIFEST = "manifest.parquet"
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
+CARD = "card.md"
 
 
 def segment_key(number: int) -> str:

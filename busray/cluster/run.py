@@ -3,12 +3,13 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from busray.cluster.session import Tell
-from busray.config import Config
+from busray.config import Config, validate
 from busray.corpus.arms import compared_images
 from busray.corpus.run import differences
 from busray.data.prepare import materialise_phantoms, prepare
@@ -31,6 +32,7 @@ MAY_CHANGE = (
     "cluster",
     "evaluate",
     "ablate",
+    "card",
     "dataset.path",
     "dataset.metadata",
     "sampling.batch_size",
@@ -189,7 +191,10 @@ def _refuse_changed_settings(store: Store, config: Config) -> None:
     stored = store.read_or_none(CONFIG)
     if stored is None:
         return
-    changed = differences(json.loads(stored), config.model_dump(mode="json"))
+    before = json.loads(stored)
+    with suppress(UserError):  # a run from before a setting has what is now its default; else compared as it stands
+        before = validate(before).model_dump(mode="json")
+    changed = differences(before, config.model_dump(mode="json"))
     lines = [f"  {key}: {change}" for key, change in changed.items() if not _free(key)]
     if lines:
         raise UserError(

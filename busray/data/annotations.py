@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+KINDS = ("calipers", "text")
 HEIGHT = 320
 """Height in pixels, within a factor of 1.5, at which the sizes below hold; larger images are reduced to it."""
 REACH = 4
@@ -49,9 +50,9 @@ class Annotations:
     """Letters in lines of two or more."""
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """What the image is flagged for: `calipers`, `text`, both or nothing."""
-        return tuple(name for name, n in (("calipers", self.crosses), ("text", self.letters)) if n)
+    def kinds(self) -> tuple[str, ...]:
+        """Those of KINDS that the image is flagged for."""
+        return tuple(kind for kind, n in zip(KINDS, (self.crosses, self.letters), strict=True) if n)
 
 
 def find_annotations(grey: np.ndarray) -> Annotations:

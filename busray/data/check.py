@@ -1,4 +1,4 @@
-"""Looking a labelled data set over: counts, duplicates, label conflicts, colour, masks, framing.
+"""Looking a labelled data set over: counts, duplicates, label conflicts, colour, annotations, masks, framing.
 
 Near-duplicates are pairs whose perceptual hashes are close, whose thumbnails correlate, *and* whose fine detail
 (speckle, edges: what is left when the blurred image is taken off) correlates, which two scans of different tissue never
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
+from busray.data.annotations import KINDS, find_annotations
 from busray.data.frame import cut_share
 from busray.data.read import READERS, class_names, read_grey, read_mask, read_rgb, scan
 from busray.identity import sha256_bytes
@@ -63,6 +64,8 @@ class CheckReport:
     """Clusters that span classes."""
     coloured: tuple[tuple[str, float], ...]
     """(file, share of coloured pixels) of images with colour overlays."""
+    annotated: tuple[tuple[str, tuple[str, ...]], ...]
+    """(file, what is burned into it) of images with text or calipers."""
     mask_problems: tuple[tuple[str, str], ...]
     cuts: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
     """policy -> class -> (lesions cut, lesions)."""
@@ -89,6 +92,7 @@ class CheckReport:
             ],
             "label_conflicts": [list(group) for group in self.conflicts],
             "colour_overlays": [{"file": file, "share": share} for file, share in self.coloured],
+            "annotations": [{"file": file, "found": list(kinds)} for file, kinds in self.annotated],
             "mask_problems": [list(pair) for pair in self.mask_problems],
             "lesions_cut": {
                 policy: {name: {"cut": cut, "lesions": n} for name, (cut, n) in by.items()}
@@ -122,6 +126,8 @@ class CheckReport:
                 ),
             ),
         ]
+        if self.annotated:
+            tables.append(self._annotations_table(names))
         lists = (
             ("Label conflicts: the same image in more than one class", ("files",), _joined(self.conflicts)),
             ("Exact duplicates: the same pixels", ("files",), _joined(self.exact)),
@@ -136,6 +142,15 @@ class CheckReport:
         return tables + [
             Table(f"{title} ({len(rows)})", columns, tuple(rows)) for title, columns, rows in lists if rows
         ]
+
+    def _annotations_table(self, names: Sequence[str]) -> Table:
+        kinds_of = dict(self.annotated)
+        rows = []
+        for name in names:
+            found = [kinds_of.get(image.file, ()) for image in self._of(name)]
+            counts = [sum(kind in kinds for kinds in found) for kind in KINDS]
+            rows.append((name, str(len(found)), *map(str, counts), str(sum(map(bool, found)))))
+        return Table("Burned-in annotations (some are missed)", ("class", "images", *KINDS, "either"), tuple(rows))
 
     def _class_row(self, name: str) -> tuple[str, ...]:
         images = self._of(name)
@@ -168,7 +183,7 @@ def check(
     """Look a folder over; classes None means every sub-folder. UserError where there is nothing to look at."""
     tell = progress or (lambda done, total: None)
     found = scan(folder, classes if classes is not None else class_names(folder), metadata)
-    thumbnails, details, digests, coloured = [], [], [], []
+    thumbnails, details, digests, coloured, annotated = [], [], [], [], []
     problems: list[tuple[str, str]] = [(file, "a mask without its image") for file in found.stray_masks]
     cuts: dict[str, dict[str, list[float]]] = {policy: defaultdict(list) for policy in POLICIES}
     with ThreadPoolExecutor(READERS) as pool:
@@ -179,6 +194,8 @@ def check(
             digests.append(one.digest)
             if one.coloured > 0:
                 coloured.append((image.file, one.coloured))
+            if one.annotations:
+                annotated.append((image.file, one.annotations))
             problems += one.mask_problems
             for policy, share in one.cuts.items():
                 cuts[policy][image.class_name].append(share)
@@ -199,6 +216,7 @@ def check(
         chains=tuple(_chain(files, pairs, threshold, exact) for threshold in NEIGHBOURS),
         conflicts=tuple(group for group in clusters if len({class_of[file] for file in group}) > 1),
         coloured=tuple(coloured),
+        annotated=tuple(annotated),
         mask_problems=tuple(_without_lesionless(problems, found.images)),
         cuts={
             policy: {name: (sum(s > 0 for s in shares), len(shares)) for name, shares in sorted(by.items())}
@@ -223,6 +241,7 @@ class _Looked:
     detail: np.ndarray
     digest: str
     coloured: float
+    annotations: tuple[str, ...]
     mask_problems: list[tuple[str, str]]
     cuts: dict[str, float]
 
@@ -237,7 +256,15 @@ def _look(folder: Path, image: SourceImage) -> _Looked:
         coloured = float((np.ptp(rgb.astype(np.int16), axis=2) >= COLOURED).mean())
     lesion, problems = _lesion(folder, image, pixels.shape)
     cuts = {policy: cut_share(lesion, policy) for policy in POLICIES} if lesion is not None and lesion.any() else {}
-    return _Looked(np.asarray(thumbnail, np.float32), _detail(pixels), _digest(pixels), coloured, problems, cuts)
+    return _Looked(
+        thumbnail=np.asarray(thumbnail, np.float32),
+        detail=_detail(pixels),
+        digest=_digest(pixels),
+        coloured=coloured,
+        annotations=find_annotations(pixels).kinds,
+        mask_problems=problems,
+        cuts=cuts,
+    )
 
 
 def _detail(pixels: np.ndarray) -> np.ndarray:

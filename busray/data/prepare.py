@@ -31,6 +31,8 @@ def prepare(
         lines = "\n".join(f"  {file}: {reason}" for file, reason in report.unreadable)
         raise UserError(f"{folder}: {len(report.unreadable)} files cannot be read; mend or remove them:\n{lines}")
     sides = split(report.images, report.clusters, report.conflicts, dataset.val, dataset.test, dataset.seed)
+    out = _annotated(report, sides["train"]) if dataset.annotations == "exclude" else ()
+    sides["train"] = tuple(image for image in sides["train"] if image.file not in dict(out))
     for name in classes:
         for side in SPLITS:
             if not any(image.class_name == name for image in sides[side]):
@@ -38,10 +40,13 @@ def prepare(
                     f"class {name}: too few images for a {side} split ({folder / name}); add images, or change "
                     "dataset.val and dataset.test"
                 )
-    left_out = tuple(
-        (file, f"label conflict: also {', '.join(other for other in group if other != file)}")
-        for group in report.conflicts
-        for file in group
+    left_out = (
+        tuple(
+            (file, f"label conflict: also {', '.join(other for other in group if other != file)}")
+            for group in report.conflicts
+            for file in group
+        )
+        + out
     )
     content = {
         "size": size,
@@ -58,6 +63,14 @@ def prepare(
         test=sides["test"],
         left_out=left_out,
     ), report
+
+
+def _annotated(report: CheckReport, images: Sequence[SourceImage]) -> tuple[tuple[str, str], ...]:
+    """(file, reason) of the images that have something burned in."""
+    kinds = dict(report.annotated)
+    return tuple(
+        (i.file, f"not trained on: burned-in {' and '.join(kinds[i.file])}") for i in images if i.file in kinds
+    )
 
 
 def load_images(folder: Path, images: Sequence[SourceImage], size: int, policy: str) -> np.ndarray:

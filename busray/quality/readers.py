@@ -1,7 +1,8 @@
 """A blinded reader study: real and synthetic images that nothing but their pixels tells apart, and the returned sheets.
 
 The key lies outside the folder that readers are given. Order, names, encoder, size of the files and time stamps are
-the same for both sides or drawn by chance; whether burned-in text or a maker's mark tells a side is for the study to find.
+the same for both sides or drawn by chance; what burned-in text or a
+maker's mark tells, they see.
 """
 
 import csv
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 from PIL import Image
@@ -21,10 +23,11 @@ from busray.corpus.encode import png_pixels
 from busray.corpus.manifest import published_rows
 from busray.data.prepare import load_images
 from busray.identity import sha256_bytes
-from busray.quality.kernel import QUANTILE, Estimate
+from busray.quality.kernel import Estimate
 from busray.records import DataSet, UserError
 from busray.storage import Store
 
+QUANTILE = NormalDist().inv_cdf(0.975)
 SHEET = "sheet.csv"
 INSTRUCTIONS = "instructions.txt"
 SHEET_COLUMNS = ("image", "real_or_synthetic", "class")
@@ -118,7 +121,7 @@ def plain_png(pixels: np.ndarray) -> bytes:
 
 
 def instructions(classes: Sequence[str]) -> str:
-    return f"""Some of these breast-ultrasound images are scans of patients, some are synthetic. How many of each, you are not told.
+    return f"""Some of these breast-ultrasound images are scans of patients, some are synthetic; how many is not told.
 
 Fill in {SHEET}, one line an image, in any order. Leave the lines' first column as it is.
 
