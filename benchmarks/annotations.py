@@ -1,4 +1,4 @@
-"""Recall and precision of the annotation detector on hand-labelled BUSI images: annotations.md is what this prints.
+"""Recall and precision of the annotation detector on hand-labelled BUSI images; annotations.md is what this prints.
 
 .venv/bin/python benchmarks/annotations.py ../shared/data/busi
 """
@@ -6,40 +6,51 @@
 import csv
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from busray.data.annotations import find_annotations
+from busray.data.annotations import KINDS, find_annotations
+from busray.data.check import check
 from busray.data.read import read_grey
 from busray.quality.readers import wilson
+from busray.quality.tables import markdown_table
 
 LABELS = Path(__file__).parent / "annotations-busi.csv"
-KINDS = ("text", "calipers")
+COLUMNS = ("sample", "images", "annotation", "labelled", "found", "both", "recall [95 %]", "precision [95 %]")
 
 
 def main(folder: Path) -> None:
     with open(LABELS, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    found = {row["file"]: find_annotations(read_grey(folder / row["file"])).kinds for row in rows}
-    print("| sample | images | annotation | labelled | found | both | recall [95 %] | precision [95 %] |")
-    print("|---|---:|---|---:|---:|---:|---:|---:|")
-    for sample in ("evaluation", "development"):
-        images = [row for row in rows if row["sample"] == sample]
-        for kind in KINDS:
-            counts = Counter((row[kind] == "1", kind in found[row["file"]]) for row in images)
-            both, missed, wrong = counts[True, True], counts[True, False], counts[False, True]
-            print(
-                f"| {sample} | {len(images)} | {kind} | {both + missed} | {both + wrong} | {both} "
-                f"| {share(both, both + missed)} | {share(both, both + wrong)} |"
-            )
-    print()
+    for row in rows:
+        row["found"] = " ".join(find_annotations(read_grey(folder / row["file"])).kinds)
+    report = check(folder)
+    first = {file: group[0] for group in report.clusters for file in group}
+    samples = {name: [r for r in rows if r["sample"] == name] for name in ("evaluation", "development")}
+    seen = {first.get(r["file"], r["file"]) for r in samples["development"]}
+    alone = {first.get(r["file"], r["file"]): r for r in reversed(samples["evaluation"])}
+    distinct = [row for cluster, row in alone.items() if cluster not in seen]
+    named = {
+        "evaluation": samples["evaluation"],
+        "evaluation, distinct": distinct,
+        "development": samples["development"],
+    }
+    print(markdown_table(COLUMNS, [row(name, some, kind) for name, some in named.items() for kind in KINDS]))
     for kind in KINDS:
-        for labelled, what in ((True, "Missed"), (False, "Found where none is labelled")):
-            files = [
-                row["file"]
-                for row in rows
-                if row["sample"] == "evaluation" and (row[kind] == "1") is labelled != (kind in found[row["file"]])
-            ]
-            print(f"{what}, {kind}, evaluation: {', '.join(files) or 'none'}.\n")
+        missed = [r["file"] for r in samples["evaluation"] if r[kind] == "1" and kind not in r["found"]]
+        wrong = [r["file"] for r in samples["evaluation"] if r[kind] == "0" and kind in r["found"]]
+        print(
+            f"Evaluation, {kind}: missed {', '.join(missed) or 'none'}; wrongly found {', '.join(wrong) or 'none'}.\n"
+        )
+    table = next(table for table in report.tables() if table.title.startswith("Burned-in"))
+    print(f"All of BUSI, as `busray check` counts it:\n\n{markdown_table(table.columns, table.rows)}")
+
+
+def row(name: str, rows: Sequence[dict[str, str]], kind: str) -> list[str]:
+    counts = Counter((r[kind] == "1", kind in r["found"].split()) for r in rows)
+    both, missed, wrong = counts[True, True], counts[True, False], counts[False, True]
+    cells = [str(len(rows)), kind, str(both + missed), str(both + wrong), str(both)]
+    return [name, *cells, share(both, both + missed), share(both, both + wrong)]
 
 
 def share(part: int, whole: int) -> str:

@@ -39,14 +39,12 @@ def prepare(
                 raise UserError(
                     f"class {name}: too few images for a {side} split ({folder / name}); add images, or change "
                     "dataset.val and dataset.test"
+                    + (", or keep annotated images (dataset.annotations)" if side == "train" and out else "")
                 )
-    left_out = (
-        tuple(
-            (file, f"label conflict: also {', '.join(other for other in group if other != file)}")
-            for group in report.conflicts
-            for file in group
-        )
-        + out
+    conflicts = tuple(
+        (file, f"label conflict: also {', '.join(other for other in group if other != file)}")
+        for group in report.conflicts
+        for file in group
     )
     content = {
         "size": size,
@@ -61,7 +59,7 @@ def prepare(
         train=sides["train"],
         val=sides["val"],
         test=sides["test"],
-        left_out=left_out,
+        left_out=conflicts + out,
     ), report
 
 

@@ -222,8 +222,8 @@ def _base_license(report: Json) -> str:
 def _uses(report: Json) -> str:
     text = (
         "## Uses\n\nMeant for research on methods: augmentation, pre-training, testing of software. Out of scope: "
-        "clinical use of any kind, evidence for a device, statements about patients or about how common a finding is, and "
-        "test sets that stand in for real images. Biases of the real images are inherited.\n"
+        "clinical use of any kind, evidence for a device, statements about patients or about how common a finding is, "
+        "and test sets that stand in for real images. Biases of the real images are inherited.\n"
     )
     if not _is_sd15(report):
         return text

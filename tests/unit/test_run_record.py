@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from busray.cluster.run import open_run as open_whole_run
+from busray.config import validate
 from busray.corpus.run import differences, open_run
 from busray.identity import fingerprint
-from busray.records import RUN, UserError
+from busray.records import CONFIG, RUN, UserError, to_json
 from busray.storage import Store
 
 IDENTITY: dict[str, Any] = {"seed": 7, "sampling": {"steps": 4, "scheduler": "ddim"}, "refine": None, "prompts": ["a"]}
@@ -63,3 +65,22 @@ def test_of_two_corpora_opened_at_once_the_first_record_decides(store: Store, mo
 def test_long_values_are_shortened_in_the_message() -> None:
     (line,) = differences({"prompts": ["x" * 500]}, {"prompts": ["y" * 500]}).values()
     assert len(line) < 200
+
+
+def test_a_run_from_before_a_setting_opens_with_that_settings_default_and_with_no_other(tmp_path: Path) -> None:
+    tree = {
+        "output": str(tmp_path / "out"),
+        "dataset": {"phantoms": {"images": 12}},
+        "classes": {"benign": {"images": 2}, "normal": {"images": 2}},
+    }
+    config = validate(tree)
+    store = Store(config.output)
+    stored = config.model_dump(mode="json")
+    del stored["card"], stored["dataset"]["annotations"]
+    store.put_once(CONFIG, to_json(stored))
+    open_whole_run(config, lambda *_: None, needs_inception=False)
+    excluding = validate({**tree, "dataset": {**tree["dataset"], "annotations": "exclude"}})
+    with pytest.raises(UserError, match=r"dataset\.annotations: 'keep' there, 'exclude' now"):
+        open_whole_run(excluding, lambda *_: None, needs_inception=False)
+    stated = validate({**tree, "card": {"license": "cc0-1.0"}})
+    open_whole_run(stated, lambda *_: None, needs_inception=False)
