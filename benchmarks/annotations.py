@@ -35,7 +35,7 @@ def main(folder: Path) -> None:
         "evaluation, distinct": distinct,
         "development": samples["development"],
     }
-    print(markdown_table(COLUMNS, [row(name, some, kind) for name, some in named.items() for kind in KINDS]))
+    print(markdown_table(COLUMNS, [line(name, some, kind) for name, some in named.items() for kind in KINDS]))
     for kind in KINDS:
         missed = [r["file"] for r in samples["evaluation"] if r[kind] == "1" and kind not in r["found"]]
         wrong = [r["file"] for r in samples["evaluation"] if r[kind] == "0" and kind in r["found"]]
@@ -46,7 +46,7 @@ def main(folder: Path) -> None:
     print(f"All of BUSI, as `busray check` counts it:\n\n{markdown_table(table.columns, table.rows)}")
 
 
-def row(name: str, rows: Sequence[dict[str, str]], kind: str) -> list[str]:
+def line(name: str, rows: Sequence[dict[str, str]], kind: str) -> list[str]:
     counts = Counter((r[kind] == "1", kind in r["found"].split()) for r in rows)
     both, missed, wrong = counts[True, True], counts[True, False], counts[False, True]
     cells = [str(len(rows)), kind, str(both + missed), str(both + wrong), str(both)]
