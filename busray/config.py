@@ -238,9 +238,23 @@ class Evaluate(Settings):
     """Images a class and arm; default: the smallest class of the corpus."""
     reference: Literal["train", "val", "test", "all"] = "test"
     """Real images the arms are compared with."""
+    extractors: Annotated[tuple[Literal["inception", "texture", "dinov2"], ...], Field(min_length=1)] = (
+        "inception",
+        "texture",
+    )
+    """Feature spaces of the distances: Inception-2015 (FID, KID), ultrasound texture, DINOv2 (FD- and KD- of each)."""
     inception: Location | None = None
     """Path of Inception-2015 weights; default: looked for as README says."""
+    dinov2: Location | None = None
+    """Path of DINOv2 weights (ViT-S, B or L/14, the authors' .pth); default: ViT-L/14 in torch hub's cache."""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 32
+
+    @field_validator("extractors")
+    @classmethod
+    def _extractors_differ(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("an extractor is named twice")
+        return value
 
 
 class Ablate(Settings):

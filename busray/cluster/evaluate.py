@@ -18,16 +18,20 @@ from busray.cluster.session import device_of, session, use_threads
 from busray.corpus.arms import Source, arm_sources, compared_images
 from busray.corpus.commit import committed_shards, in_threads, read_commit, read_rows
 from busray.corpus.encode import png_pixels
+from busray.data.frame import content_box
 from busray.data.prepare import load_images
 from busray.identity import fingerprint
 from busray.quality.figures import arm_figures
-from busray.quality.inception import InceptionFeatures, InceptionWeights
-from busray.records import Commit, Figure, features_key
+from busray.quality import texture
+from busray.quality.extractors import Extractor
+from busray.records import INCEPTION, Box, Commit, Figure, features_key
 from busray.storage import Store
 
 SPLITS = ("train", "val", "test")
 BLOCK = 128
 """Real images a block of features."""
+BOX = ["left", "top", "width", "height"]
+"""A shard's columns of the content box."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +44,19 @@ class Piece:
     column: str = "image"
     pixels: Any = None
     """Object reference to uint8 [n, h, w] of real images."""
+    boxes: tuple[Box, ...] = ()
+    """Where the content of real images lies; a shard has it in its columns."""
     images: int = 0
 
 
 def evaluate(run: Run) -> list[Figure]:
-    """Every arm's distances to the real images of evaluate.reference, from features stored a shard."""
-    extractor = InceptionFeatures.name
-    arms, real = features(run, synthetic_pieces(run, arm_sources(run.config), extractor), extractor)
-    run.tell("figures", 0, 1)
-    figures = arm_figures(arms, real, run.config.evaluate.reference, extractor)
-    run.tell("figures", 1, 1)
+    """Every arm's distances to the real images of evaluate.reference, by each extractor, from features stored a shard."""
+    figures: list[Figure] = []
+    for done, extractor in enumerate(run.extractors):
+        arms, real = features(run, synthetic_pieces(run, arm_sources(run.config), extractor), extractor)
+        run.tell("figures", done, len(run.extractors))
+        figures += arm_figures(arms, real, run.config.evaluate.reference, extractor)
+    run.tell("figures", len(run.extractors), len(run.extractors))
     return figures
 
 
@@ -59,13 +66,15 @@ def features(
     """(arm -> class -> features, seed-paired over the arms; split -> class -> features of the real images).
 
     wanted: arm -> its pieces, of this run or of others with the same seeds. What is not stored yet is extracted first.
+    Texture is in units of the real training images (texture.standardised); what is stored is as it was measured.
     """
     missing = [piece for pieces in wanted.values() for piece in pieces if not piece.store.exists(piece.key)]
     real_missing = any(not run.store.exists(key) for key, *_ in _real_blocks(run, extractor))
     if missing or real_missing:
         with session(run.config.cluster, run.log_file):
-            extract(run, [*_unique(missing), *_real_pieces(run, extractor)])
-    return _paired(run, wanted), _real_features(run, extractor)
+            extract(run, [*_unique(missing), *_real_pieces(run, extractor)], extractor)
+    arms, real = _paired(run, wanted), _real_features(run, extractor)
+    return texture.standardised(arms, real) if extractor == texture.NAME else (arms, real)
 
 
 def synthetic_pieces(run: Run, sources: dict[str, Source], extractor: str) -> dict[str, list[Piece]]:
@@ -107,56 +116,58 @@ def _real_pieces(run: Run, extractor: str) -> list[Piece]:
     for key, _, _, images in _real_blocks(run, extractor):
         if not run.store.exists(key):
             pixels = ray.put(load_images(run.folder, images, run.dataset.size, run.dataset.frame))
-            pieces.append(Piece(run.store, key, pixels=pixels, images=len(images)))
+            boxes = tuple(content_box(i.width, i.height, run.dataset.size, run.dataset.frame) for i in images)
+            pieces.append(Piece(run.store, key, pixels=pixels, boxes=boxes, images=len(images)))
     return pieces
 
 
-def extract(run: Run, pieces: list[Piece]) -> None:
-    """Compute and store the pieces' features, within a session."""
-    assert run.inception is not None
-    cluster = run.config.cluster
-    pool = ray.data.ActorPoolStrategy(min_size=cluster.min_actors, max_size=cluster.max_actors)
-    with watched(run.tell, "features", sum(piece.images for piece in pieces)) as board:
-        arguments = (
-            pieces,
-            run.inception,
-            run.config.evaluate.batch_size,
-            cluster.threads,
-            device_of(cluster.gpus_per_actor),
-        )
+def extract(run: Run, pieces: list[Piece], name: str) -> None:
+    """Compute and store the pieces' features by the extractor of this name, within a session.
+
+    One without weights gets no GPU, and as many actors of one CPU as the others' CPUs make.
+    """
+    extractor, cluster = run.extractors[name], run.config.cluster
+    cpus, gpus, width = cluster.cpus_per_actor, cluster.gpus_per_actor, 1
+    if extractor.weights is None:
+        cpus, gpus, width = 1, 0, max(1, int(cpus))
+    pool = ray.data.ActorPoolStrategy(min_size=cluster.min_actors, max_size=width * cluster.max_actors)
+    stage = "features" if name == INCEPTION else f"features {name}"
+    with watched(run.tell, stage, sum(piece.images for piece in pieces)) as board:
+        arguments = (pieces, extractor, run.config.evaluate.batch_size, cluster.threads, device_of(gpus))
         stream = ray.data.from_items([{"piece": i} for i in range(len(pieces))], override_num_blocks=len(pieces)).map(
             Extract,  # pyright: ignore[reportArgumentType] (a callable class, which Ray's types leave out)
             fn_constructor_args=(*arguments, board),
             compute=pool,
-            num_cpus=cluster.cpus_per_actor,
-            num_gpus=cluster.gpus_per_actor,
+            num_cpus=cpus,
+            num_gpus=gpus,
         )
         try:
-            supervised(board, "features", cluster.hang_seconds, lambda: deque(stream.iter_rows(), maxlen=0))
+            supervised(board, stage, cluster.hang_seconds, lambda: deque(stream.iter_rows(), maxlen=0))
         except RayError as error:
-            raise stopped("features", error) from error
+            raise stopped(stage, error) from error
 
 
 class Extract:
     """The feature actor: reads a piece's images, puts their features float32 [n, d] beside the corpus."""
 
     def __init__(
-        self, pieces: list[Piece], weights: InceptionWeights, batch_size: int, threads: int, device: str, board: Any
+        self, pieces: list[Piece], extractor: Extractor, batch_size: int, threads: int, device: str, board: Any
     ) -> None:
         use_threads(threads)
         self.pieces = pieces
         self.batch_size = batch_size
         self.board = board
-        self.extractor = InceptionFeatures(weights, device)
+        self.extractor = extractor.load(device)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         piece = self.pieces[int(row["piece"])]
         me = this_worker()
         self.board.add.remote(0, me)
-        pixels = _pixels(piece)
+        pixels, boxes = _pixels(piece)
         features = []
         for at in range(0, len(pixels), self.batch_size):
-            features.append(self.extractor(pixels[at : at + self.batch_size]))
+            batch = slice(at, at + self.batch_size)
+            features.append(self.extractor(pixels[batch], boxes[batch]))
             self.board.add.remote(len(features[-1]), me)
         buffer = io.BytesIO()
         np.save(buffer, np.concatenate(features).astype(np.float32), allow_pickle=False)
@@ -165,11 +176,13 @@ class Extract:
         return {"images": len(pixels)}
 
 
-def _pixels(piece: Piece) -> np.ndarray:
+def _pixels(piece: Piece) -> tuple[np.ndarray, Sequence[Box]]:
+    """A piece's images uint8 [n, h, w] and where the content of each lies."""
     if piece.commit is None:
-        return ray.get(piece.pixels)
-    table = read_rows(piece.store, piece.commit, columns=[piece.column])
-    return np.stack([png_pixels(cell["bytes"]) for cell in table.column(piece.column).to_pylist()])
+        return ray.get(piece.pixels), piece.boxes
+    table = read_rows(piece.store, piece.commit, columns=[piece.column, *BOX])
+    pixels = np.stack([png_pixels(cell["bytes"]) for cell in table.column(piece.column).to_pylist()])
+    return pixels, [Box(**row) for row in table.select(BOX).to_pylist()]
 
 
 def load_features(store: Store, key: str) -> np.ndarray:

@@ -12,13 +12,14 @@ from busray.cluster.session import Tell
 from busray.config import Config, validate
 from busray.corpus.arms import compared_images
 from busray.corpus.run import differences
+from busray.data.frame import content_box
 from busray.data.prepare import materialise_phantoms, prepare
 from busray.data.read import scan
 from busray.data.templates import fill
 from busray.identity import fingerprint
 from busray.model.adapters import check_adapters
 from busray.model.base import BaseIdentity, identify_base
-from busray.quality.inception import InceptionWeights, find_weights
+from busray.quality.extractors import Extractor, find_extractors, refuse_small_content
 from busray.records import CHECK, CONFIG, DATASET, DataSet, SourceImage, UserError, to_json
 from busray.storage import Store
 from busray.store_check import require_create_only
@@ -54,7 +55,8 @@ class Run:
     dataset: DataSet
     folder: Path
     base: BaseIdentity
-    inception: InceptionWeights | None
+    extractors: dict[str, Extractor]
+    """By name, in the order of evaluate.extractors; none where the work measures nothing."""
     command: str = ""
 
     @property
@@ -89,7 +91,7 @@ def open_run(
     store = Store(config.output)
     _refuse_changed_settings(store, config)
     base = identify_base(config.base)
-    inception = find_weights(config.evaluate.inception) if needs_inception else None
+    extractors = find_extractors(config.evaluate) if needs_inception else {}
     if config.evaluate.images and config.evaluate.images > min(
         (c.images for c in config.classes.values() if c.images), default=0
     ):
@@ -98,6 +100,8 @@ def open_run(
         raise UserError("classes: at least 2 images a class are needed to compare anything (classes.<class>.images)")
     folder = _folder(config, store)
     dataset, findings = _dataset(config, store, folder, tell)
+    framed = [(i.file, content_box(i.width, i.height, dataset.size, dataset.frame)) for i in dataset.split("all")]
+    refuse_small_content(extractors, framed)
     if config.adapters.path:
         local = fetch_folder(config.adapters.path, _cache(config.adapters.path))
         tokens = config.tokens() if config.uses_tokens else {}
@@ -109,7 +113,7 @@ def open_run(
         store.put_once(DATASET, to_json(dataset))
         dataset = DataSet.from_json(store.read(DATASET))  # of two drivers that start at once, the first one's
     store.put_once(CONFIG, to_json(config.model_dump(mode="json")))
-    return Run(config, store, tell, dataset, folder, base, inception, command)
+    return Run(config, store, tell, dataset, folder, base, extractors, command)
 
 
 def timed(run: Run, stage: str, work: Callable[[], T]) -> T:

@@ -6,14 +6,14 @@ import numpy as np
 def local_snr(images: np.ndarray, size: int = 8, darkest: float = 24.0) -> float:
     """Speckle signal-to-noise ratio: the median, over windows of size x size px, of mean / standard deviation.
 
-    Windows darker than `darkest` are left out: a black bar has no speckle.
+    Windows darker than `darkest` are left out: a black bar has no speckle. NaN where none is left.
     """
     n, h, w = images.shape
     cut = images[:, : h - h % size, : w - w % size].astype(np.float64)
     windows = cut.reshape(n, h // size, size, w // size, size).transpose(0, 1, 3, 2, 4).reshape(-1, size * size)
     mean, std = windows.mean(1), windows.std(1)
     kept = (mean >= darkest) & (std > 0)
-    return float(np.median(mean[kept] / std[kept]))
+    return float(np.median(mean[kept] / std[kept])) if kept.any() else float("nan")
 
 
 def radial_power(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
