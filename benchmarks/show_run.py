@@ -11,7 +11,7 @@ from pathlib import Path
 
 from busray.corpus.commit import read_commits, read_rows
 from busray.quality.contact_sheet import contact_sheet
-from busray.quality.tables import difference_rows, markdown_table, metrics_rows
+from busray.quality.tables import by_extractor, difference_rows, markdown_table, metrics_rows
 from busray.storage import Store
 
 IMAGES = 4
@@ -37,8 +37,9 @@ def main() -> None:
     store = Store(args.run)
     report = json.loads(store.read("report.json"))
     print(f"`{report['run']['command']}`\n")
-    print(markdown_table(*metrics_rows(report["figures"])))
-    print(markdown_table(*difference_rows(report["figures"])))
+    for figures in by_extractor(report["figures"]).values():
+        print(markdown_table(*metrics_rows(figures)))
+        print(markdown_table(*difference_rows(figures)))
     if args.picture:
         shown = rows(store)
         args.picture.write_bytes(

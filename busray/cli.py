@@ -431,11 +431,12 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 def _print_figures(figures: list[Any]) -> None:
     from busray.quality.figures import verdicts
-    from busray.quality.tables import narrow_rows
+    from busray.quality.tables import KERNEL, METRICS, narrow_rows
 
     plain = [figure.to_dict() for figure in figures]
     reference = next(figure.reference for figure in figures if figure.protocol == "synthetic-only")
-    for metric, title in (("fid", "FID"), ("kid", "KID x 1000 [95 % interval]")):
+    for metric in (m for m in METRICS if any(f["metric"] == m for f in plain)):
+        title = METRICS[metric][0] + (" [95 % interval]" if metric in KERNEL else "")
         heading = f"{title} against {reference} images, synthetic-only where nothing else is said"
         print_table(heading, *narrow_rows(plain, metric))
     for sentence in verdicts(figures):

@@ -21,9 +21,9 @@ from busray.corpus.encode import png_pixels
 from busray.data.frame import content_box
 from busray.data.prepare import load_images
 from busray.identity import fingerprint
-from busray.quality.figures import arm_figures
 from busray.quality import texture
 from busray.quality.extractors import Extractor
+from busray.quality.figures import arm_figures
 from busray.records import INCEPTION, Box, Commit, Figure, features_key
 from busray.storage import Store
 
@@ -50,7 +50,7 @@ class Piece:
 
 
 def evaluate(run: Run) -> list[Figure]:
-    """Every arm's distances to the real images of evaluate.reference, by each extractor, from features stored a shard."""
+    """Every arm's distances to the real images of evaluate.reference, by each extractor."""
     figures: list[Figure] = []
     for done, extractor in enumerate(run.extractors):
         arms, real = features(run, synthetic_pieces(run, arm_sources(run.config), extractor), extractor)

@@ -149,4 +149,21 @@ def verdicts(figures: list[Figure]) -> list[str]:
                 f"KID x 1000, {figure.arm}, seed-paired: {1000 * figure.value:+.2f}, 95 % interval "
                 f"{1000 * low:+.2f} to {1000 * high:+.2f}, which {says}."
             )
-    return sentences
+    return sentences + _texture_verdict(figures)
+
+
+def _texture_verdict(figures: list[Figure]) -> list[str]:
+    """The order by texture beside what other real images reach, and which arms it tells apart, in one sentence."""
+    overall = [f for f in figures if f.class_name == CLASS_ALL and f.protocol != "paper-mixture"]
+    ranked = sorted((f for f in overall if f.metric == "fd-texture"), key=lambda f: f.value)
+    if not ranked:
+        return []
+    order = " < ".join(f"{f.arm} {f.value:.2f}" for f in ranked)
+    floor = "".join(f"; other real images {f.value:.2f}" for f in overall if f.metric == "fd-texture_floor")
+    apart = [f.arm for f in overall if f.metric == "kd-texture_difference" and _excludes_zero(f)]
+    told = f"; seed-paired intervals of KD-texture exclude 0 for: {', '.join(apart) or 'no pair of arms'}"
+    return [f"Order by ultrasound texture (FD-texture; lower is nearer to the real images): {order}{floor}{told}."]
+
+
+def _excludes_zero(figure: Figure) -> bool:
+    return figure.interval is not None and not figure.interval[0] <= 0 <= figure.interval[1]

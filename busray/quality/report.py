@@ -16,6 +16,8 @@ from busray.corpus.run import flatten
 from busray.quality.tables import (
     METRICS,
     Json,
+    by_extractor,
+    called,
     classes_of,
     difference_rows,
     metrics_rows,
@@ -32,9 +34,29 @@ MIXTURE = "paper-mixture: drawn and real images together against those same real
 NEIGHBOURHOODS = (
     "<p>Precision: the share of drawn images that lie among real ones (within a real image&#x27;s fifth neighbour). "
     "Recall and coverage: the share of real images that drawn ones lie near. Density: as precision, counted so that "
-    "outliers weigh less; 1 is what equal distributions have. Images, protocol and reference as for KID; the arm real "
-    "is what other real images reach.</p>"
+    "outliers weigh less; 1 is what equal distributions have. Images, protocol and reference as for the distances; the "
+    "arm real is what other real images reach.</p>"
 )
+
+INTRODUCTIONS = {
+    "inception": (
+        "Distances to real images",
+        "Smaller is closer. FID is biased upwards at small n: real images against other real images come out at the "
+        "floor, not at 0. So read it next to the floor, and compare arms at equal n only. KID has no such bias.",
+    ),
+    "texture": (
+        "Distances in ultrasound texture",
+        "Between 59 features of the image&#x27;s content (grey values, co-occurrence, size of speckle, speckle SNR, "
+        "spectrum), in units of their spread among the real training images. Smaller is closer; read FD-texture next "
+        "to its floor. These are not FID and KID and are not to be compared with them.",
+    ),
+    "dinov2": (
+        "Distances in DINOv2&#x27;s features",
+        "Smaller is closer; read FD-dinov2 next to its floor. These are not FID and KID and are not to be compared "
+        "with them.",
+    ),
+}
+"""family of an extractor -> heading and explanation of its figures"""
 
 
 @dataclass(frozen=True)
@@ -196,15 +218,16 @@ def _image(png: bytes | None, alt: str) -> str:
 
 
 def _figures(figures: list[Json]) -> str:
-    if not figures:
-        return ""
+    return "".join(_distances(extractor, of_it) for extractor, of_it in by_extractor(figures).items())
+
+
+def _distances(extractor: str, figures: list[Json]) -> str:
     plots = "".join(_distance_plot(figures, metric) for metric in METRICS)
     notes = _statements(figures) + [MIXTURE] * any(f["protocol"] == "paper-mixture" for f in figures)
     pairs, near = _table(*difference_rows(figures)), _table(*neighbour_rows(figures))
+    heading, words = INTRODUCTIONS.get(extractor.partition("-")[0], INTRODUCTIONS["inception"])
     return (
-        "<section><h2>Distances to real images</h2>"
-        "<p>Smaller is closer. FID is biased upwards at small n: real images against other real images come out at the "
-        "floor, not at 0. So read it next to the floor, and compare arms at equal n only. KID has no such bias.</p>"
+        f"<section><h2>{heading}</h2><p>{words}</p>"
         f'<div class="columns">{plots}</div>{_table(*metrics_rows(figures))}'
         + "".join(f'<p class="soft">{_e(note)}</p>' for note in notes)
         + (f"<h3>Pairs of arms</h3>{pairs}" if pairs else "")
@@ -219,7 +242,7 @@ def _statements(figures: list[Json]) -> list[str]:
         name = metric.removesuffix("_floor")
         if name in METRICS:
             same = [f for f in figures if (f["protocol"], f["metric"]) == (protocol, metric)]
-            metrics.setdefault(statement(same), []).append(name.upper())
+            metrics.setdefault(statement(same), []).append(called(name))
     return [f"{' and '.join(names)} {text}." for text, names in metrics.items()]
 
 
@@ -229,7 +252,7 @@ def _distance_plot(figures: list[Json], metric: str) -> str:
     floors = {f["class"]: f for f in figures if f["metric"] == f"{metric}_floor"}
     if not shown:
         return ""
-    name, (label, factor, _) = metric.upper(), METRICS[metric]
+    name, (label, factor, _) = called(metric), METRICS[metric]
     values = [v for f in shown for v in (f["value"], *(f["interval"] or ()))] + [f["value"] for f in floors.values()]
     low, high = min(0.0, *values), max(values)
     arms = list(dict.fromkeys(f["arm"] for f in shown))

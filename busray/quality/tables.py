@@ -7,13 +7,33 @@ from typing import Any
 from busray.records import CLASS_ALL
 
 Json = dict[str, Any]
-METRICS = {"fid": ("FID", 1.0, 1), "kid": ("KID x 1000", 1000.0, 2)}
+METRICS = {
+    "fid": ("FID", 1.0, 1),
+    "kid": ("KID x 1000", 1000.0, 2),
+    "fd-texture": ("FD-texture", 1.0, 2),
+    "kd-texture": ("KD-texture", 1.0, 2),
+    "fd-dinov2": ("FD-dinov2", 1.0, 1),
+    "kd-dinov2": ("KD-dinov2", 1.0, 3),
+}
 """metric -> (its column, factor and decimals to print it with); `<metric>_floor` is the same between real images."""
+KERNEL = ("kid", "kd-texture", "kd-dinov2")
+"""The distances with an interval."""
 NEIGHBOURHOOD = ("precision", "recall", "density", "coverage")
 NONE = "–"
 """A cell for which there is no figure."""
 NUMBER = re.compile(r"[-+\[]*\d|–$|$")
 """How the cells of a column of numbers begin."""
+
+
+def by_extractor(figures: list[Json]) -> dict[str, list[Json]]:
+    """extractor -> its figures, of those that have distances: what each table below is of, so that none mixes them."""
+    measured = dict.fromkeys(f["extractor"] for f in figures if f["metric"] in METRICS)
+    return {extractor: [f for f in figures if f["extractor"] == extractor] for extractor in measured}
+
+
+def called(metric: str) -> str:
+    """A distance's name without the factor it is printed with: FID, KID, FD-texture."""
+    return METRICS[metric][0].removesuffix(" x 1000")
 
 
 def metrics_rows(figures: list[Json]) -> tuple[list[str], list[list[str]]]:
@@ -29,7 +49,7 @@ def metrics_rows(figures: list[Json]) -> tuple[list[str], list[list[str]]]:
     classes = classes_of(found.values())
     shown = [(m, c) for m in METRICS for c in classes if any(key[2:] == (m, c) for key in found)]
     columns = ["arm", "protocol", "n"] + [
-        f"{METRICS[m][0]} {c}" + (" [95 % interval]" if (m, c) == ("kid", CLASS_ALL) else "") for m, c in shown
+        f"{METRICS[m][0]} {c}" + (" [95 % interval]" if m in KERNEL and c == CLASS_ALL else "") for m, c in shown
     ]
     rows = []
     keys = dict.fromkeys(key[:2] for key in found)
@@ -42,7 +62,7 @@ def metrics_rows(figures: list[Json]) -> tuple[list[str], list[list[str]]]:
 
 
 def narrow_rows(figures: list[Json], metric: str) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows) of one metric, `fid` or `kid`: for terminals, where metrics_rows is too wide."""
+    """(columns, rows) of one metric, such as `fid` or `kid`: for terminals, where metrics_rows is too wide."""
     mine = [f for f in figures if f["metric"].removesuffix("_floor") == metric]
     found = {(f["arm"], f["protocol"], f["class"]): f for f in mine}
     classes = classes_of(mine)
@@ -59,8 +79,8 @@ def _cell(figure: Json | None) -> str:
     if figure is None:
         return NONE
     metric = figure["metric"].removesuffix("_floor")
-    with_interval = metric == "kid" and figure["class"] == CLASS_ALL and figure["interval"]
-    return printed(metric, figure["value"]) + (f" {_interval(figure['interval'])}" if with_interval else "")
+    with_interval = metric in KERNEL and figure["class"] == CLASS_ALL and figure["interval"]
+    return printed(metric, figure["value"]) + (f" {_interval(metric, figure['interval'])}" if with_interval else "")
 
 
 def printed(metric: str, value: float) -> str:
@@ -68,8 +88,8 @@ def printed(metric: str, value: float) -> str:
     return f"{value * factor:z.{decimals}f}"
 
 
-def _interval(kid: Sequence[float]) -> str:
-    return f"[{printed('kid', kid[0])}, {printed('kid', kid[1])}]"
+def _interval(metric: str, ends: Sequence[float]) -> str:
+    return f"[{printed(metric, ends[0])}, {printed(metric, ends[1])}]"
 
 
 def neighbour_rows(figures: list[Json]) -> tuple[list[str], list[list[str]]]:
@@ -84,17 +104,21 @@ def neighbour_rows(figures: list[Json]) -> tuple[list[str], list[list[str]]]:
 
 
 def difference_rows(figures: list[Json]) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows): KID differences of pairs of arms; below 0 the first arm is closer to the real images."""
-    columns = ["arms", "class", "KID difference x 1000", "95 % interval", "excludes 0"]
+    """(columns, rows): KID differences of pairs of arms (of another extractor, its kernel distance's); below 0 the
+    first arm is closer to the real images."""
+    mine = [f for f in figures if f["metric"].removesuffix("_difference") in KERNEL and f["metric"] not in KERNEL]
+    metric = mine[0]["metric"].removesuffix("_difference") if mine else "kid"
+    name, factor, _ = METRICS[metric]
+    columns = ["arms", "class", f"{called(metric)} difference{name.removeprefix(called(metric))}"]
     rows = []
-    for f in figures:
-        if f["metric"] == "kid_difference":
-            interval, excludes = NONE, NONE
-            if f["interval"]:
-                low, high = f["interval"]
-                interval, excludes = _interval((low, high)), "no" if low <= 0 <= high else "yes"
-            rows.append([f["arm"], f["class"], f"{f['value'] * 1000:+z.2f}", interval, excludes])
-    return columns, rows
+    for f in mine:
+        interval, excludes = NONE, NONE
+        if f["interval"]:
+            low, high = f["interval"]
+            interval, excludes = _interval(metric, (low, high)), "no" if low <= 0 <= high else "yes"
+        value = f"{f['value'] * factor:+z.{METRICS[metric][2]}f}"
+        rows.append([f["arm"], f["class"], value, interval, excludes])
+    return [*columns, "95 % interval", "excludes 0"], rows
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -253,3 +253,11 @@ def test_default_tokens_that_clash_or_cannot_be_tokens_are_refused_by_name() -> 
         validate({"dataset": {"path": "data"}, "classes": {"a.b": {"images": 1}}})
     shared = {name: {"images": 1, "token": "<us>"} for name in ("Benign", "benign")}
     assert set(validate({"dataset": {"path": "data"}, "classes": shared}).tokens().values()) == {"<us>"}
+
+
+def test_extractors_are_known_and_named_once(tmp_path: Path) -> None:
+    assert load_config(written(tmp_path, MINIMAL)).evaluate.extractors == ("inception", "texture")
+    config = load_config(written(tmp_path, MINIMAL), ["--evaluate.extractors=[texture]"])
+    assert config.evaluate.extractors == ("texture",)
+    for given in ("[]", "[texture, texture]", "[clip]"):
+        assert "evaluate.extractors" in mistakes(MINIMAL, f"--evaluate.extractors={given}", folder=tmp_path)

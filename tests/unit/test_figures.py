@@ -111,3 +111,14 @@ def test_only_inceptions_distances_are_called_fid_and_kid(real: dict, arms: dict
     renamed = [f.metric.replace("fid", "fd-texture").replace("kid", "kd-texture") for f in ours]
     assert [f.metric for f in others] == renamed and "fd-texture_floor" in renamed
     assert [f.value for f in others] == [f.value for f in ours]
+
+
+def test_texture_has_its_own_verdict_after_inceptions(real: dict, arms: dict) -> None:
+    ours, others = (arm_figures(arms, real, "test", name) for name in (EXTRACTOR, "texture-1"))
+    *first, last = verdicts(others + ours)
+    assert first == verdicts(ours)
+    assert "texture" in last and "FID" not in last and "KID" not in last
+    assert last.index("lora+ti ") < last.index("base ") < last.index("other real images")
+    assert last.endswith("exclude 0 for: lora+ti - base.")
+    same = {"base": arms["base"], "lora+ti": {c: x + 1e-3 * features(20, 9) for c, x in arms["base"].items()}}
+    assert verdicts(arm_figures(same, real, "test", "texture-1"))[-1].endswith("exclude 0 for: no pair of arms.")

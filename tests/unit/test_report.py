@@ -11,7 +11,7 @@ from PIL import Image
 
 from busray.quality.contact_sheet import contact_sheet
 from busray.quality.report import GalleryRow, report_html
-from busray.quality.tables import difference_rows, markdown_table, metrics_rows, neighbour_rows
+from busray.quality.tables import by_extractor, difference_rows, markdown_table, metrics_rows, neighbour_rows
 from busray.records import Figure
 
 CLASSES = ("benign", "malignant")
@@ -75,6 +75,24 @@ def figures(classes: tuple[str, ...] = CLASSES) -> list[dict[str, Any]]:
     ]
     mixture = [figure("fid", 30.0, arm, protocol="paper-mixture") for arm in ("base", "lora+ti")]
     return [*floor, *arms, *mixture, figure("kid_difference", -0.06, "lora+ti - base")]
+
+
+def texture_figures() -> list[dict[str, Any]]:
+    """The same arms by another extractor, with distances and neighbourhoods of its own."""
+    renamed = {"fid": "fd-texture", "kid": "kd-texture"}
+    near = [
+        figure(f"{metric}{end}", 0.125, arm)
+        for arm, end in (("real", "_floor"), ("base", ""), ("lora+ti", ""))
+        for metric in ("precision", "recall", "density", "coverage")
+    ]
+    return [
+        f
+        | {
+            "metric": renamed.get(f["metric"][:3], f["metric"][:3]) + f["metric"][3:],
+            "extractor": "texture-1",
+        }
+        for f in [*figures(), *near]
+    ]
 
 
 def report(**changes: Any) -> dict[str, Any]:
@@ -304,6 +322,34 @@ def test_a_number_that_rounds_to_zero_has_no_minus_sign() -> None:
 def test_markdown_escapes_pipes_and_puts_numbers_to_the_right() -> None:
     table = markdown_table(["arm", "FID"], [["a|b", "1.5"], ["c\nd", "–"]])
     assert table == "| arm | FID |\n| --- | ---: |\n| a\\|b | 1.5 |\n| c d | – |\n"
+
+
+def test_each_extractor_has_tables_of_its_own() -> None:
+    inception, texture = by_extractor(
+        [*texture_figures(), *figures(), {**figures()[0], "metric": "copy_rate"}]
+    ).values()
+    if inception[0]["extractor"] == "texture-1":
+        inception, texture = texture, inception
+    assert metrics_rows(inception) == metrics_rows(figures())
+    columns, rows = metrics_rows(texture)
+    assert columns[3:5] == ["FD-texture all", "FD-texture benign"] and "KD-texture all [95 % interval]" in columns
+    assert not [column for column in columns if "FID" in column or "KID" in column]
+    assert rows[1][3] == "150.25" and rows[1][6] == "0.08 [0.07, 0.09]"
+    columns, rows = difference_rows(texture)
+    assert columns[2] == "KD-texture difference" and rows == [
+        ["lora+ti - base", "all", "-0.06", "[-0.07, -0.05]", "yes"]
+    ]
+    assert neighbour_rows(inception)[1] == [] and neighbour_rows(texture)[1][0][2:] == ["0.12"] * 4
+
+
+def test_the_page_keeps_texture_apart_from_fid() -> None:
+    page = report_html(report(figures=[*figures(), *texture_figures()]), {})
+    Page(page)
+    before, after = page.split("<h2>Distances in ultrasound texture</h2>")
+    ours, rest = after.split("</section>", 1)
+    assert f"{before.removesuffix('<section>')}{rest}" == report_html(report(), {})
+    assert "FD-texture and KD-texture (texture-1), real-against-real, n = 40 against 24 test images" in ours
+    assert ours.count("FID") == ours.count("FID and KID") == 1  # where it says that it is neither
 
 
 # ---- contact sheets -------------------------------------------------------------------------------------------------
