@@ -246,7 +246,7 @@ class Evaluate(Settings):
     inception: Location | None = None
     """Path of Inception-2015 weights; default: looked for as README says."""
     dinov2: Location | None = None
-    """Path of DINOv2 weights (ViT-S, B or L/14, the authors' .pth); default: ViT-L/14 in torch hub's cache."""
+    """Path of DINOv2 weights (ViT-S, B or L/14) as safetensors with the authors' names; the extractor needs it."""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 32
 
     @field_validator("extractors")

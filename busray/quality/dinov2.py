@@ -2,9 +2,10 @@
 
 The features are torch-fidelity's (the class token after the last norm, of the image resized and normalised as there).
 torch-fidelity itself fetches the network's code from GitHub's newest state and runs it; here the network is the few
-lines below, and the weights are a local file that cannot run anything.
+lines below, and the weights are a local safetensors file, which cannot run anything.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +17,8 @@ from busray.records import UserError
 if TYPE_CHECKING:
     import torch
 
-HUB_FILE = "dinov2_vitl14_pretrain.pth"
+ADDRESS = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
 """ViT-L/14, which published distances on DINOv2 are of (Stein et al. 2023, arXiv 2306.04675)."""
-ADDRESS = f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/{HUB_FILE}"
 SIZES = {(384, 12): "s", (768, 12): "b", (1024, 24): "l"}
 """(width, blocks) -> size in the name"""
 HEAD = 64
@@ -32,56 +32,48 @@ BLOCK = (
     "ls2.gamma",
 )
 OUTER = (
-    *("cls_token", "pos_embed", "mask_token", "patch_embed.proj.weight", "patch_embed.proj.bias"),
+    *("cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"),
     *("norm.weight", "norm.bias"),
 )
+UNUSED = "mask_token"
+"""Of training; some files leave it out."""
 
 
 @dataclass(frozen=True)
 class DinoWeights:
-    """A local file in the layout of DINOv2's authors, and the extractor's name, such as `dinov2-vit-l-14`."""
+    """A safetensors file with the tensor names of DINOv2's authors, and the extractor's name (`dinov2-vit-l-14`)."""
 
     path: Path
     name: str
 
 
-def find_dino_weights(path: str | None = None) -> DinoWeights:
-    """The file at path, else torch hub's cache; UserError where there is none, or where it is not DINOv2 S, B or L."""
-    import torch
+def find_dino_weights(path: str | None) -> DinoWeights:
+    """The file at path; UserError where there is none, or where it is not DINOv2 ViT-S, B or L/14."""
+    from safetensors import SafetensorError, safe_open
 
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / HUB_FILE
-    file = cached if path is None else Path(path)
-    if not file.is_file():
+    if path is None or not Path(path).is_file():
+        missing = "no path of DINOv2 weights" if path is None else f"no file {path}"
         raise UserError(
-            f"evaluate.dinov2: no DINOv2 weights at {file}. Either of these gives them: (1) fetch {ADDRESS} (1.2 GB; "
-            f"vits14 and vitb14 are smaller) and set evaluate.dinov2 to the file; (2) put it into {cached.parent}; or "
-            "leave dinov2 out of evaluate.extractors"
+            f"evaluate.dinov2: {missing}: fetch {ADDRESS} (1.2 GB; dinov2_vits14 and dinov2_vitb14 are smaller), save "
+            "the tensors in it once as safetensors (safetensors.torch.save_file) and set evaluate.dinov2 to that file; "
+            "or leave dinov2 out of evaluate.extractors"
         )
-    return DinoWeights(file, f"dinov2-vit-{_size(_read(file), file)}-14")
-
-
-def _read(file: Path) -> "dict[str, torch.Tensor]":
-    import torch
-
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # what torch raises for a file that is none of its own is not documented
-        raise UserError(f"evaluate.dinov2: {file} is no file of weights: {error}") from error
-    if not isinstance(state, dict):
-        raise UserError(f"evaluate.dinov2: {file} holds no tensors by name")
-    return state
-
-
-def _size(state: "dict[str, torch.Tensor]", file: Path) -> str:
-    depth = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("blocks.")), default=-1)
+        with safe_open(path, "pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    except SafetensorError as error:
+        raise UserError(
+            f"evaluate.dinov2: {path} is no safetensors file ({error}): convert it with save_file"
+        ) from error
+    depth = 1 + max((int(name.split(".")[1]) for name in shapes if re.match(r"blocks\.\d+\.", name)), default=-1)
     wanted = {*OUTER, *(f"blocks.{i}.{part}" for i in range(depth) for part in BLOCK)}
-    size = SIZES.get((state["pos_embed"].shape[-1], depth)) if wanted == state.keys() else None
+    size = SIZES.get((shapes["pos_embed"][-1], depth)) if wanted == shapes.keys() - {UNUSED} else None
     if size is None:
         raise UserError(
-            f"evaluate.dinov2: {file} is not DINOv2 ViT-S/14, B/14 or L/14 without registers in its authors' layout, "
-            f"such as {HUB_FILE}"
+            f"evaluate.dinov2: {path} is not DINOv2 ViT-S/14, B/14 or L/14 without registers, with its authors' names "
+            "of tensors, such as blocks.0.attn.qkv.weight"
         )
-    return size
+    return DinoWeights(Path(path), f"dinov2-vit-{size}-14")
 
 
 class DinoFeatures:
@@ -89,9 +81,10 @@ class DinoFeatures:
 
     def __init__(self, weights: DinoWeights, device: str = "cpu") -> None:
         import torch
+        from safetensors.torch import load_file
 
         self.device = torch.device(device)
-        state = _read(weights.path)
+        state = load_file(weights.path)
         self.state = {name: tensor.float().to(self.device) for name, tensor in state.items()}
         self.state["pos_embed"] = position_embedding(self.state["pos_embed"])
 

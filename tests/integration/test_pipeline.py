@@ -1,5 +1,6 @@
 """The whole job on a local Ray with the embedded base: small, real, and resumable."""
 
+import io
 import json
 import os
 import shutil
@@ -23,10 +24,12 @@ from busray.cluster.generate import generate
 from busray.cluster.pipeline import run_all
 from busray.cluster.run import Run, open_run
 from busray.config import Config, validate
-from busray.corpus.commit import read_commits
+from busray.corpus.commit import read_commits, read_rows
+from busray.corpus.encode import png_pixels
 from busray.model.adapters import LORA_FILE, load_adapters
 from busray.model.base import TINY, load_pipeline
-from busray.records import Figure, UserError
+from busray.quality.texture import texture_features
+from busray.records import Box, Figure, UserError, features_key
 from busray.storage import Store
 
 
@@ -89,9 +92,25 @@ def test_the_report_has_every_arm_with_its_protocol_and_n(finished: Run) -> None
         assert {f["metric"] for f in figures if f["arm"] == arm} >= {"fid", "kid"}
     assert all(f["n"] == 12 for f in figures if f["metric"] == "fid")
     assert any(f["protocol"] == "paper-mixture" for f in report["figures"])
+    for metric in ("fd-texture", "kd-texture", "fd-texture_floor", "kd-texture_difference"):
+        assert any(f["metric"] == metric for f in report["figures"] if f["extractor"] == "texture-1")
+    assert "ultrasound texture" in report["verdicts"][-1]
     page = finished.store.read("report.html").decode()
-    assert "inception-v3-2015" in page
+    assert "inception-v3-2015" in page and "Distances in ultrasound texture" in page
     assert "data:image/png;base64," in page
+
+
+def test_texture_features_are_stored_a_shard_and_are_of_each_images_content(finished: Run) -> None:
+    boxes = []
+    for commit in read_commits(finished.store):
+        key = features_key(commit.digest, "image", "texture-1")
+        stored = np.load(io.BytesIO(finished.store.read(key)), allow_pickle=False)
+        rows = read_rows(finished.store, commit).to_pylist()
+        own = [Box(*(row[name] for name in ("left", "top", "width", "height"))) for row in rows]
+        pixels = np.stack([png_pixels(row["image"]["bytes"]) for row in rows])
+        np.testing.assert_allclose(stored, texture_features(pixels, own).astype(np.float32), rtol=1e-6)
+        boxes += own
+    assert any(box != Box(0, 0, 128, 128) for box in boxes)  # else content and padding are not told apart
 
 
 def test_arms_share_their_seeds_and_are_not_the_same_images(finished: Run) -> None:

@@ -1,11 +1,11 @@
 """DINOv2's features are torch-fidelity's, given the same network; other files are refused."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import Dinov2Config, Dinov2Model
 
 from busray.quality import dinov2
@@ -32,7 +32,7 @@ def random_state(seed: int = 0, side: int = 16) -> dict[str, torch.Tensor]:
             shapes[f"blocks.{i}.{name}"] = matrix if kind == "weight" else matrix[:1]
     state = {name: 0.05 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     for name, tensor in state.items():
-        if name.endswith("gamma") or "norm" in name and name.endswith("weight"):
+        if name.endswith("gamma") or ("norm" in name and name.endswith("weight")):
             tensor += 1
     return state
 
@@ -71,8 +71,8 @@ def state() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def weights(state: dict[str, torch.Tensor], tmp_path: Path) -> DinoWeights:
-    torch.save(state, tmp_path / "w.pth")
-    return find_dino_weights(str(tmp_path / "w.pth"))
+    save_file(state, tmp_path / "w.safetensors")
+    return find_dino_weights(str(tmp_path / "w.safetensors"))
 
 
 def test_features_are_those_of_torch_fidelity_on_transformers_network(
@@ -120,42 +120,38 @@ def test_positions_are_sampled_bicubically_where_the_authors_code_samples_them()
     torch.testing.assert_close(found[:, 0], trained[:, 0])
 
 
-def test_without_weights_the_error_names_the_ways_to_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(UserError) as caught:
-        find_dino_weights()
-    for way in ("evaluate.dinov2", dinov2.ADDRESS, str(tmp_path), "evaluate.extractors"):
-        assert way in str(caught.value)
-    with pytest.raises(UserError, match=r"no DINOv2 weights at /nowhere/w\.pth"):
-        find_dino_weights("/nowhere/w.pth")
+def test_without_weights_the_error_names_the_way_to_them() -> None:
+    for path in (None, "/nowhere/w.safetensors"):
+        with pytest.raises(UserError, match=r"evaluate\.dinov2: no ") as caught:
+            find_dino_weights(path)
+        for part in (dinov2.ADDRESS, "save_file", "evaluate.extractors", path or "no path"):
+            assert part in str(caught.value)
 
 
-def test_torch_hubs_cache_is_looked_in(
+def test_the_authors_file_is_used_once_converted_as_the_error_says(
     state: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    (tmp_path / "checkpoints").mkdir()
-    torch.save(state, tmp_path / "checkpoints" / dinov2.HUB_FILE)
-    assert find_dino_weights() == DinoWeights(tmp_path / "checkpoints" / dinov2.HUB_FILE, "dinov2-vit-s-14")
-
-
-class Planted:
-    def __reduce__(self) -> Any:
-        return (Path.touch, (Path("planted"),))
-
-
-@pytest.mark.parametrize("kind", ["text", "code", "list", "registers", "missing"])
-def test_other_files_are_refused(
-    state: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
     monkeypatch.chdir(tmp_path)
-    file = tmp_path / "w.pth"
-    if kind == "text":
-        file.write_text("no weights")
-    else:
-        without = {name: tensor for name, tensor in state.items() if name != OUTER[0]}
-        planted = {"code": Planted(), "list": [1], "registers": state | {"register_tokens": torch.zeros(1)}}
-        torch.save({**planted, "missing": without}[kind], file)
-    with pytest.raises(UserError, match=r"evaluate\.dinov2: .*w\.pth"):
-        find_dino_weights(str(file))
-    assert not (tmp_path / "planted").exists()
+    torch.save(state, "dinov2_vitl14_pretrain.pth")
+    with pytest.raises(UserError, match="is no safetensors file"):
+        find_dino_weights("dinov2_vitl14_pretrain.pth")
+    save_file(torch.load("dinov2_vitl14_pretrain.pth", weights_only=True), "dinov2_vitl14.safetensors")
+    assert find_dino_weights("dinov2_vitl14.safetensors").name == "dinov2-vit-s-14"  # by what is in it
+
+
+@pytest.mark.parametrize("change", ["registers", "a tensor missing", "a block missing", "another layout"])
+def test_other_networks_are_refused(state: dict[str, torch.Tensor], tmp_path: Path, change: str) -> None:
+    changed = {
+        "registers": state | {"register_tokens": torch.zeros(1, 4, WIDTH)},
+        "a tensor missing": {name: tensor for name, tensor in state.items() if name != OUTER[0]},
+        "a block missing": {name: tensor for name, tensor in state.items() if not name.startswith("blocks.11.")},
+        "another layout": {f"model.{name}": tensor for name, tensor in state.items()},
+    }[change]
+    save_file(changed, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"evaluate\.dinov2: .*w\.safetensors is not DINOv2"):
+        find_dino_weights(str(tmp_path / "w.safetensors"))
+
+
+def test_a_file_without_the_mask_token_is_as_good(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    save_file({name: tensor for name, tensor in state.items() if name != "mask_token"}, tmp_path / "w.safetensors")
+    assert find_dino_weights(str(tmp_path / "w.safetensors")).name == "dinov2-vit-s-14"
