@@ -1,0 +1,125 @@
+"""What an ablation compares, as corpora that the stages already know how to draw: parts, their arms, pairs of arms."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from busray.config import Config, Refine, Sampling, validate
+from busray.corpus.arms import compared_images
+from busray.records import UserError
+
+FULL = "lora+ti"
+"""The method whose sampling is swept."""
+METHODS = ("lora", "ti", FULL)
+ARMS = tuple(arm for method in ("base", *METHODS) for arm in (method, f"{method}+refine"))
+Axis = Literal["strength", "guidance"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of its own below the ablation's output (the output itself for the prefix ""), and the arms read from it."""
+
+    prefix: str
+    config: Config
+    """Of the part; its evaluate.arms are the arms to read."""
+    arms: Mapping[str, str]
+    """arm as the part calls it -> as the ablation does."""
+    axis: Axis | None = None
+    """Of the sweep that the part is a point of."""
+    shares_adapters: bool = False
+    """Takes the adapters of FULL instead of training its own."""
+
+
+def parts(config: Config) -> list[Part]:
+    """The parts in the order of the table; UserError where a part's settings do not go together.
+
+    The configured method and the base are the run itself, so that what `busray run` trained and drew there serves.
+    """
+    if config.refine is None:
+        raise UserError("refine: null, but half of an ablation's arms are refined: give it settings")
+    own = config.adapters.method
+    found = [_part(config, "", {}, _plain("base", own))]
+    found += [
+        _part(
+            config,
+            f"methods/{method}",
+            {"adapters": {"method": method}, "corpus": {"keep_txt2img": True}},
+            _plain(method),
+        )
+        for method in METHODS
+        if method != own
+    ]
+    steps = equal_steps(config.sampling, config.refine)
+    at_steps = {"sampling": {"steps": steps}, "refine": None}
+    found.append(_point(config, f"steps={steps}", at_steps, (FULL,)))
+    for strength in config.ablate.strengths:
+        if strength != config.refine.strength:
+            changes = {"refine": {"strength": strength}, "corpus": {"keep_txt2img": False}}
+            found.append(_point(config, f"strength={strength:g}", changes, (f"{FULL}+refine",), "strength"))
+    for scale in config.ablate.guidance_scales:
+        if not scale == config.sampling.guidance_scale == config.refine.guidance_scale:
+            scales: dict[str, Any] = {group: {"guidance_scale": scale} for group in ("sampling", "refine")}
+            changes = {**scales, "corpus": {"keep_txt2img": True}}
+            found.append(_point(config, f"guidance={scale:g}", changes, (FULL, f"{FULL}+refine"), "guidance"))
+    return found
+
+
+def _plain(*methods: str) -> dict[str, str]:
+    arms = [arm for method in methods for arm in (method, f"{method}+refine")]
+    return dict(zip(arms, arms, strict=True))
+
+
+def _point(config: Config, name: str, changes: dict[str, Any], arms: Sequence[str], axis: Axis | None = None) -> Part:
+    """Other sampling settings for FULL."""
+    named = {arm: f"{arm} {name}" for arm in arms}
+    changes = {"adapters": {"method": FULL}, **changes}
+    return _part(config, f"points/{name}", changes, named, axis, shares_adapters=True)
+
+
+def _part(
+    config: Config,
+    prefix: str,
+    changes: dict[str, Any],
+    arms: dict[str, str],
+    axis: Axis | None = None,
+    shares_adapters: bool = False,
+) -> Part:
+    tree = config.model_dump(mode="json")
+    n = compared_images(config)
+    tree["output"] = f"{config.output.rstrip('/')}/{prefix}".rstrip("/")
+    tree["evaluate"] = {**tree["evaluate"], "images": n, "arms": list(arms)}
+    tree["classes"] = {name: {**c, "images": n if c["images"] else 0} for name, c in tree["classes"].items()}
+    for group, change in changes.items():
+        tree[group] = {**tree[group], **change} if isinstance(change, dict) else change
+    try:
+        return Part(prefix, validate(tree), arms, axis, shares_adapters)
+    except UserError as error:
+        raise UserError(f"busray ablate, {prefix or 'base and the configured method'}: {error}") from error
+
+
+def pairs(arms: Sequence[str], against: str) -> list[tuple[str, str]]:
+    """(before, after) of the KID differences: every arm against the stated one, each refined arm against itself before
+    refinement, and refinement against as many UNet evaluations of txt2img."""
+    found = [(against, arm) for arm in arms if arm != against]
+    found += [(method, f"{method}+refine") for method in ("base", *METHODS)]
+    found += [(arm, f"{FULL}+refine") for arm in arms if arm.startswith(f"{FULL} steps=")]
+    return list(dict.fromkeys(found))
+
+
+def unet_evaluations(sampling: Sampling, refine: Refine | None) -> int:
+    """Of one image; classifier-free guidance evaluates twice a step, and PNDM repeats its second step."""
+    repeated = 1 if sampling.scheduler == "pndm" else 0
+    evaluations = (sampling.steps + repeated) * _a_step(sampling.guidance_scale)
+    if refine is not None:
+        evaluations += (int(refine.steps * refine.strength) + repeated) * _a_step(refine.guidance_scale)
+    return evaluations
+
+
+def equal_steps(sampling: Sampling, refine: Refine) -> int:
+    """Steps with which txt2img alone costs as many UNet evaluations as with refinement (to half a step's worth)."""
+    repeated = 1 if sampling.scheduler == "pndm" else 0
+    return round(unet_evaluations(sampling, refine) / _a_step(sampling.guidance_scale)) - repeated
+
+
+def _a_step(guidance_scale: float) -> int:
+    return 2 if guidance_scale > 1 else 1
