@@ -27,6 +27,7 @@ COMMANDS = {
     "finetune": "train the config's adapters",
     "generate": "draw the config's corpus",
     "evaluate": "compare the config's arms with the real images and write the report",
+    "ablate": "compare base, LoRA, textual inversion and both, each also refined, and sweep strength and guidance",
     "reproduce": "make one image of a run again and compare its pixels",
     "card": "write a run's data-set card; --card.license, .source, .ethics and .contact state what it says",
     "readers": "a blinded reader study: real and synthetic images to be told apart, and the score of a returned sheet",
@@ -237,6 +238,23 @@ def _evaluate(options: argparse.Namespace, flags: list[str]) -> int:
     return _quarantine_status(config, arms=True)
 
 
+def _ablate(options: argparse.Namespace, flags: list[str]) -> int:
+    from busray.config import load_config
+    from busray.corpus.ablation import parts
+
+    config = load_config(options.config, flags)
+    drawn = parts(config)
+    with reporter() as tell:
+        run = _open(config, tell, command=f"busray ablate {options.config} {shlex.join(flags)}".strip())
+        from busray.cluster.ablate import PAGE, TABLE, ablate
+
+        report = ablate(run)
+    _print_ablation(report)
+    folder = config.output.rstrip("/")
+    print(f"figures: {folder}/{TABLE}\nreport: {folder}/{PAGE}")
+    return max(_quarantine_status(part.config, released=True, arms=True) for part in drawn)
+
+
 def _reopen(url: str, tell: Any) -> Any:
     """A stored run with the settings it holds, for work that writes nothing into it."""
     import json
@@ -400,6 +418,7 @@ COMMAND_FUNCTIONS = {
     "finetune": _finetune,
     "generate": _generate,
     "evaluate": _evaluate,
+    "ablate": _ablate,
     "reproduce": _reproduce,
     "card": _card,
     "readers": _readers,
@@ -440,6 +459,23 @@ def _print_figures(figures: list[Any]) -> None:
         heading = f"{title} against {reference} images, synthetic-only where nothing else is said"
         print_table(heading, *narrow_rows(plain, metric))
     for sentence in verdicts(figures):
+        print(sentence)
+
+
+def _print_ablation(report: dict[str, Any]) -> None:
+    from busray.quality.ablation import compared, configuration_rows, nearness_rows, sweep_rows
+    from busray.quality.tables import difference_rows, narrow_rows
+
+    ablation, figures = report["ablation"], compared(report)
+    for metric, title in (("fid", "FID"), ("kid", "KID x 1000 [95 % interval]")):
+        heading = f"{title} against {ablation['reference']} images, synthetic-only where nothing else is said"
+        print_table(heading, *narrow_rows(figures, metric))
+    print_table("Seed-paired KID differences", *difference_rows([f for f in figures if f["class"] == "all"]))
+    print_table("Copying and class drift", *nearness_rows(figures, ablation["arms"], ablation["held_out"]))
+    sweeps = sweep_rows(report["figures"], ablation["curves"], ablation["sweep_reference"])
+    print_table(f"Sweeps, against {ablation['sweep_reference']} images", *sweeps)
+    print_table("Every configuration tried", *configuration_rows(ablation["configurations"]))
+    for sentence in report["verdicts"]:
         print(sentence)
 
 

@@ -24,8 +24,8 @@ class Part:
     """Of the part; its evaluate.arms are the arms to read."""
     arms: Mapping[str, str]
     """arm as the part calls it -> as the ablation does."""
-    axis: Axis | None = None
-    """Of the sweep that the part is a point of."""
+    point: tuple[Axis, float] | None = None
+    """The sweep and its value there."""
     shares_adapters: bool = False
     """Takes the adapters of FULL instead of training its own."""
 
@@ -55,12 +55,12 @@ def parts(config: Config) -> list[Part]:
     for strength in config.ablate.strengths:
         if strength != config.refine.strength:
             changes = {"refine": {"strength": strength}, "corpus": {"keep_txt2img": False}}
-            found.append(_point(config, f"strength={strength:g}", changes, (f"{FULL}+refine",), "strength"))
+            found.append(_point(config, f"strength={strength:g}", changes, (f"{FULL}+refine",), ("strength", strength)))
     for scale in config.ablate.guidance_scales:
         if not scale == config.sampling.guidance_scale == config.refine.guidance_scale:
             scales: dict[str, Any] = {group: {"guidance_scale": scale} for group in ("sampling", "refine")}
             changes = {**scales, "corpus": {"keep_txt2img": True}}
-            found.append(_point(config, f"guidance={scale:g}", changes, (FULL, f"{FULL}+refine"), "guidance"))
+            found.append(_point(config, f"guidance={scale:g}", changes, (FULL, f"{FULL}+refine"), ("guidance", scale)))
     return found
 
 
@@ -69,11 +69,13 @@ def _plain(*methods: str) -> dict[str, str]:
     return dict(zip(arms, arms, strict=True))
 
 
-def _point(config: Config, name: str, changes: dict[str, Any], arms: Sequence[str], axis: Axis | None = None) -> Part:
+def _point(
+    config: Config, name: str, changes: dict[str, Any], arms: Sequence[str], point: tuple[Axis, float] | None = None
+) -> Part:
     """Other sampling settings for FULL."""
     named = {arm: f"{arm} {name}" for arm in arms}
     changes = {"adapters": {"method": FULL}, **changes}
-    return _part(config, f"points/{name}", changes, named, axis, shares_adapters=True)
+    return _part(config, f"points/{name}", changes, named, point, shares_adapters=True)
 
 
 def _part(
@@ -81,7 +83,7 @@ def _part(
     prefix: str,
     changes: dict[str, Any],
     arms: dict[str, str],
-    axis: Axis | None = None,
+    point: tuple[Axis, float] | None = None,
     shares_adapters: bool = False,
 ) -> Part:
     tree = config.model_dump(mode="json")
@@ -92,7 +94,7 @@ def _part(
     for group, change in changes.items():
         tree[group] = {**tree[group], **change} if isinstance(change, dict) else change
     try:
-        return Part(prefix, validate(tree), arms, axis, shares_adapters)
+        return Part(prefix, validate(tree), arms, point, shares_adapters)
     except UserError as error:
         raise UserError(f"busray ablate, {prefix or 'base and the configured method'}: {error}") from error
 
@@ -104,6 +106,30 @@ def pairs(arms: Sequence[str], against: str) -> list[tuple[str, str]]:
     found += [(method, f"{method}+refine") for method in ("base", *METHODS)]
     found += [(arm, f"{FULL}+refine") for arm in arms if arm.startswith(f"{FULL} steps=")]
     return list(dict.fromkeys(found))
+
+
+Curves = dict[Axis, dict[str, list[tuple[float, str]]]]
+"""sweep -> arm as it is configured -> (value, arm there), values rising."""
+
+
+def curves(config: Config, found: Sequence[Part]) -> Curves:
+    """The sweeps with the configured point among them; a strength of 0 is the image before refinement."""
+    assert config.refine is not None
+    refined = f"{FULL}+refine"
+    strength = [(0.0, FULL), (config.refine.strength, refined)]
+    guidance: dict[str, list[tuple[float, str]]] = {FULL: [], refined: []}
+    if config.sampling.guidance_scale == config.refine.guidance_scale:
+        guidance = {arm: [(config.sampling.guidance_scale, arm)] for arm in guidance}
+    for part in found:
+        for arm, name in part.arms.items():
+            if part.point and part.point[0] == "strength":
+                strength.append((part.point[1], name))
+            elif part.point:
+                guidance[arm].append((part.point[1], name))
+    return {
+        "strength": {refined: sorted(strength)},
+        "guidance": {arm: sorted(points) for arm, points in guidance.items()},
+    }
 
 
 def unet_evaluations(sampling: Sampling, refine: Refine | None) -> int:

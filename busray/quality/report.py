@@ -6,13 +6,18 @@ comes from data passes `_e` (HTML escaping) on its way in.
 
 import base64
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape as _e
 from typing import Any
 
 from busray.corpus.run import flatten
+from busray.quality.page import folded as _folded
+from busray.quality.page import scale as _scale
+from busray.quality.page import svg as _svg
+from busray.quality.page import table as _table
+from busray.quality.page import text as _text
+from busray.quality.page import ticks as _ticks
 from busray.quality.tables import (
     METRICS,
     Json,
@@ -22,7 +27,6 @@ from busray.quality.tables import (
     difference_rows,
     metrics_rows,
     neighbour_rows,
-    numeric,
     printed,
     statement,
 )
@@ -117,8 +121,11 @@ footer{margin-top:3rem}
 """
 
 
-def report_html(report: Json, galleries: dict[str, list[GalleryRow]]) -> str:
-    """The whole page, from what report.json holds and a few rows of images a class. Missing parts are left out."""
+def report_html(report: Json, galleries: dict[str, list[GalleryRow]], sections: Sequence[str] = ()) -> str:
+    """The whole page, from what report.json holds and a few rows of images a class. Missing parts are left out.
+
+    sections: HTML of further ones, after the figures.
+    """
     figures = report.get("figures") or []
     name = report.get("run", {}).get("name", "run")
     body = [
@@ -127,6 +134,7 @@ def report_html(report: Json, galleries: dict[str, list[GalleryRow]]) -> str:
         _verdicts(report.get("verdicts") or []),
         _gallery(galleries),
         _figures(figures),
+        *sections,
         _data_set(report.get("dataset") or {}, report.get("check") or {}),
         _training(report.get("finetune") or {}),
         _timings(report.get("timings") or []),
@@ -313,48 +321,7 @@ def _training(training: Json) -> str:
     return f"<section><h2>Fine-tuning</h2><figure>{svg}<figcaption>{legend}</figcaption></figure></section>"
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Four to ten round numbers within low .. high (one, where they are the same)."""
-    span = (high - low) or 1.0
-    power = 10 ** math.floor(math.log10(span / 4))
-    step = max(power * m for m in (1, 2, 2.5, 5) if power * m <= span / 4)
-    return [round(i * step, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    """value -> position: low at start, high at end."""
-    return lambda value: start + (value - low) / ((high - low) or 1.0) * (end - start)
-
-
-def _svg(width: float, height: float, label: str, inside: str) -> str:
-    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{_e(label)}">{inside}</svg>'
-
-
-def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{_e(text)}</text>'
-
-
 # ---- tables of the page ---------------------------------------------------------------------------------------------
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], kind: str = "") -> str:
-    """Columns of numbers to the right, of words to the left; nothing where there are no rows."""
-    if not rows:
-        return ""
-    table = [[str(cell) for cell in row] for row in rows]
-    right = numeric(table)
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        marks = ("" if i in right else ' class="left"' for i in range(len(cells)))
-        return "<tr>" + "".join(f"<{tag}{m}>{_e(cell)}</{tag}>" for m, cell in zip(marks, cells)) + "</tr>"
-
-    head = f"<thead>{line(columns, 'th')}</thead>" if columns else ""
-    body = "".join(line(row, "td") for row in table)
-    return f'<div class="scroll"><table class="{kind}">{head}<tbody>{body}</tbody></table></div>'
-
-
-def _folded(title: str, inside: str) -> str:
-    return f"<details><summary>{_e(title)}</summary>{inside}</details>" if inside else ""
 
 
 def _data_set(dataset: Json, check: Json) -> str:

@@ -1,5 +1,7 @@
 """Figures as tables: for the terminal, for Markdown, for the page. Records in, cells out."""
 
+import csv
+import io
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -119,6 +121,24 @@ def difference_rows(figures: list[Json]) -> tuple[list[str], list[list[str]]]:
         value = f"{f['value'] * factor:+z.{METRICS[metric][2]}f}"
         rows.append([f["arm"], f["class"], value, interval, excludes])
     return [*columns, "95 % interval", "excludes 0"], rows
+
+
+def figures_csv(figures: list[Json]) -> str:
+    """A row a figure, with the fields that it has in report.json; the interval in two columns, empty where none is."""
+    rows = []
+    for figure in figures:
+        row: Json = {}
+        for key, value in figure.items():
+            if key == "interval":
+                row["interval_low"], row["interval_high"] = value or ("", "")
+            else:
+                row[key] = value
+        rows.append(row)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

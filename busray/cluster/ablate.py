@@ -1,0 +1,380 @@
+"""`busray ablate`: every part of an ablation drawn by the stages of a run, measured together, written as one table.
+
+A part is a run below the output with settings of its own; all share data, seeds and training budget. Whatever a part
+has committed is not made again, so the same command goes on where it stopped.
+"""
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import ray
+
+from busray import __version__
+from busray import config as settings
+from busray.cluster.board import watched
+from busray.cluster.evaluate import Piece, extract, features, load_features, synthetic_pieces
+from busray.cluster.finetune import finetune
+from busray.cluster.generate import generate
+from busray.cluster.run import TIMINGS, Run, timed
+from busray.cluster.session import device_of, session, use_threads
+from busray.corpus.ablation import ARMS, FULL, Part, curves, pairs, parts, unet_evaluations
+from busray.corpus.arms import arm_sources, arms_to_draw, compared_images
+from busray.corpus.commit import committed_shards, read_commit, read_rows
+from busray.corpus.encode import png_bytes
+from busray.corpus.plan import read_segments
+from busray.data.frame import content_box
+from busray.data.prepare import load_images
+from busray.identity import fingerprint
+from busray.model.checkpoints import commit_adapters, read_adapters
+from busray.quality.ablation import RECONSTRUCTION, ablation_html, nearness_figures, sentences
+from busray.quality.contact_sheet import contact_sheet
+from busray.quality.figures import OTHER, Features, arm_figures, verdicts
+from busray.quality.inception import InceptionFeatures
+from busray.quality.tables import figures_csv
+from busray.records import CONFIG, DATASET, Box, Figure, SourceImage, UserError, features_key, to_json
+from busray.storage import Store
+
+SWEEP_REFERENCE = "val"
+"""Settings are chosen on it; the arms are compared on evaluate.reference."""
+TABLE, RECORD, PAGE = "ablate.csv", "ablate.json", "ablate.html"
+SHEET_IMAGES = 6
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A part and the run that its stages are handed."""
+
+    part: Part
+    run: Run
+
+
+def check_ablation(run: Run) -> list[Part]:
+    """The ablation's parts; UserError where their settings or the adapters that are there make no fair comparison."""
+    adapters = read_adapters(run.store)
+    if run.config.adapters.path or (adapters and adapters.get("adopted")):
+        raise UserError(
+            "adapters.path: an ablation trains every arm's adapters alike, so it takes none from elsewhere: leave it "
+            "unset and give an output whose adapters were trained there (those of `busray run` under it are kept)"
+        )
+    return parts(run.config)
+
+
+def ablate(run: Run) -> dict[str, Any]:
+    """Draw and measure every part, write ablate.csv, ablate.json and ablate.html; returns what ablate.json holds."""
+    found = [Opened(part, _open(run, part)) for part in check_ablation(run)]
+    with session(run.config.cluster, run.log_file):
+        for one in found:
+            _draw(one, found)
+        arms, sweep = _measure(run, found)
+    report = _report(run, found, arms, sweep)
+    run.store.replace(TABLE, figures_csv(report["figures"]).encode())
+    run.store.replace(RECORD, to_json(report))
+    run.store.replace(PAGE, ablation_html(report, _sheets(run, found)).encode())
+    return report
+
+
+# ---- drawing --------------------------------------------------------------------------------------------------------
+
+
+def _open(run: Run, part: Part) -> Run:
+    """The part's run: its own settings and storage, the ablation's data set and base."""
+    if not part.prefix:
+        return replace(run, config=_grown(run.store, part.config))
+    store = run.store.sub(part.prefix)
+    store.put_once(CONFIG, to_json(part.config.model_dump(mode="json")))
+    store.put_once(DATASET, to_json(run.dataset))
+
+    def tell(stage: str, done: int, total: int) -> None:
+        run.tell(f"{part.prefix}: {stage}", done, total)
+
+    return replace(run, config=part.config, store=store, tell=tell)
+
+
+def _grown(store: Store, config: settings.Config) -> settings.Config:
+    """The settings with as many images as `busray run` planned there already, since a corpus only grows."""
+    planned: dict[str, int] = {}
+    for segment in read_segments(store):
+        planned[segment.class_name] = planned.get(segment.class_name, 0) + segment.count
+    classes = {
+        name: c.model_copy(update={"images": max(c.images, planned.get(name, 0))}) for name, c in config.classes.items()
+    }
+    return config.model_copy(update={"classes": classes})
+
+
+def _draw(one: Opened, found: list[Opened]) -> None:
+    run = one.run
+    if one.part.shares_adapters:
+        full = next(other.run for other in found if FULL in other.part.arms.values())
+        _share_adapters(full.store, run.store)
+    else:
+        timed(run, "finetune", lambda: finetune(run))
+    timed(run, "generate", lambda: generate(run))
+    for arm in arms_to_draw(run.config):
+        timed(run, f"generate {arm}", lambda arm=arm: generate(run, arm))
+
+
+def _share_adapters(source: Store, target: Store) -> None:
+    """Commit the source's adapters in the target too, so that the part can be reproduced by itself."""
+    record = read_adapters(source)
+    assert record is not None
+    if read_adapters(target) is None:
+        files = {name: source.read(f"{record['folder']}/{name}") for name in record["files"]}
+        commit_adapters(target, files, record)
+
+
+# ---- measuring ------------------------------------------------------------------------------------------------------
+
+
+def _measure(run: Run, found: list[Opened]) -> tuple[list[Figure], list[Figure]]:
+    """(figures of the arms against evaluate.reference, figures of the sweeps against SWEEP_REFERENCE)."""
+    extractor, reference = InceptionFeatures.name, run.config.evaluate.reference
+    wanted: dict[str, list[Piece]] = {}
+    for one in found:
+        pieces = synthetic_pieces(one.run, arm_sources(one.run.config), extractor)
+        wanted |= {name: pieces[arm] for arm, name in one.part.arms.items()}
+    drawn, real = features(run, wanted, extractor)
+    reconstructed = _reconstructed(run, extractor)
+
+    run.tell("figures", 0, 3)
+    names = _arm_names(found)
+    compared = {name: drawn[name] for name in names}
+    arms = arm_figures(compared, real, reference, extractor, pairs(names, run.config.ablate.against))
+    arms += nearness_figures(compared, real, _held_out(reference), extractor)
+    run.tell("figures", 1, 3)
+    for name, images in reconstructed.items():
+        figures = arm_figures({name: images}, real, reference, extractor, [])
+        arms += [replace(f, protocol=RECONSTRUCTION) for f in figures if f.protocol == "synthetic-only"]
+    run.tell("figures", 2, 3)
+    points = [(arm, name) for by in curves(run.config, _parts(found)).values() for arm in by for _, name in by[arm]]
+    swept = {name: drawn[name] for _, name in points}
+    against = [(arm, name) for arm, name in dict.fromkeys(points) if arm != name]
+    sweep = arm_figures(swept, real, SWEEP_REFERENCE, extractor, against)
+    sweep += nearness_figures(swept, real, SWEEP_REFERENCE, extractor)
+    run.tell("figures", 3, 3)
+    return arms, sweep
+
+
+def _parts(found: list[Opened]) -> list[Part]:
+    return [one.part for one in found]
+
+
+def _arm_names(found: list[Opened]) -> list[str]:
+    """The arms of the table: all but those that are a sweep's."""
+    others = [name for one in found if not one.part.point for name in one.part.arms.values()]
+    return [*ARMS, *(name for name in others if name not in ARMS)]
+
+
+def _held_out(reference: str) -> str:
+    """The split of real images whose nearness to the training images is the floor."""
+    return reference if reference in ("val", "test") else "test"
+
+
+# ---- the autoencoder alone ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Block:
+    """Real images of a class to encode and decode; `key` is where the result goes, uint8 [n, s, s]."""
+
+    arm: str
+    class_name: str
+    images: tuple[SourceImage, ...]
+    key: str
+    content: str
+
+
+def _blocks(run: Run) -> list[Block]:
+    """`vae`: the reference's images, as many a class as the arms have. Its images and the reference are the same, so
+    beside it stand those that the real-against-real floor holds against the reference, `vae-<split>`."""
+    reference, n = run.config.evaluate.reference, compared_images(run.config)
+    splits = {"vae": reference} | ({f"vae-{OTHER[reference]}": OTHER[reference]} if reference in OTHER else {})
+    blocks = []
+    for arm, split in splits.items():
+        for name in run.config.classes:
+            images = tuple([image for image in run.dataset.split(split) if image.class_name == name][:n])
+            made_of = [image.sha256 for image in images]
+            base = [run.base.files, run.config.base.dtype, run.dataset.size, run.dataset.frame]
+            content = fingerprint([*base, made_of])
+            blocks.append(Block(arm, name, images, f"vae/{content[:32]}.npy", content))
+    return blocks
+
+
+def _reconstructed(run: Run, extractor: str) -> dict[str, Features]:
+    """arm -> class -> features of real images that the base's autoencoder encoded and decoded."""
+    blocks = _blocks(run)
+    missing = [block for block in blocks if not run.store.exists(block.key)]
+    if missing:
+        cluster = run.config.cluster
+        task = ray.remote(num_cpus=cluster.cpus_per_actor, num_gpus=cluster.gpus_per_actor)(_reconstruct)
+        with watched(run.tell, "autoencoder", sum(len(block.images) for block in missing)) as board:
+            for block in missing:
+                pixels = load_images(run.folder, block.images, run.dataset.size, run.dataset.frame)
+                size, frame = run.dataset.size, run.dataset.frame
+                boxes = [content_box(image.width, image.height, size, frame) for image in block.images]
+                ray.get(task.remote(run.config, run.store, block.key, pixels, boxes, board))
+    keys = {block: features_key(block.content, "vae", extractor) for block in blocks}
+    pieces = [
+        Piece(run.store, keys[block], pixels=ray.put(_pixels(run.store, block)), images=len(block.images))
+        for block in blocks
+        if not run.store.exists(keys[block])
+    ]
+    if pieces:
+        extract(run, pieces)
+    return {
+        arm: {block.class_name: load_features(run.store, keys[block]) for block in blocks if block.arm == arm}
+        for arm in dict.fromkeys(block.arm for block in blocks)
+    }
+
+
+def _pixels(store: Store, block: Block) -> np.ndarray:
+    """uint8 [n, s, s]"""
+    return np.load(io.BytesIO(store.read(block.key)), allow_pickle=False)
+
+
+def _reconstruct(
+    config: settings.Config, store: Store, key: str, pixels: np.ndarray, boxes: list[Box], board: Any
+) -> None:
+    from busray.model.base import load_pipeline
+    from busray.model.latents import reconstruct
+
+    use_threads(config.cluster.threads)
+    pipe = load_pipeline(config.base, device_of(config.cluster.gpus_per_actor))
+    made = reconstruct(pipe, pixels, boxes, config.sampling.batch_size)
+    buffer = io.BytesIO()
+    np.save(buffer, made, allow_pickle=False)
+    store.put_once(key, buffer.getvalue())
+    board.add.remote(len(made))
+
+
+# ---- what comes of it -----------------------------------------------------------------------------------------------
+
+
+def _report(run: Run, found: list[Opened], arms: list[Figure], sweep: list[Figure]) -> dict[str, Any]:
+    """Pure records; an arm that is in the table and in a sweep has its paper-mixture figures once."""
+    figures = list(dict.fromkeys([*arms, *sweep]))
+    names, refined = _arm_names(found), f"{FULL}+refine"
+    reference = run.config.evaluate.reference
+    return {
+        "run": {
+            "name": run.config.name,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "busray": __version__,
+            "output": run.config.output,
+            "command": run.command,
+            "base": run.base.to_dict(),
+            "settings": run.config.model_dump(mode="json"),
+        },
+        "dataset": {
+            "hash": run.dataset.hash,
+            "size": run.dataset.size,
+            "frame": run.dataset.frame,
+            "counts": {
+                split: {
+                    name: sum(i.class_name == name for i in run.dataset.split(split)) for name in run.config.classes
+                }
+                for split in ("train", "val", "test")
+            },
+            "left_out": [list(pair) for pair in run.dataset.left_out],
+        },
+        "figures": [figure.to_dict() for figure in figures],
+        "verdicts": [*sentences(arms, sweep, refined, SWEEP_REFERENCE), *verdicts(arms)],
+        "timings": _timings(found),
+        "ablation": {
+            "against": run.config.ablate.against,
+            "full": FULL,
+            "arms": names,
+            "sweep_only": [name for one in found if one.part.point for name in one.part.arms.values()],
+            "reference": reference,
+            "sweep_reference": SWEEP_REFERENCE,
+            "held_out": _held_out(reference),
+            "curves": curves(run.config, _parts(found)),
+            "configurations": _configurations(run, found),
+        },
+    }
+
+
+def _configurations(run: Run, found: list[Opened]) -> list[dict[str, Any]]:
+    """Every arm's settings, and those of sweeps that an earlier command with other values of them left here."""
+    rows = [_configuration(name, arm, one.part) for one in found for arm, name in one.part.arms.items()]
+    mine = {one.part.prefix for one in found}
+    for key in run.store.list("points"):
+        prefix, _, file = key.rpartition("/")
+        if file == CONFIG and prefix.count("/") == 1 and prefix not in mine:
+            config = settings.validate(json.loads(run.store.read(key)))
+            earlier = Part(prefix, config, {arm: f"{arm} {prefix.partition('/')[2]}" for arm in config.evaluate.arms})
+            rows += [_configuration(name, arm, earlier, "earlier") for arm, name in earlier.arms.items()]
+    order = {name: i for i, name in enumerate(_arm_names(found))}
+    return sorted(rows, key=lambda row: order.get(row["arm"], len(order)))
+
+
+def _configuration(name: str, arm: str, part: Part, measured: str = "now") -> dict[str, Any]:
+    config = part.config
+    method, refined = settings.split_arm(arm)
+    refine = config.refine if refined else None
+    return {
+        "arm": name,
+        "training steps": None if method == "base" else config.adapters.steps,
+        "steps": config.sampling.steps,
+        "guidance": config.sampling.guidance_scale,
+        "strength": refine.strength if refine else None,
+        "refine steps": refine.steps if refine else None,
+        "refine guidance": refine.guidance_scale if refine else None,
+        "UNet evaluations an image": unet_evaluations(config.sampling, refine),
+        "images a class": compared_images(config),
+        "under": part.prefix or ".",
+        "measured": measured,
+    }
+
+
+def _timings(found: list[Opened]) -> list[dict[str, Any]]:
+    rows = []
+    for one in found:
+        timings: Mapping[str, float] = json.loads(one.run.store.read_or_none(TIMINGS) or b"{}")
+        where = f"{one.part.prefix}: " if one.part.prefix else ""
+        rows += [
+            {"stage": f"{where}{stage}", "seconds": seconds, "images": None, "images_per_second": None}
+            for stage, seconds in timings.items()
+        ]
+    return rows
+
+
+def _sheets(run: Run, found: list[Opened]) -> dict[str, bytes]:
+    """class -> the first images of each arm, a row an arm, a column a seed; and real images through the autoencoder."""
+    sheets = {}
+    cells = {name: _first_images(one.run, arm) for one in found for arm, name in one.part.arms.items()}
+    names = _arm_names(found)
+    order = [*names, *(name for name in cells if name not in names)]
+    for class_name in run.config.classes:
+        rows = [cells[name].get(class_name, []) for name in order]
+        if any(rows):
+            sheets[class_name] = contact_sheet(rows, [], row_labels=order)
+    rows, labels = [], []
+    for block in _blocks(run):
+        if block.arm == "vae":
+            shown = block.images[:SHEET_IMAGES]
+            real = load_images(run.folder, shown, run.dataset.size, run.dataset.frame)
+            made = _pixels(run.store, block)[:SHEET_IMAGES]
+            rows += [[png_bytes(image, {}) for image in images] for images in (real, made)]
+            labels += [f"{block.class_name}, real", "through the autoencoder"]
+    sheets["The autoencoder alone"] = contact_sheet(rows, [], row_labels=labels)
+    return sheets
+
+
+def _first_images(run: Run, arm: str) -> dict[str, list[bytes | None]]:
+    """class -> PNGs of the arm's images 0 .. SHEET_IMAGES - 1; None where one was quarantined."""
+    source = arm_sources(run.config)[arm]
+    store = run.store.sub(source.prefix) if source.prefix else run.store
+    shown: dict[str, list[bytes | None]] = {}
+    for shard in committed_shards(store):
+        if shard.first < SHEET_IMAGES:
+            table = read_rows(store, read_commit(store, shard), columns=["index", source.column])
+            for row in table.to_pylist():
+                if row["index"] < SHEET_IMAGES:
+                    cells = shown.setdefault(shard.class_name, [None] * SHEET_IMAGES)
+                    cells[row["index"]] = row[source.column]["bytes"]
+    return shown

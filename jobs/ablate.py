@@ -1,0 +1,8 @@
+"""The paper's table, for `ray job submit --working-dir . -- python jobs/ablate.py CONFIG [--a.b=c ...]`."""
+
+import sys
+
+from busray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["ablate", *sys.argv[1:]]))
