@@ -2,7 +2,6 @@
 
 import csv
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -40,6 +39,7 @@ def config(**changes: Any) -> Config:
         "classes": {"benign": {"images": 40}, "malignant": {"images": 24}},
         "sampling": {"steps": 20, "guidance_scale": 2.0},
         "refine": {"steps": 20, "strength": 0.3, "guidance_scale": 2.0},
+        "evaluate": {"arms": ["base"]},
         "ablate": {"strengths": [0.3, 0.5], "guidance_scales": [2.0, 4.0]},
     }
     for key, value in changes.items():
@@ -150,7 +150,7 @@ def draws(n: int, seed: int, shift: float = 0.0) -> np.ndarray:
     return (np.random.default_rng(seed).standard_normal((n, 8)) + shift).astype(np.float32)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def real() -> dict[str, dict[str, np.ndarray]]:
     sizes = {"train": 30, "val": 10, "test": 14}
     return {split: {"b": draws(n, n), "m": draws(n, n + 1, 3.0)} for split, n in sizes.items()}
@@ -183,7 +183,7 @@ def test_nearness_agrees_with_a_loop_and_exposes_copies_and_swapped_classes(real
     assert (one.n, one.n_reference, one.protocol) == (12, 60, "synthetic-only")
 
 
-@pytest.mark.parametrize("n", [6, 7, 24, 72, 301])
+@pytest.mark.parametrize("n", [6, 7, 72, 301])
 def test_the_medians_interval_is_the_binomial_one_and_covers(n: int) -> None:
     ordered = np.arange(n, dtype=float)
     interval = median_interval(ordered[::-1])
@@ -193,10 +193,10 @@ def test_the_medians_interval_is_the_binomial_one_and_covers(n: int) -> None:
     assert stats.binom.cdf(rank - 1, n, 0.5) <= 0.025 < stats.binom.cdf(rank, n, 0.5)
     rng = np.random.default_rng(n)
     hits = 0
-    for _ in range(2000):
+    for _ in range(1000):
         low, high = median_interval(rng.exponential(size=n)) or (1.0, 0.0)
         hits += low <= np.log(2) <= high
-    assert hits / 2000 > 0.94
+    assert hits / 1000 > 0.94
 
 
 def test_too_few_values_have_no_interval_and_very_many_have_one() -> None:
@@ -214,8 +214,8 @@ def test_a_shares_interval_is_wilsons(hits: int, n: int) -> None:
 # ---- what is shown --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def report(real: dict) -> Iterator[dict[str, Any]]:
+@pytest.fixture(scope="module")
+def report(real: dict) -> dict[str, Any]:
     found = parts(config())
     names = [name for part in found for name in part.arms.values()]
     drawn = {name: {"b": draws(12, i, 0.5), "m": draws(12, i + 50, 2.5)} for i, name in enumerate(names)}
@@ -226,7 +226,7 @@ def report(real: dict) -> Iterator[dict[str, Any]]:
     of_sweeps = curves(config(), found)
     swept = {name: drawn[name] for by in of_sweeps.values() for points in by.values() for _, name in points}
     sweep = arm_figures(swept, real, "val", EXTRACTOR, []) + nearness_figures(swept, real, "val", EXTRACTOR)
-    yield {
+    return {
         "run": {"name": "mine"},
         "figures": [f.to_dict() for f in dict.fromkeys([*arms, *sweep])],
         "verdicts": sentences(arms, sweep, "lora+ti+refine", "val"),
