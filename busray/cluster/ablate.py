@@ -17,7 +17,7 @@ import ray
 from busray import __version__
 from busray import config as settings
 from busray.cluster.board import watched
-from busray.cluster.evaluate import Piece, extract, features, load_features, synthetic_pieces
+from busray.cluster.evaluate import Piece, features, synthetic_pieces
 from busray.cluster.finetune import finetune
 from busray.cluster.generate import generate
 from busray.cluster.run import TIMINGS, Run, timed
@@ -33,7 +33,7 @@ from busray.identity import fingerprint
 from busray.model.checkpoints import commit_adapters, read_adapters
 from busray.quality.ablation import RECONSTRUCTION, ablation_html, nearness_figures, sentences
 from busray.quality.contact_sheet import contact_sheet
-from busray.quality.figures import OTHER, Features, arm_figures, verdicts
+from busray.quality.figures import OTHER, arm_figures, verdicts
 from busray.quality.inception import InceptionFeatures
 from busray.quality.tables import figures_csv
 from busray.records import CONFIG, DATASET, Box, Figure, SourceImage, UserError, features_key, to_json
@@ -138,7 +138,11 @@ def _measure(run: Run, found: list[Opened]) -> tuple[list[Figure], list[Figure]]
         pieces = synthetic_pieces(one.run, arm_sources(one.run.config), extractor)
         wanted |= {name: pieces[arm] for arm, name in one.part.arms.items()}
     drawn, real = features(run, wanted, extractor)
-    reconstructed = _reconstructed(run, extractor)
+    reconstructed = {
+        name: images
+        for arm, pieces in _reconstructed(run, extractor).items()
+        for name, images in features(run, {arm: pieces}, extractor)[0].items()
+    }
 
     run.tell("figures", 0, 3)
     names = _arm_names(found)
@@ -204,8 +208,8 @@ def _blocks(run: Run) -> list[Block]:
     return blocks
 
 
-def _reconstructed(run: Run, extractor: str) -> dict[str, Features]:
-    """arm -> class -> features of real images that the base's autoencoder encoded and decoded."""
+def _reconstructed(run: Run, extractor: str) -> dict[str, list[Piece]]:
+    """arm -> real images that the base's autoencoder encoded and decoded, within a session."""
     blocks = _blocks(run)
     missing = [block for block in blocks if not run.store.exists(block.key)]
     if missing:
@@ -217,18 +221,12 @@ def _reconstructed(run: Run, extractor: str) -> dict[str, Features]:
                 size, frame = run.dataset.size, run.dataset.frame
                 boxes = [content_box(image.width, image.height, size, frame) for image in block.images]
                 ray.get(task.remote(run.config, run.store, block.key, pixels, boxes, board))
-    keys = {block: features_key(block.content, "vae", extractor) for block in blocks}
-    pieces = [
-        Piece(run.store, keys[block], pixels=ray.put(_pixels(run.store, block)), images=len(block.images))
-        for block in blocks
-        if not run.store.exists(keys[block])
-    ]
-    if pieces:
-        extract(run, pieces)
-    return {
-        arm: {block.class_name: load_features(run.store, keys[block]) for block in blocks if block.arm == arm}
-        for arm in dict.fromkeys(block.arm for block in blocks)
-    }
+    wanted: dict[str, list[Piece]] = {}
+    for block in blocks:
+        pixels, key = ray.put(_pixels(run.store, block)), features_key(block.content, "vae", extractor)
+        piece = Piece(run.store, key, pixels=pixels, images=len(block.images), class_name=block.class_name)
+        wanted.setdefault(block.arm, []).append(piece)
+    return wanted
 
 
 def _pixels(store: Store, block: Block) -> np.ndarray:

@@ -47,6 +47,8 @@ class Piece:
     boxes: tuple[Box, ...] = ()
     """Where the content of real images lies; a shard has it in its columns."""
     images: int = 0
+    class_name: str = ""
+    """Of real images that make an arm; a shard names its own."""
 
 
 def evaluate(run: Run) -> list[Figure]:
@@ -209,10 +211,12 @@ def _arm_features(run: Run, pieces: list[Piece]) -> dict[str, dict[int, np.ndarr
     limit = compared_images(run.config)
     features: dict[str, dict[int, np.ndarray]] = {}
     for piece in pieces:
-        assert piece.commit is not None
-        index = read_rows(piece.store, piece.commit, columns=["index"]).column("index").to_pylist()
+        name, index = piece.class_name, range(piece.images)
+        if piece.commit is not None:
+            name = piece.commit.class_name
+            index = read_rows(piece.store, piece.commit, columns=["index"]).column("index").to_pylist()
         rows = zip(index, load_features(piece.store, piece.key), strict=True)
-        features.setdefault(piece.commit.class_name, {}).update((i, row) for i, row in rows if i < limit)
+        features.setdefault(name, {}).update((i, row) for i, row in rows if i < limit)
     return features
 
 

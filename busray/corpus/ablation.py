@@ -37,6 +37,11 @@ def parts(config: Config) -> list[Part]:
     """
     if config.refine is None:
         raise UserError("refine: null, but half of an ablation's arms are refined: give it settings")
+    if config.sampling.scheduler == "pndm":
+        raise UserError(
+            "sampling.scheduler: pndm evaluates the UNet several times in its first steps, how often depends on the base, "
+            "so no arm of equal evaluations can be made: give another one"
+        )
     own = config.adapters.method
     found = [_part(config, "", {}, _plain("base", own))]
     found += [
@@ -133,18 +138,16 @@ def curves(config: Config, found: Sequence[Part]) -> Curves:
 
 
 def unet_evaluations(sampling: Sampling, refine: Refine | None) -> int:
-    """Of one image; classifier-free guidance evaluates twice a step, and PNDM repeats its second step."""
-    repeated = 1 if sampling.scheduler == "pndm" else 0
-    evaluations = (sampling.steps + repeated) * _a_step(sampling.guidance_scale)
+    """Of one image, by a scheduler that evaluates once a step; classifier-free guidance makes two of one."""
+    evaluations = sampling.steps * _a_step(sampling.guidance_scale)
     if refine is not None:
-        evaluations += (int(refine.steps * refine.strength) + repeated) * _a_step(refine.guidance_scale)
+        evaluations += int(refine.steps * refine.strength) * _a_step(refine.guidance_scale)
     return evaluations
 
 
 def equal_steps(sampling: Sampling, refine: Refine) -> int:
     """Steps with which txt2img alone costs as many UNet evaluations as with refinement (to half a step's worth)."""
-    repeated = 1 if sampling.scheduler == "pndm" else 0
-    return round(unet_evaluations(sampling, refine) / _a_step(sampling.guidance_scale)) - repeated
+    return round(unet_evaluations(sampling, refine) / _a_step(sampling.guidance_scale))
 
 
 def _a_step(guidance_scale: float) -> int:

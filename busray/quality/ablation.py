@@ -17,7 +17,7 @@ from busray.quality.neighbours import nearest
 from busray.quality.page import scale, svg, table, text, ticks
 from busray.quality.report import report_html
 from busray.quality.tables import METRICS, NONE, Json, printed
-from busray.records import CLASS_ALL, Figure
+from busray.records import CLASS_ALL, INCEPTION, Figure
 
 RECONSTRUCTION = "reconstruction"
 """Protocol of real images encoded and decoded by the autoencoder, against real images."""
@@ -99,7 +99,11 @@ def sentences(arms: Sequence[Figure], sweep: Sequence[Figure], full: str, sweep_
             beside = f"; such images as they are {floor.value:.1f}" if floor and f.arm != "vae" else ""
             said.append(f"The autoencoder alone, {f.arm}: FID {f.value:.1f} (n {f.n} against {f.n_reference}){beside}.")
     tried = {f.arm: f for f in sweep if (f.metric, f.class_name) == ("kid", CLASS_ALL)}
-    near = {f.arm: f.value for f in sweep if f.metric.removesuffix("_floor") == DISTANCE and f.class_name == CLASS_ALL}
+    near = {
+        f.arm: f.value
+        for f in sweep
+        if (f.metric.removesuffix("_floor"), f.class_name, f.extractor) == (DISTANCE, CLASS_ALL, INCEPTION)
+    }
     if tried:
         best = min(tried.values(), key=lambda f: f.value)
         said.append(
@@ -167,11 +171,11 @@ def _plain(value: object) -> str:
 
 
 def _overall(figures: Sequence[Json], reference: str) -> dict[tuple[str, str], Json]:
-    """(metric, arm) -> figure of all classes against the reference's images, or the training images by nearness."""
+    """(metric, arm) -> Inception's figure of all classes, against the reference's images; of nearness, training's."""
     return {
         (f["metric"], f["arm"]): f
         for f in figures
-        if f["class"] == CLASS_ALL and f["protocol"] != "paper-mixture"
+        if f["class"] == CLASS_ALL and f["protocol"] != "paper-mixture" and f["extractor"] == INCEPTION
         if f["reference"] == ("train" if f["metric"].removesuffix("_floor") in (DISTANCE, SAME_CLASS) else reference)
     }
 
