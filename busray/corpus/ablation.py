@@ -39,8 +39,8 @@ def parts(config: Config) -> list[Part]:
         raise UserError("refine: null, but half of an ablation's arms are refined: give it settings")
     if config.sampling.scheduler == "pndm":
         raise UserError(
-            "sampling.scheduler: pndm evaluates the UNet several times in its first steps, how often depends on the base, "
-            "so no arm of equal evaluations can be made: give another one"
+            "sampling.scheduler: pndm evaluates the UNet several times in its first steps, how often depends on the "
+            "base, so no arm of equal evaluations can be made: give another one"
         )
     own = config.adapters.method
     found = [_part(config, "", {}, _plain("base", own))]

@@ -5,16 +5,15 @@ image in feature space only; a test that judges images adds figures of its own t
 """
 
 import base64
-import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
 
 from busray.quality.figures import REAL, Features
-from busray.quality.kernel import QUANTILE
 from busray.quality.neighbours import nearest
 from busray.quality.page import scale, svg, table, text, ticks
+from busray.quality.readers import wilson
 from busray.quality.report import report_html
 from busray.quality.tables import METRICS, NONE, Json, printed
 from busray.records import CLASS_ALL, INCEPTION, Figure
@@ -51,7 +50,7 @@ def nearness_figures(
             d = np.concatenate(list(distances.values())) if name == CLASS_ALL else distances[name]
             s = np.concatenate(list(same.values())) if name == CLASS_ALL else same[name]
             common = (len(d), len(train), "train", protocol, extractor, name, arm)
-            intervals = (None, None) if end else (median_interval(d), share_interval(int(s.sum()), len(s)))
+            intervals = (None, None) if end else (median_interval(d), wilson(int(s.sum()), len(s)))
             figures.append(Figure(DISTANCE + end, float(np.median(d)), intervals[0], *common))
             figures.append(Figure(SAME_CLASS + end, float(s.mean()), intervals[1], *common))
     return figures
@@ -68,14 +67,6 @@ def median_interval(values: np.ndarray) -> tuple[float, float] | None:
         return None
     ordered = np.sort(values)
     return float(ordered[below - 1]), float(ordered[n - below])
-
-
-def share_interval(hits: int, n: int) -> tuple[float, float]:
-    """Wilson's (1927) 95 % interval of a share."""
-    share, z2 = hits / n, QUANTILE**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = QUANTILE / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 # ---- sentences ------------------------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from busray.quality.ablation import (
     nearness_figures,
     nearness_rows,
     sentences,
-    share_interval,
     sweep_rows,
 )
 from busray.quality.figures import arm_figures
@@ -205,12 +204,6 @@ def test_too_few_values_have_no_interval_and_very_many_have_one() -> None:
     assert median_interval(np.arange(5.0)) is None
     low, high = median_interval(np.arange(100_000.0)) or (0, 0)
     assert 49_600 < low < 50_000 < high < 50_400
-
-
-@pytest.mark.parametrize(("hits", "n"), [(0, 9), (9, 9), (31, 72), (1, 1000)])
-def test_a_shares_interval_is_wilsons(hits: int, n: int) -> None:
-    wanted = stats.binomtest(hits, n).proportion_ci(method="wilson")
-    assert share_interval(hits, n) == pytest.approx((wanted.low, wanted.high), abs=1e-9)
 
 
 # ---- what is shown --------------------------------------------------------------------------------------------------
