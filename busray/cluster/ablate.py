@@ -107,13 +107,15 @@ def _grown(store: Store, config: settings.Config) -> settings.Config:
 
 
 def _draw(one: Opened, found: list[Opened]) -> None:
-    run = one.run
+    run, start = one.run, None
     if one.part.shares_adapters:
         full = next(other.run for other in found if FULL in other.part.arms.values())
         _share_adapters(full.store, run.store)
+        if one.part.point and one.part.point[0] == "strength" and full.config.corpus.keep_txt2img:
+            start = full.store
     else:
         timed(run, "finetune", lambda: finetune(run))
-    timed(run, "generate", lambda: generate(run))
+    timed(run, "generate", lambda: generate(run, start=start))
     for arm in arms_to_draw(run.config):
         timed(run, f"generate {arm}", lambda arm=arm: generate(run, arm))
 

@@ -1,5 +1,6 @@
 """Generation on Ray Data: a row is a shard; actors sample, CPU tasks encode and commit, in a stream."""
 
+import json
 import platform
 import tempfile
 import time
@@ -20,14 +21,14 @@ from busray.cluster.run import Run
 from busray.cluster.session import device_of, session, use_threads
 from busray.config import split_arm
 from busray.corpus.arms import compared_images, released_arm, uses_adapters
-from busray.corpus.commit import commit_shard, committed_shards
-from busray.corpus.encode import Row
+from busray.corpus.commit import commit_shard, committed_shards, read_commit, read_rows
+from busray.corpus.encode import Row, png_pixels
 from busray.corpus.manifest import publish_manifest
 from busray.corpus.plan import extend_plan, pending, shards
 from busray.corpus.recipe import Recipe, corpus_identity, make_recipe
 from busray.corpus.run import open_run
 from busray.model.checkpoints import fetch_adapters, read_adapters
-from busray.records import Commit, Execution, ImageSpec, Shard, UserError, arm_prefix
+from busray.records import RUN, Commit, Execution, ImageSpec, Shard, UserError, arm_prefix
 from busray.storage import Store
 
 if TYPE_CHECKING:  # torch and diffusers would take the driver 800 MB, which only the workers need
@@ -61,10 +62,15 @@ class DrawJob:
     provenance: dict[str, Any]
     threads: int
     device: str
+    start: Store | None = None
+    """A corpus with the same images before refinement, which need not be drawn again."""
 
 
-def draw_job(run: Run, arm: str | None = None) -> DrawJob:
-    """The job of an arm's corpus, or of the released one. Refuses an output that holds another recipe."""
+def draw_job(run: Run, arm: str | None = None, start: Store | None = None) -> DrawJob:
+    """The job of an arm's corpus, or of the released one. Refuses an output that holds another recipe.
+
+    start: a corpus with txt2img images that differs in the refinement only; ValueError where it differs in more.
+    """
     config = run.config
     name = arm or released_arm(config)
     adapted = uses_adapters(name)
@@ -75,6 +81,8 @@ def draw_job(run: Run, arm: str | None = None) -> DrawJob:
     identity = corpus_identity(
         config, run.base.to_dict(), adapters["sha256"] if adapters else None, run.dataset.hash, refine is not None
     )
+    if start is not None and (differs := _txt2img_differences(start, identity)):
+        raise ValueError(f"{start.url} was drawn with another {', '.join(differs)}")
     store = run.store.sub(arm_prefix(arm)) if arm else run.store
     corpus = open_run(store, identity)
     return DrawJob(
@@ -91,13 +99,24 @@ def draw_job(run: Run, arm: str | None = None) -> DrawJob:
         provenance={"fingerprint": corpus, "identity": identity, "synthetic": True, "arm": name},
         threads=config.cluster.threads,
         device=device_of(config.cluster.gpus_per_actor),
+        start=start,
     )
 
 
-def generate(run: Run, arm: str | None = None) -> str:
-    """Draw what the plan of a corpus still misses and publish its manifest; returns the manifest's digest."""
+def _txt2img_differences(start: Store, identity: dict[str, Any]) -> list[str]:
+    theirs = json.loads(start.read(RUN))["identity"]
+    return sorted(
+        key for key in identity if key not in ("refine", "keep_txt2img", "format") and identity[key] != theirs[key]
+    )
+
+
+def generate(run: Run, arm: str | None = None, start: Store | None = None) -> str:
+    """Draw what the plan of a corpus still misses and publish its manifest; returns the manifest's digest.
+
+    start: as of draw_job.
+    """
     config = run.config
-    job = draw_job(run, arm)
+    job = draw_job(run, arm, start)
     if arm:
         images = {name: compared_images(config) for name, c in config.classes.items() if c.images}
     else:
@@ -155,6 +174,8 @@ class DrawShards:
         begun: Any = ray.get(self.board.begin.remote(f"{shard.class_name}/{shard.name}", me))
         if begun > TRIES:
             raise RuntimeError(f"shard {shard.class_name}/{shard.name} was begun {TRIES} times and its workers died")
+        if self.job.start is not None:
+            self.sampler.held = _held(self.job.start, shard)
         drawn = draw_shard(self.sampler, specs, lambda n: self.board.add.remote(n, me))
         self.board.rest.remote(me)
         columns: list[list[np.ndarray | None]] = [[d.image for d in drawn]]
@@ -167,6 +188,21 @@ class DrawShards:
             "batch_size": self.sampler.sampling.batch_size,
             "seconds": time.perf_counter() - started,
         }
+
+
+def _held(store: Store, shard: Shard) -> dict[tuple[str, int], np.ndarray]:
+    """(class, index) -> image before refinement, of a shard's images that a corpus has."""
+    held = {}
+    wanted = range(shard.first, shard.first + shard.count)
+    for other in committed_shards(store):
+        if (
+            other.class_name == shard.class_name
+            and other.first < wanted.stop
+            and other.first + other.count > shard.first
+        ):
+            rows = read_rows(store, read_commit(store, other), columns=["index", "image_txt2img"]).to_pylist()
+            held |= {(shard.class_name, row["index"]): png_pixels(row["image_txt2img"]["bytes"]) for row in rows}
+    return held
 
 
 class CommitShard:

@@ -4,7 +4,7 @@ Where an image's content box is smaller than the square, the latent cells outsid
 latents of black, as the padding of the training images is, and the padded pixels come out black.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,8 @@ class Sampler:
         self.img2img.image_processor.register_to_config(vae_latent_channels=pipe.vae.config.latent_channels)
         self.img2img.set_progress_bar_config(disable=True)
         self.embeddings: dict[str, torch.Tensor] = {}
+        self.held: Mapping[tuple[str, int], np.ndarray] = {}
+        """(class, index) -> txt2img image uint8 [s, s] that is there already: a batch of such is refined only."""
         self._black: Any = None
 
     def halve_batch(self) -> None:
@@ -84,8 +86,10 @@ class Sampler:
         if not 0 < len(specs) <= size:
             raise ValueError(f"{len(specs)} specifications for a batch of {size}")
         batch = [*specs, *[specs[-1]] * (size - len(specs))]
-        before = self._txt2img(batch)
-        first, problems = self._pixels(before, batch)
+        before, (first, problems) = None, self._held(batch)
+        if first is None:
+            before = self._txt2img(batch)
+            first, problems = self._pixels(before, batch)
         final = first
         if self.refine is not None:
             after = self._img2img(batch, before, first)
@@ -94,6 +98,14 @@ class Sampler:
         return [
             Drawn(spec, final[i], first[i] if self.keep_txt2img else None, problems[i]) for i, spec in enumerate(specs)
         ]
+
+    def _held(self, batch: list[ImageSpec]) -> tuple[np.ndarray | None, list[str | None]]:
+        """The batch's images before refinement, if all are there and refinement starts from pixels; no problems."""
+        found = [self.held.get((spec.class_name, spec.index)) for spec in batch]
+        images = [image for image in found if image is not None]
+        if self.refine is None or self.refine.handover != "pixel" or len(images) < len(batch):
+            return None, []
+        return np.stack(images), [None] * len(batch)
 
     def _txt2img(self, batch: list[ImageSpec]) -> torch.Tensor:
         pipe, factor = self.pipe, self.pipe.vae_scale_factor
@@ -110,10 +122,10 @@ class Sampler:
             callback_on_step_end=self._hold_padding(batch, noise),
         ).images
 
-    def _img2img(self, batch: list[ImageSpec], latents: torch.Tensor, pixels: np.ndarray) -> torch.Tensor:
+    def _img2img(self, batch: list[ImageSpec], latents: torch.Tensor | None, pixels: np.ndarray) -> torch.Tensor:
         assert self.refine is not None
         generators = [_generator(spec.seed_img2img) for spec in batch]
-        if self.refine.handover == "pixel":
+        if latents is None or self.refine.handover == "pixel":
             latents = self._encode(pixels, generators)
         latents = torch.nan_to_num(latents)  # a broken image is reported already; it must not touch its neighbours
         noise = torch.cat([_noise(latents.shape[1:], _generator(spec.seed_img2img ^ 1)) for spec in batch])

@@ -67,6 +67,15 @@ def test_arms_differ_in_their_method_only(finished: Config) -> None:
     assert main(["verify", finished.output]) == 0
 
 
+def test_an_image_refined_from_another_arms_txt2img_is_the_one_drawn_whole(
+    finished: Config, capsys: pytest.CaptureFixture
+) -> None:
+    point = f"{finished.output}/points/strength=0.75"
+    row = read_rows(Store(point), read_commits(Store(point))[0]).to_pylist()[1]
+    assert main(["reproduce", point, row["image_id"]]) == 0
+    assert "every pixel matches" in capsys.readouterr().out
+
+
 def test_a_second_start_makes_nothing_again_and_a_lost_shard_alone_is_drawn_again(
     finished: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,3 +141,20 @@ def test_reconstruction_is_the_autoencoders_and_leaves_padding_black(plain: Samp
     assert correlation > 0.95
     alone = reconstruct(plain.pipe, images[2:], [whole], batch_size=2)
     np.testing.assert_allclose(alone[0].astype(int), made[2].astype(int), atol=1)
+
+
+def test_an_image_that_is_held_is_refined_only_and_comes_out_as_if_drawn_whole(refining: Sampler) -> None:
+    specs = [spec(0, Box(0, 16, SIZE, 32)), spec(1)]
+    whole = refining.draw(specs)
+    evaluations = []
+    hook = refining.pipe.unet.register_forward_hook(lambda module, given, out: evaluations.append(1))
+    refining.held = {(s.class_name, s.index): d.txt2img for s, d in zip(specs, whole, strict=True)}
+    again = refining.draw(specs)
+    refined_only = len(evaluations)
+    refining.held = {("benign", 0): whole[0].txt2img}
+    other = refining.draw(specs)
+    hook.remove()
+    refining.held = {}
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(whole, again, strict=True))
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(whole, other, strict=True))
+    assert refined_only == 2 and len(evaluations) == 2 + 2 + 3
