@@ -37,17 +37,17 @@ format: .venv/dev
 	@test -n "$(PYTHON)" || { echo "busray needs Python 3.11 or later: make PYTHON=/path/to/python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
 
-.venv/runtime: .venv/bin/python pyproject.toml constraints.txt requirements-inception.txt
+.venv/runtime: .venv/bin/python pyproject.toml constraints.txt requirements-inception.txt requirements-classifier.txt
 	@echo "installing into .venv: some 6 GB, a few minutes"
 	$(PIP) install --quiet --no-compile -c constraints.txt -e .
-	$(PIP) install --quiet --no-deps -r requirements-inception.txt
+	$(PIP) install --quiet --no-deps -r requirements-inception.txt -r requirements-classifier.txt
 	@$(COMPILE)
 	@touch $@
 
-.venv/dev: .venv/bin/python pyproject.toml constraints.txt requirements-inception.txt
+.venv/dev: .venv/bin/python pyproject.toml constraints.txt requirements-inception.txt requirements-classifier.txt
 	@echo "installing into .venv: some 6 GB, a few minutes"
 	$(PIP) install --quiet --no-compile -c constraints.txt -e '.[dev]'
-	$(PIP) install --quiet --no-deps -r requirements-inception.txt
+	$(PIP) install --quiet --no-deps -r requirements-inception.txt -r requirements-classifier.txt
 	@$(COMPILE)
 	@touch .venv/runtime $@
 
