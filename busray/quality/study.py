@@ -1,0 +1,206 @@
+"""What a classifier's test predictions are worth: metrics, paired intervals over test clusters and trainings, Holm.
+
+Pure NumPy. Predictions are probabilities [seeds, n, classes] of n test images by classifiers trained from several
+seeds; images of one cluster (near-duplicates, a patient) are never counted as independent.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+REPLICATES = 2000
+POWER = 0.8
+LEVEL = 0.05
+METRICS = ("accuracy", "macro_f1", "auc", "recall")
+"""`auc` and `recall` also exist for each class; `auc` of all is the mean of one-vs-rest, `recall` of all the mean."""
+OVERALL = None
+"""In place of a class's number."""
+
+Key = tuple[str, int | None]
+"""(metric, class)"""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate over test clusters and trainings with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What one arm is better than another by, the trainings paired by seed and the test images shared."""
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+    """Two-sided, of no difference."""
+    detectable: float
+    """The smallest true difference that this design finds with probability POWER at level LEVEL."""
+
+
+# ---- metrics --------------------------------------------------------------------------------------------------------
+
+
+def metrics(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> dict[Key, np.ndarray]:
+    """Every metric of probabilities [n, classes] under each row of weights [b, n] (default: one row of ones) -> [b].
+
+    Classes without a test image have none, and count in no mean; a prediction of one of them is a mistake. F1 of a
+    class that is never predicted is 0. Images of equal probability count half in AUC.
+    """
+    n, classes = probabilities.shape
+    counted = np.ones((1, n)) if weights is None else np.asarray(weights, float)
+    here = np.unique(labels)
+    guessed = probabilities.argmax(1)
+    cells = np.zeros((n, classes, classes))
+    cells[np.arange(n), labels, guessed] = 1
+    confusion = (counted @ cells.reshape(n, -1)).reshape(len(counted), classes, classes)[:, here]
+    hits = np.stack([confusion[:, i, label] for i, label in enumerate(here)], 1)
+    truth, said = confusion.sum(2), confusion.sum(1)[:, here]
+    recall = hits / truth
+    out: dict[Key, np.ndarray] = {
+        ("accuracy", OVERALL): hits.sum(1) / counted.sum(1),
+        ("macro_f1", OVERALL): (2 * hits / (truth + said)).mean(1),
+        ("recall", OVERALL): recall.mean(1),
+    }
+    out |= {("recall", int(label)): recall[:, i] for i, label in enumerate(here)}
+    if len(here) > 1:
+        areas = {int(label): _auc(probabilities[:, label], labels == label, counted) for label in here}
+        out |= {("auc", label): area for label, area in areas.items()}
+        out["auc", OVERALL] = np.mean(list(areas.values()), axis=0)
+    return out
+
+
+def _auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[b]: the weighted share of (positive, negative) pairs in the right order, ties half."""
+    above = np.sign(scores[positive][:, None] - scores[~positive][None]) / 2 + 0.5
+    ours, others = weights[:, positive], weights[:, ~positive]
+    return ((ours @ above) * others).sum(1) / (ours.sum(1) * others.sum(1))
+
+
+# ---- resampling -----------------------------------------------------------------------------------------------------
+
+
+def cluster_weights(labels: np.ndarray, clusters: np.ndarray, replicates: int, seed: int) -> np.ndarray:
+    """How often each image [n] is in each bootstrap sample of whole clusters: [replicates, n].
+
+    Within a class, so that every sample has every class as the split has; a cluster counts to the class of its first
+    image. ValueError for a class with fewer than two clusters, of which no spread could be told.
+    """
+    if lone := without_spread(labels, clusters):
+        raise ValueError(f"classes {lone} have fewer than 2 clusters of test images")
+    draw = np.random.default_rng(seed)
+    class_of, cluster_of = _strata(labels, clusters)
+    counts = np.zeros((replicates, len(class_of)))
+    for label in np.unique(labels):
+        members = np.flatnonzero(class_of == label)
+        counts[:, members] = draw.multinomial(len(members), np.full(len(members), 1 / len(members)), replicates)
+    return counts[:, cluster_of]
+
+
+def without_spread(labels: np.ndarray, clusters: np.ndarray) -> list[int]:
+    """Classes of which there are images, but not two clusters."""
+    class_of, _ = _strata(labels, clusters)
+    return [int(label) for label in np.unique(labels) if (class_of == label).sum() < 2]
+
+
+def _strata(labels: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(class of each cluster, that of its first image; cluster of each image)."""
+    _, first, cluster_of = np.unique(clusters, return_index=True, return_inverse=True)
+    return labels[first], cluster_of
+
+
+@dataclass(frozen=True)
+class Scores:
+    """An arm's metrics: of the test set as it is [seeds], and in bootstrap samples of its clusters [seeds, b]."""
+
+    point: dict[Key, np.ndarray]
+    samples: dict[Key, np.ndarray]
+    clusters: int
+
+
+def score(probabilities: np.ndarray, labels: np.ndarray, clusters: np.ndarray, seed: int = 0) -> Scores:
+    """Scores of probabilities [seeds, n, classes]. Arms of one seed are resampled alike, so differences are paired."""
+    weights = cluster_weights(labels, clusters, REPLICATES, seed)
+    point = [metrics(one, labels) for one in probabilities]
+    samples = [metrics(one, labels, weights) for one in probabilities]
+    return Scores(
+        {key: np.stack([m[key][0] for m in point]) for key in point[0]},
+        {key: np.stack([m[key] for m in samples]) for key in point[0]},
+        len(np.unique(clusters)),
+    )
+
+
+def estimate(scores: Scores, key: Key) -> Interval:
+    """An arm's metric, averaged over its seeds."""
+    value, error, freedom = _spread(scores.point[key], scores.samples[key], scores.clusters)
+    half = t_quantile(1 - LEVEL / 2, freedom) * error
+    return Interval(value, value - half, value + half)
+
+
+def compare(arm: Scores, against: Scores, key: Key) -> Difference:
+    """An arm's metric less another's; row s of both was trained from one seed, sample b of both drew one test set."""
+    value, error, freedom = _spread(
+        arm.point[key] - against.point[key], arm.samples[key] - against.samples[key], arm.clusters
+    )
+    reach = t_quantile(1 - LEVEL / 2, freedom)
+    detectable = (reach + t_quantile(POWER, freedom)) * error
+    return Difference(value, value - reach * error, value + reach * error, _p_value(value, error, freedom), detectable)
+
+
+def _spread(point: np.ndarray, samples: np.ndarray, clusters: int) -> tuple[float, float, float]:
+    """(mean over seeds, its standard error, degrees of freedom) from point [seeds] and samples [seeds, b].
+
+    Two sources: test clusters, from the bootstrap of the seeds' mean; trainings, from the variance between seeds over
+    their number, which is what resampling seeds comes to in the limit. What a training does to single images is in
+    both, so the error is on the safe side. Degrees of freedom by Satterthwaite: few seeds give wide intervals.
+    """
+    from_clusters = float(samples.mean(0).var(ddof=1))
+    from_seeds = float(point.var(ddof=1) / len(point)) if len(point) > 1 else 0.0
+    total = from_clusters + from_seeds
+    below = from_clusters**2 / max(clusters - 1, 1) + (from_seeds**2 / (len(point) - 1) if len(point) > 1 else 0.0)
+    return float(point.mean()), float(np.sqrt(total)), total**2 / below if below > 0 else 1.0
+
+
+def _p_value(value: float, error: float, freedom: float) -> float:
+    """Two-sided; never below what REPLICATES samples can tell."""
+    if value == 0:
+        return 1.0
+    tail = 2 * (1 - t_cdf(abs(value) / error, freedom)) if error > 0 else 0.0
+    return min(max(tail, 1 / (REPLICATES + 1)), 1.0)
+
+
+def t_cdf(t: float, freedom: float) -> float:
+    """Student's distribution function."""
+    angle, area = _half_of_t(freedom)
+    inside = float(np.interp(np.arctan(abs(t) / np.sqrt(freedom)), angle, area))
+    return 0.5 + np.sign(t) * inside / 2
+
+
+def t_quantile(probability: float, freedom: float) -> float:
+    """The t whose distribution function is probability (0.5 or above, below 1)."""
+    angle, area = _half_of_t(freedom)
+    return float(np.sqrt(freedom) * np.tan(np.interp(2 * probability - 1, area, angle)))
+
+
+def _half_of_t(freedom: float) -> tuple[np.ndarray, np.ndarray]:
+    """(angles, share of t's positive half below each): with t = sqrt(freedom) tan(angle) its density is
+    cos(angle)^(freedom - 1), which is nothing from t = 40 on where freedom is large."""
+    angle = np.linspace(0, min(np.pi / 2, 40 / np.sqrt(freedom)), 20_001)
+    density = np.cos(angle) ** (freedom - 1)
+    area = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return angle, area / area[-1]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values of a family, in its order (Holm 1979): below a level, its family-wise error is below it too."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted, largest = [1.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min((len(p_values) - rank) * p_values[i], 1.0))
+        adjusted[i] = largest
+    return adjusted

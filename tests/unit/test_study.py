@@ -1,0 +1,240 @@
+"""Metrics and intervals of the downstream study against loops, SciPy, closed forms and simulated coverage."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from busray.quality import study
+from busray.quality.study import (
+    LEVEL,
+    OVERALL,
+    Difference,
+    Scores,
+    cluster_weights,
+    compare,
+    estimate,
+    holm,
+    metrics,
+    score,
+    t_cdf,
+    t_quantile,
+)
+
+
+def predictions(rng: np.random.Generator, n: int = 40, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities with ties, labels of every class."""
+    labels = np.concatenate([np.arange(classes), rng.integers(0, classes, n - classes)])
+    raw = rng.integers(1, 6, (n, classes)) + 3.0 * (np.arange(classes) == labels[:, None])
+    return raw / raw.sum(1, keepdims=True), labels
+
+
+def by_hand(probabilities: np.ndarray, labels: np.ndarray) -> dict[tuple[str, int | None], float]:
+    """Loops over images and pairs."""
+    guessed = [int(np.argmax(row)) for row in probabilities]
+    pairs = list(zip(guessed, labels.tolist(), strict=True))
+    out: dict[tuple[str, int | None], float] = {("accuracy", None): sum(g == t for g, t in pairs) / len(pairs)}
+    f1, areas = [], []
+    for c in sorted(set(labels.tolist())):
+        hit = sum(g == t == c for g, t in pairs)
+        missed, wrong = sum(t == c != g for g, t in pairs), sum(g == c != t for g, t in pairs)
+        out["recall", c] = hit / (hit + missed)
+        f1.append(hit / (hit + (missed + wrong) / 2))
+        inside, outside = probabilities[labels == c, c], probabilities[labels != c, c]
+        wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in product(inside, outside)]
+        areas.append(sum(wins) / len(wins))
+        out["auc", c] = areas[-1]
+    out["macro_f1", None] = sum(f1) / len(f1)
+    out["auc", None] = sum(areas) / len(areas)
+    out["recall", None] = sum(v for (m, c), v in out.items() if m == "recall" and c is not None) / len(f1)
+    return out
+
+
+def test_every_metric_is_that_of_a_loop_over_images_and_pairs(rng: np.random.Generator) -> None:
+    probabilities, labels = predictions(rng)
+    found, wanted = metrics(probabilities, labels), by_hand(probabilities, labels)
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        assert found[key] == pytest.approx([value], abs=1e-12), key
+
+
+def test_auc_is_the_mann_whitney_statistic_of_scipy(rng: np.random.Generator) -> None:
+    probabilities, labels = predictions(rng, 60)
+    ranks = stats.mannwhitneyu(probabilities[labels == 1, 1], probabilities[labels != 1, 1])
+    pairs = (labels == 1).sum() * (labels != 1).sum()
+    assert metrics(probabilities, labels)["auc", 1][0] == pytest.approx(ranks.statistic / pairs, abs=1e-12)
+
+
+def test_a_weight_is_a_number_of_copies(rng: np.random.Generator) -> None:
+    probabilities, labels = predictions(rng)
+    weights = rng.integers(0, 3, len(labels))
+    weights[:3] = 1  # every class stays
+    weighted = metrics(probabilities, labels, weights[None])
+    copied = metrics(probabilities.repeat(weights, axis=0), labels.repeat(weights))
+    assert weighted.keys() == copied.keys()
+    for key in weighted:
+        assert weighted[key] == pytest.approx(copied[key], abs=1e-12), key
+
+
+def test_a_class_that_the_test_set_lacks_has_no_figure_and_its_prediction_is_a_mistake() -> None:
+    probabilities = np.array([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8], [0.2, 0.7, 0.1]])
+    found = metrics(probabilities, np.array([0, 0, 1]))
+    assert found["accuracy", OVERALL][0] == pytest.approx(2 / 3)
+    assert found["recall", 0][0] == pytest.approx(0.5) and ("recall", 2) not in found
+    assert found["macro_f1", OVERALL][0] == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_one_class_has_no_auc() -> None:
+    assert ("auc", OVERALL) not in metrics(np.array([[0.8, 0.2], [0.4, 0.6]]), np.array([0, 0]))
+
+
+def test_a_bootstrap_sample_takes_whole_clusters_and_keeps_every_class() -> None:
+    labels = np.array([0] * 6 + [1] * 4)
+    clusters = np.array(["a", "a", "a", "b", "c", "d", "e", "f", "f", "g"])
+    weights = cluster_weights(labels, clusters, 500, seed=1)
+    assert (weights[:, 0] == weights[:, 1]).all() and (weights[:, 7] == weights[:, 8]).all()
+    taken = weights[:, [0, 3, 4, 5]].sum(1), weights[:, [6, 7, 9]].sum(1)
+    assert (taken[0] == 4).all() and (taken[1] == 3).all()
+    assert weights.mean(0) == pytest.approx(np.ones(10), abs=0.15)
+
+
+def test_a_class_of_one_cluster_has_no_spread_to_tell() -> None:
+    with pytest.raises(ValueError, match="fewer than 2 clusters"):
+        cluster_weights(np.array([0, 0, 1, 1]), np.array(["a", "b", "c", "c"]), 10, seed=1)
+
+
+@pytest.mark.parametrize("freedom", [1.0, 2.5, 7.0, 150.0, 1e6])
+def test_students_distribution_is_that_of_scipy(freedom: float) -> None:
+    for t in (-3.0, -0.4, 0.0, 0.7, 2.5, 6.0):
+        assert t_cdf(t, freedom) == pytest.approx(stats.t.cdf(t, freedom), abs=1e-6)
+    for p in (0.8, 0.975):
+        assert t_quantile(p, freedom) == pytest.approx(stats.t.ppf(p, freedom), rel=1e-4)
+
+
+def test_holm_is_the_textbook_loop_and_keeps_the_family_wise_error(rng: np.random.Generator) -> None:
+    p = [0.01, 0.04, 0.03, 0.005]
+    assert holm(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+    false_alarms = np.mean([min(holm(rng.random(8).tolist())) < LEVEL for _ in range(4000)])
+    assert false_alarms == pytest.approx(LEVEL, abs=0.012)
+
+
+# ---- intervals ------------------------------------------------------------------------------------------------------
+
+ACCURACY = ("accuracy", OVERALL)
+
+
+def scored(right: np.ndarray, labels: np.ndarray, clusters: np.ndarray, seed: int = 0) -> Scores:
+    """`score` for accuracy alone, of right [seeds, n], in 200 samples: quick enough to simulate with."""
+    weights = cluster_weights(labels, clusters, 200, seed)
+    samples = right @ weights.T / weights.sum(1)
+    return Scores({ACCURACY: right.mean(1)}, {ACCURACY: samples}, len(np.unique(clusters)))
+
+
+def test_the_simulations_below_score_as_the_study_does(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "REPLICATES", 200)
+    labels, clusters = np.arange(30) // 3 % 2, np.arange(30) // 3
+    right = rng.random((2, 30)) < 0.6
+    whole = score(np.eye(2)[np.where(right, labels, 1 - labels)], labels, clusters)
+    quick = scored(right, labels, clusters)
+    assert whole.point[ACCURACY] == pytest.approx(quick.point[ACCURACY])
+    assert whole.samples[ACCURACY] == pytest.approx(quick.samples[ACCURACY])
+    assert whole.clusters == quick.clusters
+
+
+def worlds(rng: np.random.Generator, seeds: int, gain: float, repeats: int, size: int) -> list[Difference]:
+    """Differences of two arms of which the first is better by `gain`: clusters of `size` images that are hard
+    together, trainings that are better or worse as a whole, and chance in each image."""
+    n = 120
+    clusters = np.arange(n) // size
+    labels = clusters % 2
+    found = []
+    for i in range(repeats):
+        hard = rng.normal(0, 0.12, n // size)[clusters]
+        arms = []
+        for shift in (0.0, gain):
+            own, skill = rng.normal(0, 0.1, n // size)[clusters], rng.normal(0, 0.03, seeds)[:, None]
+            arms.append(
+                scored(rng.random((seeds, n)) < np.clip(0.6 + shift + hard + own + skill, 0, 1), labels, clusters, i)
+            )
+        found.append(compare(arms[1], arms[0], ACCURACY))
+    return found
+
+
+@pytest.mark.parametrize(("seeds", "size"), [(2, 1), (3, 1), (5, 4)])
+def test_an_interval_of_a_difference_covers_the_truth_as_often_as_it_says(
+    rng: np.random.Generator, seeds: int, size: int
+) -> None:
+    found = worlds(rng, seeds, gain=0.05, repeats=300, size=size)
+    assert 0.92 <= np.mean([d.low <= 0.05 <= d.high for d in found]) <= 0.99
+
+
+def test_images_of_one_cluster_counted_as_independent_would_cover_too_seldom(rng: np.random.Generator) -> None:
+    """The negative control of the test above: clusters of 6 images, right or wrong together."""
+    n, size = 120, 6
+    labels = (np.arange(n) // size) % 2
+    covered = {True: 0, False: 0}
+    for _ in range(200):
+        right = np.repeat([(rng.random(n // size) < 0.7)[np.arange(n) // size]], 2, axis=0)
+        for whole in covered:
+            got = estimate(scored(right, labels, np.arange(n) // size if whole else np.arange(n)), ACCURACY)
+            covered[whole] += got.low <= 0.7 <= got.high
+    assert covered[True] >= 176 and covered[False] <= 140
+
+
+def test_seeds_left_out_of_the_interval_would_make_it_too_narrow(rng: np.random.Generator) -> None:
+    """Trainings that differ much: the interval has to be wider than the bootstrap of the test images alone says."""
+    labels, clusters = np.arange(120) % 2, np.arange(120)
+    narrow = 0
+    covered = 0
+    for i in range(200):
+        right = rng.random((3, 120)) < np.clip(0.7 + rng.normal(0, 0.1, 3), 0, 1)[:, None]
+        scores = scored(right, labels, clusters, i)
+        got = estimate(scores, ACCURACY)
+        covered += got.low <= 0.7 <= got.high
+        narrow += abs(got.value - 0.7) <= 1.96 * scores.samples[ACCURACY].mean(0).std()
+    assert covered >= 180 and narrow <= 140
+
+
+def test_no_difference_is_called_one_no_more_often_than_the_level(rng: np.random.Generator) -> None:
+    found = worlds(rng, 3, gain=0.0, repeats=300, size=2)
+    assert np.mean([d.p_value < LEVEL for d in found]) <= 0.08
+
+
+def test_a_difference_as_large_as_the_detectable_one_is_found_four_times_in_five(rng: np.random.Generator) -> None:
+    detectable = float(np.median([d.detectable for d in worlds(rng, 4, gain=0.0, repeats=60, size=2)]))
+    found = worlds(rng, 4, gain=detectable, repeats=200, size=2)
+    assert 0.7 <= np.mean([d.p_value < LEVEL for d in found]) <= 0.95
+
+
+def test_arms_that_answer_alike_have_no_difference_whatever_their_spread(rng: np.random.Generator) -> None:
+    probabilities, labels = predictions(rng)
+    both = score(np.stack([probabilities] * 2), labels, np.arange(len(labels)))
+    found = compare(both, both, ("macro_f1", OVERALL))
+    assert (found.value, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+
+
+def test_a_single_certain_answer_is_no_proof_beyond_the_number_of_samples() -> None:
+    labels, clusters = np.array([0, 0, 1, 1]), np.arange(4)
+    right, wrong = np.eye(2)[labels], np.eye(2)[1 - labels]
+    found = compare(
+        score(np.stack([right] * 2), labels, clusters),
+        score(np.stack([wrong] * 2), labels, clusters),
+        ("accuracy", None),
+    )
+    assert found.value == 1 and found.p_value == pytest.approx(1 / 2001)
+
+
+def test_the_order_of_the_images_changes_no_figure(rng: np.random.Generator) -> None:
+    probabilities, labels = predictions(rng, 60)
+    clusters = np.arange(60) // 2 * 2
+    labels = labels[clusters]
+    order = rng.permutation(60)
+    key = ("auc", OVERALL)
+    straight = score(np.stack([probabilities] * 2), labels, clusters)
+    shuffled = score(np.stack([probabilities[order]] * 2), labels[order], clusters[order])
+    assert shuffled.point[key] == pytest.approx(straight.point[key], abs=1e-12)
+    assert np.sort(shuffled.samples[key], None) == pytest.approx(np.sort(straight.samples[key], None), abs=1e-9)
