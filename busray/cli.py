@@ -28,6 +28,7 @@ COMMANDS = {
     "generate": "draw the config's corpus",
     "evaluate": "compare the config's arms with the real images and write the report",
     "ablate": "compare base, LoRA, textual inversion and both, each also refined, and sweep strength and guidance",
+    "study": "train classifiers with and without a finished run's synthetic images and test them on real ones",
     "reproduce": "make one image of a run again and compare its pixels",
     "card": "write a run's data-set card; --card.license, .source, .ethics and .contact state what it says",
     "readers": "a blinded reader study: real and synthetic images to be told apart, and the score of a returned sheet",
@@ -255,6 +256,30 @@ def _ablate(options: argparse.Namespace, flags: list[str]) -> int:
     return max(_quarantine_status(part.config, released=True, arms=True) for part in drawn)
 
 
+def _study(options: argparse.Namespace, flags: list[str]) -> int:
+    from busray.config import load_config
+
+    config = load_config(options.config, flags)
+    with reporter() as tell:
+        run = _open(config, tell, needs_inception=False)
+        from busray.cluster.pipeline import timed
+        from busray.cluster.study import study
+
+        figures, sentences = timed(run, "study", lambda: study(run))
+    from busray.quality.study_figures import arm_rows, comparison_rows
+    from busray.records import STUDY_CSV
+
+    plain = [figure.to_dict() for figure in figures]
+    for reference in dict.fromkeys(figure.reference for figure in figures):
+        told = f"{config.study.architecture}, {reference} images [95 % interval]"
+        print_table(f"Classifiers of real images, {told}", *arm_rows(plain, reference))
+        print_table(f"Comparisons, {told}", *comparison_rows(plain, reference))
+    for sentence in sentences:
+        print(sentence)
+    print(f"figures: {config.output.rstrip('/')}/{STUDY_CSV}")
+    return 0
+
+
 def _reopen(url: str, tell: Any) -> Any:
     """A stored run with the settings it holds, for work that writes nothing into it."""
     import json
@@ -419,6 +444,7 @@ COMMAND_FUNCTIONS = {
     "generate": _generate,
     "evaluate": _evaluate,
     "ablate": _ablate,
+    "study": _study,
     "reproduce": _reproduce,
     "card": _card,
     "readers": _readers,

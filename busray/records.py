@@ -235,6 +235,9 @@ MANIFEST = "manifest.parquet"
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
 CARD = "card.md"
+STUDY_JSON = "study.json"
+STUDY_CSV = "study.csv"
+STUDY_PRIMARY = "study/primary.json"
 
 
 def segment_key(number: int) -> str:
@@ -274,6 +277,15 @@ def data_shard(key: str) -> Shard | None:
 
 def features_key(digest: str, column: str, extractor: str) -> str:
     return f"features/{extractor}/{digest[:32]}-{column}.npy"
+
+
+def study_key(identity: str, arm: str, number: int) -> str:
+    """The result of an arm's number-th training in the study of this identity."""
+    return f"study/{identity[:16]}/{arm}-{number:02d}.json"
+
+
+def study_identity_key(identity: str) -> str:
+    return f"study/{identity[:16]}/identity.json"
 
 
 def arm_prefix(arm: str) -> str:

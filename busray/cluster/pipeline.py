@@ -21,7 +21,8 @@ from busray.data.prepare import load_images
 from busray.model.checkpoints import read_adapters
 from busray.quality.figures import verdicts
 from busray.quality.report import GalleryRow, report_html
-from busray.records import CHECK, MANIFEST, REPORT_HTML, REPORT_JSON, Figure, UserError, to_json
+from busray.quality.study_page import study_section
+from busray.records import CHECK, MANIFEST, REPORT_HTML, REPORT_JSON, STUDY_JSON, Figure, UserError, to_json
 
 GALLERY_ROWS = 4
 
@@ -40,9 +41,20 @@ def run_all(run: Run) -> list[Figure]:
 
 def write_report(run: Run, figures: list[Figure]) -> None:
     """report.json and report.html from what the run's stages committed."""
-    report = _report(run, figures)
+    _publish(run, _report(run, figures))
+
+
+def add_to_report(run: Run, name: str, part: dict[str, Any]) -> None:
+    """Put a part beside the others of report.json and make the page anew; nothing where the run has no report yet."""
+    held = run.store.read_or_none(REPORT_JSON)
+    if held is not None:
+        _publish(run, {**json.loads(held), name: part})
+
+
+def _publish(run: Run, report: dict[str, Any]) -> None:
     run.store.replace(REPORT_JSON, to_json(report))
-    run.store.replace(REPORT_HTML, report_html(report, _galleries(run)).encode())
+    page = report_html(report, _galleries(run), [study_section(report.get("study") or {})])
+    run.store.replace(REPORT_HTML, page.encode())
 
 
 def _report(run: Run, figures: list[Figure]) -> dict[str, Any]:
@@ -91,6 +103,7 @@ def _report(run: Run, figures: list[Figure]) -> dict[str, Any]:
         "verdicts": verdicts(figures),
         "finetune": {"steps": adapters.get("step"), **training} if training["loss"] else None,
         "timings": _timings(run, sum(classes.values())),
+        "study": json.loads(run.store.read_or_none(STUDY_JSON) or b"null"),
     }
 
 

@@ -34,6 +34,7 @@ MAY_CHANGE = (
     "evaluate",
     "ablate",
     "card",
+    "study",
     "dataset.path",
     "dataset.metadata",
     "sampling.batch_size",

@@ -9,7 +9,7 @@ neighbouring thresholds are reported with and without the confirmation.
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -338,6 +338,21 @@ def perceptual_bits(thumbnails: np.ndarray) -> np.ndarray:
     basis = np.cos(np.pi * (2 * k[None] + 1) * np.arange(8)[:, None] / (2 * THUMBNAIL))
     low = np.einsum("ui,nij,vj->nuv", basis, thumbnails.astype(np.float64), basis).reshape(len(thumbnails), -1)
     return low > np.median(low[:, 1:], axis=1, keepdims=True)
+
+
+def shared_images(
+    folder: Path, images: Sequence[SourceImage], other: Path, others: Sequence[SourceImage]
+) -> list[tuple[str, str]]:
+    """(file, other file) of images of two data sets that are the same or near-duplicates."""
+    places = [(folder, image) for image in images] + [(other, image) for image in others]
+    with ThreadPoolExecutor(READERS) as pool:
+        looked = list(pool.map(lambda place: _look(place[0], replace(place[1], masks=())), places))
+    pairs = near_pairs(np.array([one.thumbnail for one in looked]), np.array([one.detail for one in looked]), THRESHOLD)
+    found = {(p.i, p.j) for p in pairs if p.detail >= DETAIL}
+    at = {one.digest: i for i, one in enumerate(looked[: len(images)])}
+    found |= {(at[one.digest], j) for j, one in enumerate(looked) if j >= len(images) and one.digest in at}
+    crossing = sorted((i, j) for i, j in found if i < len(images) <= j)
+    return [(places[i][1].file, places[j][1].file) for i, j in crossing]
 
 
 def _clusters(

@@ -1,0 +1,212 @@
+"""A finished study as figures, sentences and tables. Predictions in, records and words out.
+
+One split: what the arms share of it, and the one corpus that was drawn, are not resampled. Every figure says so.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from busray import config
+from busray.quality.study import LEVEL, OVERALL, POWER, Difference, Key, Scores, compare, estimate, holm, score
+from busray.quality.study_design import REAL
+from busray.quality.tables import NONE
+from busray.records import CLASS_ALL, Figure
+
+Json = dict[str, Any]
+PROTOCOL = "single-split"
+NAMES = {"accuracy": "accuracy", "macro_f1": "macro F1", "auc": "AUC", "recall": "recall"}
+DIFFERENCE, P_VALUE, P_HOLM, DETECTABLE = "_difference", "_difference_p_value", "_difference_p_holm", "_detectable"
+"""What follows a metric's name: the difference from study.primary.against; its p-value (primary), or that after Holm
+over all other comparisons of the study; the smallest true difference that is found with power POWER."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything a study's trainings came to. Dictionaries of sets: `test` and, where there is one, `external`."""
+
+    classes: tuple[str, ...]
+    architecture: str
+    primary: config.Primary
+    images: Mapping[str, int]
+    """arm -> training images."""
+    labels: Mapping[str, np.ndarray]
+    """set -> [n]"""
+    clusters: Mapping[str, np.ndarray]
+    """set -> [n]"""
+    probabilities: Mapping[str, Mapping[str, np.ndarray]]
+    """set -> arm -> [seeds, n, classes]"""
+    tasks: int
+    seconds: float
+    """Of all trainings together."""
+
+
+def study_figures(outcome: Outcome) -> list[Figure]:
+    """Metrics of each arm on each test set with intervals, then every comparison with study.primary.against."""
+    figures: list[Figure] = []
+    compared: list[tuple[str, str, Key, Difference]] = []
+    primary = outcome.primary
+    for name, by_arm in outcome.probabilities.items():
+        scores = {arm: score(p, outcome.labels[name], outcome.clusters[name]) for arm, p in by_arm.items()}
+        for arm, found in scores.items():
+            for key in found.point:
+                got = estimate(found, key)
+                figures.append(_figure(outcome, name, key, arm, key[0], got.value, (got.low, got.high)))
+        compared += [
+            (name, arm, key, compare(found, scores[primary.against], key))
+            for arm, found in scores.items()
+            if arm != primary.against
+            for key in _endpoints(found)
+        ]
+    rest = [row for row in compared if not _is_primary(row, primary)]
+    adjusted = iter(holm([difference.p_value for *_, difference in rest]))
+    for row in compared:
+        name, arm, key, found = row
+        pair = f"{arm} - {primary.against}"
+        p_value = (P_VALUE, found.p_value) if _is_primary(row, primary) else (P_HOLM, next(adjusted))
+        interval = (found.low, found.high)
+        figures.append(_figure(outcome, name, key, pair, key[0] + DIFFERENCE, found.value, interval))
+        figures.append(_figure(outcome, name, key, pair, key[0] + p_value[0], p_value[1], None))
+        figures.append(_figure(outcome, name, key, pair, key[0] + DETECTABLE, found.detectable, None))
+    return figures
+
+
+def _endpoints(scores: Scores) -> list[Key]:
+    """What is compared: accuracy, macro F1 and AUC overall, recall a class. The rest follows from these."""
+    return [
+        key
+        for key in scores.point
+        if (key[0] == "recall" and key[1] is not OVERALL) or (key[0] != "recall" and key[1] is OVERALL)
+    ]
+
+
+def _is_primary(row: tuple[str, str, Key, Difference], primary: config.Primary) -> bool:
+    name, arm, (metric, label), _ = row
+    return (name, arm, metric, label) == ("test", primary.arm, primary.metric, OVERALL)
+
+
+def _figure(
+    outcome: Outcome,
+    name: str,
+    key: Key,
+    arm: str,
+    metric: str,
+    value: float,
+    interval: tuple[float, float] | None,
+) -> Figure:
+    label, labels = key[1], outcome.labels[name]
+    return Figure(
+        metric=metric,
+        value=value,
+        interval=interval,
+        n=outcome.images[arm.split(" - ")[0]],
+        n_reference=len(labels) if label is None else int((labels == label).sum()),
+        reference=name,
+        protocol=PROTOCOL,
+        extractor=outcome.architecture,
+        class_name=CLASS_ALL if label is None else outcome.classes[label],
+        arm=arm,
+    )
+
+
+# ---- in words -------------------------------------------------------------------------------------------------------
+
+
+def study_sentences(figures: list[Figure], outcome: Outcome) -> list[str]:
+    """What the study found, the declared comparison first."""
+    primary = outcome.primary
+    at = {(f.reference, f.arm, f.metric, f.class_name): f for f in figures}
+    pair = ("test", f"{primary.arm} - {primary.against}")
+    found = at[*pair, primary.metric + DIFFERENCE, CLASS_ALL]
+    p_value = at[*pair, primary.metric + P_VALUE, CLASS_ALL].value
+    detectable = at[*pair, primary.metric + DETECTABLE, CLASS_ALL].value
+    seeds = len(next(iter(outcome.probabilities["test"].values())))
+    independent = len(np.unique(outcome.clusters["test"]))
+    said = "told apart" if p_value < LEVEL else "not told apart"
+    sentences = [
+        f"Primary comparison, declared beforehand: {NAMES[primary.metric]} on test, {primary.arm} less "
+        f"{primary.against}: {_signed(found)}, p = {p_value:.3f}, so the two are {said}. A true difference of "
+        f"{detectable:.3f} would be found with a probability of {POWER:.0%}.",
+        f"{found.n_reference} test images in {independent} clusters, {seeds} trainings an arm, classifier "
+        f"{outcome.architecture}: trained on {REAL} images alone it reaches an accuracy of "
+        f"{_whole(at['test', REAL, 'accuracy', CLASS_ALL])} and a macro F1 of "
+        f"{_whole(at['test', REAL, 'macro_f1', CLASS_ALL])}.",
+    ]
+    rest = [f for f in figures if f.metric.endswith(P_HOLM)]
+    standing = [f for f in rest if f.value < LEVEL]
+    told = "; ".join(
+        f"{f.arm}, {NAMES[f.metric.removesuffix(P_HOLM)]} {f.class_name} on {f.reference} "
+        f"{_signed(at[f.reference, f.arm, f.metric.removesuffix(P_HOLM) + DIFFERENCE, f.class_name])}"
+        for f in standing
+    )
+    sentences.append(
+        f"Of {len(rest)} other comparisons {len(standing)} stand out from chance at {LEVEL} after Holm's correction"
+        + (f": {told}." if standing else ".")
+    )
+    sentences.append(
+        "Single split: one division of the real images, one set of adapters and one corpus; how much the figures would "
+        "change with others is not in the intervals."
+    )
+    return sentences
+
+
+def _signed(figure: Figure) -> str:
+    assert figure.interval is not None
+    return f"{figure.value:+.3f} [{figure.interval[0]:+.3f}, {figure.interval[1]:+.3f}]"
+
+
+def _whole(figure: Figure) -> str:
+    assert figure.interval is not None
+    return f"{figure.value:.3f} [{figure.interval[0]:.3f}, {figure.interval[1]:.3f}]"
+
+
+# ---- as tables ------------------------------------------------------------------------------------------------------
+
+
+def arm_rows(figures: list[Json], reference: str = "test") -> tuple[list[str], list[list[str]]]:
+    """(columns, rows) of every arm's metrics on a test set, with 95 % intervals."""
+    mine = {(f["arm"], f["metric"], f["class"]): f for f in figures if f["reference"] == reference}
+    shown = [key for key in dict.fromkeys((m, c) for _, m, c in mine) if key[0] in NAMES]
+    shown = [(m, c) for m, c in shown if c == CLASS_ALL and m != "recall"] + [
+        (m, c) for m, c in shown if m == "recall" and c != CLASS_ALL
+    ]
+    columns = ["arm", "training images", *(NAMES[m] if c == CLASS_ALL else f"{NAMES[m]} {c}" for m, c in shown)]
+    rows = []
+    for arm in dict.fromkeys(arm for arm, metric, _ in mine if metric in NAMES):
+        cells = [mine.get((arm, m, c)) for m, c in shown]
+        n = next(str(f["n"]) for f in cells if f)
+        rows.append([arm, n, *(_cell(f) for f in cells)])
+    return columns, rows
+
+
+def comparison_rows(figures: list[Json], reference: str = "test") -> tuple[list[str], list[list[str]]]:
+    """(columns, rows) of every comparison on a test set: difference, interval, p, smallest difference to be found."""
+    mine = {(f["arm"], f["metric"], f["class"]): f for f in figures if f["reference"] == reference}
+    columns = ["arms", "metric", "class", "difference [95 % interval]", "p", "p is", "detectable"]
+    rows = []
+    for (arm, metric, name), found in mine.items():
+        if metric.endswith(DIFFERENCE):
+            base = metric.removesuffix(DIFFERENCE)
+            declared = mine.get((arm, base + P_VALUE, name))
+            p_value = declared or mine[arm, base + P_HOLM, name]
+            low, high = found["interval"]
+            rows.append(
+                [
+                    arm,
+                    NAMES[base],
+                    name,
+                    f"{found['value']:+.3f} [{low:+.3f}, {high:+.3f}]",
+                    f"{p_value['value']:.3f}",
+                    "primary" if declared else "after Holm",
+                    f"{mine[arm, base + DETECTABLE, name]['value']:.3f}",
+                ]
+            )
+    return columns, rows
+
+
+def _cell(figure: Json | None) -> str:
+    if figure is None:
+        return NONE
+    return f"{figure['value']:.3f} [{figure['interval'][0]:.3f}, {figure['interval'][1]:.3f}]"

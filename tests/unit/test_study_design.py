@@ -1,0 +1,132 @@
+"""A study's arms, what each is fed with, and the leaks that it refuses."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from busray.data.check import shared_images
+from busray.data.read import scan
+from busray.quality.study_design import (
+    Diet,
+    clusters_of,
+    needed,
+    positions,
+    refuse_foreign_corpus,
+    refuse_leaks,
+    study_arms,
+)
+from busray.records import DataSet, SourceImage, UserError
+
+LABELS = np.array([0, 0, 0, 0, 1, 1])
+DRAWN = np.array([0] * 8 + [1] * 8)
+
+
+def image(name: str, group: str | None = None) -> SourceImage:
+    return SourceImage(f"benign/{name}.png", "benign", 8, 8, "L", f"digest of {name}", group=group)
+
+
+def dataset(train: str = "abc", val: str = "de", test: str = "fg") -> DataSet:
+    sides = ([image(name) for name in side] for side in (train, val, test))
+    return DataSet("hash", 8, "letterbox", 1, *(tuple(side) for side in sides), left_out=())
+
+
+def test_arms_are_real_synthetic_and_mixed_at_each_ratio_pretrained_and_three_controls() -> None:
+    assert [arm.name for arm in study_arms((1.0, 0.5))] == [
+        "real",
+        "synthetic@0.5",
+        "synthetic@1",
+        "mixed@0.5",
+        "mixed@1",
+        "pretrained@1",
+        "real+classical",
+        "real+balanced",
+        "real+repeated",
+    ]
+
+
+def test_every_arm_spends_all_of_the_same_steps_and_only_the_control_is_augmented_otherwise() -> None:
+    for arm in study_arms((0.5, 2.0)):
+        assert sum(diet.share for diet in arm.diets) == pytest.approx(1)
+        kinds = {diet.augmentation for diet in arm.diets}
+        assert kinds == ({"classical"} if arm.name == "real+classical" else {"mirror"})
+
+
+def test_pretraining_sees_no_real_image_first_and_no_synthetic_one_last() -> None:
+    first, last = next(arm for arm in study_arms((0.5, 2.0)) if arm.name == "pretrained@2").diets
+    assert (first.real, first.synthetic) == (False, 2.0) and (last.real, last.synthetic) == (True, 0.0)
+
+
+def test_synthetic_images_keep_the_classes_shares_of_the_real_ones() -> None:
+    assert needed(LABELS, 2, 0.5) == [2, 1] and needed(LABELS, 2, 1.5) == [6, 3]
+    assert needed(LABELS, 2, 0.01) == [1, 1]
+
+
+def test_a_larger_corpus_holds_the_smaller_one() -> None:
+    _, small = positions(Diet(False, 0.5), LABELS, DRAWN, 2)
+    real, large = positions(Diet(False, 1.5), LABELS, DRAWN, 2)
+    assert not len(real) and set(small) < set(large) and (DRAWN[large] == 0).sum() == 6
+
+
+def test_repeated_real_images_are_as_many_as_the_synthetic_ones_they_stand_in_for() -> None:
+    real, none = positions(Diet(True, repeated=1.5), LABELS, DRAWN, 2)
+    ours, drawn = positions(Diet(True, 1.5), LABELS, DRAWN, 2)
+    assert not len(none) and len(real) == len(ours) + len(drawn) == 15
+    assert np.bincount(LABELS[real]).tolist() == [10, 5]
+
+
+def test_too_small_a_corpus_is_an_error_and_not_a_smaller_arm() -> None:
+    with pytest.raises(ValueError, match="12 synthetic images are needed, there are 8"):
+        positions(Diet(False, 3.0), LABELS, DRAWN, 2)
+
+
+# ---- leaks ----------------------------------------------------------------------------------------------------------
+
+
+def test_clusters_join_near_duplicates_and_groups() -> None:
+    images = [image("a"), image("b", "p1"), image("c", "p1"), image("d"), image("e")]
+    assert clusters_of(images, [["benign/a.png", "benign/b.png"]]) == {
+        "benign/a.png": "benign/a.png",
+        "benign/b.png": "benign/a.png",
+        "benign/c.png": "benign/a.png",
+        "benign/d.png": "benign/d.png",
+        "benign/e.png": "benign/e.png",
+    }
+
+
+def test_a_clean_split_is_accepted_with_duplicates_inside_a_side() -> None:
+    refuse_leaks(dataset(), [["benign/a.png", "benign/b.png"], ["benign/f.png", "benign/g.png"]])
+
+
+@pytest.mark.parametrize(("held", "taken"), [("test", "train"), ("val", "train"), ("test", "val")])
+def test_a_planted_leak_of_each_kind_between_any_two_splits_is_refused(held: str, taken: str) -> None:
+    clean = dataset()
+    ours, theirs = getattr(clean, taken)[0], getattr(clean, held)[0]
+
+    def planted(a: SourceImage, b: SourceImage) -> DataSet:
+        return replace(clean, **{taken: (a, *getattr(clean, taken)[1:]), held: (b, *getattr(clean, held)[1:])})
+
+    with pytest.raises(UserError, match="same file content"):
+        refuse_leaks(planted(ours, replace(theirs, sha256=ours.sha256)), [])
+    with pytest.raises(UserError, match="one group"):
+        refuse_leaks(planted(replace(ours, group="p"), replace(theirs, group="p")), [])
+    with pytest.raises(UserError, match="near-duplicate cluster"):
+        refuse_leaks(clean, [[ours.file, theirs.file]])
+
+
+def test_a_corpus_drawn_with_another_split_or_without_a_hash_is_refused() -> None:
+    refuse_foreign_corpus("a" * 64, {"run.json": "a" * 64})
+    for carried in ("b" * 64, None):
+        with pytest.raises(UserError, match="adapters"):
+            refuse_foreign_corpus("a" * 64, {"run.json": "a" * 64, "adapters.json": carried})
+
+
+def test_images_of_another_folder_that_are_ours_are_found_under_any_name(phantom_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "benign").mkdir()
+    names = ["benign", "malignant"]
+    ours = scan(phantom_folder, names).images
+    assert shared_images(phantom_folder, ours[:6], phantom_folder, ours[6:]) == []
+    (tmp_path / "benign" / "renamed.png").write_bytes((phantom_folder / ours[3].file).read_bytes())
+    theirs = scan(tmp_path, ["benign"]).images
+    assert shared_images(phantom_folder, ours, tmp_path, theirs) == [(ours[3].file, "benign/renamed.png")]

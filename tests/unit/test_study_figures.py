@@ -1,0 +1,122 @@
+"""A study's figures, what they say, and how the page shows them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from busray.config import Primary
+from busray.quality.report import report_html
+from busray.quality.study import Scores, compare, score
+from busray.quality.study_figures import Outcome, arm_rows, comparison_rows, study_figures, study_sentences
+from busray.quality.study_page import study_section
+from busray.records import Figure
+
+ARMS = ("real", "synthetic@0.5", "synthetic@1", "mixed@0.5", "mixed@1", "real+balanced")
+SKILL = {"synthetic@0.5": 0.3, "synthetic@1": 0.4, "mixed@1": 0.95}
+
+
+def outcome(classes: tuple[str, ...] = ("benign", "malignant"), external: bool = False) -> Outcome:
+    """Two trainings an arm, 60 test images in 30 clusters; `mixed@1` is better than all, `synthetic` worse."""
+    draw = np.random.default_rng(3)
+    labels = np.arange(60) // 2 % 2
+
+    def predictions(arm: str, truth: np.ndarray) -> np.ndarray:
+        right = draw.random((2, len(truth))) < SKILL.get(arm, 0.7)
+        sure = np.eye(2)[np.where(right, truth, 1 - truth)]
+        return 0.9 * sure + 0.1 * draw.dirichlet([1, 1], sure.shape[:2])
+
+    sets = {"test": labels} | ({"external": np.zeros(8, np.int64)} if external else {})
+    return Outcome(
+        classes=classes,
+        architecture="cnn",
+        primary=Primary(metric="macro_f1", arm="mixed@1"),
+        images={arm: 100 + 10 * i for i, arm in enumerate(ARMS)},
+        labels=sets,
+        clusters={name: np.arange(len(truth)) // 2 for name, truth in sets.items()},
+        probabilities={name: {arm: predictions(arm, truth) for arm in ARMS} for name, truth in sets.items()},
+        tasks=12,
+        seconds=1.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def found() -> tuple[Outcome, list[Figure]]:
+    made = outcome(external=True)
+    return made, study_figures(made)
+
+
+def test_each_figure_says_what_it_was_trained_on_and_tested_with(found: tuple[Outcome, list[Figure]]) -> None:
+    at = {(f.reference, f.arm, f.metric, f.class_name): f for f in found[1]}
+    assert len(at) == len(found[1])
+    recall = at["test", "mixed@0.5", "recall", "malignant"]
+    assert (recall.n, recall.n_reference, recall.protocol, recall.extractor) == (130, 30, "single-split", "cnn")
+    assert recall.interval is not None and recall.interval[0] <= recall.value <= recall.interval[1]
+    difference = at["test", "mixed@1 - real", "accuracy_difference", "all"]
+    arm, real = (at["test", name, "accuracy", "all"].value for name in ("mixed@1", "real"))
+    assert difference.value == pytest.approx(arm - real) and difference.n == 140
+    assert at["external", "real", "accuracy", "all"].n_reference == 8
+    assert ("external", "real", "recall", "malignant") not in at
+
+
+def test_holm_runs_over_all_comparisons_of_all_sets_but_the_primary(found: tuple[Outcome, list[Figure]]) -> None:
+    primary = [f for f in found[1] if f.metric.endswith("_p_value")]
+    assert [(f.reference, f.arm, f.metric) for f in primary] == [
+        ("test", "mixed@1 - real", "macro_f1_difference_p_value")
+    ]
+    corrected = [f.value for f in found[1] if f.metric.endswith("_p_holm")]
+    assert len(corrected) == 5 * (3 + 2) - 1 + 5 * (2 + 1)
+    raw = [
+        compare(_score(found[0], name, arm), _score(found[0], name, "real"), (metric, None)).p_value
+        for name, arm, metric in [("test", "synthetic@0.5", "accuracy"), ("external", "mixed@0.5", "accuracy")]
+    ]
+    held = {(f.reference, f.arm, f.metric, f.class_name): f.value for f in found[1]}
+    for (name, arm), p_value in zip((("test", "synthetic@0.5"), ("external", "mixed@0.5")), raw, strict=True):
+        assert held[name, f"{arm} - real", "accuracy_difference_p_holm", "all"] >= p_value
+
+
+def _score(made: Outcome, name: str, arm: str) -> Scores:
+    return score(made.probabilities[name][arm], made.labels[name], made.clusters[name])
+
+
+def test_the_sentences_name_the_primary_first_and_own_up_to_one_split(found: tuple[Outcome, list[Figure]]) -> None:
+    sentences = study_sentences(found[1], found[0])
+    assert sentences[0].startswith("Primary comparison, declared beforehand: macro F1 on test, mixed@1 less real: +0.")
+    assert "so the two are told apart" in sentences[0] and "would be found" in sentences[0]
+    assert "60 test images in 30 clusters, 2 trainings an arm, classifier cnn" in sentences[1]
+    assert "synthetic@0.5 - real, accuracy all on test -0." in sentences[2]
+    assert sentences[-1].startswith("Single split")
+
+
+def test_a_control_like_the_real_arm_is_not_told_apart() -> None:
+    made = replace(outcome(), primary=Primary(metric="macro_f1", arm="real+balanced"))
+    assert "so the two are not told apart" in study_sentences(study_figures(made), made)[0]
+
+
+def test_the_tables_hold_every_arm_and_every_comparison(found: tuple[Outcome, list[Figure]]) -> None:
+    plain = [figure.to_dict() for figure in found[1]]
+    columns, rows = arm_rows(plain)
+    assert columns == ["arm", "training images", "accuracy", "macro F1", "AUC", "recall benign", "recall malignant"]
+    assert [row[0] for row in rows] == list(ARMS) and rows[0][1] == "100"
+    columns, rows = comparison_rows(plain)
+    assert len(rows) == 5 * 5 and [row[5] for row in rows].count("primary") == 1
+    _, outside = arm_rows(plain, "external")
+    assert len(outside) == len(ARMS)
+
+
+def test_the_page_has_bars_the_curve_and_the_configurations_and_escapes_names() -> None:
+    hostile = "<script>benign"
+    made = outcome((hostile, "malignant"), external=True)
+    figures = study_figures(made)
+    part = {
+        "primary": {"metric": "macro_f1", "arm": "mixed@1", "against": "real"},
+        "sentences": [*study_sentences(figures, made), "<script>"],
+        "figures": [figure.to_dict() for figure in figures],
+        "tried": [{"identity": "abc", "trainings": 12, "training": {"architecture": "cnn", "steps": 400}}],
+    }
+    page = report_html({"run": {"name": "r"}}, {}, [study_section(part)])
+    assert "<script" not in page
+    for text in ("Downstream study", "macro F1 over corpus size", "On external images", "Configurations tried (1)"):
+        assert text in page
+    assert page.count("<circle") == 4
+    assert study_section({}) == ""
