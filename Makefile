@@ -1,4 +1,5 @@
-# make demo: the whole job on simulated images.   make test: every test.   Each alone is enough in a fresh clone.
+# make demo: the whole job on simulated images.   make test: all tests but the slow ones.   Each alone is enough in a
+# fresh clone.
 
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11; do $$p $(NEW_ENOUGH) && { echo $$p; break; }; done)
@@ -9,13 +10,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 COMPILE := $(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test chaos unit lint format clean
+.PHONY: demo test slow chaos unit lint format clean
 
 demo: .venv/runtime
 	$(BIN)/busray demo
 
 test: .venv/dev
 	$(BIN)/python -m pytest
+
+slow: .venv/dev
+	$(BIN)/python -m pytest -m slow
 
 chaos: .venv/dev
 	$(BIN)/python -m pytest tests/chaos -m "slow or not slow"

@@ -5,6 +5,7 @@ Nothing here reads, writes or computes.
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -91,6 +92,13 @@ class DataSet:
     def split(self, name: str) -> tuple[SourceImage, ...]:
         """The images of `train`, `val`, `test`, or of all three for `all`."""
         return self.train + self.val + self.test if name == "all" else getattr(self, name)
+
+    def counts(self, classes: Iterable[str]) -> dict[str, dict[str, int]]:
+        """split -> class -> images."""
+        return {
+            split: {name: sum(image.class_name == name for image in self.split(split)) for name in classes}
+            for split in ("train", "val", "test")
+        }
 
     @staticmethod
     def from_json(data: bytes) -> "DataSet":
@@ -202,7 +210,8 @@ class Figure:
 
     metric: str
     """`kid_difference`; `fid`, `kid`, `kid_p_value`, `precision`, `recall`, `density`, `coverage`, and each of these
-    with `_floor`. For `fid` and `kid`, other extractors than Inception have distance_names."""
+    with `_floor`. For `fid` and `kid`, other extractors than Inception have distance_names. An ablation adds those of
+    quality/ablation, a study those of quality/study_figures."""
     value: float
     interval: tuple[float, float] | None
     """95 % interval, or None where none is honest."""
@@ -211,7 +220,8 @@ class Figure:
     reference: str
     """`train`, `val`, `test` or `all`."""
     protocol: str
-    """`synthetic-only`, `paper-mixture` or `real-against-real`."""
+    """`synthetic-only`, `paper-mixture` or `real-against-real`; `reconstruction` in an ablation, `single-split` in a
+    study."""
     extractor: str
     class_name: str
     arm: str

@@ -34,9 +34,8 @@ from busray.model.checkpoints import commit_adapters, read_adapters
 from busray.quality.ablation import RECONSTRUCTION, ablation_html, nearness_figures, sentences
 from busray.quality.contact_sheet import contact_sheet
 from busray.quality.figures import OTHER, arm_figures, verdicts
-from busray.quality.inception import InceptionFeatures
 from busray.quality.tables import figures_csv
-from busray.records import CONFIG, DATASET, Box, Figure, SourceImage, UserError, features_key, to_json
+from busray.records import CONFIG, DATASET, INCEPTION, Box, Figure, SourceImage, UserError, features_key, to_json
 from busray.storage import Store
 
 SWEEP_REFERENCE = "val"
@@ -55,6 +54,8 @@ class Opened:
 
 def check_ablation(run: Run) -> list[Part]:
     """The ablation's parts; UserError where their settings or the adapters that are there make no fair comparison."""
+    if INCEPTION not in run.extractors:
+        raise UserError("evaluate.extractors: an ablation measures with inception: name it among them")
     adapters = read_adapters(run.store)
     if run.config.adapters.path or (adapters and adapters.get("adopted")):
         raise UserError(
@@ -134,7 +135,7 @@ def _share_adapters(source: Store, target: Store) -> None:
 
 def _measure(run: Run, found: list[Opened]) -> tuple[list[Figure], list[Figure]]:
     """(figures of the arms against evaluate.reference, figures of the sweeps against SWEEP_REFERENCE)."""
-    extractor, reference = InceptionFeatures.name, run.config.evaluate.reference
+    extractor, reference = INCEPTION, run.config.evaluate.reference
     wanted: dict[str, list[Piece]] = {}
     for one in found:
         pieces = synthetic_pieces(one.run, arm_sources(one.run.config), extractor)
@@ -273,12 +274,7 @@ def _report(run: Run, found: list[Opened], arms: list[Figure], sweep: list[Figur
             "hash": run.dataset.hash,
             "size": run.dataset.size,
             "frame": run.dataset.frame,
-            "counts": {
-                split: {
-                    name: sum(i.class_name == name for i in run.dataset.split(split)) for name in run.config.classes
-                }
-                for split in ("train", "val", "test")
-            },
+            "counts": run.dataset.counts(run.config.classes),
             "left_out": [list(pair) for pair in run.dataset.left_out],
         },
         "figures": [figure.to_dict() for figure in figures],

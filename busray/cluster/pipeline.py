@@ -63,10 +63,6 @@ def _report(run: Run, figures: list[Figure]) -> dict[str, Any]:
     job = draw_job(run)
     drawn = list(published_rows(run.store).values())
     plan = shards(read_segments(run.store))
-    counts = {
-        split: {name: sum(i.class_name == name for i in dataset.split(split)) for name in config.classes}
-        for split in ("train", "val", "test")
-    }
     classes = {name: sum(row["rows"] for row in drawn if row["class"] == name) for name in config.classes}
     training = {key: adapters.get(key, []) for key in ("loss", "validation")}
     return {
@@ -86,7 +82,7 @@ def _report(run: Run, figures: list[Figure]) -> dict[str, Any]:
             "hash": dataset.hash,
             "size": dataset.size,
             "frame": dataset.frame,
-            "counts": counts,
+            "counts": dataset.counts(config.classes),
             "left_out": [list(pair) for pair in dataset.left_out],
         },
         "check": json.loads(run.store.read(CHECK)),

@@ -1,7 +1,5 @@
 """The downstream study on Ray: every training is a task whose result is a create-only record of the run."""
 
-import csv
-import io
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -41,6 +39,7 @@ from busray.quality.study_design import (
     study_arms,
 )
 from busray.quality.study_figures import Outcome, study_figures, study_sentences
+from busray.quality.tables import figures_csv
 from busray.records import (
     CHECK,
     RUN,
@@ -59,7 +58,7 @@ from busray.storage import Store
 SHOWN = 10
 """Problems of an external test set that are told."""
 TRIES = 3
-"""Times that Ray starts a training whose worker died."""
+"""Times that Ray starts a training again whose worker died."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def study(run: Run) -> tuple[list[Figure], list[str]]:
         "figures": [figure.to_dict() for figure in figures],
     }
     store.replace(STUDY_JSON, to_json(part))
-    store.replace(STUDY_CSV, _csv(figures))
+    store.replace(STUDY_CSV, figures_csv(part["figures"]).encode())
     add_to_report(run, "study", part)
     run.tell("study figures", 1, 1)
     return figures, sentences
@@ -408,15 +407,3 @@ def _configurations(store: Store) -> list[dict[str, Any]]:
         trainings = sum(other.startswith(f"{folder}/") for other in keys) - 1
         found.append({"identity": folder.rpartition("/")[2], "trainings": trainings, **json.loads(store.read(key))})
     return found
-
-
-def _csv(figures: list[Figure]) -> bytes:
-    """One row a figure, the fields of report.json's `figures`; an interval is two numbers with a space between."""
-    rows = [figure.to_dict() for figure in figures]
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        interval = row["interval"]
-        writer.writerow({**row, "interval": "" if interval is None else f"{interval[0]} {interval[1]}"})
-    return text.getvalue().encode()

@@ -65,7 +65,6 @@ def reconstruct(
     images: np.ndarray,
     boxes: Sequence[Box],
     batch_size: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
     """Grey images uint8 [n, s, s], encoded (posterior mean) and decoded: what the autoencoder alone makes of them.
 
@@ -79,5 +78,4 @@ def reconstruct(
         if not bool(finite.all()):
             raise ValueError("the autoencoder's output is not finite: load it in float32")
         made.append(decoded)
-        progress(at + len(decoded), len(images))
     return np.concatenate(made)

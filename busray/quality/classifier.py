@@ -5,9 +5,8 @@ is a linear classifier on frozen ImageNet features. Every fit runs the same numb
 number of images, so that training sets can be compared. On the CPU; the same seed and threads give the same weights.
 """
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -69,22 +68,6 @@ class Classifier:
     weights: dict[str, np.ndarray]
     chosen: Trial
     trials: tuple[Trial, ...]
-
-    def to_bytes(self) -> bytes:
-        """As safetensors, what is not a tensor in its metadata."""
-        from safetensors.numpy import save
-
-        told = {"architecture": self.architecture, "classes": self.classes, "chosen": asdict(self.chosen)}
-        return save(self.weights, {"busray": json.dumps({**told, "trials": [asdict(trial) for trial in self.trials]})})
-
-    @staticmethod
-    def from_bytes(data: bytes) -> "Classifier":
-        from safetensors.numpy import load
-
-        length = int.from_bytes(data[:8], "little")
-        told = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["busray"])
-        trials = tuple(Trial(**trial) for trial in told["trials"])
-        return Classifier(told["architecture"], told["classes"], load(data), Trial(**told["chosen"]), trials)
 
 
 # ---- inputs ---------------------------------------------------------------------------------------------------------

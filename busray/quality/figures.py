@@ -143,8 +143,7 @@ def verdicts(figures: list[Figure]) -> list[str]:
     for figure in figures:
         if figure.metric == "kid_difference" and figure.class_name == CLASS_ALL and figure.interval:
             low, high = figure.interval
-            outside = not low <= 0 <= high
-            says = "excludes 0" if outside else "contains 0, so the arms are not told apart"
+            says = "excludes 0" if _excludes_zero(figure) else "contains 0, so the arms are not told apart"
             sentences.append(
                 f"KID x 1000, {figure.arm}, seed-paired: {1000 * figure.value:+.2f}, 95 % interval "
                 f"{1000 * low:+.2f} to {1000 * high:+.2f}, which {says}."

@@ -124,19 +124,6 @@ def test_balanced_drawing_takes_rare_classes_as_often_as_frequent_ones() -> None
         assert drawn.mean() == pytest.approx(share, abs=0.02)
 
 
-def test_a_classifier_travels_as_safetensors(sides: dict[str, Any]) -> None:
-    found = fitted(sides)
-    again = Classifier.from_bytes(found.to_bytes())
-    assert (again.architecture, again.classes, again.chosen, again.trials) == (
-        found.architecture,
-        found.classes,
-        found.chosen,
-        found.trials,
-    )
-    inputs = represent(sides["test"][0], "cnn")
-    assert (predict(again, inputs) == predict(found, inputs)).all()
-
-
 def test_only_8_bit_squares_are_taken(rng: np.random.Generator) -> None:
     with pytest.raises(TypeError, match="uint8"):
         represent(rng.random((2, 64, 64)), "cnn")
