@@ -20,7 +20,9 @@ from busray.config import Config, validate
 from busray.data.phantom import write_dataset
 from busray.records import Figure, UserError
 
-pytestmark = pytest.mark.slow  # not seen to pass on main yet; `pytest tests/integration/test_study.py -m slow` runs it
+pytestmark = (
+    pytest.mark.slow
+)  # not seen to pass on main yet; `pytest tests/integration/test_study_trainings.py -m slow` runs it
 
 ARMS = ["real", "synthetic@0.5", "mixed@0.5", "pretrained@0.5", "real+classical", "real+balanced", "real+repeated"]
 SEEDS = 2
