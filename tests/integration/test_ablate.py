@@ -19,7 +19,7 @@ from busray.corpus.commit import read_commits, read_rows
 from busray.records import UserError
 from busray.storage import Store
 
-pytestmark = pytest.mark.slow  # three trainings and six corpora
+pytestmark = pytest.mark.slow  # some minutes of drawing and training; `make slow` runs it
 
 SWEEP = {"strengths": [0.75], "guidance_scales": []}
 
