@@ -21,8 +21,6 @@ from busray.data.phantom import write_dataset
 from busray.records import Figure, UserError
 
 pytestmark = pytest.mark.slow  # not seen to pass on main yet; `make slow` runs it
-    pytest.mark.slow
-)  # not seen to pass on main yet; `pytest tests/integration/test_study_trainings.py -m slow` runs it
 
 ARMS = ["real", "synthetic@0.5", "mixed@0.5", "pretrained@0.5", "real+classical", "real+balanced", "real+repeated"]
 SEEDS = 2
