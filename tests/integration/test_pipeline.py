@@ -229,8 +229,8 @@ def test_a_run_on_object_storage_with_adopted_adapters_is_the_same_corpus(finish
         assert local[key(figure)] == pytest.approx(figure.value, rel=1e-6)
 
 
-def key(figure: Figure) -> tuple[str, str, str, str]:
-    return figure.metric, figure.arm, figure.class_name, figure.protocol
+def key(figure: Figure) -> tuple[str, str, str, str, str]:
+    return figure.metric, figure.arm, figure.class_name, figure.protocol, figure.extractor
 
 
 PLAIN = """
