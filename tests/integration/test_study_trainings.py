@@ -20,7 +20,7 @@ from busray.config import Config, validate
 from busray.data.phantom import write_dataset
 from busray.records import Figure, UserError
 
-pytestmark = pytest.mark.slow  # not seen to pass on main yet; `make slow` runs it
+pytestmark = pytest.mark.slow  # two minutes and more of training; `make slow` runs it
 
 ARMS = ["real", "synthetic@0.5", "mixed@0.5", "pretrained@0.5", "real+classical", "real+balanced", "real+repeated"]
 SEEDS = 2
