@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from busray.config import load_config
 from busray.data.check import shared_images
 from busray.data.read import scan
 from busray.quality.study_design import (
@@ -130,3 +131,25 @@ def test_images_of_another_folder_that_are_ours_are_found_under_any_name(phantom
     (tmp_path / "benign" / "renamed.png").write_bytes((phantom_folder / ours[3].file).read_bytes())
     theirs = scan(tmp_path, ["benign"]).images
     assert shared_images(phantom_folder, ours, tmp_path, theirs) == [(ours[3].file, "benign/renamed.png")]
+
+
+BUSI_TRAIN = {"benign": 277, "malignant": 132, "normal": 85}
+"""Training images of BUSI by the split that the repository's configs ask for."""
+
+
+@pytest.mark.parametrize("name", ["demo", "busi-tiny", "busi-sd15"])
+def test_the_repositorys_configs_declare_a_study_that_their_corpus_can_feed(name: str) -> None:
+    config = load_config(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
+    study, phantoms = config.study, config.dataset.phantoms
+    assert study.primary is not None
+    assert {study.primary.arm, study.primary.against} <= {arm.name for arm in study_arms(study.ratios)}
+    for label, settings in config.classes.items():
+        left = 1 - config.dataset.val - config.dataset.test
+        train = round(phantoms.images * left) if phantoms else BUSI_TRAIN[label]
+        assert needed(np.zeros(train), 1, max(study.ratios)) <= [settings.images]
+
+
+@pytest.mark.parametrize("name", ["demo", "busi-tiny", "busi-ablate"])
+def test_the_repositorys_shards_fill_their_batches(name: str) -> None:
+    config = load_config(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
+    assert config.corpus.shard_size % config.sampling.batch_size == 0
