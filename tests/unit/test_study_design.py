@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from busray.config import load_config
+from busray.config import Config, load_config
 from busray.data.check import shared_images
 from busray.data.read import scan
 from busray.quality.study_design import (
@@ -133,13 +133,18 @@ def test_images_of_another_folder_that_are_ours_are_found_under_any_name(phantom
     assert shared_images(phantom_folder, ours, tmp_path, theirs) == [(ours[3].file, "benign/renamed.png")]
 
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 BUSI_TRAIN = {"benign": 277, "malignant": 132, "normal": 85}
 """Training images of BUSI by the split that the repository's configs ask for."""
 
 
+def shipped(name: str) -> Config:
+    return load_config(CONFIGS / f"{name}.yaml", [] if name == "demo" else ["--dataset.path=BUSI"])
+
+
 @pytest.mark.parametrize("name", ["demo", "busi-tiny", "busi-sd15"])
 def test_the_repositorys_configs_declare_a_study_that_their_corpus_can_feed(name: str) -> None:
-    config = load_config(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
+    config = shipped(name)
     study, phantoms = config.study, config.dataset.phantoms
     assert study.primary is not None
     assert {study.primary.arm, study.primary.against} <= {arm.name for arm in study_arms(study.ratios)}
@@ -151,5 +156,5 @@ def test_the_repositorys_configs_declare_a_study_that_their_corpus_can_feed(name
 
 @pytest.mark.parametrize("name", ["demo", "busi-tiny", "busi-ablate"])
 def test_the_repositorys_shards_fill_their_batches(name: str) -> None:
-    config = load_config(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
+    config = shipped(name)
     assert config.corpus.shard_size % config.sampling.batch_size == 0
