@@ -225,6 +225,12 @@ class Figure:
     extractor: str
     class_name: str
     arm: str
+    frame: str
+    """dataset.frame: how images of any size became squares."""
+    size: int
+    """Side of the square in pixels."""
+    replicates: int | None = None
+    """Disjoint samples of drawn images that the interval is from; it is then conditional on the reference's images."""
 
     def to_dict(self) -> dict[str, Any]:
         """As in report.json, where the class is called `class`."""

@@ -150,18 +150,18 @@ def _measure(run: Run, found: list[Opened]) -> tuple[list[Figure], list[Figure]]
     run.tell("figures", 0, 3)
     names = _arm_names(found)
     compared = {name: drawn[name] for name in names}
-    arms = arm_figures(compared, real, reference, extractor, pairs(names, run.config.ablate.against))
-    arms += nearness_figures(compared, real, _held_out(reference), extractor)
+    arms = arm_figures(compared, real, reference, pairs(names, run.config.ablate.against))
+    arms += nearness_figures(compared, real, _held_out(reference))
     run.tell("figures", 1, 3)
     for name, images in reconstructed.items():
-        figures = arm_figures({name: images}, real, reference, extractor, [])
+        figures = arm_figures({name: images}, real, reference, [])
         arms += [replace(f, protocol=RECONSTRUCTION) for f in figures if f.protocol == "synthetic-only"]
     run.tell("figures", 2, 3)
     points = [(arm, name) for by in curves(run.config, _parts(found)).values() for arm in by for _, name in by[arm]]
     swept = {name: drawn[name] for _, name in points}
     against = [(arm, name) for arm, name in dict.fromkeys(points) if arm != name]
-    sweep = arm_figures(swept, real, SWEEP_REFERENCE, extractor, against)
-    sweep += nearness_figures(swept, real, SWEEP_REFERENCE, extractor)
+    sweep = arm_figures(swept, real, SWEEP_REFERENCE, against)
+    sweep += nearness_figures(swept, real, SWEEP_REFERENCE)
     run.tell("figures", 3, 3)
     return arms, sweep
 

@@ -3,7 +3,7 @@
 import io
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from busray.data.prepare import load_images
 from busray.identity import fingerprint
 from busray.quality import texture
 from busray.quality.extractors import Extractor
-from busray.quality.figures import arm_figures
+from busray.quality.figures import Real, arm_figures
 from busray.records import INCEPTION, Box, Commit, Figure, features_key
 from busray.storage import Store
 
@@ -57,15 +57,13 @@ def evaluate(run: Run) -> list[Figure]:
     for done, extractor in enumerate(run.extractors):
         arms, real = features(run, synthetic_pieces(run, arm_sources(run.config), extractor), extractor)
         run.tell("figures", done, len(run.extractors))
-        figures += arm_figures(arms, real, run.config.evaluate.reference, extractor)
+        figures += arm_figures(arms, real, run.config.evaluate.reference)
     run.tell("figures", len(run.extractors), len(run.extractors))
     return figures
 
 
-def features(
-    run: Run, wanted: dict[str, list[Piece]], extractor: str
-) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, np.ndarray]]]:
-    """(arm -> class -> features, seed-paired over the arms; split -> class -> features of the real images).
+def features(run: Run, wanted: dict[str, list[Piece]], extractor: str) -> tuple[dict[str, dict[str, np.ndarray]], Real]:
+    """(arm -> class -> features, seed-paired over the arms; the real images).
 
     wanted: arm -> its pieces, of this run or of others with the same seeds. What is not stored yet is extracted first.
     Texture is in units of the real training images (texture.standardised); what is stored is as it was measured.
@@ -75,8 +73,11 @@ def features(
     if missing or real_missing:
         with session(run.config.cluster, run.log_file):
             extract(run, [*_unique(missing), *_real_pieces(run, extractor)], extractor)
-    arms, real = _paired(run, wanted), _real_features(run, extractor)
-    return texture.standardised(arms, real) if extractor == texture.NAME else (arms, real)
+    arms, real = _paired(run, wanted), _real_images(run, extractor)
+    if extractor == texture.NAME:
+        arms, scaled = texture.standardised(arms, real.features)
+        real = replace(real, features=scaled)
+    return arms, real
 
 
 def synthetic_pieces(run: Run, sources: dict[str, Source], extractor: str) -> dict[str, list[Piece]]:
@@ -220,9 +221,16 @@ def _arm_features(run: Run, pieces: list[Piece]) -> dict[str, dict[int, np.ndarr
     return features
 
 
-def _real_features(run: Run, extractor: str) -> dict[str, dict[str, np.ndarray]]:
-    """split -> class -> features of the real images."""
-    parts: dict[str, dict[str, list[np.ndarray]]] = {split: {} for split in SPLITS}
-    for key, split, name, _ in _real_blocks(run, extractor):
-        parts[split].setdefault(name, []).append(load_features(run.store, key))
-    return {split: {name: np.concatenate(blocks) for name, blocks in by.items()} for split, by in parts.items()}
+def _real_images(run: Run, extractor: str) -> Real:
+    features: dict[str, dict[str, list[np.ndarray]]] = {split: {} for split in SPLITS}
+    units: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
+    for key, split, name, images in _real_blocks(run, extractor):
+        features[split].setdefault(name, []).append(load_features(run.store, key))
+        units[split].setdefault(name, []).extend(image.unit for image in images)
+    return Real(
+        {split: {name: np.concatenate(blocks) for name, blocks in by.items()} for split, by in features.items()},
+        {split: {name: np.array(labels) for name, labels in by.items()} for split, by in units.items()},
+        extractor,
+        run.dataset.frame,
+        run.dataset.size,
+    )

@@ -380,6 +380,8 @@ def _outcome(run: Run, job: Job, tasks: list[Task], external: CheckReport | None
     return Outcome(
         classes=job.classes,
         architecture=job.training.architecture,
+        frame=run.dataset.frame,
+        size=run.dataset.size,
         primary=run.config.study.primary,
         images={record["arm"]: sum(fed["real"] + fed["synthetic"] for fed in record["fed"]) for record in records},
         labels={name: _labels(run, images) for name, (images, _) in sets.items()},

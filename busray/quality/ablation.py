@@ -10,7 +10,7 @@ from html import escape
 
 import numpy as np
 
-from busray.quality.figures import REAL, Features
+from busray.quality.figures import REAL, Features, Real
 from busray.quality.neighbours import nearest
 from busray.quality.page import scale, svg, table, text, ticks
 from busray.quality.readers import wilson
@@ -27,21 +27,21 @@ DISTANCE, SAME_CLASS = "nearest_train_distance", "nearest_train_class"
 # ---- figures --------------------------------------------------------------------------------------------------------
 
 
-def nearness_figures(
-    arms: Mapping[str, Features], real: Mapping[str, Features], held_out: str, extractor: str
-) -> list[Figure]:
+def nearness_figures(arms: Mapping[str, Features], real: Real, held_out: str) -> list[Figure]:
     """DISTANCE and SAME_CLASS of each arm, overall and a class, and as floor those of the real images of `held_out`.
 
     The nearest one is looked for among the training images of all classes, for every arm the same ones, so that arms
     are comparable whatever their n. The intervals are over drawn images, with the training images as they are; the
     real images have none, since near-duplicates among them are not independent.
     """
-    classes = sorted(real["train"])
-    train = np.concatenate([real["train"][name] for name in classes])
-    owners = np.repeat(np.arange(len(classes)), [len(real["train"][name]) for name in classes])
+    training = real.features["train"]
+    classes = sorted(training)
+    train = np.concatenate([training[name] for name in classes])
+    owners = np.repeat(np.arange(len(classes)), [len(training[name]) for name in classes])
     figures = []
     sides = [(arm, images, "synthetic-only", "") for arm, images in arms.items()]
-    for arm, images, protocol, end in [*sides, (f"{REAL} {held_out}", real[held_out], "real-against-real", "_floor")]:
+    floor = (f"{REAL} {held_out}", real.features[held_out], "real-against-real", "_floor")
+    for arm, images, protocol, end in [*sides, floor]:
         distances, same = {}, {}
         for name in sorted(images):
             index, distances[name] = nearest(images[name], train)
@@ -49,7 +49,7 @@ def nearness_figures(
         for name in (CLASS_ALL, *sorted(images)):
             d = np.concatenate(list(distances.values())) if name == CLASS_ALL else distances[name]
             s = np.concatenate(list(same.values())) if name == CLASS_ALL else same[name]
-            common = (len(d), len(train), "train", protocol, extractor, name, arm)
+            common = (len(d), len(train), "train", protocol, real.extractor, name, arm, real.frame, real.size)
             intervals = (None, None) if end else (median_interval(d), wilson(int(s.sum()), len(s)))
             figures.append(Figure(DISTANCE + end, float(np.median(d)), intervals[0], *common))
             figures.append(Figure(SAME_CLASS + end, float(s.mean()), intervals[1], *common))

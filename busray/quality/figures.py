@@ -1,13 +1,14 @@
 """Features of every arm and of the real images -> the flat list of figures, and what they say in sentences."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 from busray.quality.frechet import Moments, frechet_to
-from busray.quality.kernel import Estimate, kid, kid_difference, kid_p_value
+from busray.quality.kernel import Estimate, kid, kid_difference, kid_p_value, numbered
 from busray.quality.neighbours import neighbourhood
 from busray.records import CLASS_ALL, Figure, distance_names
 
@@ -15,19 +16,57 @@ Features = Mapping[str, np.ndarray]
 """class -> float32 [n, d]"""
 REAL = "real"
 FEWEST = 3
-"""Images a side below which a class has no figure of its own."""
+"""Independent images a side below which a class has no figure of its own."""
 NEIGHBOURS = 5
 """The k of precision, recall, density and coverage."""
 OTHER = {"train": "test", "val": "train", "test": "train"}
 """reference -> the split it is held against for the floor; `all` holds its own halves against each other."""
 
 
+@dataclass(frozen=True)
+class Real:
+    """The real images as one extractor sees them, and what every figure about them must say."""
+
+    features: Mapping[str, Features]
+    """By split: train, val, test."""
+    units: Mapping[str, Mapping[str, np.ndarray]]
+    """split -> class -> labels [n]: images of one label (SourceImage.unit) count as one independent draw."""
+    extractor: str
+    frame: str
+    size: int
+    """Side of the framed images in pixels."""
+
+    def split(self, name: str) -> dict[str, "Sample"]:
+        """class -> the images of a split, or of all three for `all`."""
+        splits = list(self.features) if name == "all" else [name]
+        classes = sorted({c for split in splits for c in self.features[split]})
+        return {
+            c: Sample.joined([Sample(self.features[s][c], self.units[s][c]) for s in splits if c in self.features[s]])
+            for c in classes
+        }
+
+
+class Sample(NamedTuple):
+    """Images of one side of a comparison: features [n, d] and labels [n] of independent draws."""
+
+    features: np.ndarray
+    units: np.ndarray
+
+    def rows(self, chosen: slice | np.ndarray) -> "Sample":
+        return Sample(self.features[chosen], self.units[chosen])
+
+    @staticmethod
+    def drawn(features: np.ndarray, class_name: str) -> "Sample":
+        """Of images that each came from a seed of their own."""
+        return Sample(features, np.array([f"{class_name} {i}" for i in range(len(features))]))
+
+    @staticmethod
+    def joined(samples: Sequence["Sample"]) -> "Sample":
+        return Sample(np.concatenate([s.features for s in samples]), np.concatenate([s.units for s in samples]))
+
+
 def arm_figures(
-    arms: Mapping[str, Features],
-    real: Mapping[str, Features],
-    reference: str,
-    extractor: str,
-    pairs: Sequence[tuple[str, str]] | None = None,
+    arms: Mapping[str, Features], real: Real, reference: str, pairs: Sequence[tuple[str, str]] | None = None
 ) -> list[Figure]:
     """FID, KID and neighbourhood of each arm, the real floor, and seed-paired KID differences of `pairs` of arms.
 
@@ -35,86 +74,97 @@ def arm_figures(
 
     Another extractor's distances have its distance_names: they are never called FID or KID.
 
-    arms: arm -> class -> features, row i of a class drawn from the same seed in each arm. real: split -> class ->
-    features. Overall figures pool the classes. `paper-mixture` holds all real images against the same images with the
-    arm's added, as the ISBI 2026 paper seems to.
+    arms: arm -> class -> features, row i of a class drawn from the same seed in each arm. Overall figures pool the
+    classes. `paper-mixture` holds all real images against the same images with the arm's added, as the ISBI 2026 paper
+    seems to.
     """
-    frechet, kernel = distance_names(extractor)
-    wanted = _split(real, reference)
-    everything = _pooled(_split(real, "all"))
-    figures = list(_floor(real, wanted, reference, extractor, arms))
-    for arm, features in arms.items():
-        for name, images, others in _sides(features, wanted):
-            common = (images, others, reference, "synthetic-only", extractor, name, arm)
-            figures.append(_figure(frechet, frechet_to(others, Moments.of(images)), *common))
-            figures.append(_figure(kernel, kid(images, others), *common))
-            figures.append(_figure(f"{kernel}_p_value", kid_p_value(images, others), *common))
-            figures += [_figure(metric, value, *common) for metric, value in _neighbours(images, others)]
-        mixture = np.concatenate([everything, _pooled(features)])
-        value = frechet_to(everything, Moments.of(mixture))
-        figures.append(_figure(frechet, value, mixture, everything, "all", "paper-mixture", extractor, CLASS_ALL, arm))
+    frechet, kernel = distance_names(real.extractor)
+    wanted = real.split(reference)
+    everything = Sample.joined(list(real.split("all").values()))
+    drawn = {
+        arm: {name: Sample.drawn(rows, name) for name, rows in sorted(features.items())}
+        for arm, features in arms.items()
+    }
+    figures = list(_floor(real, wanted, reference, next(iter(arms.values()))))
+    for arm, samples in drawn.items():
+        for name, images, others in _sides(samples, wanted):
+            of = _About(real, images, others, reference, "synthetic-only", name, arm)
+            figures.append(of.figure(frechet, frechet_to(others.features, Moments.of(images.features))))
+            figures.append(of.figure(kernel, kid(*of.features, others.units)))
+            figures.append(of.figure(f"{kernel}_p_value", kid_p_value(*of.features, others.units)))
+            figures += [of.figure(metric, value) for metric, value in _neighbours(*of.features)]
+        mixture = Sample.joined([everything, *samples.values()])
+        of = _About(real, mixture, everything, "all", "paper-mixture", CLASS_ALL, arm)
+        figures.append(of.figure(frechet, frechet_to(everything.features, Moments.of(mixture.features))))
     for before, after in pairwise(arms) if pairs is None else pairs:
-        first, second = arms[before], arms[after]
-        for name, images, others in _sides(second, wanted):
-            earlier = _pooled(first) if name == CLASS_ALL else first[name]
-            common = (images, others, reference, "synthetic-only", extractor, name, f"{after} - {before}")
-            figures.append(_figure(f"{kernel}_difference", kid_difference(images, earlier, others), *common))
+        for (name, images, others), (_, earlier, _) in zip(
+            _sides(drawn[after], wanted), _sides(drawn[before], wanted), strict=True
+        ):
+            of = _About(real, images, others, reference, "synthetic-only", name, f"{after} - {before}")
+            difference = kid_difference(images.features, earlier.features, others.features, others.units)
+            figures.append(of.figure(f"{kernel}_difference", difference))
     return figures
 
 
-def _figure(
-    metric: str,
-    value: float | Estimate,
-    images: np.ndarray,
-    others: np.ndarray,
-    reference: str,
-    protocol: str,
-    extractor: str,
-    class_name: str,
-    arm: str,
-) -> Figure:
-    number, interval = (value.value, value.interval) if isinstance(value, Estimate) else (value, None)
-    return Figure(metric, number, interval, len(images), len(others), reference, protocol, extractor, class_name, arm)
+class _About(NamedTuple):
+    """What the figures of one comparison have in common."""
+
+    real: Real
+    images: Sample
+    others: Sample
+    reference: str
+    protocol: str
+    class_name: str
+    arm: str
+
+    @property
+    def features(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.images.features, self.others.features
+
+    def figure(self, metric: str, value: float | Estimate) -> Figure:
+        number, interval = (value.value, value.interval) if isinstance(value, Estimate) else (value, None)
+        return Figure(
+            metric=metric,
+            value=number,
+            interval=interval,
+            n=len(self.images.features),
+            n_reference=len(self.others.features),
+            reference=self.reference,
+            protocol=self.protocol,
+            extractor=self.real.extractor,
+            class_name=self.class_name,
+            arm=self.arm,
+            frame=self.real.frame,
+            size=self.real.size,
+        )
 
 
-def _split(real: Mapping[str, Features], split: str) -> Features:
-    if split != "all":
-        return real[split]
-    names = sorted({name for by in real.values() for name in by})
-    return {name: np.concatenate([by[name] for by in real.values() if name in by]) for name in names}
-
-
-def _pooled(features: Features) -> np.ndarray:
-    return np.concatenate([features[name] for name in sorted(features)])
-
-
-def _sides(images: Features, others: Features) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def _sides(images: Mapping[str, Sample], others: Mapping[str, Sample]) -> Iterator[tuple[str, Sample, Sample]]:
     """(class, images, reference) for all classes together, then for each that has enough on both sides."""
-    yield CLASS_ALL, _pooled(images), _pooled(others)
-    for name in sorted(images):
-        if name in others and min(len(images[name]), len(others[name])) >= FEWEST:
-            yield name, images[name], others[name]
+    yield CLASS_ALL, Sample.joined(list(images.values())), Sample.joined(list(others.values()))
+    for name, sample in images.items():
+        if name in others and min(len(np.unique(side.units)) for side in (sample, others[name])) >= FEWEST:
+            yield name, sample, others[name]
 
 
-def _floor(
-    real: Mapping[str, Features], wanted: Features, reference: str, extractor: str, arms: Mapping[str, Features]
-) -> Iterator[Figure]:
+def _floor(real: Real, wanted: Mapping[str, Sample], reference: str, first: Features) -> Iterator[Figure]:
     """Real against real, with as many images a class as the arms have where there are: FID depends on n."""
-    frechet, kernel = distance_names(extractor)
-    first = next(iter(arms.values()))
+    frechet, kernel = distance_names(real.extractor)
     if reference == "all":
-        other = {name: rows[0::2] for name, rows in wanted.items()}
-        wanted = {name: rows[1::2] for name, rows in wanted.items()}
+        odd = {name: numbered(sample.units, sample.features) % 2 == 1 for name, sample in wanted.items()}
+        other = {name: sample.rows(~odd[name]) for name, sample in wanted.items()}
+        wanted = {name: sample.rows(odd[name]) for name, sample in wanted.items()}
     else:
-        other = _split(real, OTHER[reference])
-    other = {name: rows[: len(first[name])] if name in first else rows for name, rows in other.items()}
+        other = real.split(OTHER[reference])
+    other = {name: sample.rows(slice(len(first[name]) if name in first else None)) for name, sample in other.items()}
     for name, images, others in _sides(other, wanted):
-        common = (images, others, reference, "real-against-real", extractor, name, REAL)
-        yield _figure(f"{frechet}_floor", frechet_to(others, Moments.of(images)), *common)
-        yield _figure(f"{kernel}_floor", kid(images, others), *common)
-        yield _figure(f"{kernel}_p_value_floor", kid_p_value(images, others), *common)
-        for metric, value in _neighbours(images, others):
-            yield _figure(f"{metric}_floor", value, *common)
+        of = _About(real, images, others, reference, "real-against-real", name, REAL)
+        clusters = others.units, images.units
+        yield of.figure(f"{frechet}_floor", frechet_to(others.features, Moments.of(images.features)))
+        yield of.figure(f"{kernel}_floor", kid(*of.features, *clusters))
+        yield of.figure(f"{kernel}_p_value_floor", kid_p_value(*of.features, *clusters))
+        for metric, value in _neighbours(*of.features):
+            yield of.figure(f"{metric}_floor", value)
 
 
 def _neighbours(images: np.ndarray, others: np.ndarray) -> list[tuple[str, float]]:

@@ -29,6 +29,9 @@ class Outcome:
 
     classes: tuple[str, ...]
     architecture: str
+    frame: str
+    size: int
+    """Of the images in pixels."""
     primary: config.Primary
     images: Mapping[str, int]
     """arm -> training images."""
@@ -108,6 +111,8 @@ def _figure(
         extractor=outcome.architecture,
         class_name=CLASS_ALL if label is None else outcome.classes[label],
         arm=arm,
+        frame=outcome.frame,
+        size=outcome.size,
     )
 
 

@@ -24,7 +24,7 @@ from busray.quality.ablation import (
     sentences,
     sweep_rows,
 )
-from busray.quality.figures import arm_figures
+from busray.quality.figures import Real, arm_figures
 from busray.quality.tables import figures_csv
 from busray.records import Box, Figure, ImageSpec, UserError
 
@@ -152,9 +152,11 @@ def draws(n: int, seed: int, shift: float = 0.0) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def real() -> dict[str, dict[str, np.ndarray]]:
+def real() -> Real:
     sizes = {"train": 30, "val": 10, "test": 14}
-    return {split: {"b": draws(n, n), "m": draws(n, n + 1, 3.0)} for split, n in sizes.items()}
+    features = {split: {"b": draws(n, n), "m": draws(n, n + 1, 3.0)} for split, n in sizes.items()}
+    units = {split: {name: np.arange(len(rows)) for name, rows in by.items()} for split, by in features.items()}
+    return Real(features, units, EXTRACTOR, "letterbox", 64)
 
 
 def of(figures: list[Figure], metric: str, arm: str, name: str = "all") -> Figure:
@@ -162,16 +164,16 @@ def of(figures: list[Figure], metric: str, arm: str, name: str = "all") -> Figur
     return found
 
 
-def test_nearness_agrees_with_a_loop_and_exposes_copies_and_swapped_classes(real: dict) -> None:
-    copies = {name: rows[:12] for name, rows in real["train"].items()}
+def test_nearness_agrees_with_a_loop_and_exposes_copies_and_swapped_classes(real: Real) -> None:
+    copies = {name: rows[:12] for name, rows in real.features["train"].items()}
     swapped = {"b": draws(12, 1, 3.0), "m": draws(12, 2)}
-    figures = nearness_figures({"copies": copies, "swapped": swapped}, real, "test", EXTRACTOR)
+    figures = nearness_figures({"copies": copies, "swapped": swapped}, real, "test")
     assert of(figures, DISTANCE, "copies").value == pytest.approx(0, abs=1e-5)
     assert of(figures, SAME_CLASS, "copies").value == 1
     assert of(figures, SAME_CLASS, "swapped").value < 0.2
-    everything = [(row, name) for name in ("b", "m") for row in real["train"][name]]
+    everything = [(row, name) for name in ("b", "m") for row in real.features["train"][name]]
     distances, same = [], []
-    for name, rows in real["test"].items():
+    for name, rows in real.features["test"].items():
         for row in rows:
             lengths = [float(np.linalg.norm(row - other)) for other, _ in everything]
             distances.append(min(lengths))
@@ -210,17 +212,17 @@ def test_too_few_values_have_no_interval_and_very_many_have_one() -> None:
 
 
 @pytest.fixture(scope="module")
-def report(real: dict) -> dict[str, Any]:
+def report(real: Real) -> dict[str, Any]:
     found = parts(config())
     names = [name for part in found for name in part.arms.values()]
     drawn = {name: {"b": draws(12, i, 0.5), "m": draws(12, i + 50, 2.5)} for i, name in enumerate(names)}
     table = [*ARMS, "lora+ti steps=26"]
     compared_arms = {name: drawn[name] for name in table}
-    arms = arm_figures(compared_arms, real, "test", EXTRACTOR, pairs(table, "base"))
-    arms += nearness_figures(compared_arms, real, "test", EXTRACTOR)
+    arms = arm_figures(compared_arms, real, "test", pairs(table, "base"))
+    arms += nearness_figures(compared_arms, real, "test")
     of_sweeps = curves(config(), found)
     swept = {name: drawn[name] for by in of_sweeps.values() for points in by.values() for _, name in points}
-    sweep = arm_figures(swept, real, "val", EXTRACTOR, []) + nearness_figures(swept, real, "val", EXTRACTOR)
+    sweep = arm_figures(swept, real, "val", []) + nearness_figures(swept, real, "val")
     return {
         "run": {"name": "mine"},
         "figures": [f.to_dict() for f in dict.fromkeys([*arms, *sweep])],
@@ -256,6 +258,10 @@ def test_arms_are_compared_on_test_and_sweeps_on_val(report: dict) -> None:
     assert rows[-1][2] == "real"
 
 
+def _cell(value: object) -> str:
+    return "" if value is None else str(value)
+
+
 def test_the_csv_has_every_figure_with_its_fields(report: dict) -> None:
     rows = list(csv.DictReader(io.StringIO(figures_csv(report["figures"]))))
     assert len(rows) == len(report["figures"])
@@ -263,7 +269,7 @@ def test_the_csv_has_every_figure_with_its_fields(report: dict) -> None:
         assert float(row["value"]) == figure["value"]
         interval = [float(row[end]) for end in ("interval_low", "interval_high") if row[end]]
         assert interval == (figure["interval"] or [])
-        assert all(row[key] == str(figure[key]) for key in figure if key not in ("value", "interval"))
+        assert all(row[key] == _cell(figure[key]) for key in figure if key not in ("value", "interval"))
     keys = [(r["metric"], r["arm"], r["class"], r["protocol"], r["reference"], r["extractor"]) for r in rows]
     assert len(set(keys)) == len(keys)
 

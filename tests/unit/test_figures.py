@@ -1,11 +1,13 @@
 """The list of figures is complete, says what each was computed from, and agrees with a direct computation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from busray.quality.figures import arm_figures, verdicts
+from busray.quality.figures import Real, arm_figures, verdicts
 from busray.quality.frechet import frechet_between
-from busray.quality.kernel import kid
+from busray.quality.kernel import kid, kid_difference, kid_p_value
 from busray.quality.neighbours import neighbourhood
 from busray.records import Figure
 
@@ -16,10 +18,19 @@ def features(n: int, seed: int, shift: float = 0.0) -> np.ndarray:
     return (np.random.default_rng(seed).standard_normal((n, 12)) + shift).astype(np.float32)
 
 
+def of(images: dict[str, dict[str, np.ndarray]], extractor: str = EXTRACTOR) -> Real:
+    """Real images that are independent of each other."""
+    units = {
+        split: {name: np.array([f"{split} {name} {i}" for i in range(len(rows))]) for name, rows in by.items()}
+        for split, by in images.items()
+    }
+    return Real(images, units, extractor, "letterbox", 64)
+
+
 @pytest.fixture
-def real() -> dict[str, dict[str, np.ndarray]]:
+def real() -> Real:
     sizes = {"train": 30, "val": 6, "test": 12}
-    return {split: {"b": features(n, n), "m": features(n // 2, n + 1, 1.0)} for split, n in sizes.items()}
+    return of({split: {"b": features(n, n), "m": features(n // 2, n + 1, 1.0)} for split, n in sizes.items()})
 
 
 @pytest.fixture
@@ -30,29 +41,66 @@ def arms() -> dict[str, dict[str, np.ndarray]]:
     }
 
 
+def shortened(real: Real, n: int) -> Real:
+    """With n test images of class m."""
+    return of({**real.features, "test": {**real.features["test"], "m": real.features["test"]["m"][:n]}})
+
+
 def one(figures: list[Figure], **wanted: str) -> Figure:
     found = [f for f in figures if all(getattr(f, key) == value for key, value in wanted.items())]
     assert len(found) == 1, found
     return found[0]
 
 
-def test_an_arms_fid_is_that_of_its_images_alone_against_the_reference(real: dict, arms: dict) -> None:
-    figures = arm_figures(arms, real, "test", EXTRACTOR)
+def test_an_arms_fid_is_that_of_its_images_alone_against_the_reference(real: Real, arms: dict) -> None:
+    figures = arm_figures(arms, real, "test")
     overall = one(figures, metric="fid", arm="base", class_name="all", protocol="synthetic-only")
-    images, others = (np.concatenate([side["b"], side["m"]]) for side in (arms["base"], real["test"]))
+    images, others = (np.concatenate([side["b"], side["m"]]) for side in (arms["base"], real.features["test"]))
     assert overall.value == pytest.approx(frechet_between(images, others))
     assert (overall.n, overall.n_reference, overall.reference, overall.extractor) == (40, 18, "test", EXTRACTOR)
     benign = one(figures, metric="kid", arm="base", class_name="b")
-    assert benign.value == pytest.approx(kid(arms["base"]["b"], real["test"]["b"]).value)
+    assert benign.value == pytest.approx(kid(arms["base"]["b"], real.features["test"]["b"]).value)
     assert one(figures, metric="kid_p_value", arm="base", class_name="all").value == 0.001
     assert one(figures, metric="kid_p_value_floor", class_name="all").value > 0.001
     assert benign.interval is not None and benign.interval[0] < benign.value < benign.interval[1]
 
 
-def test_the_papers_mixture_holds_every_real_image_against_itself_with_the_arms_added(real: dict, arms: dict) -> None:
-    figures = arm_figures(arms, real, "test", EXTRACTOR)
+def test_every_figure_says_how_the_images_were_framed(real: Real, arms: dict) -> None:
+    assert {(f.frame, f.size) for f in arm_figures(arms, real, "test")} == {("letterbox", 64)}
+
+
+def test_images_of_a_cluster_count_as_one_draw_in_every_kernel_figure(real: Real, arms: dict) -> None:
+    units = {split: {name: np.array([f"{split} {name} {i // 2}" for i in range(len(rows))])
+                     for name, rows in by.items()} for split, by in real.features.items()}  # fmt: skip
+    figures = arm_figures(arms, replace(real, units=units), "test")
+    for name in ("b", "m"):
+        base, better, test = arms["base"][name], arms["lora+ti"][name], real.features["test"][name]
+        train, of_train, of_test = real.features["train"][name][:20], units["train"][name][:20], units["test"][name]
+        expected = {
+            ("kid", "base"): kid(base, test, of_test),
+            ("kid_difference", "lora+ti - base"): kid_difference(better, base, test, of_test),
+            ("kid_floor", "real"): kid(train, test, of_test, of_train),
+        }
+        for (metric, arm), estimate in expected.items():
+            found = one(figures, metric=metric, arm=arm, class_name=name)
+            assert (found.value, found.interval) == (estimate.value, pytest.approx(estimate.interval))
+        p_value = one(figures, metric="kid_p_value_floor", class_name=name).value
+        assert p_value == kid_p_value(train, test, of_test, of_train)
+
+
+def test_the_halves_of_all_real_images_share_no_cluster(real: Real, arms: dict) -> None:
+    twins = {
+        split: {name: np.repeat(rows, 2, axis=0) for name, rows in by.items()} for split, by in real.features.items()
+    }
+    units = {split: {name: np.repeat(labels, 2) for name, labels in by.items()} for split, by in real.units.items()}
+    floor = arm_figures(arms, replace(real, features=twins, units=units), "all")
+    assert one(floor, metric="fid_floor", class_name="b").value > 1e-3  # 0 if each image had its twin on the other side
+
+
+def test_the_papers_mixture_holds_every_real_image_against_itself_with_the_arms_added(real: Real, arms: dict) -> None:
+    figures = arm_figures(arms, real, "test")
     mixture = one(figures, metric="fid", arm="lora+ti", protocol="paper-mixture")
-    everything = np.concatenate([real[s][c] for c in ("b", "m") for s in ("train", "val", "test")])
+    everything = np.concatenate([real.features[s][c] for c in ("b", "m") for s in ("train", "val", "test")])
     added = np.concatenate([everything, arms["lora+ti"]["b"], arms["lora+ti"]["m"]])
     assert mixture.value == pytest.approx(frechet_between(added, everything))
     assert (mixture.n, mixture.n_reference, mixture.reference) == (72 + 40, 72, "all")
@@ -60,65 +108,70 @@ def test_the_papers_mixture_holds_every_real_image_against_itself_with_the_arms_
 
 
 @pytest.mark.parametrize("reference", ["train", "val", "test", "all"])
-def test_the_floor_never_holds_an_image_against_itself(real: dict, arms: dict, reference: str) -> None:
-    floor = one(arm_figures(arms, real, reference, EXTRACTOR), metric="fid_floor", class_name="all")
+def test_the_floor_never_holds_an_image_against_itself(real: Real, arms: dict, reference: str) -> None:
+    floor = one(arm_figures(arms, real, reference), metric="fid_floor", class_name="all")
     assert floor.value > 1e-3
     assert floor.protocol == "real-against-real"
     if reference == "test":
         assert (floor.n, floor.n_reference) == (20 + 15, 18)
 
 
-def test_differences_are_of_the_pairs_asked_for(real: dict, arms: dict) -> None:
+def test_differences_are_of_the_pairs_asked_for(real: Real, arms: dict) -> None:
     three = {**arms, "ti": {"b": features(20, 7, 0.5), "m": features(20, 8, 1.5)}}
-    figures = arm_figures(three, real, "test", EXTRACTOR, [("base", "ti"), ("ti", "lora+ti")])
+    figures = arm_figures(three, real, "test", [("base", "ti"), ("ti", "lora+ti")])
     found = [f for f in figures if f.metric == "kid_difference" and f.class_name == "b"]
     assert [f.arm for f in found] == ["ti - base", "lora+ti - ti"]
-    expected = kid(three["ti"]["b"], real["test"]["b"]).value - kid(three["base"]["b"], real["test"]["b"]).value
+    expected = (
+        kid(three["ti"]["b"], real.features["test"]["b"]).value
+        - kid(three["base"]["b"], real.features["test"]["b"]).value
+    )
     assert found[0].value == pytest.approx(expected)
 
 
-def test_a_class_with_too_few_images_has_no_figure_of_its_own(real: dict, arms: dict) -> None:
-    real["test"]["m"] = real["test"]["m"][:2]
-    figures = arm_figures(arms, real, "test", EXTRACTOR)
+def test_a_class_with_too_few_images_has_no_figure_of_its_own(real: Real, arms: dict) -> None:
+    real = shortened(real, 2)
+    figures = arm_figures(arms, real, "test")
     assert not [f for f in figures if f.class_name == "m"]
     assert one(figures, metric="fid", arm="base", class_name="all", protocol="synthetic-only").n_reference == 14
 
 
-def test_neighbourhoods_are_given_for_arms_and_floor_where_there_are_neighbours_enough(real: dict, arms: dict) -> None:
-    figures = arm_figures(arms, real, "test", EXTRACTOR)
-    near = neighbourhood(arms["lora+ti"]["b"], real["test"]["b"])
+def test_neighbourhoods_are_given_for_arms_and_floor_where_there_are_neighbours_enough(real: Real, arms: dict) -> None:
+    figures = arm_figures(arms, real, "test")
+    near = neighbourhood(arms["lora+ti"]["b"], real.features["test"]["b"])
     for metric in ("precision", "recall", "density", "coverage"):
         found = one(figures, metric=metric, arm="lora+ti", class_name="b")
         assert found.value == getattr(near, metric) and found.reference == "test"
         assert one(figures, metric=f"{metric}_floor", class_name="all").value > 0
-    real["test"]["m"] = real["test"]["m"][:5]
-    fewer = arm_figures(arms, real, "test", EXTRACTOR)
+    real = shortened(real, 5)
+    fewer = arm_figures(arms, real, "test")
     assert not {f.metric for f in fewer if f.class_name == "m"} & {"precision", "recall", "density", "coverage"}
 
 
-def test_the_verdict_names_the_order_and_whether_chance_explains_it(real: dict, arms: dict) -> None:
-    sentences = verdicts(arm_figures(arms, real, "test", EXTRACTOR))
+def test_the_verdict_names_the_order_and_whether_chance_explains_it(real: Real, arms: dict) -> None:
+    sentences = verdicts(arm_figures(arms, real, "test"))
     assert "lora+ti" in sentences[0] and sentences[0].index("lora+ti") < sentences[0].index("base")
     assert "excludes 0" in sentences[-1]
     same = {"base": arms["base"], "lora+ti": {c: x + 1e-3 * features(20, 9) for c, x in arms["base"].items()}}
-    assert "contains 0" in verdicts(arm_figures(same, real, "test", EXTRACTOR))[-1]
+    assert "contains 0" in verdicts(arm_figures(same, real, "test"))[-1]
 
 
-def test_only_inceptions_distances_are_called_fid_and_kid(real: dict, arms: dict) -> None:
-    ours = arm_figures(arms, real, "test", EXTRACTOR)
-    others = arm_figures(arms, real, "test", "texture-1")
+def test_only_inceptions_distances_are_called_fid_and_kid(real: Real, arms: dict) -> None:
+    ours = arm_figures(arms, real, "test")
+    others = arm_figures(arms, replace(real, extractor="texture-1"), "test")
     assert not [f for f in others if f.metric.startswith(("fid", "kid")) or f.extractor != "texture-1"]
     renamed = [f.metric.replace("fid", "fd-texture").replace("kid", "kd-texture") for f in ours]
     assert [f.metric for f in others] == renamed and "fd-texture_floor" in renamed
     assert [f.value for f in others] == [f.value for f in ours]
 
 
-def test_texture_has_its_own_verdict_after_inceptions(real: dict, arms: dict) -> None:
-    ours, others = (arm_figures(arms, real, "test", name) for name in (EXTRACTOR, "texture-1"))
+def test_texture_has_its_own_verdict_after_inceptions(real: Real, arms: dict) -> None:
+    ours, others = (arm_figures(arms, replace(real, extractor=name), "test") for name in (EXTRACTOR, "texture-1"))
     *first, last = verdicts(others + ours)
     assert first == verdicts(ours)
     assert "texture" in last and "FID" not in last and "KID" not in last
     assert last.index("lora+ti ") < last.index("base ") < last.index("other real images")
     assert last.endswith("exclude 0 for: lora+ti - base.")
     same = {"base": arms["base"], "lora+ti": {c: x + 1e-3 * features(20, 9) for c, x in arms["base"].items()}}
-    assert verdicts(arm_figures(same, real, "test", "texture-1"))[-1].endswith("exclude 0 for: no pair of arms.")
+    assert verdicts(arm_figures(same, replace(real, extractor="texture-1"), "test"))[-1].endswith(
+        "exclude 0 for: no pair of arms."
+    )

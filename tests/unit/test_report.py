@@ -58,7 +58,8 @@ def png(value: int, size: int = 8) -> bytes:
 def figure(metric: str, value: float, arm: str, name: str = "all", protocol: str = "synthetic-only") -> dict[str, Any]:
     interval = (value - 0.01, value + 0.01) if metric.startswith("kid") else None
     n, reference = (40, 24) if name == "all" else (20, 12)
-    counted = Figure(metric, value, interval, n, reference, "test", protocol, "inception-v3-2015", name, arm)
+    about = ("test", protocol, "inception-v3-2015", name, arm, "letterbox", 128)
+    counted = Figure(metric, value, interval, n, reference, *about)
     return counted.to_dict()
 
 

@@ -30,6 +30,8 @@ def outcome(classes: tuple[str, ...] = ("benign", "malignant"), external: bool =
     return Outcome(
         classes=classes,
         architecture="cnn",
+        frame="letterbox",
+        size=64,
         primary=Primary(metric="macro_f1", arm="mixed@1"),
         images={arm: 100 + 10 * i for i, arm in enumerate(ARMS)},
         labels=sets,
