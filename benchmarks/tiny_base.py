@@ -20,7 +20,7 @@ from busray.data.phantom import CLASSES, PROBES, phantom
 from busray.data.read import read_grey
 from busray.model.speckle import local_snr, radial_power, spectrum_slope
 from busray.model.tiny_corpus import captioned
-from busray.quality.frechet import frechet_between
+from busray.quality.frechet import Moments, frechet
 from busray.quality.inception import InceptionFeatures, find_weights
 
 TINY = Path(__file__).parents[1] / "busray" / "model" / "tiny"
@@ -101,7 +101,7 @@ def main() -> None:
         print(row("BUSI, letterbox", others, made), flush=True)
         extractor = InceptionFeatures(find_weights())
         first, second, third = (features(extractor, x) for x in (reference, others, made))
-        floor, kept = frechet_between(first, second), frechet_between(first, third)
+        floor, kept = frechet(Moments.of(first), Moments.of(second)), frechet(Moments.of(first), Moments.of(third))
         print(
             f"\nFID ({extractor.name}), BUSI, {args.n} against {args.n}: floor {floor:.1f}, through the VAE {kept:.1f}"
         )

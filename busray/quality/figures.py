@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from busray.quality.frechet import Moments, frechet_to
+from busray.quality.frechet import Moments, frechet
 from busray.quality.kernel import Estimate, kid, kid_difference, kid_p_value, numbered
 from busray.quality.neighbours import neighbourhood
 from busray.records import CLASS_ALL, Figure, distance_names
@@ -78,7 +78,7 @@ def arm_figures(
     classes. `paper-mixture` holds all real images against the same images with the arm's added, as the ISBI 2026 paper
     seems to.
     """
-    frechet, kernel = distance_names(real.extractor)
+    distance, kernel = distance_names(real.extractor)
     wanted = real.split(reference)
     everything = Sample.joined(list(real.split("all").values()))
     drawn = {
@@ -89,13 +89,13 @@ def arm_figures(
     for arm, samples in drawn.items():
         for name, images, others in _sides(samples, wanted):
             of = _About(real, images, others, reference, "synthetic-only", name, arm)
-            figures.append(of.figure(frechet, frechet_to(others.features, Moments.of(images.features))))
+            figures.append(of.figure(distance, of.frechet()))
             figures.append(of.figure(kernel, kid(*of.features, others.units)))
             figures.append(of.figure(f"{kernel}_p_value", kid_p_value(*of.features, others.units)))
             figures += [of.figure(metric, value) for metric, value in _neighbours(*of.features)]
         mixture = Sample.joined([everything, *samples.values()])
         of = _About(real, mixture, everything, "all", "paper-mixture", CLASS_ALL, arm)
-        figures.append(of.figure(frechet, frechet_to(everything.features, Moments.of(mixture.features))))
+        figures.append(of.figure(distance, of.frechet()))
     for before, after in pairwise(arms) if pairs is None else pairs:
         for (name, images, others), (_, earlier, _) in zip(
             _sides(drawn[after], wanted), _sides(drawn[before], wanted), strict=True
@@ -120,6 +120,9 @@ class _About(NamedTuple):
     @property
     def features(self) -> tuple[np.ndarray, np.ndarray]:
         return self.images.features, self.others.features
+
+    def frechet(self) -> float:
+        return frechet(*map(Moments.of, self.features))
 
     def figure(self, metric: str, value: float | Estimate) -> Figure:
         number, interval = (value.value, value.interval) if isinstance(value, Estimate) else (value, None)
@@ -149,7 +152,7 @@ def _sides(images: Mapping[str, Sample], others: Mapping[str, Sample]) -> Iterat
 
 def _floor(real: Real, wanted: Mapping[str, Sample], reference: str, first: Features) -> Iterator[Figure]:
     """Real against real, with as many images a class as the arms have where there are: FID depends on n."""
-    frechet, kernel = distance_names(real.extractor)
+    distance, kernel = distance_names(real.extractor)
     if reference == "all":
         odd = {name: numbered(sample.units, sample.features) % 2 == 1 for name, sample in wanted.items()}
         other = {name: sample.rows(~odd[name]) for name, sample in wanted.items()}
@@ -160,7 +163,7 @@ def _floor(real: Real, wanted: Mapping[str, Sample], reference: str, first: Feat
     for name, images, others in _sides(other, wanted):
         of = _About(real, images, others, reference, "real-against-real", name, REAL)
         clusters = others.units, images.units
-        yield of.figure(f"{frechet}_floor", frechet_to(others.features, Moments.of(images.features)))
+        yield of.figure(f"{distance}_floor", of.frechet())
         yield of.figure(f"{kernel}_floor", kid(*of.features, *clusters))
         yield of.figure(f"{kernel}_p_value_floor", kid_p_value(*of.features, *clusters))
         for metric, value in _neighbours(*of.features):

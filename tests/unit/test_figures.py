@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from busray.quality.figures import Real, arm_figures, verdicts
-from busray.quality.frechet import frechet_between
+from busray.quality.frechet import Moments, frechet
 from busray.quality.kernel import kid, kid_difference, kid_p_value
 from busray.quality.neighbours import neighbourhood
 from busray.records import Figure
@@ -56,7 +56,7 @@ def test_an_arms_fid_is_that_of_its_images_alone_against_the_reference(real: Rea
     figures = arm_figures(arms, real, "test")
     overall = one(figures, metric="fid", arm="base", class_name="all", protocol="synthetic-only")
     images, others = (np.concatenate([side["b"], side["m"]]) for side in (arms["base"], real.features["test"]))
-    assert overall.value == pytest.approx(frechet_between(images, others))
+    assert overall.value == pytest.approx(frechet(Moments.of(images), Moments.of(others)))
     assert (overall.n, overall.n_reference, overall.reference, overall.extractor) == (40, 18, "test", EXTRACTOR)
     benign = one(figures, metric="kid", arm="base", class_name="b")
     assert benign.value == pytest.approx(kid(arms["base"]["b"], real.features["test"]["b"]).value)
@@ -102,7 +102,7 @@ def test_the_papers_mixture_holds_every_real_image_against_itself_with_the_arms_
     mixture = one(figures, metric="fid", arm="lora+ti", protocol="paper-mixture")
     everything = np.concatenate([real.features[s][c] for c in ("b", "m") for s in ("train", "val", "test")])
     added = np.concatenate([everything, arms["lora+ti"]["b"], arms["lora+ti"]["m"]])
-    assert mixture.value == pytest.approx(frechet_between(added, everything))
+    assert mixture.value == pytest.approx(frechet(Moments.of(added), Moments.of(everything)))
     assert (mixture.n, mixture.n_reference, mixture.reference) == (72 + 40, 72, "all")
     assert mixture.value < one(figures, metric="fid", arm="lora+ti", class_name="all", protocol="synthetic-only").value
 

@@ -8,7 +8,7 @@ from PIL import Image, ImageFilter
 from scipy import ndimage, stats
 
 from busray.model.speckle import local_snr, spectrum_slope
-from busray.quality.frechet import frechet_between
+from busray.quality.frechet import Moments, frechet
 from busray.quality.kernel import kid
 from busray.quality.texture import (
     BIN,
@@ -198,7 +198,7 @@ def test_distance_grows_with_blur_and_noise_and_is_least_between_equal_textures(
     features = [texture_features(x, [WHOLE] * len(x)) for x in (train, test, other, *filtered, noisy)]
     arms = {str(i): {"b": x} for i, x in enumerate(features[2:])}
     scaled, real = standardised(arms, {"train": {"b": features[0]}, "test": {"b": features[1]}})
-    same, little, much, grainy = (frechet_between(by["b"], real["test"]["b"]) for by in scaled.values())
+    same, little, much, grainy = (frechet(Moments.of(by["b"]), Moments.of(real["test"]["b"])) for by in scaled.values())
     assert same < little < much and same < grainy
     assert kid(scaled["0"]["b"], real["test"]["b"]).interval[0] < 0
     assert all(kid(scaled[arm]["b"], real["test"]["b"]).interval[0] > 0 for arm in ("2", "3"))
