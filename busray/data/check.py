@@ -254,7 +254,7 @@ def _look(folder: Path, image: SourceImage) -> _Looked:
     coloured = 0.0
     if rgb is not None:
         coloured = float((np.ptp(rgb.astype(np.int16), axis=2) >= COLOURED).mean())
-    lesion, problems = _lesion(folder, image, pixels.shape)
+    lesion, problems = lesion_mask(folder, image, pixels.shape)
     cuts = {policy: cut_share(lesion, policy) for policy in POLICIES} if lesion is not None and lesion.any() else {}
     return _Looked(
         thumbnail=np.asarray(thumbnail, np.float32),
@@ -291,7 +291,7 @@ def _without_lesionless(
     yield from (pair for pair in problems if pair[1] != "empty" or pair[0].split("/")[0] not in lesionless)
 
 
-def _lesion(
+def lesion_mask(
     folder: Path, image: SourceImage, shape: tuple[int, ...]
 ) -> tuple[np.ndarray | None, list[tuple[str, str]]]:
     """The union of an image's masks, and what is wrong with them. An empty one is right where there is no lesion."""

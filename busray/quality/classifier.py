@@ -119,24 +119,47 @@ def augmented(grey: Any, augmentation: Augmentation, noise: Any) -> Any:
     mirror: left and right, every second time. classical: also turned up to 10 degrees, moved up to a tenth, scaled by
     0.9 to 1.1, gain 0.8 to 1.2, gamma 0.8 to 1.25; an ultrasound image is never upside down.
     """
+    if augmentation == "mirror":
+        import torch
+
+        return torch.where(_flips(len(grey), noise)[:, None, None, None] < 0, grey.flip(3), grey)
+    return toned(moved(grey, noise), noise)
+
+
+def moved(images: Any, noise: Any) -> Any:
+    """float [n, c, s, s] -> the same shape, mirrored, turned, moved and scaled as under `classical`; 0 where nothing
+    was."""
     import torch
     from torch.nn import functional
 
-    n = len(grey)
-
-    def uniform(low: float, high: float) -> Any:
-        return torch.empty(n).uniform_(low, high, generator=noise)
-
-    flips = 1 - 2 * torch.randint(0, 2, (n,), generator=noise).float()
-    if augmentation == "mirror":
-        return torch.where(flips[:, None, None, None] < 0, grey.flip(3), grey)
-    angle, scale = uniform(-10, 10).deg2rad(), uniform(0.9, 1.1)
+    n = len(images)
+    flips = _flips(n, noise)
+    angle, scale = _uniform(n, -10, 10, noise).deg2rad(), _uniform(n, 0.9, 1.1, noise)
     cos, sin = angle.cos() / scale, angle.sin() / scale
-    affine = torch.stack([cos * flips, -sin, uniform(-0.2, 0.2), sin * flips, cos, uniform(-0.2, 0.2)], 1)
-    places = functional.affine_grid(affine.view(n, 2, 3), list(grey.shape), align_corners=False)
-    moved = functional.grid_sample(grey, places, padding_mode="zeros", align_corners=False)
-    gain, gamma = uniform(0.8, 1.2), uniform(-0.223, 0.223).exp()
-    return (moved.clamp(0, 1) ** gamma[:, None, None, None] * gain[:, None, None, None]).clamp(0, 1)
+    right, down = _uniform(n, -0.2, 0.2, noise), _uniform(n, -0.2, 0.2, noise)
+    affine = torch.stack([cos * flips, -sin, right, sin * flips, cos, down], 1)
+    places = functional.affine_grid(affine.view(n, 2, 3), list(images.shape), align_corners=False)
+    return functional.grid_sample(images, places, padding_mode="zeros", align_corners=False)
+
+
+def toned(grey: Any, noise: Any) -> Any:
+    """float [n, 1, s, s] in 0..1 -> the same, gain and gamma as under `classical`."""
+    n = len(grey)
+    gain, gamma = _uniform(n, 0.8, 1.2, noise), _uniform(n, -0.223, 0.223, noise).exp()
+    return (grey.clamp(0, 1) ** gamma[:, None, None, None] * gain[:, None, None, None]).clamp(0, 1)
+
+
+def _flips(n: int, noise: Any) -> Any:
+    """-1 for an image to mirror, else 1."""
+    import torch
+
+    return 1 - 2 * torch.randint(0, 2, (n,), generator=noise).float()
+
+
+def _uniform(n: int, low: float, high: float, noise: Any) -> Any:
+    import torch
+
+    return torch.empty(n).uniform_(low, high, generator=noise)
 
 
 # ---- fitting --------------------------------------------------------------------------------------------------------

@@ -248,7 +248,7 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> Estimate:
     return Estimate(value, (ends[0], ends[1]))
 
 
-def wilson(part: int, whole: int) -> tuple[float, float]:
+def wilson(part: float, whole: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share (1927); whole >= 1."""
     share, z2 = part / whole, QUANTILE**2
     middle = (share + z2 / (2 * whole)) / (1 + z2 / whole)
