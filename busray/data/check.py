@@ -1,9 +1,10 @@
 """Looking a labelled data set over: counts, duplicates, label conflicts, colour, annotations, masks, framing.
 
-Near-duplicates are pairs whose perceptual hashes are close, whose thumbnails correlate, *and* whose fine detail
-(speckle, edges: what is left when the blurred image is taken off) correlates, which two scans of different tissue never
-do. Clusters are their transitive closure. Thumbnails alone chain when the threshold is loose, so cluster sizes at
-neighbouring thresholds are reported with and without the confirmation.
+Near-duplicates are pairs of images that show the same tissue. Two tests find them, and either is enough: of whole
+frames, perceptual hashes are close, thumbnails correlate *and* fine detail (speckle, edges: what is left when the
+blurred image is taken off) correlates; of images at another scale or in another crop, fine detail correlates once they
+are aligned (align.py). Clusters are the transitive closure of such pairs. A loose threshold chains different patients,
+so cluster sizes at neighbouring thresholds of either test are reported, of thumbnails also without the confirmation.
 """
 
 from collections import Counter, defaultdict
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
+from busray.data.align import aligned_pairs, shrink
 from busray.data.annotations import KINDS, find_annotations
 from busray.data.frame import cut_share
 from busray.data.read import READERS, class_names, read_grey, read_mask, read_rgb, scan
@@ -34,6 +36,10 @@ DETAIL_SIDE = 96
 DETAIL = 0.25
 """Correlation of fine detail that confirms a pair. On BUSI unrelated pairs with like thumbnails stay below 0.2."""
 NEIGHBOURS = (0.98, 0.95, 0.90, 0.85, 0.80)
+ALIGNED = 0.2
+"""Score of an aligned pair from which it is a near-duplicate. The images of BUSI's 25 pairs from 0.17 to 0.3 were
+looked at: each pair seems to show one patient twice, so what is wrong here is what stays apart, not what is joined."""
+ALIGNED_NEIGHBOURS = (0.5, 0.4, 0.3, 0.2, 0.15)
 COLOURED = 40
 """Spread between channels (of 255) from which a pixel is coloured."""
 POLICIES = ("letterbox", "centre", "stretch")
@@ -60,6 +66,8 @@ class CheckReport:
     """Near-duplicate clusters of two or more at THRESHOLD; exact duplicates are among them."""
     chains: tuple[tuple[float, int, int, int, int], ...]
     """(threshold, clusters, images in them, largest; largest by thumbnails alone) at neighbouring thresholds."""
+    aligned_chains: tuple[tuple[float, int, int, int], ...]
+    """(threshold of aligned pairs, clusters, images in them, largest), whole frames at THRESHOLD."""
     conflicts: tuple[tuple[str, ...], ...]
     """Clusters that span classes."""
     coloured: tuple[tuple[str, float], ...]
@@ -90,6 +98,11 @@ class CheckReport:
                 {"threshold": t, "clusters": n, "images": images, "largest": largest, "largest_unconfirmed": loose}
                 for t, n, images, largest, loose in self.chains
             ],
+            "aligned_threshold": ALIGNED,
+            "aligned_chains": [
+                {"threshold": t, "clusters": n, "images": images, "largest": largest}
+                for t, n, images, largest in self.aligned_chains
+            ],
             "label_conflicts": [list(group) for group in self.conflicts],
             "colour_overlays": [{"file": file, "share": share} for file, share in self.coloured],
             "annotations": [{"file": file, "found": list(kinds)} for file, kinds in self.annotated],
@@ -116,6 +129,11 @@ class CheckReport:
                 f"Near-duplicate clusters (this report uses {THRESHOLD:.2f}, confirmed by fine detail)",
                 ("thumbnails correlate from", "clusters", "images in them", "largest", "largest, unconfirmed"),
                 tuple((f"{t:.2f}", *map(str, counts)) for t, *counts in self.chains),
+            ),
+            Table(
+                f"The same with other crops and scales (this report uses {ALIGNED:.2f})",
+                ("aligned pairs score from", "clusters", "images in them", "largest"),
+                tuple((f"{t:.2f}", *map(str, counts)) for t, *counts in self.aligned_chains),
             ),
             Table(
                 "Lesions that a frame cuts",
@@ -183,15 +201,14 @@ def check(
     """Look a folder over; classes None means every sub-folder. UserError where there is nothing to look at."""
     tell = progress or (lambda done, total: None)
     found = scan(folder, classes if classes is not None else class_names(folder), metadata)
-    thumbnails, details, digests, coloured, annotated = [], [], [], [], []
+    looks: list[_Looked] = []
+    coloured, annotated = [], []
     problems: list[tuple[str, str]] = [(file, "a mask without its image") for file in found.stray_masks]
     cuts: dict[str, dict[str, list[float]]] = {policy: defaultdict(list) for policy in POLICIES}
     with ThreadPoolExecutor(READERS) as pool:
         looked = pool.map(lambda image: _look(folder, image), found.images)
         for i, (image, one) in enumerate(zip(found.images, looked, strict=True)):
-            thumbnails.append(one.thumbnail)
-            details.append(one.detail)
-            digests.append(one.digest)
+            looks.append(one)
             if one.coloured > 0:
                 coloured.append((image.file, one.coloured))
             if one.annotations:
@@ -201,19 +218,25 @@ def check(
                 cuts[policy][image.class_name].append(share)
             tell(i + 1, len(found.images))
     files = [image.file for image in found.images]
-    pairs = near_pairs(np.array(thumbnails), np.array(details), min(NEIGHBOURS)) if thumbnails else []
+    pairs = near_pairs(looks, min(NEIGHBOURS))
+    aligned = [(i, j, match.score) for i, j, match in aligned_pairs([one.small for one in looks])]
     same: dict[str, list[str]] = defaultdict(list)
-    for file, digest in zip(files, digests, strict=True):
-        same[digest].append(file)
+    for file, one in zip(files, looks, strict=True):
+        same[one.digest].append(file)
     exact = sorted(tuple(group) for group in same.values() if len(group) > 1)
-    clusters = _clusters(files, pairs, THRESHOLD, exact)
+    copies = [(i, j) for i, j, score in aligned if score >= ALIGNED]
+    clusters = _clusters(files, pairs, THRESHOLD, copies, exact)
     class_of = {image.file: image.class_name for image in found.images}
     return CheckReport(
         images=found.images,
         unreadable=found.unreadable,
         exact=tuple(exact),
         clusters=tuple(clusters),
-        chains=tuple(_chain(files, pairs, threshold, exact) for threshold in NEIGHBOURS),
+        chains=tuple(_chain(files, pairs, threshold, copies, exact) for threshold in NEIGHBOURS),
+        aligned_chains=tuple(
+            (t, *_sizes(_clusters(files, pairs, THRESHOLD, [(i, j) for i, j, score in aligned if score >= t], exact)))
+            for t in ALIGNED_NEIGHBOURS
+        ),
         conflicts=tuple(group for group in clusters if len({class_of[file] for file in group}) > 1),
         coloured=tuple(coloured),
         annotated=tuple(annotated),
@@ -227,7 +250,7 @@ def check(
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images (by position) and how their thumbnails and their fine detail correlate."""
+    """Two images (by position) and how their thumbnails and their fine detail correlate, as whole frames."""
 
     i: int
     j: int
@@ -239,6 +262,7 @@ class Pair:
 class _Looked:
     thumbnail: np.ndarray
     detail: np.ndarray
+    small: np.ndarray
     digest: str
     coloured: float
     annotations: tuple[str, ...]
@@ -259,6 +283,7 @@ def _look(folder: Path, image: SourceImage) -> _Looked:
     return _Looked(
         thumbnail=np.asarray(thumbnail, np.float32),
         detail=_detail(pixels),
+        small=shrink(pixels),
         digest=_digest(pixels),
         coloured=coloured,
         annotations=find_annotations(pixels).kinds,
@@ -312,12 +337,13 @@ def lesion_mask(
     return union, problems
 
 
-def near_pairs(thumbnails: np.ndarray, details: np.ndarray, threshold: float) -> list[Pair]:
-    """Pairs of thumbnails float [n, s, s] that are close by hash and correlate from threshold on.
-
-    details: unit vectors float32 [n, d], whose products are the pairs' correlations of fine detail.
-    """
-    flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
+def near_pairs(looks: Sequence[_Looked], threshold: float) -> list[Pair]:
+    """Pairs of whole frames that are close by hash and whose thumbnails correlate from threshold on."""
+    if not looks:
+        return []
+    thumbnails = np.array([one.thumbnail for one in looks])
+    details = np.array([one.detail for one in looks])
+    flat = thumbnails.reshape(len(looks), -1)
     flat = flat - flat.mean(1, keepdims=True)
     flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
     bits = perceptual_bits(thumbnails).astype(np.float32) * 2 - 1
@@ -347,9 +373,11 @@ def shared_images(
     places = [(folder, image) for image in images] + [(other, image) for image in others]
     with ThreadPoolExecutor(READERS) as pool:
         looked = list(pool.map(lambda place: _look(place[0], replace(place[1], masks=())), places))
-    pairs = near_pairs(np.array([one.thumbnail for one in looked]), np.array([one.detail for one in looked]), THRESHOLD)
-    found = {(p.i, p.j) for p in pairs if p.detail >= DETAIL}
-    at = {one.digest: i for i, one in enumerate(looked[: len(images)])}
+    ours, theirs = looked[: len(images)], looked[len(images) :]
+    found = {(p.i, p.j) for p in near_pairs(looked, THRESHOLD) if p.detail >= DETAIL}
+    likely = aligned_pairs([one.small for one in ours], [one.small for one in theirs])
+    found |= {(i, len(images) + j) for i, j, match in likely if match.score >= ALIGNED}
+    at = {one.digest: i for i, one in enumerate(ours)}
     found |= {(at[one.digest], j) for j, one in enumerate(looked) if j >= len(images) and one.digest in at}
     crossing = sorted((i, j) for i, j in found if i < len(images) <= j)
     return [(places[i][1].file, places[j][1].file) for i, j in crossing]
@@ -359,20 +387,32 @@ def _clusters(
     files: Sequence[str],
     pairs: Iterable[Pair],
     threshold: float,
+    copies: Iterable[tuple[int, int]],
     exact: Iterable[Sequence[str]],
     detail: float = DETAIL,
 ) -> list[tuple[str, ...]]:
+    """What whole frames from threshold on, aligned copies and exact duplicates join."""
     links = [(files[p.i], files[p.j]) for p in pairs if p.thumbnail >= threshold and p.detail >= detail]
+    links += [(files[i], files[j]) for i, j in copies]
     links += [(group[0], other) for group in exact for other in group[1:]]
     return connected(links)
 
 
 def _chain(
-    files: Sequence[str], pairs: Sequence[Pair], threshold: float, exact: Sequence[Sequence[str]]
+    files: Sequence[str],
+    pairs: Sequence[Pair],
+    threshold: float,
+    copies: Sequence[tuple[int, int]],
+    exact: Sequence[Sequence[str]],
 ) -> tuple[float, int, int, int, int]:
-    sizes = [len(group) for group in _clusters(files, pairs, threshold, exact)]
-    loose = [len(group) for group in _clusters(files, pairs, threshold, exact, detail=-1)]
-    return threshold, len(sizes), sum(sizes), max(sizes, default=0), max(loose, default=0)
+    confirmed = _sizes(_clusters(files, pairs, threshold, copies, exact))
+    return threshold, *confirmed, _sizes(_clusters(files, pairs, threshold, copies, exact, detail=-1))[2]
+
+
+def _sizes(clusters: Sequence[Sequence[str]]) -> tuple[int, int, int]:
+    """(clusters, images in them, largest)."""
+    sizes = [len(group) for group in clusters]
+    return len(sizes), sum(sizes), max(sizes, default=0)
 
 
 def connected(links: Iterable[tuple[str, str]]) -> list[tuple[str, ...]]:

@@ -17,6 +17,7 @@ from busray.data import check as module
 from busray.data.check import CheckReport, check, connected
 from busray.data.phantom import PROBES, phantom
 from busray.data.prepare import load_images, materialise_phantoms, prepare
+from busray.data.read import scan
 from busray.records import DataSet, UserError, to_json
 
 CHAIN = tuple(f"normal/chain ({i}).png" for i in range(8))
@@ -153,6 +154,30 @@ def test_without_the_confirmation_the_chain_would_be_one_cluster(
     assert CHAIN in check(planted, ["normal"]).clusters
 
 
+def test_a_crop_at_another_scale_is_a_near_duplicate_and_stays_on_one_side(
+    phantom_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(phantom_folder, tmp_path / "data")
+    whole = Image.fromarray(scan_pixels(109, (200, 240)))
+    whole.save(tmp_path / "data" / "benign" / "whole.png")
+    crop = whole.resize((150, 125), Image.Resampling.BICUBIC, box=(40, 20, 228, 177))
+    crop.save(tmp_path / "data" / "benign" / "crop.jpg", quality=85)
+    pair = ("benign/crop.jpg", "benign/whole.png")
+    found = check(tmp_path / "data")
+    assert found.clusters == (pair,)
+    assert found.aligned_chains == tuple((t, 1, 2, 2) for t in module.ALIGNED_NEIGHBOURS)
+    assert found.to_dict()["aligned_chains"][0] == {"threshold": 0.5, "clusters": 1, "images": 2, "largest": 2}
+    for seed in range(3):
+        dataset, _ = prepare(settings(seed=seed), CLASSES, 64, tmp_path / "data")
+        sides = [{image.file for image in dataset.split(name)} & set(pair) for name in ("train", "val", "test")]
+        assert set(pair) in sides
+    ours, theirs = scan(phantom_folder, CLASSES).images, scan(tmp_path / "data", ("benign",)).images
+    whole_only = tuple(image for image in theirs if image.file == pair[1])
+    crop_only = tuple(image for image in theirs if image.file == pair[0])
+    assert module.shared_images(phantom_folder, ours, tmp_path / "data", crop_only) == []
+    assert module.shared_images(tmp_path / "data", whole_only, tmp_path / "data", crop_only) == [pair[::-1]]
+
+
 def test_a_duplicate_across_classes_is_a_label_conflict(report: CheckReport) -> None:
     assert report.conflicts == (("benign/in both.png", "malignant/in both.jpg"),)
 
@@ -210,6 +235,7 @@ def test_the_tables_show_every_finding_and_leave_out_empty_ones(report: CheckRep
     for begins, rows in (
         ("Images a class", 3),
         ("Near-duplicate clusters", 5),
+        ("The same with other crops and scales", 5),
         ("Lesions that a frame cuts", 3),
         ("Label conflicts", 1),
         ("Exact duplicates", 1),
@@ -220,7 +246,7 @@ def test_the_tables_show_every_finding_and_leave_out_empty_ones(report: CheckRep
         (table,) = [table for title, table in text.items() if title.startswith(begins)]
         assert len(table.rows) == rows
         assert all(len(row) == len(table.columns) for row in table.rows)
-    assert len(check(phantom_folder, ["benign"]).tables()) == 3
+    assert len(check(phantom_folder, ["benign"]).tables()) == 4
 
 
 def test_progress_counts_to_the_number_of_images(phantom_folder: Path) -> None:
@@ -426,6 +452,20 @@ def test_busis_clusters_do_not_chain_once_confirmed(real: CheckReport) -> None:
     chains = {threshold: (largest, loose) for threshold, _, _, largest, loose in real.chains}
     assert chains[0.90][0] == chains[0.80][0] == 7
     assert chains[0.85][1] > 100
+    aligned = {threshold: largest for threshold, _, _, largest in real.aligned_chains}
+    assert aligned[0.5] == aligned[module.ALIGNED] == 7
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        {"benign/benign (253).png", "benign/benign (213).png"},
+        {"malignant/malignant (129).png", "malignant/malignant (128).png"},
+        {"malignant/malignant (80).png", "malignant/malignant (81).png"},
+    ],
+)
+def test_busis_copies_at_another_scale_are_in_one_cluster(real: CheckReport, pair: set[str]) -> None:
+    assert any(pair <= set(group) for group in real.clusters)
 
 
 def test_a_centre_square_cuts_a_third_of_busis_malignant_lesions(real: CheckReport) -> None:
