@@ -21,9 +21,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from busray.model.tiny_corpus import SIDE, captioned, even, procedural, varied
+from busray.model.tiny_corpus import SIDE, captioned, even, grained, procedural, varied
 from busray.model.tiny_training import checkpoint, resume, trapezoid
-from busray.model.tiny_vae import LATENT_CHANNELS, new_vae, three_channels
+from busray.model.tiny_vae import LATENT_CHANNELS, SCANS, decoder_gain, load_decoder, new_vae, three_channels
 
 UNET_WIDTHS = (32, 96, 192)
 UNET_STEPS = 4500
@@ -32,13 +32,17 @@ UNET_RATE = 8e-4
 WIDE_STEPS = 1500
 """Steps on `captioned` scans, after which EVEN_SHARE of a batch is `even`: see benchmarks/tiny-base.md."""
 EVEN_SHARE = 14 / 16
-TEXTURE_STEPS = 600
+TEXTURE_STEPS = 1000
 TEXTURE_RATE = 4e-4
-TEXTURE_CROPS = 32
+TEXTURE_SCANS = 12
+TEXTURE_CROPS = 16
 TEXTURE_SIDE = 16
 """Side of a crop, latent cells."""
-TEXTURE_TIMES = 450
+TEXTURE_TIMES = 500
 """Noise levels below it are those that decide speckle."""
+GAIN_SCANS = 16
+LEAST_GAIN = 0.1
+"""Share of the mean gain that a channel counts at least: what is not seen of one step guides the next."""
 FINE_SNR = 0.05
 """Signal-to-noise ratio at which detail within 4 x 4 latent cells counts half."""
 COARSE_SNR = 0.008
@@ -74,14 +78,15 @@ def make_corpus(work: Path, seed: int, phantoms: int, pictures: int, workers: in
 
 
 def make_scans(work: Path, seed: int, scans: int, workers: int = 2) -> None:
-    """Writes what the denoiser learns from, scans.npy (uint8 [2 n, 128, 128]) and captions.json, unless there.
+    """Writes what the denoiser learns from, unless there: uint8 [2 n, 128, 128] in .npy, captions in -captions.json.
 
-    The first half is `captioned`, the second `even`.
+    The first half of scans is `captioned`, the second `even`; both of grained are `grained`.
     """
-    if not (work / "scans.npy").exists():
-        made = _made(captioned, seed, scans, workers) + _made(even, seed, scans, workers)
-        (work / "captions.json").write_text(json.dumps([caption for _, caption in made]))
-        np.save(work / "scans.npy", np.stack([image for image, _ in made]))
+    for name, halves in zip(SCANS, ((captioned, even), (grained, grained)), strict=True):
+        if not (work / f"{name}.npy").exists():
+            made = [one for half, make in enumerate(halves) for one in _made(make, seed + 1000 * half, scans, workers)]
+            (work / f"{name}-captions.json").write_text(json.dumps([caption for _, caption in made]))
+            np.save(work / f"{name}.npy", np.stack([image for image, _ in made]))
 
 
 def _made(make: Callable[[int], Any], seed: int, n: int, workers: int) -> list[Any]:
@@ -167,11 +172,11 @@ def pick_scans(rng: np.random.Generator, n: int, size: int, even_share: float) -
 
 
 class Scans:
-    """Latents and captions of work, as batches."""
+    """Latents and captions of one of work's SCANS, as batches."""
 
-    def __init__(self, work: Path) -> None:
-        self.latents = np.load(work / "latents.npy", mmap_mode="r")
-        captions = json.loads((work / "captions.json").read_text())
+    def __init__(self, work: Path, name: str) -> None:
+        self.latents = np.load(work / f"{name}-latents.npy", mmap_mode="r")
+        captions = json.loads((work / f"{name}-captions.json").read_text())
         self.tokenizer = make_tokenizer(work / "tokenizer")
         self.ids = self._ids(captions)
         self.empty = self._ids([""])[0]
@@ -180,6 +185,11 @@ class Scans:
     def _ids(self, captions: list[str]) -> np.ndarray:
         found = self.tokenizer(captions, padding="max_length", max_length=CONTEXT, truncation=True)
         return np.asarray(found["input_ids"])
+
+    def some(self, n: int) -> torch.Tensor:
+        """Mean latents [n, c, h, w] of scans evenly spread over all."""
+        at = np.linspace(0, len(self.latents) - 1, n).astype(np.int64)
+        return torch.from_numpy(self.latents[at, 0].astype(np.float32))
 
     def batch(
         self, rng: np.random.Generator, size: int, even_share: float, times: np.ndarray, crop: int = SIDE // 4
@@ -203,7 +213,7 @@ class Scans:
 
 def train_unet(work: Path, seed: int, log: Callable[[str], None], threads: int = 2) -> None:
     """Trains UNet and text encoder on work's latents and captions into denoiser.pt (weight averages); restartable."""
-    scans = Scans(work)
+    scans = Scans(work, "scans")
 
     def learn(cores: OneCoreEach, rng: np.random.Generator, step: int) -> float:
         share = EVEN_SHARE if step >= WIDE_STEPS else 0
@@ -217,15 +227,20 @@ def train_unet(work: Path, seed: int, log: Callable[[str], None], threads: int =
 def train_texture(work: Path, seed: int, log: Callable[[str], None], threads: int = 2) -> None:
     """Trains denoiser.pt on into textured.pt: speckle from many small crops, with some whole scans beside them.
 
-    What the scene's loss leaves is hatched where speckle should be; speckle is local and decided at low noise.
+    What the scene's loss leaves is hatched where speckle should be. Speckle is local and decided at low noise, and the
+    decoder shows some channels a hundred times as much as others: a crop's error counts by what is seen of it.
     """
-    scans = Scans(work)
+    scans = Scans(work, "grained")
+    seen = decoder_gain(load_decoder(work), scans.some(GAIN_SCANS))
+    seen = seen.clamp(min=LEAST_GAIN * seen.mean()) / seen.mean()
+    log(f"decoder's gain by channel over its mean: {', '.join(f'{gain:.2f}' for gain in seen.tolist())}")
+    loss = partial(texture_loss, gain=seen)
 
     def learn(cores: OneCoreEach, rng: np.random.Generator, step: int) -> float:
-        whole = scans.batch(rng, UNET_BATCH // 2, EVEN_SHARE, draw_times(rng, UNET_BATCH // 2))
-        times = rng.integers(0, TEXTURE_TIMES, TEXTURE_CROPS)
-        crops = scans.batch(rng, TEXTURE_CROPS, EVEN_SHARE, times, crop=TEXTURE_SIDE)
-        return cores.gradients(texture_loss, *crops) + 0.1 * cores.gradients(denoising_loss, *whole, weight=0.1)
+        whole = scans.batch(rng, TEXTURE_SCANS, 0.5, draw_times(rng, TEXTURE_SCANS))
+        times = (TEXTURE_TIMES * rng.random(TEXTURE_CROPS) ** 1.5).astype(np.int64)
+        crops = scans.batch(rng, TEXTURE_CROPS, 0.5, times, crop=TEXTURE_SIDE)
+        return cores.gradients(loss, *crops) + cores.gradients(loss, *whole)
 
     both = torch.nn.ModuleList(new_denoiser(len(scans.tokenizer), scans.tokenizer.eos_token_id))
     before = torch.load(work / "denoiser.pt", weights_only=True)
@@ -278,9 +293,9 @@ def _train(
                 average.restore(both.parameters())
 
 
-def texture_loss(error: torch.Tensor, snr: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of v [b, c, h, w], every level alike."""
-    return (error**2).mean()
+def texture_loss(error: torch.Tensor, snr: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of v [b, c, h, w], every noise level alike, every channel by its gain [c]."""
+    return ((error**2).mean((0, 2, 3)) * gain).mean()
 
 
 def denoising_loss(error: torch.Tensor, snr: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,12 @@ EVEN = Probe(
     bands=0.0,
 )  # fmt: skip
 """Plainer still and always the same probe, so that lesions are most of what there is to learn."""
+GRAINED = Probe(
+    "grained", axial=(6.5, 10.0), lateral=(11.0, 19.0), looks=(2, 4), dynamic_range=(46.0, 64.0), gain=(-2.0, 4.0),
+    fading=(4.0, 24.0), streaks=(4.0, 18.0), patches=(1.0, 4.0), fat=(0.08, 0.28), tilt=(-0.14, 0.14), ribs=0.0,
+    bands=0.2,
+)  # fmt: skip
+"""Speckle that the autoencoder's cells of 4 px carry: finer grains come back from it as a grid."""
 
 
 def _jittered(rng: np.random.Generator, probe: Probe, donors: list[Probe]) -> Probe:
@@ -66,6 +72,14 @@ def even(seed: int, side: int = SIDE) -> tuple[np.ndarray, str]:
     class_name = CLASSES[int(rng.choice(3, p=(0.4, 0.4, 0.2)))]
     aspect = 1.0 if rng.random() < 0.8 else float(rng.uniform(1.0, 1.5))
     return _framed(rng, EVEN, class_name, aspect, side)
+
+
+def grained(seed: int, side: int = SIDE) -> tuple[np.ndarray, str]:
+    """As captioned, all of the probe GRAINED and half of them letterboxed."""
+    rng = np.random.default_rng([seed, 5])
+    class_name = CLASSES[int(rng.choice(3, p=(0.4, 0.4, 0.2)))]
+    aspect = 1.0 if rng.random() < 0.5 else float(rng.uniform(1.0, 1.6))
+    return _framed(rng, GRAINED, class_name, aspect, side)
 
 
 def _framed(

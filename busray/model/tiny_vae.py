@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from busray.model.tiny_corpus import SIDE
 from busray.model.tiny_training import checkpoint, cosine, resume
 
+SCANS = ("scans", "grained")
+"""What the denoiser learns from: scenes, then speckle."""
 LATENT_CHANNELS = 8
 VAE_WIDTHS = (12, 24, 48)
 VAE_STEPS = 4000
@@ -183,16 +185,19 @@ def fold_normalisation(vae: Any, mean: torch.Tensor, std: torch.Tensor) -> None:
 
 @torch.no_grad()
 def encode_scans(work: Path, log: Callable[[str], None]) -> None:
-    """Writes latents.npy of scans.npy, float16 [n, 2, c, 32, 32]: mean and std; and, unless there, vae-normal.pt."""
+    """Writes {name}-latents.npy of each {name}.npy, float16 [n, 2, c, 32, 32]: mean and std.
+
+    And, unless there, vae-normal.pt.
+    """
     if not (work / "vae-normal.pt").exists():
         _normalise(work, np.load(work / "phantoms.npy")[:960], log)
     vae = _load(work / "vae-normal.pt")
-    scans = np.load(work / "scans.npy")
-    kept = []
-    for batch in np.array_split(scans, max(1, len(scans) // 32)):
-        posterior = vae.encode(to_unit(batch)).latent_dist
-        kept.append(torch.stack([posterior.mean, posterior.std], 1).half().numpy())
-    np.save(work / "latents.npy", np.concatenate(kept))
+    for name in SCANS:
+        scans, kept = np.load(work / f"{name}.npy"), []
+        for batch in np.array_split(scans, max(1, len(scans) // 32)):
+            posterior = vae.encode(to_unit(batch)).latent_dist
+            kept.append(torch.stack([posterior.mean, posterior.std], 1).half().numpy())
+        np.save(work / f"{name}-latents.npy", np.concatenate(kept))
 
 
 def _normalise(work: Path, phantoms: np.ndarray, log: Callable[[str], None]) -> None:
@@ -202,6 +207,27 @@ def _normalise(work: Path, phantoms: np.ndarray, log: Callable[[str], None]) -> 
     log(f"latents mean {mean.tolist()} std {std.tolist()}")
     fold_normalisation(vae, mean, std)
     torch.save(vae.state_dict(), work / "vae-normal.pt")
+
+
+def load_decoder(work: Path) -> Any:
+    """The autoencoder as it will be saved, grey."""
+    return _load(work / "decoder.pt")
+
+
+@torch.no_grad()
+def decoder_gain(vae: Any, latents: torch.Tensor, noise: float = 0.2) -> torch.Tensor:
+    """What the decoder shows of a change, by channel [c]: mean square of its answer over that of white noise put in.
+
+    latents: [n, c, h, w] of unit variance that the noise is added to; noise: its standard deviation.
+    """
+    generator = torch.Generator().manual_seed(0)
+    plain = vae.decode(latents).sample
+    gains = []
+    for channel in range(latents.shape[1]):
+        put = latents.clone()
+        put[:, channel] += noise * torch.randn(put[:, channel].shape, generator=generator)
+        gains.append(((vae.decode(put).sample - plain) ** 2).mean() / noise**2)
+    return torch.stack(gains)
 
 
 def take_autoencoder(base: Path, work: Path) -> None:

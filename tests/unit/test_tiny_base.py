@@ -2,6 +2,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import types
 import warnings
 from pathlib import Path
 
@@ -127,9 +128,9 @@ def test_batches_are_of_latents_and_their_captions_or_of_crops_of_them(tmp_path)
     """Stand-in latents whose value names the scan, without spread."""
     latents = np.zeros((20, 2, 8, 32, 32), np.float16)
     latents[:, 0] = np.arange(20)[:, None, None, None]
-    np.save(tmp_path / "latents.npy", latents)
-    (tmp_path / "captions.json").write_text(json.dumps([" ".join(["dark"] * (i + 1)) for i in range(20)]))
-    scans = tiny_base.Scans(tmp_path)
+    np.save(tmp_path / "scans-latents.npy", latents)
+    (tmp_path / "scans-captions.json").write_text(json.dumps([" ".join(["dark"] * (i + 1)) for i in range(20)]))
+    scans = tiny_base.Scans(tmp_path, "scans")
     dark = scans.tokenizer.convert_tokens_to_ids("dark</w>")
     for crop in (32, 16):
         clean, noise, times, words = scans.batch(np.random.default_rng(2), 16, 0.5, np.arange(16), crop=crop)
@@ -156,6 +157,25 @@ def test_the_loss_counts_the_scene_at_every_noise_level_and_detail_only_where_it
     assert tiny_base.denoising_loss(detail, chance) < 0.01
     assert tiny_base.denoising_loss(scene, chance) > 4
     assert tiny_base.denoising_loss(scene, told) > 4 * tiny_base.denoising_loss(scene, chance)
+
+
+def test_the_texture_loss_counts_a_channel_by_its_gain():
+    gain = torch.tensor([3.0, 1.0, 0.5])
+    error = torch.zeros(2, 3, 4, 4)
+    error[:, 1] = 2
+    assert tiny_base.texture_loss(error, torch.ones(2), gain) == pytest.approx(4 * 1 / 3)
+    error[:, 0] = 2
+    assert tiny_base.texture_loss(error, torch.ones(2), gain) == pytest.approx(4 * (3 + 1) / 3)
+
+
+def test_the_decoders_gain_is_that_of_a_linear_decoder():
+    class Linear:
+        def decode(self, latents):
+            mixed = torch.einsum("c,nchw->nhw", torch.tensor([2.0, 0.0, -1.0]), latents)
+            return types.SimpleNamespace(sample=mixed[:, None])
+
+    gain = tiny_vae.decoder_gain(Linear(), torch.randn(4, 3, 32, 32))
+    assert gain.tolist() == pytest.approx([4, 0, 1], rel=0.05)
 
 
 def test_a_batch_in_parts_has_the_gradients_of_the_whole():
