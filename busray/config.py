@@ -158,6 +158,8 @@ class Adapters(Settings):
     rank: Annotated[int, Field(ge=1, le=256)] = 4
     alpha: Annotated[float, Field(gt=0)] | None = None
     """LoRA scaling numerator; default: the rank."""
+    convolutions: bool = False
+    """Also put LoRA on the UNet's residual blocks: `tiny` makes speckle where it has no attention."""
     text_encoder: bool = False
     """Also put LoRA on the text encoder's attention."""
     vectors: Annotated[int, Field(ge=1, le=16)] = 1

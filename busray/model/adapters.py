@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from busray.config import Adapters, Base
 from busray.identity import fingerprint, sha256_bytes
 from busray.model.base import BaseIdentity
 from busray.records import UserError, to_json
@@ -19,6 +20,8 @@ METADATA_FILE = "adapter.json"
 DOWN = (".lora.down.weight", ".lora_A.weight")
 """Endings of a LoRA's first matrix in the two layouts that diffusers loads: its own and PEFT's."""
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+UNET_CONVOLUTIONS = ["conv1", "conv2"]
+"""Of the residual blocks."""
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
 
@@ -51,16 +54,18 @@ def _sorted(value: Any) -> Any:
     return sorted(value, key=str) if isinstance(value, list) else value
 
 
-def attach_lora(pipe: Any, rank: int, alpha: float, text_encoder: bool, seed: int) -> None:
-    """Put a fresh LoRA on the UNet's attention, and on the text encoder's where asked."""
+def attach_lora(pipe: Any, settings: Adapters, seed: int) -> None:
+    """Put a fresh LoRA on the UNet's attention; where settings ask, on its convolutions and the text encoder too."""
     import torch
     from peft import LoraConfig
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        common: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "init_lora_weights": "gaussian"}
-        pipe.unet.add_adapter(LoraConfig(target_modules=UNET_TARGETS, **common))
-        if text_encoder:
+        alpha = settings.alpha or settings.rank
+        common: dict[str, Any] = {"r": settings.rank, "lora_alpha": alpha, "init_lora_weights": "gaussian"}
+        targets = UNET_TARGETS + (UNET_CONVOLUTIONS if settings.convolutions else [])
+        pipe.unet.add_adapter(LoraConfig(target_modules=targets, **common))
+        if settings.text_encoder:
             pipe.text_encoder.add_adapter(LoraConfig(target_modules=TEXT_TARGETS, **common))
 
 
@@ -68,18 +73,23 @@ def lora_bytes(pipe: Any, text_encoder: bool) -> bytes:
     """The pipeline's LoRA in diffusers' file form, PEFT's metadata kept (without it alpha != rank reloads wrong)."""
     from diffusers import StableDiffusionPipeline
     from diffusers.training_utils import _collate_lora_metadata
-    from diffusers.utils import convert_state_dict_to_diffusers
     from peft.utils import get_peft_model_state_dict
 
     modules = {"unet": pipe.unet, **({"text_encoder": pipe.text_encoder} if text_encoder else {})}
-    layers = {
-        f"{n}_lora_layers": convert_state_dict_to_diffusers(get_peft_model_state_dict(m)) for n, m in modules.items()
-    }
+    layers = {f"{n}_lora_layers": _in_one_layout(get_peft_model_state_dict(m)) for n, m in modules.items()}
     with tempfile.TemporaryDirectory() as folder:
         StableDiffusionPipeline.save_lora_weights(
             folder, **layers, safe_serialization=True, **_collate_lora_metadata(modules)
         )
         return (Path(folder) / LORA_FILE).read_bytes()
+
+
+def _in_one_layout(state: dict[str, Any]) -> dict[str, Any]:
+    """In diffusers' own names, or, since these are for attention alone, all in PEFT's: of both, one half is loaded."""
+    from diffusers.utils import convert_state_dict_to_diffusers
+
+    converted = convert_state_dict_to_diffusers(dict(state))
+    return state if any(name.endswith(DOWN[1]) for name in converted) else converted
 
 
 def token_bytes(token: str, rows: Any) -> bytes:
@@ -146,17 +156,17 @@ def _metadata(folder: Path, where: str) -> dict[str, Any]:
 
 
 def _shapes(base: BaseIdentity) -> tuple[int, dict[str, tuple[int, int]]]:
-    """(text width, UNet attention projection -> weight shape [out, in]) of a base, from its files' headers."""
-    from busray import config
+    """(text width, UNet layer that a LoRA may be on -> channels [out, in]) of a base, from its files' headers."""
     from busray.model.base import base_folder
 
-    folder = base_folder(config.Base(path=base.repository, revision=base.revision))
+    folder = base_folder(Base(path=base.repository, revision=base.revision))
     width = json.loads((folder / "text_encoder" / "config.json").read_text())["hidden_size"]
     shapes: dict[str, tuple[int, int]] = {}
+    targets = tuple(f".{target}" for target in UNET_TARGETS + UNET_CONVOLUTIONS)
     for path in (folder / "unet").glob("*.safetensors"):
         for name, shape in _header(path).items():
             module = name.removesuffix(".weight")
-            if name.endswith(".weight") and any(module.endswith(f".{target}") for target in UNET_TARGETS):
+            if name.endswith(".weight") and module.endswith(targets):
                 shapes[module] = (shape[0], shape[1])
     return width, shapes
 
@@ -173,7 +183,7 @@ def _header(path: Path) -> dict[str, list[int]]:
 
 
 def _check_lora(path: Path, where: str, modules: Mapping[str, tuple[int, int]]) -> None:
-    """Every first matrix must name a projection of this base's UNet and fit it."""
+    """Every first matrix must name a layer of this base's UNet and fit it."""
     header = _header(path)
     widths = _unet_modules(header)
     if not widths:

@@ -47,7 +47,7 @@ class FineTuner:
         self.lora = "lora" in settings.method.split("+")
         self.device = pipe.unet.device
         if self.lora:
-            attach_lora(pipe, settings.rank, settings.alpha or settings.rank, settings.text_encoder, seed % 2**32)
+            attach_lora(pipe, settings, seed % 2**32)
         self.tokens = TokenRows(pipe, tokens, initializers, settings.vectors) if tokens else None
         self.parameters = self._named()
         self.optimiser = torch.optim.AdamW(self._groups())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save, save_file
 
-from busray.config import Base
+from busray.config import Adapters, Base
 from busray.model.adapters import (
     LORA_FILE,
     adapter_files,
@@ -36,7 +36,7 @@ def base() -> BaseIdentity:
 def trained() -> dict[str, bytes]:
     """A rank-2 LoRA of alpha 8 with weights as if trained, and a token of two vectors."""
     pipe = load_pipeline(Base())
-    attach_lora(pipe, rank=2, alpha=8, text_encoder=False, seed=1)
+    attach_lora(pipe, Adapters(rank=2, alpha=8), seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, parameter in pipe.unet.named_parameters():
@@ -106,6 +106,27 @@ def test_loading_fuses_the_lora_at_its_scale_and_sets_the_tokens_vectors(folder:
     ids = pipe.tokenizer.convert_tokens_to_ids(["<us-benign>", "<us-benign>_1"])
     stored = load_file(folder / token_file("<us-benign>"))["<us-benign>"]
     torch.testing.assert_close(pipe.text_encoder.get_input_embeddings().weight[ids], stored)
+
+
+def test_a_lora_on_convolutions_too_is_fused_at_its_scale(tmp_path: Path, base: BaseIdentity) -> None:
+    trainee = load_pipeline(Base())
+    attach_lora(trainee, Adapters(method="lora", rank=2, alpha=8, convolutions=True), seed=1)
+    with torch.no_grad():
+        for name, parameter in trainee.unet.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    (tmp_path / LORA_FILE).write_bytes(lora_bytes(trainee, text_encoder=False))
+    assert check_adapters(tmp_path, "lora", {}, base, None)["method"] == "lora"
+    pipe = load_pipeline(Base())
+    load_adapters(pipe, tmp_path, "lora", {})
+    latents, states = torch.randn(1, 8, 32, 32), torch.randn(1, 77, WIDTH)
+    before = load_pipeline(Base()).unet
+    with torch.inference_mode():
+        wanted, found, plain = (unet(latents, 500, states).sample for unet in (trainee.unet, pipe.unet, before))
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    assert (found - plain).abs().max() > 0.01
+    layer = "down_blocks.0.resnets.0.conv1"
+    assert not torch.equal(pipe.unet.get_submodule(layer).weight, before.get_submodule(layer).weight)
 
 
 def test_a_lora_of_zeros_is_an_error_because_loading_it_changes_nothing(folder: Path) -> None:

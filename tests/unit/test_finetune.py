@@ -136,6 +136,17 @@ def test_lora_on_the_text_encoder_is_an_option(encoded: EncodedImages) -> None:
     assert any(name.startswith("text_encoder.") for name in names)
 
 
+def test_lora_on_the_convolutions_is_an_option(encoded: EncodedImages) -> None:
+    made = tuner(encoded, convolutions=True)
+    before = values(made)
+    train(made, 0, 2)
+    moved = [n for n in before if ".conv1.lora_B" in n and not torch.equal(before[n], values(made)[n])]
+    assert any("down_blocks.0" in name for name in moved), "the finest blocks, which have no attention"
+    names = load(made.adapter_files({})["pytorch_lora_weights.safetensors"])
+    assert any(".conv1." in name for name in names)
+    assert not any(".conv1." in name for name in values(tuner(encoded)))
+
+
 def test_training_lowers_the_loss_on_what_it_sees(encoded: EncodedImages) -> None:
     made = tuner(encoded, caption_dropout=0)
     before = made.validation_loss(encoded, CAPTIONS)
