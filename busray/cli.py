@@ -146,10 +146,10 @@ def whole_job(config: Any, command: str) -> int:
     """Run everything, print the figures and where the report is; status 1 if an image is neither drawn nor excused."""
     with reporter() as tell:
         run = _open(config, tell, command=command)
-        from busray.cluster.pipeline import run_all
+        from busray.cluster.pipeline import run_all, said
 
         figures = run_all(run)
-    _print_figures(figures)
+    _print_figures(figures, said(run, figures))
     print(f"report: {config.output.rstrip('/')}/report.html")
     return _quarantine_status(config, released=True, arms=True)
 
@@ -225,16 +225,15 @@ def _evaluate(options: argparse.Namespace, flags: list[str]) -> int:
     config = load_config(options.config, flags)
     with reporter() as tell:
         run = _open(config, tell, command=f"busray evaluate {options.config} {shlex.join(flags)}".strip())
-        from busray.cluster.evaluate import evaluate
         from busray.cluster.generate import generate
-        from busray.cluster.pipeline import timed, write_report
+        from busray.cluster.pipeline import measure, said, timed, write_report
         from busray.corpus.arms import arms_to_draw
 
         for arm in arms_to_draw(config):
             timed(run, f"generate {arm}", lambda arm=arm: generate(run, arm))
-        figures = timed(run, "evaluate", lambda: evaluate(run))
+        figures = measure(run)
         write_report(run, figures)
-    _print_figures(figures)
+    _print_figures(figures, said(run, figures))
     print(f"report: {config.output.rstrip('/')}/report.html")
     return _quarantine_status(config, arms=True)
 
@@ -474,8 +473,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     Console().print(table)
 
 
-def _print_figures(figures: list[Any]) -> None:
-    from busray.quality.figures import verdicts
+def _print_figures(figures: list[Any], sentences: list[str]) -> None:
     from busray.quality.tables import KERNEL, METRICS, narrow_rows
 
     plain = [figure.to_dict() for figure in figures]
@@ -484,7 +482,7 @@ def _print_figures(figures: list[Any]) -> None:
         title = METRICS[metric][0] + (" [95 % interval]" if metric in KERNEL else "")
         heading = f"{title} against {reference} images, synthetic-only where nothing else is said"
         print_table(heading, *narrow_rows(plain, metric))
-    for sentence in verdicts(figures):
+    for sentence in sentences:
         print(sentence)
 
 

@@ -233,6 +233,14 @@ class Corpus(Settings):
     """Share of a corpus's planned images that may be quarantined before the command ends with exit status 1."""
 
 
+class Geometry(Settings):
+    """Size and shape of lesions, in drawn images by the masks of a small segmenter trained on the train split's masks;
+    an image without a mask file is not trained on, an empty mask says that there is no lesion."""
+
+    steps: Annotated[int, Field(ge=10, le=100_000)] = 400
+    """Optimiser steps of the segmenter, of 16 images each."""
+
+
 class Evaluate(Settings):
     arms: tuple[str, ...] = ("base", "lora+ti", "lora+ti+refine")
     """What is compared: `base` or adapters.method, each also with `+refine`."""
@@ -249,6 +257,8 @@ class Evaluate(Settings):
     """Path of Inception-2015 weights; default: looked for as README says."""
     dinov2: Location | None = None
     """Path of DINOv2 weights (ViT-S, B or L/14) as safetensors with the authors' names; the extractor needs it."""
+    geometry: Geometry | None = None
+    """null: no lesion geometry, which takes a minute or two of training and needs masks."""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 32
 
     @field_validator("extractors")

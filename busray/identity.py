@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-STAGES = ("txt2img", "img2img", "frame", "prompt", "train", "split", "validate", "study")
+STAGES = ("txt2img", "img2img", "frame", "prompt", "train", "split", "validate", "study", "segmenter")
 
 
 def canonical_json(value: Any) -> str:

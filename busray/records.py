@@ -252,6 +252,8 @@ REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
 CARD = "card.md"
 STUDY_JSON = "study.json"
+GEOMETRY_JSON = "geometry.json"
+GEOMETRY_PNG = "geometry.png"
 STUDY_CSV = "study.csv"
 STUDY_PRIMARY = "study/primary.json"
 
@@ -293,6 +295,11 @@ def data_shard(key: str) -> Shard | None:
 
 def features_key(digest: str, column: str, extractor: str) -> str:
     return f"features/{extractor}/{digest[:32]}-{column}.npy"
+
+
+def segmenter_key(identity: str) -> str:
+    """The record of a run's segmenter of this identity."""
+    return f"segmenters/{identity[:16]}.json"
 
 
 def study_key(identity: str, arm: str, number: int) -> str:

@@ -24,6 +24,7 @@ from busray.identity import fingerprint
 from busray.quality import texture
 from busray.quality.extractors import Extractor
 from busray.quality.figures import Real, arm_figures
+from busray.quality.segmenter import Segmenter
 from busray.records import INCEPTION, Box, Commit, Figure, features_key
 from busray.storage import Store
 
@@ -133,6 +134,8 @@ def extract(run: Run, pieces: list[Piece], name: str) -> None:
     cpus, gpus, width = cluster.cpus_per_actor, cluster.gpus_per_actor, 1
     if extractor.weights is None:
         cpus, gpus, width = 1, 0, max(1, int(cpus))
+    elif isinstance(extractor.weights, Segmenter):
+        gpus = 0
     pool = ray.data.ActorPoolStrategy(min_size=cluster.min_actors, max_size=width * cluster.max_actors)
     stage = "features" if name == INCEPTION else f"features {name}"
     with watched(run.tell, stage, sum(piece.images for piece in pieces)) as board:

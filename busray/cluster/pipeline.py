@@ -10,6 +10,7 @@ from busray import __version__
 from busray.cluster.evaluate import evaluate
 from busray.cluster.finetune import finetune
 from busray.cluster.generate import draw_job, execution, generate, redraw
+from busray.cluster.geometry import geometry
 from busray.cluster.run import TIMINGS, Run, timed
 from busray.cluster.session import session
 from busray.corpus.arms import arms_to_draw
@@ -20,9 +21,21 @@ from busray.corpus.plan import read_segments, shards
 from busray.data.prepare import load_images
 from busray.model.checkpoints import read_adapters
 from busray.quality.figures import verdicts
+from busray.quality.geometry import geometry_section, geometry_sentences
 from busray.quality.report import GalleryRow, report_html
 from busray.quality.study_page import study_section
-from busray.records import CHECK, MANIFEST, REPORT_HTML, REPORT_JSON, STUDY_JSON, Figure, UserError, to_json
+from busray.records import (
+    CHECK,
+    GEOMETRY_JSON,
+    GEOMETRY_PNG,
+    MANIFEST,
+    REPORT_HTML,
+    REPORT_JSON,
+    STUDY_JSON,
+    Figure,
+    UserError,
+    to_json,
+)
 
 GALLERY_ROWS = 4
 
@@ -34,9 +47,20 @@ def run_all(run: Run) -> list[Figure]:
         timed(run, "generate", lambda: generate(run))
         for arm in arms_to_draw(run.config):
             timed(run, f"generate {arm}", lambda arm=arm: generate(run, arm))
-        figures = timed(run, "evaluate", lambda: evaluate(run))
+        figures = measure(run)
     write_report(run, figures)
     return figures
+
+
+def measure(run: Run) -> list[Figure]:
+    """All figures of the run's arms."""
+    figures = timed(run, "evaluate", lambda: evaluate(run))
+    return figures + timed(run, "geometry", lambda: geometry(run)) if run.config.evaluate.geometry else figures
+
+
+def said(run: Run, figures: list[Figure]) -> list[str]:
+    """What the figures come to, as sentences."""
+    return [*verdicts(figures), *geometry_sentences(figures, (_geometry(run) or {}).get("reason"))]
 
 
 def write_report(run: Run, figures: list[Figure]) -> None:
@@ -53,7 +77,13 @@ def add_to_report(run: Run, name: str, part: dict[str, Any]) -> None:
 
 def _publish(run: Run, report: dict[str, Any]) -> None:
     run.store.replace(REPORT_JSON, to_json(report))
-    page = report_html(report, _galleries(run), [study_section(report.get("study") or {})])
+    lesions = report.get("geometry") or {}
+    picture = run.store.read_or_none(GEOMETRY_PNG) if lesions.get("segmenter") else None
+    sections = [
+        geometry_section(report["figures"], lesions.get("reason"), picture),
+        study_section(report.get("study") or {}),
+    ]
+    page = report_html(report, _galleries(run), sections)
     run.store.replace(REPORT_HTML, page.encode())
 
 
@@ -96,11 +126,17 @@ def _report(run: Run, figures: list[Figure]) -> dict[str, Any]:
             "classes": classes,
         },
         "figures": [figure.to_dict() for figure in figures],
-        "verdicts": verdicts(figures),
+        "verdicts": said(run, figures),
+        "geometry": _geometry(run),
         "finetune": {"steps": adapters.get("step"), **training} if training["loss"] else None,
         "timings": _timings(run, sum(classes.values())),
         "study": json.loads(run.store.read_or_none(STUDY_JSON) or b"null"),
     }
+
+
+def _geometry(run: Run) -> dict[str, Any] | None:
+    """The segmenter behind the lesions' figures, or why there are none; None where none are wanted."""
+    return json.loads(run.store.read(GEOMETRY_JSON)) if run.config.evaluate.geometry else None
 
 
 def _timings(run: Run, images: int) -> list[dict[str, Any]]:

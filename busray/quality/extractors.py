@@ -8,7 +8,9 @@ import numpy as np
 from busray.config import Evaluate
 from busray.quality import texture
 from busray.quality.dinov2 import DinoFeatures, DinoWeights, find_dino_weights
+from busray.quality.geometry import measures
 from busray.quality.inception import InceptionFeatures, InceptionWeights, find_weights
+from busray.quality.segmenter import Segmenter, segment
 from busray.records import INCEPTION, Box, UserError
 
 Features = Callable[[np.ndarray, Sequence[Box]], np.ndarray]
@@ -20,12 +22,16 @@ class Extractor:
     """An extractor by the name that its figures and stored features carry; `weights` are None where it has none."""
 
     name: str
-    weights: InceptionWeights | DinoWeights | None
+    weights: InceptionWeights | DinoWeights | Segmenter | None
+    """A segmenter computes on the CPU, and its features are the lesion's measures."""
 
     def load(self, device: str) -> Features:
         """The function itself, ready on a device; one without weights computes on the CPU."""
         if self.weights is None:
             return texture.texture_features
+        if isinstance(self.weights, Segmenter):
+            segmenter = self.weights
+            return lambda images, boxes: measures(segment(segmenter, images, boxes), boxes)
         kind = InceptionFeatures if isinstance(self.weights, InceptionWeights) else DinoFeatures
         network = kind(self.weights, device)  # pyright: ignore[reportArgumentType] (the kind is that of the weights)
         return lambda images, boxes: network(images)

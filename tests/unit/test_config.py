@@ -261,3 +261,11 @@ def test_extractors_are_known_and_named_once(tmp_path: Path) -> None:
     assert config.evaluate.extractors == ("texture",)
     for given in ("[]", "[texture, texture]", "[clip]"):
         assert "evaluate.extractors" in mistakes(MINIMAL, f"--evaluate.extractors={given}", folder=tmp_path)
+
+
+def test_lesion_geometry_is_off_unless_asked_for(tmp_path: Path) -> None:
+    assert load_config(written(tmp_path, MINIMAL)).evaluate.geometry is None
+    asked = load_config(written(tmp_path, MINIMAL), ["--evaluate.geometry={}"]).evaluate.geometry
+    assert asked is not None and asked.steps == 400
+    assert load_config(written(tmp_path, MINIMAL), ["--evaluate.geometry.steps=50"]).evaluate.geometry is not None
+    assert "evaluate.geometry.steps" in mistakes(MINIMAL, "--evaluate.geometry.steps=0", folder=tmp_path)
