@@ -4,12 +4,16 @@ Nothing here does I/O beyond reading the bytes it is asked to hash.
 """
 
 import hashlib
+import heapq
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 STAGES = ("txt2img", "img2img", "frame", "prompt", "train", "split", "validate", "study", "segmenter")
+
+
+T = TypeVar("T")
 
 
 def canonical_json(value: Any) -> str:
@@ -70,4 +74,20 @@ def seed_for(seed: int, class_name: str, index: int, attempt: int, stage: str) -
 
 def image_id(corpus_fingerprint: str, class_name: str, index: int) -> str:
     """The id of the index-th image of a class: unique over corpora and sortable within one."""
-    return f"{corpus_fingerprint[:12]}-{class_name}-{index:08d}"
+    return f"{corpus_fingerprint[:12]}-{draw_id(class_name, index)}"
+
+
+def draw_id(class_name: str, index: int) -> str:
+    """What an image's id has in common with those of the same seed in other corpora."""
+    return f"{class_name}-{index:08d}"
+
+
+def index_of(image_id: str) -> int:
+    """The index in an image's id."""
+    return int(image_id.rpartition("-")[2])
+
+
+def bottom_k(items: Iterable[T], k: int, id_of: Callable[[T], str]) -> list[T]:
+    """The k items whose ids have the smallest SHA-256, smallest first: a sample by chance that is the same whatever
+    the order of the items, holds any smaller one as its beginning, and needs memory for k of them only."""
+    return heapq.nsmallest(k, items, key=lambda item: hashlib.sha256(id_of(item).encode()).digest())

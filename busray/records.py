@@ -197,6 +197,10 @@ INCEPTION = "inception-v3-2015"
 """The one extractor whose distances are called FID and KID."""
 
 
+TOLD_APART = "told_apart_auc"
+"""Metric of how well a classifier on an extractor's features tells synthetic from real images."""
+
+
 def distance_names(extractor: str) -> tuple[str, str]:
     """Metrics of the Frechet and of the kernel distance between an extractor's features: `fid` and `kid` of Inception
     of 2015 alone, else `fd-` and `kd-` and the extractor's family, the part of its name before the first hyphen."""
@@ -209,9 +213,9 @@ class Figure:
     """One number of the evidence with all that is needed to read it."""
 
     metric: str
-    """`kid_difference`; `fid`, `kid`, `kid_p_value`, `precision`, `recall`, `density`, `coverage`, and each of these
-    with `_floor`. For `fid` and `kid`, other extractors than Inception have distance_names. An ablation adds those of
-    quality/ablation, a study those of quality/study_figures."""
+    """`kid_difference`, `fid_infinity`; `fid`, `kid`, `kid_p_value`, `precision`, `recall`, `density`, `coverage`,
+    TOLD_APART, and each of these with `_floor`. For `fid` and `kid`, other extractors than Inception have
+    distance_names. An ablation adds those of quality/ablation, a study those of quality/study_figures."""
     value: float
     interval: tuple[float, float] | None
     """95 % interval, or None where none is honest."""

@@ -2,7 +2,7 @@
 
 import io
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,10 +20,11 @@ from busray.corpus.commit import committed_shards, in_threads, read_commit, read
 from busray.corpus.encode import png_pixels
 from busray.data.frame import content_box
 from busray.data.prepare import load_images
-from busray.identity import fingerprint
+from busray.identity import bottom_k, draw_id, fingerprint, index_of
 from busray.quality import texture
 from busray.quality.extractors import Extractor
 from busray.quality.figures import Real, arm_figures
+from busray.quality.frechet import MOST
 from busray.quality.segmenter import Segmenter
 from busray.records import INCEPTION, Box, Commit, Figure, features_key
 from busray.storage import Store
@@ -64,9 +65,10 @@ def evaluate(run: Run) -> list[Figure]:
 
 
 def features(run: Run, wanted: dict[str, list[Piece]], extractor: str) -> tuple[dict[str, dict[str, np.ndarray]], Real]:
-    """(arm -> class -> features, seed-paired over the arms; the real images).
+    """(arm -> class -> features, seed-paired over the arms and in an order by chance; the real images).
 
     wanted: arm -> its pieces, of this run or of others with the same seeds. What is not stored yet is extracted first.
+    Of an arm no more images are held than figures look at, frechet.MOST times the real ones, however large the corpus.
     Texture is in units of the real training images (texture.standardised); what is stored is as it was measured.
     """
     missing = [piece for pieces in wanted.values() for piece in pieces if not piece.store.exists(piece.key)]
@@ -197,30 +199,53 @@ def load_features(store: Store, key: str) -> np.ndarray:
 
 
 def _paired(run: Run, wanted: dict[str, list[Piece]]) -> dict[str, dict[str, np.ndarray]]:
-    """arm -> class -> features of the images that every arm has, in the order of their indices.
+    """arm -> class -> features of images that every arm has, in the order of by_chance.
 
     An image quarantined in one arm is left out of all, so that row i of each arm has the same seed.
     """
-    arms = {arm: _arm_features(run, pieces) for arm, pieces in wanted.items()}
-    paired: dict[str, dict[str, np.ndarray]] = {arm: {} for arm in arms}
-    for name in sorted({name for by in arms.values() for name in by}):
-        common = sorted(set.intersection(*(set(by[name]) for by in arms.values())))
-        for arm, by in arms.items():
-            paired[arm][name] = np.stack([by[name][index] for index in common])
-    return paired
+    chosen: dict[str, list[int]] = {}
+    for name in sorted({_class_of(piece) for pieces in wanted.values() for piece in pieces}):
+        common = np.ones(compared_images(run.config), bool)
+        for pieces in wanted.values():
+            held = np.zeros_like(common)
+            for piece in pieces:
+                if _class_of(piece) == name:
+                    held[[i for i in _indices(piece) if i < len(held)]] = True
+            common &= held
+        real = sum(image.class_name == name for image in run.dataset.split("all"))
+        chosen[name] = by_chance(name, np.flatnonzero(common).tolist(), MOST * real)
+    return {arm: _arm_features(run, pieces, chosen) for arm, pieces in wanted.items()}
 
 
-def _arm_features(run: Run, pieces: list[Piece]) -> dict[str, dict[int, np.ndarray]]:
-    """class -> index -> features, for indices below `compared_images`."""
-    limit = compared_images(run.config)
-    features: dict[str, dict[int, np.ndarray]] = {}
-    for piece in pieces:
-        name, index = piece.class_name, range(piece.images)
-        if piece.commit is not None:
-            name = piece.commit.class_name
-            index = read_rows(piece.store, piece.commit, columns=["index"]).column("index").to_pylist()
-        rows = zip(index, load_features(piece.store, piece.key), strict=True)
-        features.setdefault(name, {}).update((i, row) for i, row in rows if i < limit)
+def by_chance(class_name: str, indices: Iterable[int], k: int) -> list[int]:
+    """k of a class's images, in an order by chance that is the same in each arm and however the shards are cut."""
+    return bottom_k(indices, k, lambda index: draw_id(class_name, index))
+
+
+def _class_of(piece: Piece) -> str:
+    return piece.commit.class_name if piece.commit else piece.class_name
+
+
+def _indices(piece: Piece) -> list[int]:
+    """Of a piece's rows, from its record alone: a shard holds those of its images that were not quarantined."""
+    if piece.commit is None:
+        return list(range(piece.images))
+    rejects = {index_of(image_id) for image_id, _ in piece.commit.rejects}
+    first = piece.commit.first
+    return [index for index in range(first, first + piece.commit.count) if index not in rejects]
+
+
+def _arm_features(run: Run, pieces: list[Piece], chosen: dict[str, list[int]]) -> dict[str, np.ndarray]:
+    """class -> features of the chosen indices, a piece at a time in memory."""
+    features: dict[str, np.ndarray] = {}
+    for name, indices in chosen.items():
+        place = {index: i for i, index in enumerate(indices)}
+        for piece in pieces:
+            rows = [(place[i], row) for row, i in enumerate(_indices(piece)) if i in place]
+            if _class_of(piece) == name and rows:
+                stored = load_features(piece.store, piece.key)
+                held = features.setdefault(name, np.empty((len(indices), stored.shape[1]), stored.dtype))
+                held[[to for to, _ in rows]] = stored[[row for _, row in rows]]
     return features
 
 

@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from busray.quality.frechet import Moments, frechet
+from busray.quality.frechet import ESTIMABLE, Moments, Spread, frechet, frechet_at_infinity, frechet_spread
 from busray.quality.kernel import Estimate, kid, kid_difference, kid_p_value, numbered
 from busray.quality.neighbours import neighbourhood
-from busray.records import CLASS_ALL, Figure, distance_names
+from busray.quality.told_apart import FEWEST as FEWEST_HALVED
+from busray.quality.told_apart import told_apart
+from busray.records import CLASS_ALL, INCEPTION, TOLD_APART, Figure, distance_names
 
 Features = Mapping[str, np.ndarray]
 """class -> float32 [n, d]"""
@@ -56,43 +58,61 @@ class Sample(NamedTuple):
         return Sample(self.features[chosen], self.units[chosen])
 
     @staticmethod
-    def drawn(features: np.ndarray, class_name: str) -> "Sample":
-        """Of images that each came from a seed of their own."""
-        return Sample(features, np.array([f"{class_name} {i}" for i in range(len(features))]))
-
-    @staticmethod
     def joined(samples: Sequence["Sample"]) -> "Sample":
         return Sample(np.concatenate([s.features for s in samples]), np.concatenate([s.units for s in samples]))
 
 
 def arm_figures(
-    arms: Mapping[str, Features], real: Real, reference: str, pairs: Sequence[tuple[str, str]] | None = None
+    arms: Mapping[str, Features],
+    real: Real,
+    reference: str,
+    pairs: Sequence[tuple[str, str]] | None = None,
+    units: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> list[Figure]:
-    """FID, KID and neighbourhood of each arm, the real floor, and seed-paired KID differences of `pairs` of arms.
+    """Distances, neighbourhood and a classifier's AUC of each arm and of the real floor, and seed-paired differences.
 
-    pairs: (before, after); default: each arm and the one after it.
+    arms: arm -> class -> features in an order by chance, row i of a class drawn from the same seed in each arm. Each
+    class counts as many images in every arm and in the floor, as far as there are; of the Frechet distance, whose
+    spread further disjoint replicates tell, more are used. Overall figures pool the classes. `paper-mixture` holds all
+    real images against the same images with the arm's added, as the ISBI 2026 paper seems to.
+    pairs: (before, after) of KID differences; default: each arm and the one after it.
+    units: arm -> class -> labels [n] of independent draws, of arms made from real images.
 
     Another extractor's distances have its distance_names: they are never called FID or KID.
-
-    arms: arm -> class -> features, row i of a class drawn from the same seed in each arm. Overall figures pool the
-    classes. `paper-mixture` holds all real images against the same images with the arm's added, as the ISBI 2026 paper
-    seems to.
     """
     distance, kernel = distance_names(real.extractor)
     wanted = real.split(reference)
     everything = Sample.joined(list(real.split("all").values()))
+    first = next(iter(arms.values()))
+    against, beside = _halves(wanted) if reference == "all" else (wanted, real.split(OTHER[reference]))
+    sizes = {
+        name: min(len(rows), len(beside[name].units)) if name in beside else len(rows)
+        for name, rows in sorted(first.items())
+    }
+    floor = {name: _some(beside[name], n) for name, n in sizes.items() if name in beside}
+    figures: list[Figure] = []
+    for name, images, others in _sides(floor, against):
+        of = _About(real, images, others, reference, "real-against-real", name, REAL)
+        figures += [of.figure(f"{distance}_floor", of.frechet()), *_further(of, "_floor")]
     drawn = {
-        arm: {name: Sample.drawn(rows, name) for name, rows in sorted(features.items())}
+        arm: {
+            name: Sample(
+                features[name][:n], units[arm][name][:n] if units else np.array([f"{name} {i}" for i in range(n)])
+            )
+            for name, n in sizes.items()
+        }
         for arm, features in arms.items()
     }
-    figures = list(_floor(real, wanted, reference, next(iter(arms.values()))))
     for arm, samples in drawn.items():
         for name, images, others in _sides(samples, wanted):
             of = _About(real, images, others, reference, "synthetic-only", name, arm)
-            figures.append(of.figure(distance, of.frechet()))
-            figures.append(of.figure(kernel, kid(*of.features, others.units)))
-            figures.append(of.figure(f"{kernel}_p_value", kid_p_value(*of.features, others.units)))
-            figures += [of.figure(metric, value) for metric, value in _neighbours(*of.features)]
+            classes = sizes if name == CLASS_ALL else {name: sizes[name]}
+            pool = [arms[arm][c] for c in classes]
+            figures.append(of.figure(distance, frechet_spread(pool, list(classes.values()), others.features)))
+            at_infinity = frechet_at_infinity(pool, others.features)
+            if at_infinity is not None:
+                figures.append(of.figure(f"{distance}_infinity", at_infinity))
+            figures += _further(of)
         mixture = Sample.joined([everything, *samples.values()])
         of = _About(real, mixture, everything, "all", "paper-mixture", CLASS_ALL, arm)
         figures.append(of.figure(distance, of.frechet()))
@@ -104,6 +124,18 @@ def arm_figures(
             difference = kid_difference(images.features, earlier.features, others.features, others.units)
             figures.append(of.figure(f"{kernel}_difference", difference))
     return figures
+
+
+def _halves(images: Mapping[str, Sample]) -> tuple[dict[str, Sample], dict[str, Sample]]:
+    """Two halves that share no cluster."""
+    odd = {name: numbered(sample.units, sample.features) % 2 == 1 for name, sample in images.items()}
+    halves = ({name: sample.rows(odd[name] == half) for name, sample in images.items()} for half in (True, False))
+    return next(halves), next(halves)
+
+
+def _some(sample: Sample, n: int) -> Sample:
+    """n of the images by chance, the same each time."""
+    return sample.rows(np.random.default_rng(0).permutation(len(sample.units))[:n])
 
 
 class _About(NamedTuple):
@@ -124,8 +156,8 @@ class _About(NamedTuple):
     def frechet(self) -> float:
         return frechet(*map(Moments.of, self.features))
 
-    def figure(self, metric: str, value: float | Estimate) -> Figure:
-        number, interval = (value.value, value.interval) if isinstance(value, Estimate) else (value, None)
+    def figure(self, metric: str, value: float | Estimate | Spread) -> Figure:
+        number, interval = (value, None) if isinstance(value, float) else (value.value, value.interval)
         return Figure(
             metric=metric,
             value=number,
@@ -139,6 +171,7 @@ class _About(NamedTuple):
             arm=self.arm,
             frame=self.real.frame,
             size=self.real.size,
+            replicates=value.replicates if isinstance(value, Spread) else None,
         )
 
 
@@ -150,24 +183,16 @@ def _sides(images: Mapping[str, Sample], others: Mapping[str, Sample]) -> Iterat
             yield name, sample, others[name]
 
 
-def _floor(real: Real, wanted: Mapping[str, Sample], reference: str, first: Features) -> Iterator[Figure]:
-    """Real against real, with as many images a class as the arms have where there are: FID depends on n."""
-    distance, kernel = distance_names(real.extractor)
-    if reference == "all":
-        odd = {name: numbered(sample.units, sample.features) % 2 == 1 for name, sample in wanted.items()}
-        other = {name: sample.rows(~odd[name]) for name, sample in wanted.items()}
-        wanted = {name: sample.rows(odd[name]) for name, sample in wanted.items()}
-    else:
-        other = real.split(OTHER[reference])
-    other = {name: sample.rows(slice(len(first[name]) if name in first else None)) for name, sample in other.items()}
-    for name, images, others in _sides(other, wanted):
-        of = _About(real, images, others, reference, "real-against-real", name, REAL)
-        clusters = others.units, images.units
-        yield of.figure(f"{distance}_floor", of.frechet())
-        yield of.figure(f"{kernel}_floor", kid(*of.features, *clusters))
-        yield of.figure(f"{kernel}_p_value_floor", kid_p_value(*of.features, *clusters))
-        for metric, value in _neighbours(*of.features):
-            yield of.figure(f"{metric}_floor", value)
+def _further(of: _About, end: str = "") -> Iterator[Figure]:
+    """Kernel distance and its chance, neighbourhood, AUC of a classifier."""
+    _, kernel = distance_names(of.real.extractor)
+    clusters = of.others.units, of.images.units
+    yield of.figure(f"{kernel}{end}", kid(*of.features, *clusters))
+    yield of.figure(f"{kernel}_p_value{end}", kid_p_value(*of.features, *clusters))
+    for metric, value in _neighbours(*of.features):
+        yield of.figure(f"{metric}{end}", value)
+    if min(len(np.unique(units)) for units in clusters) >= FEWEST_HALVED:
+        yield of.figure(f"{TOLD_APART}{end}", told_apart(*of.features, *clusters))
 
 
 def _neighbours(images: np.ndarray, others: np.ndarray) -> list[tuple[str, float]]:
@@ -178,41 +203,73 @@ def _neighbours(images: np.ndarray, others: np.ndarray) -> list[tuple[str, float
 
 
 def verdicts(figures: list[Figure]) -> list[str]:
-    """The order found and whether differences between arms stand out from chance, as sentences."""
+    """The order found and whether differences between arms stand out from chance, as sentences.
+
+    Of figures against test images only: what trained or chose the models says nothing about how close they come.
+    """
+    mine = [f for f in figures if f.class_name == CLASS_ALL and f.reference == "test" and f.protocol != "paper-mixture"]
+    if not mine:
+        held = ", ".join(dict.fromkeys(f.reference for f in figures if f.protocol == "synthetic-only"))
+        return [f"No verdict: only test images carry one, and the reference is {held} (evaluate.reference)."]
     sentences = []
     for metric, digits, scale in (("fid", 1, 1), ("kid", 2, 1000)):
-        found = [f for f in figures if (f.metric, f.protocol, f.class_name) == (metric, "synthetic-only", CLASS_ALL)]
-        if found:
-            ranked = sorted(found, key=lambda f: f.value)
+        if ranked := sorted((f for f in mine if f.metric == metric), key=lambda f: f.value):
             order = " < ".join(f"{f.arm} {scale * f.value:.{digits}f}" for f in ranked)
+            floor = "".join(
+                f"; other real images {scale * f.value:.{digits}f}" for f in mine if f.metric == f"{metric}_floor"
+            )
             unit = " x 1000" if scale != 1 else ""
-            sentences.append(f"Order by {metric.upper()}{unit} (lower is nearer to the real images): {order}.")
-    chances = [f for f in figures if f.metric.startswith("kid_p_value") and f.class_name == CLASS_ALL]
+            sentences.append(f"Order by {metric.upper()}{unit} (lower is nearer to the real images): {order}{floor}.")
+    sentences += _at_infinity(mine)
+    if told := [f for f in mine if f.metric.removesuffix("_floor") == TOLD_APART and f.extractor == INCEPTION]:
+        areas = ", ".join(f"{f.arm} {_with_interval(f, 1, 3)}" for f in sorted(told, key=lambda f: f.arm == REAL))
+        sentences.append(
+            f"AUC of a classifier that tells images from test images (0.5: it cannot; 95 % intervals): {areas}."
+        )
+    chances = [f for f in mine if f.metric.startswith("kid_p_value")]
     if chances:
         told = ", ".join(f"{f.arm} {f.value:.3f}" for f in chances)
         sentences.append(
             f"Probability of such a KID if nothing but chance set the images apart (permutations): {told}."
         )
-    for figure in figures:
-        if figure.metric == "kid_difference" and figure.class_name == CLASS_ALL and figure.interval:
+    for figure in mine:
+        if figure.metric == "kid_difference" and figure.interval:
             low, high = figure.interval
             says = "excludes 0" if _excludes_zero(figure) else "contains 0, so the arms are not told apart"
             sentences.append(
                 f"KID x 1000, {figure.arm}, seed-paired: {1000 * figure.value:+.2f}, 95 % interval "
                 f"{1000 * low:+.2f} to {1000 * high:+.2f}, which {says}."
             )
-    return sentences + _texture_verdict(figures)
+    return sentences + _texture_verdict(mine)
+
+
+def _at_infinity(figures: list[Figure]) -> list[str]:
+    """FID-infinity of each arm, or that there is none."""
+    fids = [f for f in figures if f.metric == "fid"]
+    found = [f for f in figures if f.metric == "fid_infinity"]
+    if found:
+        return [f"FID-infinity (line through 1/n): {', '.join(f'{f.arm} {f.value:.1f}' for f in found)}."]
+    if fids:
+        return [
+            f"FID-infinity: not estimable (it needs {ESTIMABLE:,} reference images and twice as many drawn ones; "
+            f"here are {fids[0].n_reference:,} and {fids[0].n:,})."
+        ]
+    return []
+
+
+def _with_interval(figure: Figure, scale: float, digits: int) -> str:
+    low, high = figure.interval or (figure.value, figure.value)
+    return f"{scale * figure.value:.{digits}f} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
 
 
 def _texture_verdict(figures: list[Figure]) -> list[str]:
     """The order by texture beside what other real images reach, and which arms it tells apart, in one sentence."""
-    overall = [f for f in figures if f.class_name == CLASS_ALL and f.protocol != "paper-mixture"]
-    ranked = sorted((f for f in overall if f.metric == "fd-texture"), key=lambda f: f.value)
+    ranked = sorted((f for f in figures if f.metric == "fd-texture"), key=lambda f: f.value)
     if not ranked:
         return []
     order = " < ".join(f"{f.arm} {f.value:.2f}" for f in ranked)
-    floor = "".join(f"; other real images {f.value:.2f}" for f in overall if f.metric == "fd-texture_floor")
-    apart = [f.arm for f in overall if f.metric == "kd-texture_difference" and _excludes_zero(f)]
+    floor = "".join(f"; other real images {f.value:.2f}" for f in figures if f.metric == "fd-texture_floor")
+    apart = [f.arm for f in figures if f.metric == "kd-texture_difference" and _excludes_zero(f)]
     told = f"; seed-paired intervals of KD-texture exclude 0 for: {', '.join(apart) or 'no pair of arms'}"
     return [f"Order by ultrasound texture (FD-texture; lower is nearer to the real images): {order}{floor}{told}."]
 

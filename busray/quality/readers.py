@@ -224,15 +224,20 @@ def _answers(
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> Estimate:
-    """Probability that a positive outscores a negative one, ties a half, of scores [m] and [n]; its 95 % interval.
-
-    The interval is Newcombe's (2006, doi 10.1002/sim.2324, method 5), which keeps its coverage where nearly every pair
-    is in order: of five-point scores with 12 a side and a true value of 0.98, DeLong's covered 62 % in simulation.
-    """
+    """Probability that a positive outscores a negative one, ties a half, of scores [m] and [n]; its 95 % interval."""
     m, n = len(positive), len(negative)
     above = np.searchsorted(np.sort(negative), positive, "left").sum()
     not_below = np.searchsorted(np.sort(negative), positive, "right").sum()
     value = float(above + not_below) / (2 * m * n)
+    return Estimate(value, newcombe(value, m, n))
+
+
+def newcombe(value: float, m: int, n: int) -> tuple[float, float]:
+    """95 % interval of an AUC from m and n independent images.
+
+    Newcombe's (2006, doi 10.1002/sim.2324, method 5), which keeps its coverage where nearly every pair is in order: of
+    five-point scores with 12 a side and a true value of 0.98, DeLong's covered 62 % in simulation.
+    """
 
     def inside(t: float) -> bool:
         spread = 1 + ((m + n) / 2 - 1) * ((1 - t) / (2 - t) + t / (1 + t))
@@ -245,7 +250,7 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> Estimate:
             middle = (inner + outer) / 2
             inner, outer = (middle, outer) if inside(middle) else (inner, middle)
         ends.append((inner + outer) / 2)
-    return Estimate(value, (ends[0], ends[1]))
+    return ends[0], ends[1]
 
 
 def wilson(part: float, whole: int) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from busray.quality.figures import Real, arm_figures, verdicts
 from busray.quality.frechet import Moments, frechet
 from busray.quality.kernel import kid, kid_difference, kid_p_value
 from busray.quality.neighbours import neighbourhood
+from busray.quality.told_apart import told_apart
 from busray.records import Figure
 
 EXTRACTOR = "inception-v3-2015"
@@ -55,9 +56,10 @@ def one(figures: list[Figure], **wanted: str) -> Figure:
 def test_an_arms_fid_is_that_of_its_images_alone_against_the_reference(real: Real, arms: dict) -> None:
     figures = arm_figures(arms, real, "test")
     overall = one(figures, metric="fid", arm="base", class_name="all", protocol="synthetic-only")
-    images, others = (np.concatenate([side["b"], side["m"]]) for side in (arms["base"], real.features["test"]))
+    images = np.concatenate([arms["base"]["b"], arms["base"]["m"][:15]])
+    others = np.concatenate([real.features["test"]["b"], real.features["test"]["m"]])
     assert overall.value == pytest.approx(frechet(Moments.of(images), Moments.of(others)))
-    assert (overall.n, overall.n_reference, overall.reference, overall.extractor) == (40, 18, "test", EXTRACTOR)
+    assert (overall.n, overall.n_reference, overall.reference, overall.extractor) == (35, 18, "test", EXTRACTOR)
     benign = one(figures, metric="kid", arm="base", class_name="b")
     assert benign.value == pytest.approx(kid(arms["base"]["b"], real.features["test"]["b"]).value)
     assert one(figures, metric="kid_p_value", arm="base", class_name="all").value == 0.001
@@ -72,10 +74,11 @@ def test_every_figure_says_how_the_images_were_framed(real: Real, arms: dict) ->
 def test_images_of_a_cluster_count_as_one_draw_in_every_kernel_figure(real: Real, arms: dict) -> None:
     units = {split: {name: np.array([f"{split} {name} {i // 2}" for i in range(len(rows))])
                      for name, rows in by.items()} for split, by in real.features.items()}  # fmt: skip
+    arms = {arm: {"b": np.tile(by["b"], (2, 1))[:30], "m": by["m"][:15]} for arm, by in arms.items()}
     figures = arm_figures(arms, replace(real, units=units), "test")
     for name in ("b", "m"):
         base, better, test = arms["base"][name], arms["lora+ti"][name], real.features["test"][name]
-        train, of_train, of_test = real.features["train"][name][:20], units["train"][name][:20], units["test"][name]
+        train, of_train, of_test = real.features["train"][name], units["train"][name], units["test"][name]
         expected = {
             ("kid", "base"): kid(base, test, of_test),
             ("kid_difference", "lora+ti - base"): kid_difference(better, base, test, of_test),
@@ -83,9 +86,11 @@ def test_images_of_a_cluster_count_as_one_draw_in_every_kernel_figure(real: Real
         }
         for (metric, arm), estimate in expected.items():
             found = one(figures, metric=metric, arm=arm, class_name=name)
-            assert (found.value, found.interval) == (estimate.value, pytest.approx(estimate.interval))
+            assert found.value == pytest.approx(estimate.value, abs=1e-9)
+            assert found.interval == pytest.approx(estimate.interval, abs=1e-9)
         p_value = one(figures, metric="kid_p_value_floor", class_name=name).value
-        assert p_value == kid_p_value(train, test, of_test, of_train)
+        order = np.random.default_rng(0).permutation(len(train))
+        assert p_value == kid_p_value(train[order], test, of_test, of_train[order])
 
 
 def test_the_halves_of_all_real_images_share_no_cluster(real: Real, arms: dict) -> None:
@@ -101,9 +106,9 @@ def test_the_papers_mixture_holds_every_real_image_against_itself_with_the_arms_
     figures = arm_figures(arms, real, "test")
     mixture = one(figures, metric="fid", arm="lora+ti", protocol="paper-mixture")
     everything = np.concatenate([real.features[s][c] for c in ("b", "m") for s in ("train", "val", "test")])
-    added = np.concatenate([everything, arms["lora+ti"]["b"], arms["lora+ti"]["m"]])
+    added = np.concatenate([everything, arms["lora+ti"]["b"], arms["lora+ti"]["m"][:15]])
     assert mixture.value == pytest.approx(frechet(Moments.of(added), Moments.of(everything)))
-    assert (mixture.n, mixture.n_reference, mixture.reference) == (72 + 40, 72, "all")
+    assert (mixture.n, mixture.n_reference, mixture.reference) == (72 + 35, 72, "all")
     assert mixture.value < one(figures, metric="fid", arm="lora+ti", class_name="all", protocol="synthetic-only").value
 
 
@@ -114,6 +119,52 @@ def test_the_floor_never_holds_an_image_against_itself(real: Real, arms: dict, r
     assert floor.protocol == "real-against-real"
     if reference == "test":
         assert (floor.n, floor.n_reference) == (20 + 15, 18)
+
+
+def test_every_arm_and_the_floor_count_as_many_images_of_each_class(real: Real, arms: dict) -> None:
+    figures = arm_figures({arm: {"b": by["b"], "m": by["m"][:9]} for arm, by in arms.items()}, real, "test")
+    for name, n in (("all", 29), ("b", 20), ("m", 9)):
+        mine = [f for f in figures if f.class_name == name and f.protocol != "paper-mixture"]
+        assert {f.n for f in mine} == {n} and {f.protocol for f in mine} == {"synthetic-only", "real-against-real"}
+
+
+def test_fid_has_a_spread_from_disjoint_parts_and_more_images_only_narrow_it(real: Real, arms: dict) -> None:
+    few = one(arm_figures(arms, real, "test"), metric="fid", arm="base", class_name="b")
+    assert few.replicates == 5 and few.interval is not None and few.interval[0] < few.value < few.interval[1]
+    more = {"base": {"b": features(200, 5, 2.0), "m": features(200, 6, 3.0)}}
+    many = one(arm_figures(more, real, "test"), metric="fid", arm="base", class_name="b")
+    assert many.n == 30 and many.replicates == 6 and many.interval is not None
+    others = Moments.of(real.features["test"]["b"])
+    values = [frechet(Moments.of(more["base"]["b"][:180][i::6]), others) for i in range(6)]
+    assert many.value == pytest.approx(np.mean(values))
+    half = 2.570582 * np.std(values, ddof=1) / 6**0.5  # Student's t at 97.5 %, 5 degrees of freedom
+    assert many.interval == pytest.approx((np.mean(values) - half, np.mean(values) + half), rel=1e-5)
+
+
+def test_an_auc_stands_beside_its_floor(real: Real, arms: dict) -> None:
+    figures = arm_figures(arms, real, "test")
+    base = one(figures, metric="told_apart_auc", arm="base", class_name="b")
+    floor = one(figures, metric="told_apart_auc_floor", class_name="b")
+    units = np.array([f"b {i}" for i in range(20)])
+    expected = told_apart(arms["base"]["b"], real.features["test"]["b"], real.units["test"]["b"], units)
+    assert (base.value, base.interval) == (expected.value, expected.interval) and base.value > 0.9
+    assert base.interval is not None and floor.interval is not None
+    assert floor.interval[0] < 0.5 < floor.interval[1]
+
+
+def test_only_test_images_carry_a_verdict(real: Real, arms: dict) -> None:
+    (said,) = verdicts(arm_figures(arms, real, "train"))
+    assert said.startswith("No verdict") and "train" in said
+
+
+def test_fid_at_infinity_is_not_estimable_from_few_images_and_is_from_many(real: Real, arms: dict) -> None:
+    said = " ".join(verdicts(arm_figures(arms, real, "test")))
+    assert "FID-infinity: not estimable (it needs 2,048 reference images" in said and "here are 18 and 35" in said
+    large = of({"train": {"b": features(2100, 1)}, "val": {"b": features(9, 2)}, "test": {"b": features(2100, 3)}})
+    figures = arm_figures({"base": {"b": features(9000, 4, 0.1)}}, large, "test")
+    found = one(figures, metric="fid_infinity", class_name="b")
+    assert found.value < one(figures, metric="fid", class_name="b").value
+    assert "not estimable" not in " ".join(verdicts(figures))
 
 
 def test_differences_are_of_the_pairs_asked_for(real: Real, arms: dict) -> None:

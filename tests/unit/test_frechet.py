@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from busray.quality.frechet import Moments, frechet
+from busray.quality.frechet import Moments, frechet, frechet_at_infinity, frechet_spread
 
 D = 128
 
@@ -116,3 +116,51 @@ def test_features_that_are_not_finite_are_refused() -> None:
 def test_one_image_has_no_covariance() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         distance(features(5, 1), features(1, 2))
+
+
+def gaussian(n: int, seed: int, shift: float = 0.0, d: int = 12) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, d)) * np.logspace(0, -1, d) + shift
+
+
+@pytest.mark.parametrize(("drawn", "n", "d"), [(60, 60, 12), (60, 60, 100), (400, 60, 12)])
+def test_the_spread_covers_the_mean_distance_from_this_reference(drawn: int, n: int, d: int) -> None:
+    """By sectioning, for few and for many features, and by whole replicates; 95 times in 100, or more often."""
+    reference = gaussian(50, 0, d=d)
+    truth = np.mean([distance(gaussian(n, seed, 0.2, d), reference) for seed in range(10_000, 10_300)])
+    hits = 0
+    for seed in range(150):
+        spread = frechet_spread([gaussian(drawn, seed, 0.2, d)], [n], reference)
+        assert spread.interval is not None and spread.replicates == (6 if drawn > n else 5)
+        hits += spread.interval[0] <= truth <= spread.interval[1]
+    assert hits / 150 >= 0.9
+
+
+def test_each_part_has_its_share_of_every_class_and_too_few_images_have_no_spread() -> None:
+    a, b, reference = gaussian(40, 1), gaussian(20, 2, 3.0), gaussian(30, 3)
+    spread = frechet_spread([a, b], [20, 10], reference)
+    assert spread.value == pytest.approx(distance(np.concatenate([a[:20], b[:10]]), reference))
+    parts = [distance(np.concatenate([a[:20][i::5], b[:10][i::5]]), reference) for i in range(5)]
+    half = 2.776445 * np.std(parts, ddof=1) / 5**0.5  # Student's t at 97.5 %, 4 degrees of freedom
+    assert spread.interval == pytest.approx((spread.value - half, spread.value + half), rel=1e-5)
+    assert frechet_spread([a, b], [20, 9], reference).interval is None
+
+
+def test_at_infinity_the_bias_of_finitely_many_drawn_images_is_gone() -> None:
+    reference = gaussian(2048, 0)
+    held = np.cov(reference, rowvar=False)
+    values, vectors = np.linalg.eigh(held)
+    root = vectors * np.sqrt(values) @ vectors.T
+    true = np.logspace(0, -1, 12) ** 2
+    both = np.sqrt(np.linalg.eigvalsh(root * true @ root)).sum()
+    truth = ((0.05 - reference.mean(0)) ** 2).sum() + values.sum() + true.sum() - 2 * both
+    drawn = [gaussian(10_240, seed, 0.05) for seed in range(1, 9)]
+    at_infinity = [frechet_at_infinity([x], reference) for x in drawn]
+    assert all(value is not None for value in at_infinity)
+    plain = np.mean([distance(x[:2048], reference) for x in drawn]) - truth
+    left = np.mean([value or 0 for value in at_infinity]) - truth
+    assert plain > 0 and abs(left) < plain / 3
+
+
+def test_it_is_not_estimable_from_fewer_images_than_inception_has_features() -> None:
+    assert frechet_at_infinity([gaussian(10_240, 1)], gaussian(2047, 2)) is None
+    assert frechet_at_infinity([gaussian(2048, 1), gaussian(2047, 3)], gaussian(2048, 2)) is None

@@ -10,10 +10,13 @@ import pytest
 
 from busray.identity import (
     STAGES,
+    bottom_k,
     canonical_json,
+    draw_id,
     fingerprint,
     fingerprint_rows,
     image_id,
+    index_of,
     seed_for,
     sha256_bytes,
     sha256_file,
@@ -125,3 +128,18 @@ def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
     assert sha256_file(tmp_path / "abc") == sha256_bytes(b"abc") == abc
+
+
+def test_the_bottom_k_are_those_of_smallest_hash_whatever_order_and_shards_they_come_in() -> None:
+    ids = [draw_id("benign", i) for i in range(500)]
+    by_hash = sorted(ids, key=lambda one: hashlib.sha256(one.encode()).hexdigest())
+    found = bottom_k(iter(ids), 20, str)
+    assert found == by_hash[:20] and bottom_k(ids[::-1], 5, str) == found[:5]
+    shards = [bottom_k(ids[i::7], 20, str) for i in range(7)]
+    assert bottom_k([one for shard in shards for one in shard], 20, str) == found
+    assert bottom_k(ids[:3], 20, str) == sorted(ids[:3], key=by_hash.index)
+
+
+def test_the_index_is_in_the_id() -> None:
+    assert index_of(image_id("ab" * 32, "us-benign", 1_234_567)) == 1_234_567
+    assert image_id("ab" * 32, "us-benign", 7) == "abababababab-" + draw_id("us-benign", 7)
