@@ -11,7 +11,7 @@ from pathlib import Path
 
 from busray.corpus.commit import read_commits, read_rows
 from busray.quality.contact_sheet import contact_sheet
-from busray.quality.tables import by_extractor, difference_rows, markdown_table, metrics_rows
+from busray.quality.tables import by_extractor, class_rows, difference_rows, markdown_table, metrics_rows
 from busray.storage import Store
 
 IMAGES = 4
@@ -37,8 +37,10 @@ def main() -> None:
     store = Store(args.run)
     report = json.loads(store.read("report.json"))
     print(f"`{report['run']['command']}`\n")
+    print("".join(f"- {sentence}\n" for sentence in report["verdicts"]))
     for figures in by_extractor(report["figures"]).values():
         print(markdown_table(*metrics_rows(figures)))
+        print(markdown_table(*class_rows(figures)))
         print(markdown_table(*difference_rows(figures)))
     if args.picture:
         shown = rows(store)

@@ -474,13 +474,12 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def _print_figures(figures: list[Any], sentences: list[str]) -> None:
-    from busray.quality.tables import KERNEL, METRICS, narrow_rows
+    from busray.quality.tables import METRICS, headed, narrow_rows
 
     plain = [figure.to_dict() for figure in figures]
     reference = next(figure.reference for figure in figures if figure.protocol == "synthetic-only")
     for metric in (m for m in METRICS if any(f["metric"] == m for f in plain)):
-        title = METRICS[metric][0] + (" [95 % interval]" if metric in KERNEL else "")
-        heading = f"{title} against {reference} images, synthetic-only where nothing else is said"
+        heading = f"{headed(metric)} against {reference} images, synthetic-only where nothing else is said"
         print_table(heading, *narrow_rows(plain, metric))
     for sentence in sentences:
         print(sentence)
@@ -488,11 +487,11 @@ def _print_figures(figures: list[Any], sentences: list[str]) -> None:
 
 def _print_ablation(report: dict[str, Any]) -> None:
     from busray.quality.ablation import compared, configuration_rows, nearness_rows, sweep_rows
-    from busray.quality.tables import difference_rows, narrow_rows
+    from busray.quality.tables import difference_rows, headed, narrow_rows
 
     ablation, figures = report["ablation"], compared(report)
-    for metric, title in (("fid", "FID"), ("kid", "KID x 1000 [95 % interval]")):
-        heading = f"{title} against {ablation['reference']} images, synthetic-only where nothing else is said"
+    for metric in ("fid", "kid"):
+        heading = f"{headed(metric)} against {ablation['reference']} images, synthetic-only where nothing else is said"
         print_table(heading, *narrow_rows(figures, metric))
     print_table("Seed-paired KID differences", *difference_rows([f for f in figures if f["class"] == "all"]))
     print_table("Copying and class drift", *nearness_rows(figures, ablation["arms"], ablation["held_out"]))

@@ -15,14 +15,14 @@ import yaml
 from busray.config import Card, Config
 from busray.corpus.arms import released_arm
 from busray.quality.tables import markdown_table
-from busray.records import MANIFEST
+from busray.records import MANIFEST, TOLD_APART
 
 Json = dict[str, Any]
 UNDECLARED = "undeclared"
 NOT_MEASURED = "Not measured.\n"
 PROTOCOLS = ("synthetic-only", "real-against-real")
 """The mixture of real and synthetic images is left out: it says little of the synthetic ones."""
-CONGRUENCE = ("fid", "kid", "kid_p_value", "precision", "density")
+CONGRUENCE = ("fid", "fid_infinity", "kid", "kid_p_value", TOLD_APART, "precision", "density")
 COVERAGE = ("recall", "coverage")
 OTHER_DISTANCES = ("fd-", "kd-")
 """How the names of distances from other extractors than Inception begin."""
@@ -170,7 +170,7 @@ def _table(figures: Sequence[Json]) -> str:
             f["class"],
             f["arm"],
             f"{f['value']:.5g}",
-            f"{f['interval'][0]:.5g} to {f['interval'][1]:.5g}" if f["interval"] else "–",
+            f"{f['interval'][0]:.5g} to {f['interval'][1]:.5g}{_parts(f)}" if f["interval"] else "–",
             str(f["n"]),
             f"{f['n_reference']} {f['reference']}",
             f["protocol"],
@@ -179,6 +179,12 @@ def _table(figures: Sequence[Json]) -> str:
         for f in figures
     ]
     return markdown_table(columns, rows)
+
+
+def _parts(figure: Json) -> str:
+    """Of a spread, what it is over."""
+    parts = figure.get("replicates")
+    return f" (spread over {parts} parts of the drawn images)" if parts else ""
 
 
 def _made(report: Json, config: Config) -> str:

@@ -157,7 +157,7 @@ class _About(NamedTuple):
         return frechet(*map(Moments.of, self.features))
 
     def figure(self, metric: str, value: float | Estimate | Spread) -> Figure:
-        number, interval = (value, None) if isinstance(value, float) else (value.value, value.interval)
+        number, interval = (value.value, value.interval) if isinstance(value, (Estimate, Spread)) else (value, None)
         return Figure(
             metric=metric,
             value=number,

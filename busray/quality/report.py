@@ -19,10 +19,12 @@ from busray.quality.page import table as _table
 from busray.quality.page import text as _text
 from busray.quality.page import ticks as _ticks
 from busray.quality.tables import (
+    FRECHET,
     METRICS,
     Json,
     by_extractor,
     called,
+    class_rows,
     classes_of,
     difference_rows,
     metrics_rows,
@@ -46,13 +48,15 @@ INTRODUCTIONS = {
     "inception": (
         "Distances to real images",
         "Smaller is closer. FID is biased upwards at small n: real images against other real images come out at the "
-        "floor, not at 0. So read it next to the floor, and compare arms at equal n only. KID has no such bias.",
+        "floor, not at 0. So read it next to the floor, and compare arms at equal n only; its spread is over disjoint "
+        "parts of the drawn images, the real images as they are. KID has no such bias. AUC: how well a classifier "
+        "tells images it has not seen from real ones; 0.5 is guessing.",
     ),
     "texture": (
         "Distances in ultrasound texture",
         "Between 59 features of the image&#x27;s content (grey values, co-occurrence, size of speckle, speckle SNR, "
         "spectrum), in units of their spread among the real training images. Smaller is closer; read FD-texture next "
-        "to its floor. These are not FID and KID and are not to be compared with them.",
+        "to its floor. These are not FID and KID and are not to be compared with them. AUC: of a classifier on them.",
     ),
     "dinov2": (
         "Distances in DINOv2&#x27;s features",
@@ -233,10 +237,11 @@ def _distances(extractor: str, figures: list[Json]) -> str:
     plots = "".join(_distance_plot(figures, metric) for metric in METRICS)
     notes = _statements(figures) + [MIXTURE] * any(f["protocol"] == "paper-mixture" for f in figures)
     pairs, near = _table(*difference_rows(figures)), _table(*neighbour_rows(figures))
+    classes = _folded("Each class", _table(*class_rows(figures)))
     heading, words = INTRODUCTIONS.get(extractor.partition("-")[0], INTRODUCTIONS["inception"])
     return (
         f"<section><h2>{heading}</h2><p>{words}</p>"
-        f'<div class="columns">{plots}</div>{_table(*metrics_rows(figures))}'
+        f'<div class="columns">{plots}</div>{_table(*metrics_rows(figures))}{classes}'
         + "".join(f'<p class="soft">{_e(note)}</p>' for note in notes)
         + (f"<h3>Pairs of arms</h3>{pairs}" if pairs else "")
         + (f"<h3>Neighbourhoods</h3>{NEIGHBOURHOODS}{near}</section>" if near else "</section>")
@@ -283,7 +288,8 @@ def _distance_plot(figures: list[Json], metric: str) -> str:
         x = at(tick / factor)
         grid += f'<path class="rule" d="M{x:.1f} 20V{y - 8:.1f}"/>{_text(x, y + 8, f"{tick:g}", "soft", "middle")}'
     axis = _text((left + right) / 2, y + 27, f"{label} (no unit; smaller is closer)", "soft", "middle")
-    legend = f"{name} {statement(shown)}. " + ("Bars: 95 % intervals. " if any(f["interval"] for f in shown) else "")
+    bars = "spread over disjoint parts of the drawn images" if metric in FRECHET else "95 % intervals"
+    legend = f"{name} {statement(shown)}. " + (f"Bars: {bars}. " if any(f["interval"] for f in shown) else "")
     if floors:
         legend += f"Dashed: the floor, {name} {statement(list(floors.values()))}."
     svg = _svg(400, y + 34, f"{name} of each arm and class", grid + marks + axis)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from busray.records import CLASS_ALL
+from busray.records import CLASS_ALL, TOLD_APART
 
 Json = dict[str, Any]
 METRICS = {
@@ -16,10 +16,13 @@ METRICS = {
     "kd-texture": ("KD-texture", 1.0, 2),
     "fd-dinov2": ("FD-dinov2", 1.0, 1),
     "kd-dinov2": ("KD-dinov2", 1.0, 3),
+    TOLD_APART: ("AUC", 1.0, 3),
 }
 """metric -> (its column, factor and decimals to print it with); `<metric>_floor` is the same between real images."""
 KERNEL = ("kid", "kd-texture", "kd-dinov2")
-"""The distances with an interval."""
+"""The kernel distances, of which pairs of arms have a difference."""
+FRECHET = ("fid", "fd-texture", "fd-dinov2")
+"""The distances whose interval is a spread over disjoint parts of the drawn images, the reference as it is."""
 NEIGHBOURHOOD = ("precision", "recall", "density", "coverage")
 NONE = "–"
 """A cell for which there is no figure."""
@@ -38,29 +41,38 @@ def called(metric: str) -> str:
     return METRICS[metric][0].removesuffix(" x 1000")
 
 
+def headed(metric: str) -> str:
+    """A metric's column, and what stands in its brackets."""
+    return f"{METRICS[metric][0]} [{'spread' if metric in FRECHET else '95 % interval'}]"
+
+
 def metrics_rows(figures: list[Json]) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows): distances to real images, a row for each arm and protocol; the floor is the arm `real`.
+    """(columns, rows): figures of all classes together, a row for each arm and protocol; the floor is the arm `real`.
 
     Rows of a protocol stand together, since figures of different protocols must not be compared.
     """
-    found = {
-        (f["arm"], f["protocol"], f["metric"].removesuffix("_floor"), f["class"]): f
-        for f in figures
-        if f["metric"].removesuffix("_floor") in METRICS
-    }
-    classes = classes_of(found.values())
-    shown = [(m, c) for m in METRICS for c in classes if any(key[2:] == (m, c) for key in found)]
-    columns = ["arm", "protocol", "n"] + [
-        f"{METRICS[m][0]} {c}" + (" [95 % interval]" if m in KERNEL and c == CLASS_ALL else "") for m, c in shown
-    ]
+    overall = [f for f in figures if f["class"] == CLASS_ALL]
+    protocols = list(dict.fromkeys(f["protocol"] for f in overall))
+    return _wide(sorted(overall, key=lambda f: protocols.index(f["protocol"])), ("arm", "protocol"))
+
+
+def class_rows(figures: list[Json]) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows): the same of each class by itself, a row for each class and arm."""
+    classes = classes_of(figures)
+    single = sorted((f for f in figures if f["class"] != CLASS_ALL), key=lambda f: classes.index(f["class"]))
+    return _wide(single, ("class", "arm"))
+
+
+def _wide(figures: list[Json], by: tuple[str, str]) -> tuple[list[str], list[list[str]]]:
+    """A row for each pair of values of the fields `by`, with n and each metric; in the order of the figures."""
+    mine = [f for f in figures if f["metric"].removesuffix("_floor") in METRICS]
+    found = {(f[by[0]], f[by[1]], f["metric"].removesuffix("_floor")): f for f in mine}
+    shown = [metric for metric in METRICS if any(key[2] == metric for key in found)]
     rows = []
-    keys = dict.fromkeys(key[:2] for key in found)
-    protocols = list(dict.fromkeys(protocol for _, protocol in keys))
-    for arm, protocol in sorted(keys, key=lambda key: protocols.index(key[1])):
-        cells = [found.get((arm, protocol, m, c)) for m, c in shown]
-        n = next((str(f["n"]) for f in cells if f and f["class"] == CLASS_ALL), NONE)
-        rows.append([arm, protocol, n, *(_cell(f) for f in cells)])
-    return columns, rows
+    for pair in dict.fromkeys(key[:2] for key in found):
+        cells = [found.get((*pair, metric)) for metric in shown]
+        rows.append([*pair, next(str(f["n"]) for f in cells if f), *(_cell(f) for f in cells)])
+    return [*by, "n", *map(headed, shown)], rows
 
 
 def narrow_rows(figures: list[Json], metric: str) -> tuple[list[str], list[list[str]]]:
@@ -73,16 +85,16 @@ def narrow_rows(figures: list[Json], metric: str) -> tuple[list[str], list[list[
         cells = [found.get((arm, protocol, c)) for c in classes]
         note = "" if protocol == "synthetic-only" else f" ({protocol})"
         n = next((str(f["n"]) for f in cells if f), NONE)
-        rows.append([arm + note, n, *(_cell(f) for f in cells)])
+        rows.append([arm + note, n, *(_cell(f, f["class"] == CLASS_ALL) if f else NONE for f in cells)])
     return ["arm", "n", *classes], rows
 
 
-def _cell(figure: Json | None) -> str:
+def _cell(figure: Json | None, with_interval: bool = True) -> str:
     if figure is None:
         return NONE
     metric = figure["metric"].removesuffix("_floor")
-    with_interval = metric in KERNEL and figure["class"] == CLASS_ALL and figure["interval"]
-    return printed(metric, figure["value"]) + (f" {_interval(metric, figure['interval'])}" if with_interval else "")
+    interval = f" {_interval(metric, figure['interval'])}" if with_interval and figure["interval"] else ""
+    return printed(metric, figure["value"]) + interval
 
 
 def printed(metric: str, value: float) -> str:
@@ -163,13 +175,16 @@ def classes_of(figures: Iterable[Json]) -> list[str]:
 
 
 def statement(figures: list[Json]) -> str:
-    """What must stand next to figures of one protocol: extractor, protocol, n and reference, overall and a class."""
+    """What must stand next to figures of one protocol: extractor, protocol, n, reference, overall and a class, framing.
+
+    Reports from before framing was recorded do not say it."""
     scopes = (
         ("", [f for f in figures if f["class"] == CLASS_ALL]),
         ("each class ", [f for f in figures if f["class"] != CLASS_ALL]),
     )
     counts = "; ".join(scope + _against(found) for scope, found in scopes if found)
-    return f"({figures[0]['extractor']}), {figures[0]['protocol']}, {counts}"
+    framed = f", {figures[0]['frame']}, {figures[0]['size']} px" if "frame" in figures[0] else ""
+    return f"({figures[0]['extractor']}), {figures[0]['protocol']}, {counts}{framed}"
 
 
 def _against(figures: list[Json]) -> str:

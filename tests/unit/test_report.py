@@ -11,7 +11,15 @@ from PIL import Image
 
 from busray.quality.contact_sheet import contact_sheet
 from busray.quality.report import GalleryRow, report_html
-from busray.quality.tables import by_extractor, difference_rows, markdown_table, metrics_rows, neighbour_rows
+from busray.quality.tables import (
+    by_extractor,
+    class_rows,
+    difference_rows,
+    markdown_table,
+    metrics_rows,
+    narrow_rows,
+    neighbour_rows,
+)
 from busray.records import Figure
 
 CLASSES = ("benign", "malignant")
@@ -288,9 +296,8 @@ def test_one_validation_point_or_a_constant_loss_can_be_drawn() -> None:
 
 
 def test_a_row_for_each_arm_and_protocol_with_the_floor_as_its_own() -> None:
-    columns, rows = metrics_rows(figures())
-    assert columns[:6] == ["arm", "protocol", "n", "FID all", "FID benign", "FID malignant"]
-    assert columns[6:] == ["KID x 1000 all [95 % interval]", "KID x 1000 benign", "KID x 1000 malignant"]
+    columns, rows = metrics_rows([*figures(), figure("told_apart_auc", 0.875, "base")])
+    assert columns == ["arm", "protocol", "n", "FID [spread]", "KID x 1000 [95 % interval]", "AUC [95 % interval]"]
     assert [row[:4] for row in rows] == [
         ["real", "real-against-real", "40", "70.0"],
         ["base", "synthetic-only", "40", "150.2"],
@@ -298,8 +305,21 @@ def test_a_row_for_each_arm_and_protocol_with_the_floor_as_its_own() -> None:
         ["base", "paper-mixture", "40", "30.0"],
         ["lora+ti", "paper-mixture", "40", "30.0"],
     ]
-    assert rows[1][6:8] == ["80.00 [70.00, 90.00]", "80.00"]
-    assert rows[3][4:] == ["–"] * 5
+    assert rows[1][4:] == ["80.00 [70.00, 90.00]", "0.875"]
+    assert rows[3][4:] == ["–"] * 2
+
+
+def test_fid_is_printed_with_its_spread() -> None:
+    spread = {**figure("fid", 150.25, "base"), "interval": [148.0, 152.5], "replicates": 5}
+    assert metrics_rows([spread])[1][0][-1] == "150.2 [148.0, 152.5]"
+    assert narrow_rows([spread], "fid")[1] == [["base", "40", "150.2 [148.0, 152.5]"]]
+
+
+def test_a_row_for_each_class_and_arm() -> None:
+    columns, rows = class_rows(figures())
+    assert columns == ["class", "arm", "n", "FID [spread]", "KID x 1000 [95 % interval]"]
+    assert [row[:3] for row in rows] == [[c, arm, "20"] for c in CLASSES for arm in ("real", "base", "lora+ti")]
+    assert rows[1][3:] == ["150.2", "80.00 [70.00, 90.00]"]
 
 
 def test_no_figures_make_no_rows() -> None:
@@ -316,7 +336,7 @@ def test_a_difference_says_whether_its_interval_excludes_zero() -> None:
 
 
 def test_a_number_that_rounds_to_zero_has_no_minus_sign() -> None:
-    _, rows = metrics_rows([figure("kid", -1e-7, "base", "benign")])
+    _, rows = metrics_rows([{**figure("kid", -1e-7, "base"), "interval": None}])
     assert rows[0][-1] == "0.00"
 
 
@@ -333,9 +353,9 @@ def test_each_extractor_has_tables_of_its_own() -> None:
         inception, texture = texture, inception
     assert metrics_rows(inception) == metrics_rows(figures())
     columns, rows = metrics_rows(texture)
-    assert columns[3:5] == ["FD-texture all", "FD-texture benign"] and "KD-texture all [95 % interval]" in columns
+    assert columns[3:5] == ["FD-texture [spread]", "KD-texture [95 % interval]"]
     assert not [column for column in columns if "FID" in column or "KID" in column]
-    assert rows[1][3] == "150.25" and rows[1][6] == "0.08 [0.07, 0.09]"
+    assert rows[1][3:5] == ["150.25", "0.08 [0.07, 0.09]"]
     columns, rows = difference_rows(texture)
     assert columns[2] == "KD-texture difference" and rows == [
         ["lora+ti - base", "all", "-0.06", "[-0.07, -0.05]", "yes"]
@@ -350,6 +370,7 @@ def test_the_page_keeps_texture_apart_from_fid() -> None:
     ours, rest = after.split("</section>", 1)
     assert f"{before.removesuffix('<section>')}{rest}" == report_html(report(), {})
     assert "FD-texture and KD-texture (texture-1), real-against-real, n = 40 against 24 test images" in ours
+    assert "each class n = 20 against 12 test images, letterbox, 128 px." in ours
     assert ours.count("FID") == ours.count("FID and KID") == 1  # where it says that it is neither
 
 
