@@ -488,12 +488,14 @@ def _print_figures(figures: list[Any], sentences: list[str]) -> None:
 def _print_ablation(report: dict[str, Any]) -> None:
     from busray.quality.ablation import compared, configuration_rows, nearness_rows, sweep_rows
     from busray.quality.tables import difference_rows, headed, narrow_rows
+    from busray.records import INCEPTION
 
     ablation, figures = report["ablation"], compared(report)
     for metric in ("fid", "kid"):
         heading = f"{headed(metric)} against {ablation['reference']} images, synthetic-only where nothing else is said"
         print_table(heading, *narrow_rows(figures, metric))
-    print_table("Seed-paired KID differences", *difference_rows([f for f in figures if f["class"] == "all"]))
+    overall = [f for f in figures if (f["class"], f["extractor"]) == ("all", INCEPTION)]
+    print_table("Seed-paired KID differences", *difference_rows(overall))
     print_table("Copying and class drift", *nearness_rows(figures, ablation["arms"], ablation["held_out"]))
     sweeps = sweep_rows(report["figures"], ablation["curves"], ablation["sweep_reference"])
     print_table(f"Sweeps, against {ablation['sweep_reference']} images", *sweeps)

@@ -17,7 +17,7 @@ import ray
 from busray import __version__
 from busray import config as settings
 from busray.cluster.board import watched
-from busray.cluster.evaluate import Piece, features, synthetic_pieces
+from busray.cluster.evaluate import Piece, by_chance, features, synthetic_pieces
 from busray.cluster.finetune import finetune
 from busray.cluster.generate import generate
 from busray.cluster.run import TIMINGS, Run, timed
@@ -135,34 +135,39 @@ def _share_adapters(source: Store, target: Store) -> None:
 
 def _measure(run: Run, found: list[Opened]) -> tuple[list[Figure], list[Figure]]:
     """(figures of the arms against evaluate.reference, figures of the sweeps against SWEEP_REFERENCE)."""
-    extractor, reference = INCEPTION, run.config.evaluate.reference
+    arms: list[Figure] = []
+    sweep: list[Figure] = []
+    for done, extractor in enumerate(run.extractors):
+        run.tell("figures", done, len(run.extractors))
+        of_arms, of_sweep = _measure_by(run, found, extractor)
+        arms += of_arms
+        sweep += of_sweep
+    run.tell("figures", len(run.extractors), len(run.extractors))
+    return arms, sweep
+
+
+def _measure_by(run: Run, found: list[Opened], extractor: str) -> tuple[list[Figure], list[Figure]]:
+    """_measure by one extractor."""
+    reference = run.config.evaluate.reference
     wanted: dict[str, list[Piece]] = {}
     for one in found:
         pieces = synthetic_pieces(one.run, arm_sources(one.run.config), extractor)
         wanted |= {name: pieces[arm] for arm, name in one.part.arms.items()}
     drawn, real = features(run, wanted, extractor)
-    reconstructed = {
-        name: images
-        for arm, pieces in _reconstructed(run, extractor).items()
-        for name, images in features(run, {arm: pieces}, extractor)[0].items()
-    }
 
-    run.tell("figures", 0, 3)
     names = _arm_names(found)
     compared = {name: drawn[name] for name in names}
     arms = arm_figures(compared, real, reference, pairs(names, run.config.ablate.against))
     arms += nearness_figures(compared, real, _held_out(reference))
-    run.tell("figures", 1, 3)
-    for name, images in reconstructed.items():
-        figures = arm_figures({name: images}, real, reference, [])
+    for arm, pieces in _reconstructed(run, extractor).items():
+        images, _ = features(run, {arm: pieces}, extractor)
+        figures = arm_figures(images, real, reference, [], {arm: _units(run, arm)})
         arms += [replace(f, protocol=RECONSTRUCTION) for f in figures if f.protocol == "synthetic-only"]
-    run.tell("figures", 2, 3)
     points = [(arm, name) for by in curves(run.config, _parts(found)).values() for arm in by for _, name in by[arm]]
     swept = {name: drawn[name] for _, name in points}
     against = [(arm, name) for arm, name in dict.fromkeys(points) if arm != name]
     sweep = arm_figures(swept, real, SWEEP_REFERENCE, against)
     sweep += nearness_figures(swept, real, SWEEP_REFERENCE)
-    run.tell("figures", 3, 3)
     return arms, sweep
 
 
@@ -221,15 +226,30 @@ def _reconstructed(run: Run, extractor: str) -> dict[str, list[Piece]]:
         with watched(run.tell, "autoencoder", sum(len(block.images) for block in missing)) as board:
             for block in missing:
                 pixels = load_images(run.folder, block.images, run.dataset.size, run.dataset.frame)
-                size, frame = run.dataset.size, run.dataset.frame
-                boxes = [content_box(image.width, image.height, size, frame) for image in block.images]
-                ray.get(task.remote(run.config, run.store, block.key, pixels, boxes, board))
+                ray.get(task.remote(run.config, run.store, block.key, pixels, _boxes(run, block), board))
     wanted: dict[str, list[Piece]] = {}
     for block in blocks:
         pixels, key = ray.put(_pixels(run.store, block)), features_key(block.content, "vae", extractor)
-        piece = Piece(run.store, key, pixels=pixels, images=len(block.images), class_name=block.class_name)
-        wanted.setdefault(block.arm, []).append(piece)
+        about = {"boxes": _boxes(run, block), "images": len(block.images), "class_name": block.class_name}
+        wanted.setdefault(block.arm, []).append(Piece(run.store, key, pixels=pixels, **about))
     return wanted
+
+
+def _boxes(run: Run, block: Block) -> tuple[Box, ...]:
+    """Where the content of the block's images lies."""
+    size, frame = run.dataset.size, run.dataset.frame
+    return tuple(content_box(image.width, image.height, size, frame) for image in block.images)
+
+
+def _units(run: Run, arm: str) -> dict[str, np.ndarray]:
+    """class -> labels of independent draws among the real images that an arm is made from, in its features' order."""
+    return {
+        block.class_name: np.array(
+            [block.images[i].unit for i in by_chance(block.class_name, range(len(block.images)), len(block.images))]
+        )
+        for block in _blocks(run)
+        if block.arm == arm
+    }
 
 
 def _pixels(store: Store, block: Block) -> np.ndarray:
@@ -238,7 +258,7 @@ def _pixels(store: Store, block: Block) -> np.ndarray:
 
 
 def _reconstruct(
-    config: settings.Config, store: Store, key: str, pixels: np.ndarray, boxes: list[Box], board: Any
+    config: settings.Config, store: Store, key: str, pixels: np.ndarray, boxes: tuple[Box, ...], board: Any
 ) -> None:
     from busray.model.base import load_pipeline
     from busray.model.latents import reconstruct
