@@ -58,6 +58,11 @@ class Sample(NamedTuple):
         return Sample(self.features[chosen], self.units[chosen])
 
     @staticmethod
+    def drawn(features: np.ndarray, class_name: str) -> "Sample":
+        """Of images that each came from a seed of their own."""
+        return Sample(features, np.array([f"{class_name} {i}" for i in range(len(features))]))
+
+    @staticmethod
     def joined(samples: Sequence["Sample"]) -> "Sample":
         return Sample(np.concatenate([s.features for s in samples]), np.concatenate([s.units for s in samples]))
 
@@ -96,9 +101,9 @@ def arm_figures(
         figures += [of.figure(f"{distance}_floor", of.frechet()), *_further(of, "_floor")]
     drawn = {
         arm: {
-            name: Sample(
-                features[name][:n], units[arm][name][:n] if units else np.array([f"{name} {i}" for i in range(n)])
-            )
+            name: Sample(features[name], units[arm][name]).rows(slice(n))
+            if units
+            else Sample.drawn(features[name][:n], name)
             for name, n in sizes.items()
         }
         for arm, features in arms.items()
