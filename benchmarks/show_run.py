@@ -11,7 +11,7 @@ from pathlib import Path
 
 from busray.corpus.commit import read_commits, read_rows
 from busray.quality.contact_sheet import contact_sheet
-from busray.quality.tables import by_extractor, class_rows, difference_rows, markdown_table, metrics_rows
+from busray.quality.tables import by_extractor, class_rows, difference_rows, markdown_table, metrics_rows, without_clean
 from busray.storage import Store
 
 IMAGES = 4
@@ -38,10 +38,13 @@ def main() -> None:
     report = json.loads(store.read("report.json"))
     print(f"`{report['run']['command']}`\n")
     print("".join(f"- {sentence}\n" for sentence in report["verdicts"]))
-    for figures in by_extractor(report["figures"]).values():
+    for measured in by_extractor(report["figures"]).values():
+        figures, clean = without_clean(measured)
         print(markdown_table(*metrics_rows(figures)))
         print(markdown_table(*class_rows(figures)))
         print(markdown_table(*difference_rows(figures)))
+        if clean:
+            print(f"Against test images without burned-in annotations:\n\n{markdown_table(*metrics_rows(clean))}")
     if args.picture:
         shown = rows(store)
         args.picture.write_bytes(

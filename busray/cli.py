@@ -474,9 +474,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def _print_figures(figures: list[Any], sentences: list[str]) -> None:
-    from busray.quality.tables import METRICS, headed, narrow_rows
+    from busray.quality.tables import METRICS, headed, narrow_rows, without_clean
 
-    plain = [figure.to_dict() for figure in figures]
+    plain, _ = without_clean([figure.to_dict() for figure in figures])
     reference = next(figure.reference for figure in figures if figure.protocol == "synthetic-only")
     for metric in (m for m in METRICS if any(f["metric"] == m for f in plain)):
         heading = f"{headed(metric)} against {reference} images, synthetic-only where nothing else is said"

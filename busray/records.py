@@ -197,6 +197,8 @@ INCEPTION = "inception-v3-2015"
 """The one extractor whose distances are called FID and KID."""
 
 
+CLEAN_TEST = "test-clean"
+"""Reference of figures on the test images that no text or caliper was found in; so are the real images of its floor."""
 TOLD_APART = "told_apart_auc"
 """Metric of how well a classifier on an extractor's features tells synthetic from real images."""
 
@@ -222,7 +224,7 @@ class Figure:
     n: int
     n_reference: int
     reference: str
-    """`train`, `val`, `test` or `all`."""
+    """`train`, `val`, `test`, `all` or CLEAN_TEST."""
     protocol: str
     """`synthetic-only`, `paper-mixture` or `real-against-real`; `reconstruction` in an ablation, `single-split` in a
     study."""

@@ -1,6 +1,7 @@
 """Features on Ray Data actors, stored once a shard; the figures are computed from what is stored."""
 
 import io
+import json
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -23,10 +24,10 @@ from busray.data.prepare import load_images
 from busray.identity import bottom_k, draw_id, fingerprint, index_of
 from busray.quality import texture
 from busray.quality.extractors import Extractor
-from busray.quality.figures import Real, arm_figures
+from busray.quality.figures import Real, arm_figures, clean_figures
 from busray.quality.frechet import MOST
 from busray.quality.segmenter import Segmenter
-from busray.records import INCEPTION, Box, Commit, Figure, features_key
+from busray.records import CHECK, INCEPTION, Box, Commit, Figure, features_key
 from busray.storage import Store
 
 SPLITS = ("train", "val", "test")
@@ -54,14 +55,28 @@ class Piece:
 
 
 def evaluate(run: Run) -> list[Figure]:
-    """Every arm's distances to the real images of evaluate.reference, by each extractor."""
+    """Every arm's distances to the real images of evaluate.reference, by each extractor; to test images without
+    burned-in annotations too, where these are the reference."""
     figures: list[Figure] = []
+    clean = _clean(run)
     for done, extractor in enumerate(run.extractors):
         arms, real = features(run, synthetic_pieces(run, arm_sources(run.config), extractor), extractor)
         run.tell("figures", done, len(run.extractors))
         figures += arm_figures(arms, real, run.config.evaluate.reference)
+        if run.config.evaluate.reference == "test":
+            figures += clean_figures(arms, real, clean)
     run.tell("figures", len(run.extractors), len(run.extractors))
     return figures
+
+
+def _clean(run: Run) -> dict[str, dict[str, np.ndarray]]:
+    """split -> class -> whether no text or caliper was found in an image, in the order of _real_images."""
+    found = json.loads(run.store.read(CHECK)).get("annotations", [])
+    annotated = {one["file"] for one in found}
+    clean: dict[str, dict[str, list[bool]]] = {split: {} for split in SPLITS}
+    for _, split, name, images in _real_blocks(run, ""):
+        clean[split].setdefault(name, []).extend(image.file not in annotated for image in images)
+    return {split: {name: np.array(kept) for name, kept in by.items()} for split, by in clean.items()}
 
 
 def features(run: Run, wanted: dict[str, list[Piece]], extractor: str) -> tuple[dict[str, dict[str, np.ndarray]], Real]:

@@ -1,7 +1,7 @@
 """Features of every arm and of the real images -> the flat list of figures, and what they say in sentences."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from busray.quality.kernel import Estimate, kid, kid_difference, kid_p_value, nu
 from busray.quality.neighbours import neighbourhood
 from busray.quality.told_apart import FEWEST as FEWEST_HALVED
 from busray.quality.told_apart import told_apart
-from busray.records import CLASS_ALL, INCEPTION, TOLD_APART, Figure, distance_names
+from busray.records import CLASS_ALL, CLEAN_TEST, INCEPTION, TOLD_APART, Figure, distance_names
 
 Features = Mapping[str, np.ndarray]
 """class -> float32 [n, d]"""
@@ -46,6 +46,14 @@ class Real:
             c: Sample.joined([Sample(self.features[s][c], self.units[s][c]) for s in splits if c in self.features[s]])
             for c in classes
         }
+
+    def only(self, kept: Mapping[str, Mapping[str, np.ndarray]]) -> "Real":
+        """The images that are kept (split -> class -> bool [n])."""
+        features, units = (
+            {split: {name: rows[kept[split][name]] for name, rows in by.items()} for split, by in of.items()}
+            for of in (self.features, self.units)
+        )
+        return replace(self, features=features, units=units)
 
 
 class Sample(NamedTuple):
@@ -141,6 +149,23 @@ def _halves(images: Mapping[str, Sample]) -> tuple[dict[str, Sample], dict[str, 
 def _some(sample: Sample, n: int) -> Sample:
     """n of the images by chance, the same each time."""
     return sample.rows(np.random.default_rng(0).permutation(len(sample.units))[:n])
+
+
+def clean_figures(
+    arms: Mapping[str, Features], real: Real, clean: Mapping[str, Mapping[str, np.ndarray]]
+) -> list[Figure]:
+    """arm_figures against the test images without burned-in annotations (`clean`: split -> class -> bool [n]).
+
+    None where every test image is clean, or where a class has too few clean ones for figures of its own.
+    """
+    if all(kept.all() for kept in clean["test"].values()):
+        return []
+    left = real.only(clean)
+    classes = next(iter(arms.values()))
+    sides = [left.units[split].get(name, np.empty(0)) for split in ("test", OTHER["test"]) for name in classes]
+    if min(len(np.unique(units)) for units in sides) < FEWEST:
+        return []
+    return [replace(f, reference=CLEAN_TEST) for f in arm_figures(arms, left, "test") if f.reference == "test"]
 
 
 class _About(NamedTuple):

@@ -31,6 +31,7 @@ from busray.quality.tables import (
     neighbour_rows,
     printed,
     statement,
+    without_clean,
 )
 from busray.records import CLASS_ALL
 
@@ -234,6 +235,7 @@ def _figures(figures: list[Json]) -> str:
 
 
 def _distances(extractor: str, figures: list[Json]) -> str:
+    figures, clean = without_clean(figures)
     plots = "".join(_distance_plot(figures, metric) for metric in METRICS)
     notes = _statements(figures) + [MIXTURE] * any(f["protocol"] == "paper-mixture" for f in figures)
     pairs, near = _table(*difference_rows(figures)), _table(*neighbour_rows(figures))
@@ -244,8 +246,17 @@ def _distances(extractor: str, figures: list[Json]) -> str:
         f'<div class="columns">{plots}</div>{_table(*metrics_rows(figures))}{classes}'
         + "".join(f'<p class="soft">{_e(note)}</p>' for note in notes)
         + (f"<h3>Pairs of arms</h3>{pairs}" if pairs else "")
+        + _clean_subset(clean)
         + (f"<h3>Neighbourhoods</h3>{NEIGHBOURHOODS}{near}</section>" if near else "</section>")
     )
+
+
+def _clean_subset(figures: list[Json]) -> str:
+    """The same figures without real images that text or calipers were found in."""
+    if not figures:
+        return ""
+    notes = "".join(f'<p class="soft">{_e(note)}</p>' for note in _statements(figures))
+    return f"<h3>Without burned-in annotations</h3>{_table(*metrics_rows(figures))}{notes}"
 
 
 def _statements(figures: list[Json]) -> list[str]:

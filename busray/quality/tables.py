@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from busray.records import CLASS_ALL, TOLD_APART
+from busray.records import CLASS_ALL, CLEAN_TEST, TOLD_APART
 
 Json = dict[str, Any]
 METRICS = {
@@ -34,6 +34,14 @@ def by_extractor(figures: list[Json]) -> dict[str, list[Json]]:
     """extractor -> its figures, of those that have distances: what each table below is of, so that none mixes them."""
     measured = dict.fromkeys(f["extractor"] for f in figures if f["metric"] in METRICS)
     return {extractor: [f for f in figures if f["extractor"] == extractor] for extractor in measured}
+
+
+def without_clean(figures: list[Json]) -> tuple[list[Json], list[Json]]:
+    """(the figures, those of them on the clean subset of the test images), for tables of their own."""
+    return (
+        [f for f in figures if f["reference"] != CLEAN_TEST],
+        [f for f in figures if f["reference"] == CLEAN_TEST],
+    )
 
 
 def called(metric: str) -> str:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from busray.quality.figures import Real, arm_figures, verdicts
+from busray.quality.figures import Real, arm_figures, clean_figures, verdicts
 from busray.quality.frechet import Moments, frechet
 from busray.quality.kernel import kid, kid_difference, kid_p_value
 from busray.quality.neighbours import neighbourhood
@@ -226,3 +226,21 @@ def test_texture_has_its_own_verdict_after_inceptions(real: Real, arms: dict) ->
     assert verdicts(arm_figures(same, replace(real, extractor="texture-1"), "test"))[-1].endswith(
         "exclude 0 for: no pair of arms."
     )
+
+
+def test_figures_are_repeated_without_annotated_images_and_say_so(real: Real, arms: dict) -> None:
+    clean = {split: {name: np.ones(len(rows), bool) for name, rows in by.items()}
+             for split, by in real.features.items()}  # fmt: skip
+    assert clean_figures(arms, real, clean) == []
+    clean["test"]["b"][:3] = False
+    clean["train"]["b"][5:] = False
+    found = clean_figures(arms, real, clean)
+    assert {f.reference for f in found} == {"test-clean"}
+    assert {f.protocol for f in found} == {"synthetic-only", "real-against-real"}
+    kept = one(found, metric="kid", arm="base", class_name="b")
+    assert (kept.n, kept.n_reference) == (5, 9)
+    assert kept.value == pytest.approx(kid(arms["base"]["b"][:5], real.features["test"]["b"][3:]).value, abs=1e-9)
+    whole = arm_figures(arms, real, "test")
+    assert verdicts([*whole, *found]) == verdicts(whole)
+    clean["test"]["m"][2:] = False
+    assert clean_figures(arms, real, clean) == []

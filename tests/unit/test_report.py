@@ -315,6 +315,17 @@ def test_fid_is_printed_with_its_spread() -> None:
     assert narrow_rows([spread], "fid")[1] == [["base", "40", "150.2 [148.0, 152.5]"]]
 
 
+def test_the_clean_subset_has_a_table_of_its_own_and_changes_no_other() -> None:
+    clean = [
+        {**f, "reference": "test-clean", "value": 9 * f["value"]} for f in figures() if f["protocol"] != "paper-mixture"
+    ]
+    page = report_html(report(figures=[*figures(), *clean]), {})
+    Page(page)
+    section = page.split("<h3>Without burned-in annotations</h3>")[1].split("</section>")[0]
+    assert "630.0" in section and "n = 40 against 24 test-clean images" in section
+    assert page.replace(f"<h3>Without burned-in annotations</h3>{section}", "") == report_html(report(), {})
+
+
 def test_a_row_for_each_class_and_arm() -> None:
     columns, rows = class_rows(figures())
     assert columns == ["class", "arm", "n", "FID [spread]", "KID x 1000 [95 % interval]"]
