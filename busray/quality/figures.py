@@ -86,8 +86,9 @@ def arm_figures(
 
     arms: arm -> class -> features in an order by chance, row i of a class drawn from the same seed in each arm. Each
     class counts as many images in every arm and in the floor, as far as there are; of the Frechet distance, whose
-    spread further disjoint replicates tell, more are used. Overall figures pool the classes. `paper-mixture` holds all
-    real images against the same images with the arm's added, as the ISBI 2026 paper seems to.
+    spread further disjoint replicates tell, more are used. Overall figures pool the classes in the shares that they
+    have in the reference: else a difference in class mix would count, and tell even real images from real ones.
+    `paper-mixture` holds all real images against the same images with the arm's added, as the ISBI 2026 paper seems to.
     pairs: (before, after) of KID differences; default: each arm and the one after it.
     units: arm -> class -> labels [n] of independent draws, of arms made from real images.
 
@@ -119,7 +120,7 @@ def arm_figures(
     for arm, samples in drawn.items():
         for name, images, others in _sides(samples, wanted):
             of = _About(real, images, others, reference, "synthetic-only", name, arm)
-            classes = sizes if name == CLASS_ALL else {name: sizes[name]}
+            classes = _mix(sizes, wanted) if name == CLASS_ALL else {name: sizes[name]}
             pool = [arms[arm][c] for c in classes]
             figures.append(of.figure(distance, frechet_spread(pool, list(classes.values()), others.features)))
             at_infinity = frechet_at_infinity(pool, others.features)
@@ -137,6 +138,13 @@ def arm_figures(
             difference = kid_difference(images.features, earlier.features, others.features, others.units)
             figures.append(of.figure(f"{kernel}_difference", difference))
     return figures
+
+
+def _mix(sizes: Mapping[str, int], reference: Mapping[str, Sample]) -> dict[str, int]:
+    """Images a class in the shares of the reference, as many as `sizes` allow; a class without reference has none."""
+    counts = {name: len(reference[name].units) for name in sizes if name in reference}
+    scale = min(sizes[name] / count for name, count in counts.items())
+    return {name: max(1, int(scale * count + 1e-9)) for name, count in counts.items()}
 
 
 def _halves(images: Mapping[str, Sample]) -> tuple[dict[str, Sample], dict[str, Sample]]:
@@ -207,7 +215,9 @@ class _About(NamedTuple):
 
 def _sides(images: Mapping[str, Sample], others: Mapping[str, Sample]) -> Iterator[tuple[str, Sample, Sample]]:
     """(class, images, reference) for all classes together, then for each that has enough on both sides."""
-    yield CLASS_ALL, Sample.joined(list(images.values())), Sample.joined(list(others.values()))
+    mix = _mix({name: len(sample.units) for name, sample in images.items()}, others)
+    pooled = Sample.joined([images[name].rows(slice(n)) for name, n in mix.items()])
+    yield CLASS_ALL, pooled, Sample.joined(list(others.values()))
     for name, sample in images.items():
         if name in others and min(len(np.unique(side.units)) for side in (sample, others[name])) >= FEWEST:
             yield name, sample, others[name]

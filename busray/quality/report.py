@@ -51,7 +51,8 @@ INTRODUCTIONS = {
         "Smaller is closer. FID is biased upwards at small n: real images against other real images come out at the "
         "floor, not at 0. So read it next to the floor, and compare arms at equal n only; its spread is over disjoint "
         "parts of the drawn images, the real images as they are. KID has no such bias. AUC: how well a classifier "
-        "tells images it has not seen from real ones; 0.5 is guessing.",
+        "tells images it has not seen from real ones; 0.5 is guessing. All classes together are in the shares that "
+        "they have among the reference&#x27;s images.",
     ),
     "texture": (
         "Distances in ultrasound texture",

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from busray.cluster.evaluate import Piece, _paired, by_chance
+from busray.cluster.evaluate import Piece, _clean, _paired, by_chance
 from busray.identity import image_id
 from busray.quality.figures import Real, arm_figures
 from busray.quality.frechet import MOST
-from busray.records import Commit, Execution, Figure
+from busray.records import CHECK, Commit, Execution, Figure, to_json
 from busray.storage import Store
 
 CLASSES = ("benign", "malignant")
@@ -79,3 +79,17 @@ def test_no_more_images_are_held_than_figures_look_at_and_rows_are_seed_paired(r
         assert len(order) == MOST * REAL < IMAGES
         np.testing.assert_array_equal(found["base"][name], (whole + 0.5).astype(np.float32)[order])
         np.testing.assert_allclose(found["lora"][name], (whole + 0.1)[order], atol=1e-6)
+
+
+def test_clean_images_are_those_that_the_check_found_nothing_in(tmp_path: Path) -> None:
+    images = [SimpleNamespace(file=f"{name}/{i}.png", class_name=name, sha256="") for name in CLASSES for i in range(3)]
+    dataset = SimpleNamespace(size=64, frame="letterbox", split=lambda name: images if name == "test" else images[:1])
+    store = Store(str(tmp_path))
+    store.replace(CHECK, to_json({"annotations": [{"file": "malignant/1.png", "found": ["text"]}]}))
+    config = SimpleNamespace(classes={name: None for name in CLASSES})
+    clean: Any = _clean(SimpleNamespace(store=store, dataset=dataset, config=config))  # pyright: ignore
+    assert {name: kept.tolist() for name, kept in clean["test"].items()} == {
+        "benign": [True] * 3,
+        "malignant": [True, False, True],
+    }
+    assert clean["train"]["benign"].tolist() == [True]

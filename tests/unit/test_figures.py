@@ -56,10 +56,10 @@ def one(figures: list[Figure], **wanted: str) -> Figure:
 def test_an_arms_fid_is_that_of_its_images_alone_against_the_reference(real: Real, arms: dict) -> None:
     figures = arm_figures(arms, real, "test")
     overall = one(figures, metric="fid", arm="base", class_name="all", protocol="synthetic-only")
-    images = np.concatenate([arms["base"]["b"], arms["base"]["m"][:15]])
+    images = np.concatenate([arms["base"]["b"], arms["base"]["m"][:10]])  # 12 and 6 of the reference: 2 to 1
     others = np.concatenate([real.features["test"]["b"], real.features["test"]["m"]])
     assert overall.value == pytest.approx(frechet(Moments.of(images), Moments.of(others)))
-    assert (overall.n, overall.n_reference, overall.reference, overall.extractor) == (35, 18, "test", EXTRACTOR)
+    assert (overall.n, overall.n_reference, overall.reference, overall.extractor) == (30, 18, "test", EXTRACTOR)
     benign = one(figures, metric="kid", arm="base", class_name="b")
     assert benign.value == pytest.approx(kid(arms["base"]["b"], real.features["test"]["b"]).value)
     assert one(figures, metric="kid_p_value", arm="base", class_name="all").value == 0.001
@@ -118,12 +118,12 @@ def test_the_floor_never_holds_an_image_against_itself(real: Real, arms: dict, r
     assert floor.value > 1e-3
     assert floor.protocol == "real-against-real"
     if reference == "test":
-        assert (floor.n, floor.n_reference) == (20 + 15, 18)
+        assert (floor.n, floor.n_reference) == (20 + 10, 18)
 
 
 def test_every_arm_and_the_floor_count_as_many_images_of_each_class(real: Real, arms: dict) -> None:
     figures = arm_figures({arm: {"b": by["b"], "m": by["m"][:9]} for arm, by in arms.items()}, real, "test")
-    for name, n in (("all", 29), ("b", 20), ("m", 9)):
+    for name, n in (("all", 18 + 9), ("b", 20), ("m", 9)):
         mine = [f for f in figures if f.class_name == name and f.protocol != "paper-mixture"]
         assert {f.n for f in mine} == {n} and {f.protocol for f in mine} == {"synthetic-only", "real-against-real"}
 
@@ -152,6 +152,16 @@ def test_an_auc_stands_beside_its_floor(real: Real, arms: dict) -> None:
     assert floor.interval[0] < 0.5 < floor.interval[1]
 
 
+def test_a_class_mix_that_differs_tells_no_real_images_apart(arms: dict) -> None:
+    """Classes far apart, few of one in the reference and as many of both elsewhere."""
+    sizes = {"train": (40, 40), "val": (9, 9), "test": (40, 12)}
+    real = of({split: {"b": features(b, b), "m": features(m, m + 1, 9.0)} for split, (b, m) in sizes.items()})
+    figures = arm_figures({"base": {"b": features(40, 5, 1.0), "m": features(40, 6, 10.0)}}, real, "test")
+    floor = one(figures, metric="told_apart_auc_floor", class_name="all")
+    assert floor.n == 52 and floor.interval is not None and floor.interval[0] < 0.5 < floor.interval[1]
+    assert one(figures, metric="kid_p_value_floor", class_name="all").value > 0.05
+
+
 def test_only_test_images_carry_a_verdict(real: Real, arms: dict) -> None:
     (said,) = verdicts(arm_figures(arms, real, "train"))
     assert said.startswith("No verdict") and "train" in said
@@ -159,7 +169,7 @@ def test_only_test_images_carry_a_verdict(real: Real, arms: dict) -> None:
 
 def test_fid_at_infinity_is_not_estimable_from_few_images_and_is_from_many(real: Real, arms: dict) -> None:
     said = " ".join(verdicts(arm_figures(arms, real, "test")))
-    assert "FID-infinity: not estimable (it needs 2,048 reference images" in said and "here are 18 and 35" in said
+    assert "FID-infinity: not estimable (it needs 2,048 reference images" in said and "here are 18 and 30" in said
     large = of({"train": {"b": features(2100, 1)}, "val": {"b": features(9, 2)}, "test": {"b": features(2100, 3)}})
     figures = arm_figures({"base": {"b": features(9000, 4, 0.1)}}, large, "test")
     found = one(figures, metric="fid_infinity", class_name="b")
