@@ -103,7 +103,7 @@ def arm_figures(
         name: min(len(rows), len(beside[name].units)) if name in beside else len(rows)
         for name, rows in sorted(first.items())
     }
-    floor = {name: _some(beside[name], n) for name, n in sizes.items() if name in beside}
+    floor = {name: some(beside[name], n) for name, n in sizes.items() if name in beside}
     figures: list[Figure] = []
     for name, images, others in _sides(floor, against):
         of = _About(real, images, others, reference, "real-against-real", name, REAL)
@@ -154,7 +154,7 @@ def _halves(images: Mapping[str, Sample]) -> tuple[dict[str, Sample], dict[str, 
     return next(halves), next(halves)
 
 
-def _some(sample: Sample, n: int) -> Sample:
+def some(sample: Sample, n: int) -> Sample:
     """n of the images by chance, the same each time."""
     return sample.rows(np.random.default_rng(0).permutation(len(sample.units))[:n])
 

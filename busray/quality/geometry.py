@@ -16,7 +16,7 @@ from html import escape as _e
 import numpy as np
 
 from busray.data.annotations import components
-from busray.quality.figures import FEWEST, REAL, Features, Real, Sample
+from busray.quality.figures import FEWEST, REAL, Features, Real, Sample, some
 from busray.quality.kernel import PERMUTATIONS, Estimate, picked
 from busray.quality.page import table
 from busray.quality.readers import wilson
@@ -165,31 +165,37 @@ def geometry_figures(arms: Mapping[str, Features], real: Real, truth: Real, refe
     and of its FLOOR by pseudo-masks (`real`), for those of `reference` by true masks (`truth`); Wasserstein-1 distances
     of the arms and the FLOOR to `reference`, all by pseudo-masks, with the probability of such a one by chance.
 
-    arms, real, truth: `measures` as features. A mean is over the lesions found, and so is n. The distances have no
-    interval: they are above 0 by chance alone, so resampling misses them; the floor and the probability are in place.
+    arms, real, truth: `measures` as features, the arms' in an order by chance. A mean is over the lesions found, and so
+    is n. The distances have no interval: they are above 0 by chance alone, so resampling misses them; floor and
+    probability are in its place. They fall as n grows, so arms and floor count as many images of a class, as far as
+    there are; a probability holds at any n and is of all images.
     """
     other = FLOOR[reference]
     held_out, against = real.split(reference), real.split(other)
+    drawn = {arm: {name: Sample.drawn(rows, name) for name, rows in sorted(by.items())} for arm, by in arms.items()}
+    sides = [(f"{REAL} {other}", against, "real-against-real", "_floor")]
+    sides += [(arm, samples, "synthetic-only", "") for arm, samples in drawn.items()]
+    sizes: dict[str, int] = {}
+    for _, samples, _, _ in sides:
+        for name, images in samples.items():
+            sizes[name] = min(sizes.get(name, len(images.units)), len(images.units))
     figures = []
     for name, images in truth.split(reference).items():
         figures += _about(images, len(images.units), truth, reference, "real-against-real", name, REAL)
     for name, images in held_out.items():
         figures += _about(images, len(images.units), real, reference, "real-against-real", name, REAL)
-    sides = [(f"{REAL} {other}", against, "real-against-real", "_floor")]
-    for arm, by in arms.items():
-        drawn = {name: Sample.drawn(rows, name) for name, rows in sorted(by.items())}
-        sides.append((arm, drawn, "synthetic-only", ""))
     for arm, samples, protocol, end in sides:
         for name, images in samples.items():
             if name not in held_out:
                 continue
             figures += _about(images, len(held_out[name].units), real, reference, protocol, name, arm)
+            about = (reference, protocol, real.extractor, name, arm, real.frame, real.size)
+            for measure, mine, theirs in _lesions(some(images, sizes[name]), held_out[name]):
+                far, n = wasserstein(mine.features, theirs.features), (len(mine.units), len(theirs.units))
+                figures.append(Figure(f"lesion_{measure}_distance{end}", far, None, *n, *about))
             for measure, mine, theirs in _lesions(images, held_out[name]):
-                common = (len(mine.units), len(theirs.units), reference, protocol)
-                common = (*common, real.extractor, name, arm, real.frame, real.size)
-                far, chance = wasserstein(mine.features, theirs.features), wasserstein_p_value(mine, theirs)
-                figures.append(Figure(f"lesion_{measure}_distance{end}", far, None, *common))
-                figures.append(Figure(f"lesion_{measure}_p_value{end}", chance, None, *common))
+                chance, n = wasserstein_p_value(mine, theirs), (len(mine.units), len(theirs.units))
+                figures.append(Figure(f"lesion_{measure}_p_value{end}", chance, None, *n, *about))
     return figures
 
 
@@ -227,8 +233,8 @@ def _lesions(images: Sample, others: Sample) -> Iterator[tuple[str, Sample, Samp
 
 
 def geometry_sentences(figures: Sequence[Figure], reason: str | None) -> list[str]:
-    """The segmenter's Dice, and which arms' lesions differ from real ones in size or shape beyond chance; or why there
-    are no figures."""
+    """The segmenter's Dice, and which arms' lesions differ from real test ones in size or shape beyond chance; or why
+    there are no figures."""
     if reason:
         return [f"Lesion geometry is not measured: {reason}."]
     trust = next((f for f in figures if (f.metric, f.class_name) == (DICE, CLASS_ALL)), None)
@@ -240,7 +246,8 @@ def geometry_sentences(figures: Sequence[Figure], reason: str | None) -> list[st
         f"{trust.value:.2f} [{low:.2f}, {high:.2f}]."
     ]
     ends = "_p_value"
-    tested = [f for f in figures if f.extractor == NAME and f.metric.startswith("lesion_") and f.metric.endswith(ends)]
+    tested = [f for f in figures if f.metric.startswith("lesion_") and f.metric.endswith(ends)]
+    tested = [f for f in tested if f.reference == "test"]
     apart = [f for f in tested if f.value <= 0.05 / len(tested)]
     if tested:
         named = ", ".join(
@@ -305,7 +312,8 @@ def geometry_section(figures: Sequence[Json], reason: str | None, picture: bytes
         f"{trust[0]['n'] if trust else 'the'} real training images gives them pseudo-masks. Its mean Dice on real test "
         f"images with lesions: {_e(told)}. It errs on real images too, so read an arm next to the real images by "
         "pseudo-masks, and these next to those by true masks. Taller than wide is a sign of malignancy; ellipticity is "
-        f"1 for an ellipse. Distance: Wasserstein-1 between the lesions and those of the real {_e(about['reference'])} "
-        "images, in the measure&#x27;s unit, with the probability of such a one by chance; the other real images are "
-        f"its floor, and a small n raises it. Brackets: 95 % intervals.</p>{table(columns, rows)}{shown}</section>"
+        f"1 for an ellipse. Distance: Wasserstein-1 to the lesions of the real {_e(about['reference'])} images, in the "
+        "measure&#x27;s unit, of as many images in every arm as in the floor, which is other real images; p: the "
+        "probability that chance alone sets all lesions so far apart. Square brackets: 95 % intervals.</p>"
+        f"{table(columns, rows)}{shown}</section>"
     )
