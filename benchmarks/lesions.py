@@ -3,6 +3,7 @@
 .venv/bin/python benchmarks/lesions.py ../shared/data/busi [--a.b=c ...]
 """
 
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 from busray.cluster.geometry import geometry
 from busray.cluster.run import open_run
 from busray.config import load_config
-from busray.quality.geometry import DICE, geometry_rows, geometry_sentences
+from busray.quality.geometry import DICE, geometry_rows
 from busray.quality.tables import markdown_table
+from busray.records import GEOMETRY_JSON
 
 CONFIG = Path(__file__).parents[1] / "configs" / "busi-tiny.yaml"
 
@@ -20,8 +22,11 @@ def main(folder: str, flags: list[str]) -> None:
     """A run that has drawn nothing yet: its geometry is that of the real images alone."""
     with tempfile.TemporaryDirectory() as output:
         config = load_config(CONFIG, [f"--dataset.path={folder}", f"--output={output}/run", *flags])
-        figures = geometry(open_run(config, lambda *_: None, needs_inception=False))
-    print(*geometry_sentences(figures, None), "\n", sep="\n")
+        run = open_run(config, lambda *_: None, needs_inception=False)
+        figures = geometry(run)
+        segmenter = json.loads(run.store.read(GEOMETRY_JSON))["segmenter"]
+    for look in segmenter["looks"]:
+        print(f"- step {look['step']}: Dice on val {look['dice']:.3f}, empty masks that agree counted as 1")
     plain = [figure.to_dict() for figure in figures]
     for f in (f for f in plain if f["metric"] == DICE):
         low, high = f["interval"]

@@ -237,8 +237,8 @@ class Geometry(Settings):
     """Size and shape of lesions, in drawn images by the masks of a small segmenter trained on the train split's masks;
     an image without a mask file is not trained on, an empty mask says that there is no lesion."""
 
-    steps: Annotated[int, Field(ge=10, le=100_000)] = 400
-    """Optimiser steps of the segmenter, of 16 images each."""
+    steps: Annotated[int, Field(ge=10, le=100_000)] = 800
+    """Optimiser steps of the segmenter, of 8 images each."""
 
 
 class Evaluate(Settings):

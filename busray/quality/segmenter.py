@@ -16,9 +16,9 @@ from busray.records import Box
 
 SIDE = 128
 """Pixels a side that the network sees: larger squares are reduced to it, its answer is enlarged again."""
-WIDTHS = (16, 32, 64, 64)
+WIDTHS = (16, 32, 64, 96, 96)
 """Channels of each level; the first has SIDE / 2 pixels a side, with 2 x 2 pixels folded into channels."""
-BATCH = 16
+BATCH = 8
 LEARNING_RATE = 3e-3
 CHECKS = 10
 """Times in a fit at which val is looked at; the best of them is kept."""

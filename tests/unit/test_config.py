@@ -266,6 +266,6 @@ def test_extractors_are_known_and_named_once(tmp_path: Path) -> None:
 def test_lesion_geometry_is_off_unless_asked_for(tmp_path: Path) -> None:
     assert load_config(written(tmp_path, MINIMAL)).evaluate.geometry is None
     asked = load_config(written(tmp_path, MINIMAL), ["--evaluate.geometry={}"]).evaluate.geometry
-    assert asked is not None and asked.steps == 400
+    assert asked is not None and asked.steps == 800
     assert load_config(written(tmp_path, MINIMAL), ["--evaluate.geometry.steps=50"]).evaluate.geometry is not None
     assert "evaluate.geometry.steps" in mistakes(MINIMAL, "--evaluate.geometry.steps=0", folder=tmp_path)
