@@ -465,7 +465,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for i, column in enumerate(columns):
         table.add_column(escape(column), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
@@ -474,13 +474,14 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def _print_figures(figures: list[Any], sentences: list[str]) -> None:
-    from busray.quality.tables import METRICS, headed, narrow_rows, without_clean
+    from busray.quality.tables import METRICS, by_extractor, headed, narrow_rows, without_clean
 
     plain, _ = without_clean([figure.to_dict() for figure in figures])
     reference = next(figure.reference for figure in figures if figure.protocol == "synthetic-only")
-    for metric in (m for m in METRICS if any(f["metric"] == m for f in plain)):
-        heading = f"{headed(metric)} against {reference} images, synthetic-only where nothing else is said"
-        print_table(heading, *narrow_rows(plain, metric))
+    for extractor, measured in by_extractor(plain).items():
+        for metric in (m for m in METRICS if any(f["metric"] == m for f in measured)):
+            heading = f"{headed(metric)} ({extractor}) against {reference} images, synthetic-only where not said else"
+            print_table(heading, *narrow_rows(measured, metric))
     for sentence in sentences:
         print(sentence)
 

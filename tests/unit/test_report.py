@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from busray.cli import _print_figures
 from busray.quality.contact_sheet import contact_sheet
 from busray.quality.report import GalleryRow, report_html
 from busray.quality.tables import (
@@ -324,6 +325,22 @@ def test_the_clean_subset_has_a_table_of_its_own_and_changes_no_other() -> None:
     section = page.split("<h3>Without burned-in annotations</h3>")[1].split("</section>")[0]
     assert "630.0" in section and "n = 40 against 24 test-clean images" in section
     assert page.replace(f"<h3>Without burned-in annotations</h3>{section}", "") == report_html(report(), {})
+
+
+def test_the_terminal_shows_brackets_and_keeps_extractors_apart(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    about = ("test", "synthetic-only")
+    areas = [
+        Figure("told_apart_auc", value, (0.0, 1.0), 9, 9, *about, extractor, "all", "base", "letterbox", 64)
+        for extractor, value in (("inception-v3-2015", 0.625), ("texture-1", 0.875))
+    ]
+    fid = Figure("fid", 7.0, (6.0, 8.0), 9, 9, *about, "inception-v3-2015", "all", "base", "letterbox", 64, 5)
+    _print_figures([fid, *areas], ["said"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "FID [spread] (inception-v3-2015)" in shown and "7.0 [6.0, 8.0]" in shown
+    assert "0.625 [0.000, 1.000]" in shown and "0.875 [0.000, 1.000]" in shown
 
 
 def test_a_row_for_each_class_and_arm() -> None:
