@@ -474,6 +474,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def _print_figures(figures: list[Any], sentences: list[str]) -> None:
+    from busray.quality.consistency import consistency_rows
     from busray.quality.tables import METRICS, by_extractor, headed, narrow_rows, without_clean
 
     plain, _ = without_clean([figure.to_dict() for figure in figures])
@@ -482,6 +483,9 @@ def _print_figures(figures: list[Any], sentences: list[str]) -> None:
         for metric in (m for m in METRICS if any(f["metric"] == m for f in measured)):
             heading = f"{headed(metric)} ({extractor}) against {reference} images, synthetic-only where not said else"
             print_table(heading, *narrow_rows(measured, metric))
+    agreement = consistency_rows(plain)
+    if agreement[1]:
+        print_table("Does a classifier of real images see each drawn image's class?", *agreement)
     for sentence in sentences:
         print(sentence)
 

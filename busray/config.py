@@ -223,12 +223,26 @@ class Refine(Settings):
         return self
 
 
+class Gate(Settings):
+    """The class gate: an image that a classifier of real images does not take for one of its class is drawn again, from
+    the seed of its next attempt. The classifier is trained on the train split and calibrated on val."""
+
+    architecture: Literal["cnn", "efficientnet-lite0"] = "efficientnet-lite0"
+    """As study.architecture."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Calibrated probability of its class that an image must reach."""
+    attempts: Annotated[int, Field(ge=1, le=100)] = 8
+    """Draws an image, the first one included; an image whose last is rejected too is quarantined."""
+
+
 class Corpus(Settings):
     shard_size: Annotated[int, Field(ge=1, le=100_000)] = 256
     """Images a shard: the unit of work, retry and output."""
     format: Literal["parquet", "png"] = "parquet"
     keep_txt2img: bool = True
     """Keep the image before refinement beside the refined one."""
+    gate: Gate | None = None
+    """null: the first draw of every image is kept, whatever it shows."""
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of a corpus's planned images that may be quarantined before the command ends with exit status 1."""
 
@@ -259,6 +273,9 @@ class Evaluate(Settings):
     """Path of DINOv2 weights (ViT-S, B or L/14) as safetensors with the authors' names; the extractor needs it."""
     geometry: Geometry | None = None
     """null: no lesion geometry, which takes a minute or two of training and needs masks."""
+    judge: Literal["cnn", "efficientnet-lite0"] | None = "cnn"
+    """Classifier, as study.architecture, that says which class each first draw shows; another one than the class
+    gate's. null: no class consistency."""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 32
 
     @field_validator("extractors")
@@ -388,6 +405,11 @@ class Config(Settings):
     @model_validator(mode="after")
     def _parts_fit(self) -> "Config":
         problems = [*_token_problems(self), *_arm_problems(self)]
+        if self.corpus.gate and self.corpus.gate.architecture == self.evaluate.judge:
+            problems.append(
+                f"evaluate.judge: {self.evaluate.judge} is the class gate's architecture too, and a gate may not judge "
+                "itself: give the other one, or null"
+            )
         if (self.dataset.path is None) == (self.dataset.phantoms is None):
             problems.append("dataset.path: set exactly one of dataset.path and dataset.phantoms")
         if self.dataset.val + self.dataset.test >= 0.8:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-STAGES = ("txt2img", "img2img", "frame", "prompt", "train", "split", "validate", "study", "segmenter")
+STAGES = ("txt2img", "img2img", "frame", "prompt", "train", "split", "validate", "study", "segmenter", "classify")
 
 
 T = TypeVar("T")

@@ -163,6 +163,33 @@ class Execution:
 
 
 @dataclass(frozen=True)
+class Redrawn:
+    """What the class gate did with an image whose first draw it rejected."""
+
+    image_id: str
+    rejected: tuple[float, ...]
+    """The probability of the image's class that the gate saw in draw 0, 1, ...; each of these draws was rejected."""
+    kept: int | None
+    """The attempt that became the image; None where the image is quarantined."""
+
+    @staticmethod
+    def from_dict(value: dict[str, Any]) -> "Redrawn":
+        return Redrawn(**{**value, "rejected": tuple(value["rejected"])})
+
+
+@dataclass(frozen=True)
+class FirstDraws:
+    """The object, always Parquet, with those first draws of a shard that the class gate rejected: evidence, no part of
+    the corpus. Together with the shard's rows of attempt 0 they are what an ungated corpus would hold."""
+
+    object: str
+    digest: str
+    bytes: int
+    indices: tuple[int, ...]
+    """Of its rows."""
+
+
+@dataclass(frozen=True)
 class Commit:
     """The create-only record that makes a shard done. `object` names the data object, `digest` is its SHA-256."""
 
@@ -178,6 +205,10 @@ class Commit:
     execution: Execution
     seconds: float
     """Wall time of sampling and encoding, for the report's timings only."""
+    redrawn: tuple[Redrawn, ...] = ()
+    """In the order of their indices; empty without a class gate."""
+    first_draws: FirstDraws | None = None
+    """None where no first draw was rejected."""
 
     @property
     def shard(self) -> Shard:
@@ -188,6 +219,9 @@ class Commit:
         value = json.loads(data)
         value["execution"] = Execution(**value["execution"])
         value["rejects"] = tuple((image_id, reason) for image_id, reason in value["rejects"])
+        value["redrawn"] = tuple(map(Redrawn.from_dict, value.get("redrawn", ())))
+        first = value.get("first_draws")
+        value["first_draws"] = FirstDraws(**{**first, "indices": tuple(first["indices"])}) if first else None
         return Commit(**value)
 
 
@@ -217,7 +251,8 @@ class Figure:
     metric: str
     """`kid_difference`, `fid_infinity`; `fid`, `kid`, `kid_p_value`, `precision`, `recall`, `density`, `coverage`,
     TOLD_APART, and each of these with `_floor`. For `fid` and `kid`, other extractors than Inception have
-    distance_names. An ablation adds those of quality/ablation, a study those of quality/study_figures."""
+    distance_names. Class consistency and the class gate have those of quality/consistency; an ablation adds those of
+    quality/ablation, a study those of quality/study_figures."""
     value: float
     interval: tuple[float, float] | None
     """95 % interval, or None where none is honest."""
@@ -226,8 +261,8 @@ class Figure:
     reference: str
     """`train`, `val`, `test`, `all` or CLEAN_TEST."""
     protocol: str
-    """`synthetic-only`, `paper-mixture` or `real-against-real`; `reconstruction` in an ablation, `single-split` in a
-    study."""
+    """`synthetic-only`, `paper-mixture` or `real-against-real`; `reconstruction` in an ablation, `single-split` of a
+    classifier; `first-draw` or `after-gate` of what one says of drawn images."""
     extractor: str
     class_name: str
     arm: str
@@ -285,18 +320,23 @@ def data_key(shard: Shard, digest: str, suffix: str) -> str:
     return f"data/{shard.class_name}/{shard.name}-{digest[:16]}{suffix}"
 
 
+def first_draws_key(shard: Shard, digest: str) -> str:
+    return f"first-draws/{shard.class_name}/{shard.name}-{digest[:16]}.parquet"
+
+
 def png_prefix(shard: Shard) -> str:
     """Under which the pictures of a shard of format `png` lie."""
     return f"data/{shard.class_name}/{shard.name}"
 
 
 def data_shard(key: str) -> Shard | None:
-    """The shard that a data object or a picture belongs to; None for a key that is no name of ours."""
+    """The shard that a data object, a picture or first draws belong to; None for a key that is no name of ours."""
     match = re.fullmatch(
-        r"data/([^/]+)/([0-9]+)-([0-9]+)(?:-[0-9a-f]{16}\.(?:parquet|jsonl)|/[^/]+-[0-9a-f]{16}\.png)", key
+        r"(?:data|first-draws)/([^/]+)/([0-9]+)-([0-9]+)(?:-[0-9a-f]{16}\.(?:parquet|jsonl)|/[^/]+-[0-9a-f]{16}\.png)",
+        key,
     )
     shard = Shard(match[1], int(match[2]), int(match[3])) if match else None
-    return shard if shard and key.startswith(png_prefix(shard)) else None
+    return shard if shard and f"/{shard.class_name}/{shard.name}" in key else None
 
 
 def features_key(digest: str, column: str, extractor: str) -> str:
@@ -306,6 +346,11 @@ def features_key(digest: str, column: str, extractor: str) -> str:
 def segmenter_key(identity: str) -> str:
     """The record of a run's segmenter of this identity."""
     return f"segmenters/{identity[:16]}.json"
+
+
+def classifier_key(identity: str) -> str:
+    """The record of a run's classifier of this identity."""
+    return f"classifiers/{identity[:16]}.json"
 
 
 def study_key(identity: str, arm: str, number: int) -> str:

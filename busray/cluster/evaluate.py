@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,33 @@ import ray.data
 from ray.exceptions import RayError
 
 from busray.cluster.board import stopped, supervised, this_worker, watched
+from busray.cluster.classify import classifier_record, load_classifier, trained_classifier
 from busray.cluster.run import Run
 from busray.cluster.session import device_of, session, use_threads
-from busray.corpus.arms import Source, arm_sources, compared_images
-from busray.corpus.commit import committed_shards, in_threads, read_commit, read_rows
+from busray.corpus.arms import Source, arm_sources, compared_images, gated_arm, released_arm
+from busray.corpus.commit import (
+    committed_shards,
+    in_threads,
+    read_commit,
+    read_commits,
+    read_rows,
+    rejected_first_draws,
+)
 from busray.corpus.encode import png_pixels
 from busray.data.frame import content_box
 from busray.data.prepare import load_images
 from busray.identity import bottom_k, draw_id, fingerprint, index_of
 from busray.quality import texture
+from busray.quality.ablation import nearness_figures
+from busray.quality.classifier import Classifier
+from busray.quality.consistency import (
+    AFTER_GATE,
+    FIRST_DRAW,
+    GateCounts,
+    consistency_figures,
+    gate_counts,
+    gate_figures,
+)
 from busray.quality.extractors import Extractor
 from busray.quality.figures import Real, arm_figures, clean_figures
 from busray.quality.frechet import MOST
@@ -33,6 +52,8 @@ from busray.storage import Store
 SPLITS = ("train", "val", "test")
 BLOCK = 128
 """Real images a block of features."""
+Arms = dict[str, dict[str, np.ndarray]]
+"""arm -> class -> features [n, d]"""
 BOX = ["left", "top", "width", "height"]
 """A shard's columns of the content box."""
 
@@ -52,20 +73,68 @@ class Piece:
     images: int = 0
     class_name: str = ""
     """Of real images that make an arm; a shard names its own."""
+    first_draws: bool = False
+    """Only the shard's rows that no class gate had drawn again."""
 
 
 def evaluate(run: Run) -> list[Figure]:
     """Every arm's distances to the real images of evaluate.reference, by each extractor; to test images without
-    burned-in annotations too, where these are the reference."""
+    burned-in annotations too, where these are the reference; class consistency of first draws. Where a class gate chose
+    the released images, distances and consistency after that too, and nearness to training images before and after."""
     figures: list[Figure] = []
     clean = _clean(run)
+    reference, released = run.config.evaluate.reference, released_arm(run.config)
     for done, extractor in enumerate(run.extractors):
-        arms, real = features(run, synthetic_pieces(run, arm_sources(run.config), extractor), extractor)
+        arms, gated, real = _before_and_after(run, extractor)
         run.tell("figures", done, len(run.extractors))
-        figures += arm_figures(arms, real, run.config.evaluate.reference)
-        if run.config.evaluate.reference == "test":
+        pairs = list(pairwise(arms))
+        for arm, found in gated.items():
+            same = released in arms and all(len(found[c]) == len(rows) for c, rows in arms[released].items())
+            pairs += [(released, arm)] * same  # row i is one image in both, unless a budget was spent somewhere
+        figures += arm_figures({**arms, **gated}, real, reference, pairs)
+        if reference == "test":
             figures += clean_figures(arms, real, clean)
+        if gated:
+            before = {released: arms[released]} if released in arms else {}
+            figures += nearness_figures(
+                {**before, **gated}, real, reference if reference in ("val", "test") else "test"
+            )
     run.tell("figures", len(run.extractors), len(run.extractors))
+    return [*figures, *_class_figures(run)]
+
+
+def _before_and_after(run: Run, extractor: str) -> tuple[Arms, Arms, Real]:
+    """(the arms, all of first draws and seed-paired; what a class gate let pass, if there is one; the real images).
+
+    The two are read apart: an image whose budget was spent is missing after the gate, and must not be missing before.
+    Where that is a whole class, nothing is left to be compared.
+    """
+    arms, real = features(run, synthetic_pieces(run, arm_sources(run.config), extractor), extractor)
+    gated, passed = gated_arm(run.config), {}
+    if gated:
+        pieces = synthetic_pieces(run, {gated: Source("", "image")}, extractor)
+        found = features(run, pieces, extractor)[0][gated] if pieces[gated] else {}
+        passed = {gated: found} if all(len(found.get(c, ())) for c in next(iter(arms.values()))) else {}
+    return arms, passed, real
+
+
+def _class_figures(run: Run) -> list[Figure]:
+    """Which class the judge sees in each arm's first draws and in what the gate let pass; what the gate itself did."""
+    config, figures = run.config, []
+    names = list(config.classes)
+    if config.evaluate.judge:
+        record = trained_classifier(run, config.evaluate.judge)
+        judge = Extractor(f"judge-{record['digest'][:16]}", load_classifier(run.store, record))
+        arms, gated, real = _before_and_after(replace(run, extractors={judge.name: judge}), judge.name)
+        real = replace(real, extractor=config.evaluate.judge)
+        figures += consistency_figures(arms, real, names, FIRST_DRAW)
+        figures += consistency_figures(gated, real, names, AFTER_GATE)
+    counts = gated_counts(run)
+    if counts:
+        assert config.corpus.gate is not None
+        record = classifier_record(run, config.corpus.gate.architecture)
+        assert record is not None
+        figures += gate_figures(counts, record, released_arm(config), run.dataset.frame, run.dataset.size)
     return figures
 
 
@@ -79,7 +148,13 @@ def _clean(run: Run) -> dict[str, dict[str, np.ndarray]]:
     return {split: {name: np.array(kept) for name, kept in by.items()} for split, by in clean.items()}
 
 
-def features(run: Run, wanted: dict[str, list[Piece]], extractor: str) -> tuple[dict[str, dict[str, np.ndarray]], Real]:
+def gated_counts(run: Run) -> dict[str, GateCounts]:
+    """class -> what the class gate did with its images; nothing where there is no gate."""
+    gate = run.config.corpus.gate
+    return gate_counts(read_commits(run.store), gate.attempts) if gate else {}
+
+
+def features(run: Run, wanted: dict[str, list[Piece]], extractor: str) -> tuple[Arms, Real]:
     """(arm -> class -> features, seed-paired over the arms and in an order by chance; the real images).
 
     wanted: arm -> its pieces, of this run or of others with the same seeds. What is not stored yet is extracted first.
@@ -107,11 +182,14 @@ def synthetic_pieces(run: Run, sources: dict[str, Source], extractor: str) -> di
         compared = sorted(
             (shard for shard in committed_shards(store) if shard.first < limit), key=lambda s: (s.class_name, s.first)
         )
-        pieces[arm] = [
-            Piece(store, features_key(c.digest, source.column, extractor), c, source.column, images=c.rows)
-            for c in in_threads(partial(read_commit, store), compared)
-            if c.rows
-        ]
+        pieces[arm] = []
+        for commit in in_threads(partial(read_commit, store), compared):
+            rejected = rejected_first_draws(commit) if source.first_draws else None
+            for c in (commit, rejected):
+                if c is not None and c.rows:
+                    key = features_key(c.digest, source.column, extractor)
+                    piece = Piece(store, key, c, source.column, images=c.rows, first_draws=source.first_draws)
+                    pieces[arm].append(piece)
     return pieces
 
 
@@ -151,7 +229,7 @@ def extract(run: Run, pieces: list[Piece], name: str) -> None:
     cpus, gpus, width = cluster.cpus_per_actor, cluster.gpus_per_actor, 1
     if extractor.weights is None:
         cpus, gpus, width = 1, 0, max(1, int(cpus))
-    elif isinstance(extractor.weights, Segmenter):
+    elif isinstance(extractor.weights, Segmenter | Classifier):
         gpus = 0
     pool = ray.data.ActorPoolStrategy(min_size=cluster.min_actors, max_size=width * cluster.max_actors)
     stage = "features" if name == INCEPTION else f"features {name}"
@@ -225,7 +303,7 @@ def _paired(run: Run, wanted: dict[str, list[Piece]]) -> dict[str, dict[str, np.
             held = np.zeros_like(common)
             for piece in pieces:
                 if _class_of(piece) == name:
-                    held[[i for i in _indices(piece) if i < len(held)]] = True
+                    held[[i for i in _rows(piece) if i < len(held)]] = True
             common &= held
         real = sum(image.class_name == name for image in run.dataset.split("all"))
         chosen[name] = by_chance(name, np.flatnonzero(common).tolist(), MOST * real)
@@ -241,13 +319,18 @@ def _class_of(piece: Piece) -> str:
     return piece.commit.class_name if piece.commit else piece.class_name
 
 
-def _indices(piece: Piece) -> list[int]:
-    """Of a piece's rows, from its record alone: a shard holds those of its images that were not quarantined."""
-    if piece.commit is None:
-        return list(range(piece.images))
-    rejects = {index_of(image_id) for image_id, _ in piece.commit.rejects}
-    first = piece.commit.first
-    return [index for index in range(first, first + piece.commit.count) if index not in rejects]
+def _rows(piece: Piece) -> dict[int, int]:
+    """index -> row of a piece's images, from its record alone: a shard holds those of its images that were not
+    quarantined. Of first draws those count that were not drawn again, and the rejected ones, which are a piece too."""
+    commit = piece.commit
+    if commit is None:
+        return {i: i for i in range(piece.images)}
+    if commit.first_draws and commit.object == commit.first_draws.object:
+        return {index: row for row, index in enumerate(commit.first_draws.indices)}
+    rejects = {index_of(image_id) for image_id, _ in commit.rejects}
+    again = {index_of(one.image_id) for one in commit.redrawn} if piece.first_draws else set()
+    kept = [index for index in range(commit.first, commit.first + commit.count) if index not in rejects]
+    return {index: row for row, index in enumerate(kept) if index not in again}
 
 
 def _arm_features(run: Run, pieces: list[Piece], chosen: dict[str, list[int]]) -> dict[str, np.ndarray]:
@@ -256,7 +339,7 @@ def _arm_features(run: Run, pieces: list[Piece], chosen: dict[str, list[int]]) -
     for name, indices in chosen.items():
         place = {index: i for i, index in enumerate(indices)}
         for piece in pieces:
-            rows = [(place[i], row) for row, i in enumerate(_indices(piece)) if i in place]
+            rows = [(place[index], row) for index, row in _rows(piece).items() if index in place]
             if _class_of(piece) == name and rows:
                 stored = load_features(piece.store, piece.key)
                 held = features.setdefault(name, np.empty((len(indices), stored.shape[1]), stored.dtype))

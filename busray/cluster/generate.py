@@ -5,7 +5,8 @@ import platform
 import tempfile
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,19 +17,21 @@ import ray.data
 from ray.exceptions import RayError
 
 from busray import config as settings
-from busray.cluster.board import stopped, supervised, this_worker, watched
+from busray.cluster.board import Worker, stopped, supervised, this_worker, watched
+from busray.cluster.classify import classifier_record, load_classifier, probabilities, trained_classifier
 from busray.cluster.run import Run
 from busray.cluster.session import device_of, session, use_threads
 from busray.config import split_arm
-from busray.corpus.arms import compared_images, released_arm, uses_adapters
+from busray.corpus.arms import compared_images, gated_arm, released_arm, uses_adapters
 from busray.corpus.commit import commit_shard, committed_shards, read_commit, read_rows
 from busray.corpus.encode import Row, png_pixels
+from busray.corpus.gate import Gated, draw_gated, place
 from busray.corpus.manifest import publish_manifest
 from busray.corpus.plan import extend_plan, pending, shards
 from busray.corpus.recipe import Recipe, corpus_identity, make_recipe
 from busray.corpus.run import open_run
 from busray.model.checkpoints import fetch_adapters, read_adapters
-from busray.records import RUN, Commit, Execution, ImageSpec, Shard, UserError, arm_prefix
+from busray.records import RUN, Commit, Execution, ImageSpec, Redrawn, Shard, UserError, arm_prefix
 from busray.storage import Store
 
 if TYPE_CHECKING:  # torch and diffusers would take the driver 800 MB, which only the workers need
@@ -39,6 +42,8 @@ TRIES = 5
 
 Ray's own max_task_retries will not do: asking a lost node's actor again and again uses them up within seconds.
 """
+JUDGED = 128
+"""Images that the class gate looks at in one go."""
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "numpy")
 
 
@@ -64,6 +69,9 @@ class DrawJob:
     device: str
     start: Store | None = None
     """A corpus with the same images before refinement, which need not be drawn again."""
+    gate: settings.Gate | None = None
+    gate_record: dict[str, Any] | None = None
+    """Of the gate's classifier, in the run's store."""
 
 
 def draw_job(run: Run, arm: str | None = None, start: Store | None = None) -> DrawJob:
@@ -78,8 +86,17 @@ def draw_job(run: Run, arm: str | None = None, start: Store | None = None) -> Dr
     adapters = read_adapters(run.store) if adapted else None
     if adapted and adapters is None:
         raise UserError(f"{run.store.url} has no adapters yet: run `busray finetune` first")
+    gate = None if arm else config.corpus.gate
+    gate_record = classifier_record(run, gate.architecture) if gate else None
+    if gate and gate_record is None:
+        raise UserError(f"{run.store.url} has no class gate yet: run `busray generate` first")
     identity = corpus_identity(
-        config, run.base.to_dict(), adapters["sha256"] if adapters else None, run.dataset.hash, refine is not None
+        config,
+        run.base.to_dict(),
+        adapters["sha256"] if adapters else None,
+        run.dataset.hash,
+        refine is not None,
+        gate_record["digest"] if gate_record else None,
     )
     if start is not None and (differs := _txt2img_differences(start, identity)):
         raise ValueError(f"{start.url} was drawn with another {', '.join(differs)}")
@@ -96,18 +113,24 @@ def draw_job(run: Run, arm: str | None = None, start: Store | None = None) -> Dr
         keep_txt2img=config.corpus.keep_txt2img and refine is not None,
         format=config.corpus.format,
         recipe=make_recipe(config, run.dataset, corpus, use_tokens=adapted and config.uses_tokens),
-        provenance={"fingerprint": corpus, "identity": identity, "synthetic": True, "arm": name},
+        provenance={
+            "fingerprint": corpus,
+            "identity": identity,
+            "synthetic": True,
+            "arm": (None if arm else gated_arm(config)) or name,
+        },
         threads=config.cluster.threads,
         device=device_of(config.cluster.gpus_per_actor),
         start=start,
+        gate=gate,
+        gate_record=gate_record,
     )
 
 
 def _txt2img_differences(start: Store, identity: dict[str, Any]) -> list[str]:
     theirs = json.loads(start.read(RUN))["identity"]
-    return sorted(
-        key for key in identity if key not in ("refine", "keep_txt2img", "format") and identity[key] != theirs[key]
-    )
+    keys = (identity.keys() | theirs.keys()) - {"refine", "keep_txt2img", "format"}
+    return sorted(key for key in keys if identity.get(key) != theirs.get(key))
 
 
 def generate(run: Run, arm: str | None = None, start: Store | None = None) -> str:
@@ -116,6 +139,8 @@ def generate(run: Run, arm: str | None = None, start: Store | None = None) -> st
     start: as of draw_job.
     """
     config = run.config
+    if config.corpus.gate and not arm:
+        trained_classifier(run, config.corpus.gate.architecture)
     job = draw_job(run, arm, start)
     if arm:
         images = {name: compared_images(config) for name, c in config.classes.items() if c.images}
@@ -163,31 +188,66 @@ class DrawShards:
         self.job = job
         self.board = board
         self.sampler = build_sampler(job)
+        self.classifier = load_classifier(job.run_store, job.gate_record) if job.gate_record else None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        from busray.model.sample import draw_shard
-
         started = time.perf_counter()
         shard = Shard(str(row["class_name"]), int(row["first"]), int(row["count"]))
-        specs = self.job.recipe.specs(shard)
         me = this_worker()
         begun: Any = ray.get(self.board.begin.remote(f"{shard.class_name}/{shard.name}", me))
         if begun > TRIES:
             raise RuntimeError(f"shard {shard.class_name}/{shard.name} was begun {TRIES} times and its workers died")
         if self.job.start is not None:
             self.sampler.held = _held(self.job.start, shard)
-        drawn = draw_shard(self.sampler, specs, lambda n: self.board.add.remote(n, me))
+        gated = self._draw(shard, me)
         self.board.rest.remote(me)
+        drawn = [*gated.drawn, *gated.first_draws]
         columns: list[list[np.ndarray | None]] = [[d.image for d in drawn]]
         if self.job.keep_txt2img:
             columns.append([d.txt2img for d in drawn])
         return {
             **row,
-            "pixels": np.asarray(columns),  # uint8 [columns, images, size, size]
-            "problems": "\n".join(d.problem or "" for d in drawn),
+            "pixels": np.asarray(columns),  # uint8 [columns, images and then rejected first draws, size, size]
+            "problems": "\n".join(d.problem or "" for d in gated.drawn),
+            "attempts": json.dumps([d.spec.attempt for d in gated.drawn]),
+            "first_draws": json.dumps([d.spec.index for d in gated.first_draws]),
+            "redrawn": json.dumps([asdict(one) for one in gated.redrawn]),
             "batch_size": self.sampler.sampling.batch_size,
             "seconds": time.perf_counter() - started,
         }
+
+    def _draw(self, shard: Shard, me: Worker) -> Gated:
+        """The shard's images, through the class gate where there is one; redraws count as no further images."""
+        from busray.model.sample import draw_shard
+
+        gate, recipe = self.job.gate, self.job.recipe
+        if gate is None:
+            drawn = draw_shard(self.sampler, recipe.specs(shard), lambda n: self.board.add.remote(n, me))
+            return Gated(drawn, [], ())
+
+        def draw(specs: Sequence[ImageSpec]) -> "list[Drawn]":
+            first = not specs[0].attempt
+            return draw_shard(self.sampler, specs, lambda n: self.board.add.remote(n if first else 0, me))
+
+        def judge(name: str, images: np.ndarray) -> np.ndarray:
+            return self._chances(name, images, me)
+
+        while True:
+            size = self.sampler.sampling.batch_size
+            gated = draw_gated(recipe, shard, draw, judge, gate.threshold, gate.attempts)
+            if self.sampler.sampling.batch_size == size:
+                return gated
+            self.board.add.remote(-shard.count, me)  # a batch did not fit: one shard has one batch size
+
+    def _chances(self, name: str, images: np.ndarray, me: Worker) -> np.ndarray:
+        """The class gate's probability [n] of a class."""
+        assert self.classifier is not None and self.job.gate_record is not None
+        label = self.job.gate_record["classes"].index(name)
+        found = []
+        for at in range(0, len(images), JUDGED):
+            found.append(probabilities(self.classifier, images[at : at + JUDGED])[:, label])
+            self.board.add.remote(0, me)
+        return np.concatenate(found)
 
 
 def _held(store: Store, shard: Shard) -> dict[tuple[str, int], np.ndarray]:
@@ -216,15 +276,24 @@ class CommitShard:
         job, me = self.job, this_worker()
         self.board.add.remote(0, me)
         shard = Shard(str(row["class_name"]), int(row["first"]), int(row["count"]))
-        specs = job.recipe.specs(shard)
+        attempts = json.loads(str(row["attempts"]))
+        specs = [job.recipe.spec(shard.class_name, shard.first + i, attempt) for i, attempt in enumerate(attempts)]
         problems = str(row["problems"]).split("\n")
         pixels = np.asarray(row["pixels"], dtype=np.uint8)
+
+        def as_row(spec: ImageSpec, at: int) -> Row:
+            return Row(spec, pixels[0, at], pixels[1, at] if len(pixels) > 1 else None)
+
         rows, rejects = [], []
         for i, (spec, problem) in enumerate(zip(specs, problems, strict=True)):
             if problem:
                 rejects.append((spec.image_id, problem))
             else:
-                rows.append(Row(spec, pixels[0, i], pixels[1, i] if len(pixels) > 1 else None))
+                rows.append(as_row(spec, i))
+        indices = json.loads(str(row["first_draws"]))
+        first_draws = [
+            as_row(job.recipe.spec(shard.class_name, index), shard.count + i) for i, index in enumerate(indices)
+        ]
         commit = commit_shard(
             job.store,
             shard,
@@ -234,6 +303,8 @@ class CommitShard:
             execution(job, int(row["batch_size"])),
             job.format,
             float(row["seconds"]),
+            [Redrawn.from_dict(one) for one in json.loads(str(row["redrawn"]))],
+            first_draws,
         )
         self.board.rest.remote(me)
         return {"rows": commit.rows, "rejects": len(commit.rejects)}
@@ -277,16 +348,17 @@ def build_sampler(job: DrawJob) -> "Sampler":
     return Sampler(pipe, job.sampling, job.refine, job.base.size, job.keep_txt2img)
 
 
-def redraw(job: DrawJob, commit: Commit, spec: ImageSpec, position: int) -> "Drawn":
+def redraw(job: DrawJob, commit: Commit, spec: ImageSpec) -> "Drawn":
     """Draw one image of a committed shard again, with the batch size and threads its record names.
 
-    position: of the image in its shard. It takes its old place in the batch, since a place can decide a last bit.
+    It takes its old place in the batch, since a place can decide a last bit.
     """
     use_threads(commit.execution.threads)
     size = commit.execution.batch_size
     sampler = build_sampler(
         DrawJob(**{**job.__dict__, "sampling": job.sampling.model_copy(update={"batch_size": size})})
     )
+    position, together = place(commit, spec)
     in_batch = position % size
-    filled = min(size, commit.count - (position - in_batch))
+    filled = min(size, together - (position - in_batch))
     return sampler.draw([spec] * filled)[in_batch]

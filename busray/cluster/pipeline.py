@@ -1,13 +1,15 @@
 """The whole job in its order, and what its report is made from. Each stage goes on where an earlier run stopped."""
 
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
 from busray import __version__
-from busray.cluster.evaluate import evaluate
+from busray.cluster.classify import classifier_record
+from busray.cluster.evaluate import evaluate, gated_counts
 from busray.cluster.finetune import finetune
 from busray.cluster.generate import draw_job, execution, generate, redraw
 from busray.cluster.geometry import geometry
@@ -20,6 +22,7 @@ from busray.corpus.manifest import published_rows
 from busray.corpus.plan import read_segments, shards
 from busray.data.prepare import load_images
 from busray.model.checkpoints import read_adapters
+from busray.quality.consistency import consistency_section, consistency_sentences
 from busray.quality.figures import verdicts
 from busray.quality.geometry import geometry_section, geometry_sentences
 from busray.quality.report import GalleryRow, report_html
@@ -60,7 +63,8 @@ def measure(run: Run) -> list[Figure]:
 
 def said(run: Run, figures: list[Figure]) -> list[str]:
     """What the figures come to, as sentences."""
-    return [*verdicts(figures), *geometry_sentences(figures, (_geometry(run) or {}).get("reason"))]
+    lesions = geometry_sentences(figures, (_geometry(run) or {}).get("reason"))
+    return [*verdicts(figures), *consistency_sentences(figures), *lesions]
 
 
 def write_report(run: Run, figures: list[Figure]) -> None:
@@ -80,6 +84,7 @@ def _publish(run: Run, report: dict[str, Any]) -> None:
     lesions = report.get("geometry") or {}
     picture = run.store.read_or_none(GEOMETRY_PNG) if lesions.get("segmenter") else None
     sections = [
+        consistency_section(report["figures"], report.get("gate")),
         geometry_section(report["figures"], lesions.get("reason"), picture),
         study_section(report.get("study") or {}),
     ]
@@ -128,6 +133,7 @@ def _report(run: Run, figures: list[Figure]) -> dict[str, Any]:
         "figures": [figure.to_dict() for figure in figures],
         "verdicts": said(run, figures),
         "geometry": _geometry(run),
+        "gate": _gate(run),
         "finetune": {"steps": adapters.get("step"), **training} if training["loss"] else None,
         "timings": _timings(run, sum(classes.values())),
         "study": json.loads(run.store.read_or_none(STUDY_JSON) or b"null"),
@@ -137,6 +143,17 @@ def _report(run: Run, figures: list[Figure]) -> dict[str, Any]:
 def _geometry(run: Run) -> dict[str, Any] | None:
     """The segmenter behind the lesions' figures, or why there are none; None where none are wanted."""
     return json.loads(run.store.read(GEOMETRY_JSON)) if run.config.evaluate.geometry else None
+
+
+def _gate(run: Run) -> dict[str, Any] | None:
+    """The class gate's classifier and what it did with each class of the released corpus."""
+    gate = run.config.corpus.gate
+    record = classifier_record(run, gate.architecture) if gate else None
+    if gate is None or record is None:
+        return None
+    told = {key: record[key] for key in ("architecture", "images", "test", "digest")}
+    classes = {name: asdict(counts) for name, counts in gated_counts(run).items()}
+    return {**told, "threshold": gate.threshold, "attempts": gate.attempts, "classes": classes}
 
 
 def _timings(run: Run, images: int) -> list[dict[str, Any]]:
@@ -184,9 +201,8 @@ def reproduce(run: Run, image_id: str) -> tuple[np.ndarray, np.ndarray]:
         found = find_image(store, image_id)
         if found is None:
             continue
-        commit, row, position = found
+        commit, row = found
         job = draw_job(run, arm)
-        spec = next(s for s in job.recipe.specs(commit.shard) if s.image_id == image_id)
-        drawn = redraw(job, commit, spec, position)
+        drawn = redraw(job, commit, job.recipe.spec(commit.class_name, row["index"], row["attempt"]))
         return png_pixels(row["image"]["bytes"]), drawn.image
     raise UserError(f"{image_id}: no such image in {run.store.url}; ids are in the shards' image_id column")

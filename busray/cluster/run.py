@@ -93,6 +93,7 @@ def open_run(
     _refuse_changed_settings(store, config)
     base = identify_base(config.base)
     extractors = find_extractors(config.evaluate) if needs_inception else {}
+    _find_classifier_weights(config, judges=needs_inception, gates=writes)
     if config.evaluate.images and config.evaluate.images > min(
         (c.images for c in config.classes.values() if c.images), default=0
     ):
@@ -115,6 +116,16 @@ def open_run(
         dataset = DataSet.from_json(store.read(DATASET))  # of two drivers that start at once, the first one's
     store.put_once(CONFIG, to_json(config.model_dump(mode="json")))
     return Run(config, store, tell, dataset, folder, base, extractors, command)
+
+
+def _find_classifier_weights(config: Config, *, judges: bool, gates: bool) -> None:
+    """UserError where a classifier of the coming work stands on weights that are not there."""
+    from busray.quality.efficientnet import find_weights
+
+    wanted = [config.evaluate.judge if judges else None]
+    wanted.append(config.corpus.gate.architecture if config.corpus.gate and gates else None)
+    if "efficientnet-lite0" in wanted:
+        find_weights()
 
 
 def timed(run: Run, stage: str, work: Callable[[], T]) -> T:

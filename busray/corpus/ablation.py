@@ -37,6 +37,11 @@ def parts(config: Config) -> list[Part]:
     """
     if config.refine is None:
         raise UserError("refine: null, but half of an ablation's arms are refined: give it settings")
+    if config.corpus.gate is not None:
+        raise UserError(
+            "corpus.gate: an ablation compares first draws, so none of its corpora has a class gate: set it to null "
+            "and give another output"
+        )
     if config.sampling.scheduler == "pndm":
         raise UserError(
             "sampling.scheduler: pndm evaluates the UNet several times in its first steps, how often depends on the "

@@ -13,6 +13,8 @@ class Source:
 
     prefix: str
     column: str
+    first_draws: bool = False
+    """Of a gated corpus: what the gate saw first, instead of what it let pass."""
 
 
 def released_arm(config: Config) -> str:
@@ -20,16 +22,25 @@ def released_arm(config: Config) -> str:
     return config.adapters.method + ("+refine" if config.refine else "")
 
 
+def gated_arm(config: Config) -> str | None:
+    """The arm that the released corpus is where a class gate chose its images; all other arms are first draws."""
+    return f"{released_arm(config)}+gate" if config.corpus.gate else None
+
+
 def arm_sources(config: Config) -> dict[str, Source]:
-    """arm -> source. An arm X is the txt2img column of X+refine wherever that one is drawn anyway."""
+    """arm -> source. An arm X is the txt2img column of X+refine wherever that one is drawn anyway.
+
+    A gated corpus holds the first draws too, so that every arm is measured before the gate, as it was drawn; what the
+    gate let pass is an arm of its own, gated_arm, which is not among these.
+    """
     sources = {}
-    released = released_arm(config)
+    released, gated = released_arm(config), config.corpus.gate is not None
     for arm in config.evaluate.arms:
         refined = f"{arm}+refine"
         if arm == released:
-            sources[arm] = Source("", "image")
+            sources[arm] = Source("", "image", gated)
         elif refined == released and config.corpus.keep_txt2img:
-            sources[arm] = Source("", "image_txt2img")
+            sources[arm] = Source("", "image_txt2img", gated)
         elif refined in config.evaluate.arms and config.corpus.keep_txt2img:
             sources[arm] = Source(arm_prefix(refined), "image_txt2img")
         else:

@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -14,11 +15,14 @@ from busray.identity import sha256_bytes
 from busray.records import (
     Commit,
     Execution,
+    FirstDraws,
+    Redrawn,
     Shard,
     UserError,
     commit_key,
     committed_shard,
     data_key,
+    first_draws_key,
     png_prefix,
     to_json,
 )
@@ -44,9 +48,12 @@ def commit_shard(
     execution: Execution,
     format: str,
     seconds: float,
+    redrawn: Sequence[Redrawn] = (),
+    first_draws: Sequence[Row] = (),
 ) -> Commit:
     """Make a shard done; returns the commit that won, which another worker may have put first.
 
+    redrawn, first_draws: what the class gate did, and the first draws that it rejected.
     A row that does not encode joins the rejects: one image never fails its shard.
     """
     if len(rows) + len(rejects) != shard.count:
@@ -64,6 +71,7 @@ def commit_shard(
     digest = sha256_bytes(data)
     key = data_key(shard, digest, suffix)
     store.put_once(key, data)
+    lost = {image_id for image_id, _ in refused}
     commit = Commit(
         class_name=shard.class_name,
         first=shard.first,
@@ -75,9 +83,24 @@ def commit_shard(
         rejects=tuple(sorted([*rejects, *refused])),
         execution=execution,
         seconds=seconds,
+        redrawn=tuple(replace(one, kept=None) if one.image_id in lost else one for one in redrawn),
+        first_draws=_put_first_draws(store, shard, first_draws, provenance),
     )
     store.put_once(commit_key(shard), to_json(commit))
     return read_commit(store, shard)
+
+
+def _put_first_draws(
+    store: Store, shard: Shard, rows: Sequence[Row], provenance: Mapping[str, Any]
+) -> FirstDraws | None:
+    """The object of the rejected first draws; a row that does not encode is left out."""
+    if not rows:
+        return None
+    marked = {**provenance, "rejected": "first draws that the class gate rejected; no part of the corpus"}
+    data, kept, _ = _encode_what_encodes(rows, lambda some: encode_parquet(some, marked))
+    digest = sha256_bytes(data)
+    store.put_once(first_draws_key(shard, digest), data)
+    return FirstDraws(first_draws_key(shard, digest), digest, len(data), tuple(row.spec.index for row in kept))
 
 
 def _encode_what_encodes(
@@ -151,6 +174,14 @@ def in_threads(work: Callable[[T], R], items: Sequence[T], threads: int = READER
             yield from pool.map(work, items[at : at + AHEAD])
 
 
+def rejected_first_draws(commit: Commit) -> Commit | None:
+    """The record as if those were the shard's rows; None where there are none."""
+    found = commit.first_draws
+    return found and replace(
+        commit, object=found.object, digest=found.digest, bytes=found.bytes, rows=len(found.indices)
+    )
+
+
 def read_rows(store: Store, commit: Commit, columns: Sequence[str] | None = None) -> pa.Table:
     """A committed shard's rows; images as struct<bytes, path>. ValueError where the object is not the recorded one."""
     data = store.read(commit.object)
@@ -173,8 +204,8 @@ def _image(store: Store, value: Any) -> Any:
     return {"bytes": data, "path": value["key"].rsplit("/", 1)[-1]}
 
 
-def find_image(store: Store, image_id: str) -> tuple[Commit, dict[str, Any], int] | None:
-    """(commit, row, position in the shard's plan) of an image, or None; reads the shards its id may belong to only."""
+def find_image(store: Store, image_id: str) -> tuple[Commit, dict[str, Any]] | None:
+    """(commit, row) of an image, or None; reads the shards its id may belong to only."""
     index = image_id.rpartition("-")[2]
     for shard in committed_shards(store) if index.isdecimal() else ():
         if f"-{shard.class_name}-" not in image_id or not shard.first <= int(index) < shard.first + shard.count:
@@ -182,5 +213,5 @@ def find_image(store: Store, image_id: str) -> tuple[Commit, dict[str, Any], int
         commit = read_commit(store, shard)
         for row in read_rows(store, commit).to_pylist():
             if row["image_id"] == image_id:
-                return commit, row, row["index"] - commit.first
+                return commit, row
     return None

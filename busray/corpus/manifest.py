@@ -162,7 +162,7 @@ def orphans(store: Store) -> list[str]:
     """
     done = set(committed_shards(store))  # before the data: a record's own object is there before its record
     objects: dict[Shard, list[str]] = defaultdict(list)
-    for key in store.list("data"):
+    for key in (*store.list("data"), *store.list("first-draws")):
         shard = data_shard(key)
         if shard is not None and shard in done:
             objects[shard].append(key)
@@ -180,7 +180,8 @@ def _live(store: Store, shard: Shard) -> set[str]:
     """What a shard's record names, with its pictures; nothing where that cannot be told for certain."""
     try:
         commit = read_commit(store, shard)
-        return {commit.object, *pictures(store, commit)}
+        first_draws = {commit.first_draws.object} if commit.first_draws else set()
+        return {commit.object, *pictures(store, commit), *first_draws}
     except (ValueError, FileNotFoundError):
         return set()
 

@@ -60,12 +60,18 @@ def make_recipe(config: Config, dataset: DataSet, fingerprint: str, use_tokens: 
 
 
 def corpus_identity(
-    config: Config, base: dict[str, Any], adapter_sha256: str | None, dataset_hash: str, refine: bool
+    config: Config,
+    base: dict[str, Any],
+    adapter_sha256: str | None,
+    dataset_hash: str,
+    refine: bool,
+    gate_sha256: str | None = None,
 ) -> dict[str, Any]:
     """Everything that decides pixels or what a shard holds; not how many images, where, or in which batches.
 
     base: BaseIdentity.to_dict(); a base without a revision (a folder, `tiny`) counts by its files alone, wherever it
-    lies. The data set counts because content boxes and quotas come from its training split.
+    lies. The data set counts because content boxes and quotas come from its training split. gate_sha256: of the class
+    gate's classifier; None for a corpus of first draws, whose identity says nothing of gates.
     """
     pinned = base if base.get("revision") else {"files": base["files"]}
     refined = config.refine is not None and refine
@@ -83,7 +89,15 @@ def corpus_identity(
         "refine": config.refine.model_dump() if config.refine and refine else None,
         "format": config.corpus.format,
         "keep_txt2img": config.corpus.keep_txt2img and refined,
+        **_gate(config, gate_sha256),
     }
+
+
+def _gate(config: Config, sha256: str | None) -> dict[str, Any]:
+    gate = config.corpus.gate
+    if gate is None or sha256 is None:
+        return {}
+    return {"gate": {"classifier": sha256, "threshold": gate.threshold, "attempts": gate.attempts}}
 
 
 def _stand_ins(config: Config, use_tokens: bool) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from busray.corpus.commit import committed_shards, in_threads, read_commit, read_rows
+from busray.corpus.commit import committed_shards, in_threads, read_commit, read_rows, rejected_first_draws
 from busray.corpus.manifest import manifest_row
 from busray.corpus.plan import read_segments, shards
 from busray.identity import fingerprint_rows, image_id
@@ -20,7 +20,7 @@ from busray.storage import Store
 
 READERS = 4
 """Shards read at once: each is held whole."""
-ID_COLUMNS = ("image_id", "class", "index")
+ID_COLUMNS = ("image_id", "class", "index", "attempt")
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,23 @@ def _look_over(store: Store, shard: Shard, fingerprint: str) -> tuple[Commit | N
         return None, [f"{commit_key(shard)}: no record: the shard is not done"]
     except ValueError as error:
         return None, [str(error)]
+    problems = _look_into(store, commit, lambda rows: _row_problems(commit, rows, fingerprint))
+    first_draws = rejected_first_draws(commit)
+    if first_draws is not None:
+        problems += _look_into(store, first_draws, lambda rows: _first_draw_problems(first_draws, rows, fingerprint))
+    return commit, problems
+
+
+def _look_into(store: Store, commit: Commit, told: Callable[[pa.Table], list[str]]) -> list[str]:
+    """What is wrong with a record's object, by name; told: what its rows tell."""
     try:
         # a PNG shard's metadata vouches for each picture, so that all of them are read
-        rows = read_rows(store, commit, ID_COLUMNS if commit.object.endswith(".parquet") else None)
-        problems = _row_problems(commit, rows, fingerprint)
+        problems = told(read_rows(store, commit, ID_COLUMNS if commit.object.endswith(".parquet") else None))
     except FileNotFoundError as error:
         problems = [f"it or one of its pictures is not there ({error})"]
     except (ValueError, KeyError, pa.ArrowException) as error:
         problems = [f"{type(error).__name__}: {error}"]
-    return commit, [f"{commit.object}: {problem}" for problem in problems]
+    return [f"{commit.object}: {problem}" for problem in problems]
 
 
 def _row_problems(commit: Commit, rows: pa.Table, fingerprint: str) -> list[str]:
@@ -116,7 +124,22 @@ def _row_problems(commit: Commit, rows: pa.Table, fingerprint: str) -> list[str]
     if sorted(listed) != sorted(ids.values()):
         lost, extra = set(ids.values()) - set(listed), len(listed) - len(set(listed))
         problems.append(f"{len(lost)} planned images are neither rows nor rejects, {extra} ids are there twice")
+    kept = {one.image_id: one.kept for one in commit.redrawn if one.kept is not None}
+    if {row["image_id"]: row["attempt"] for row in cells if row["attempt"]} != kept:
+        problems.append("its rows' attempts are not those that its record says the class gate kept")
     return problems
+
+
+def _first_draw_problems(commit: Commit, rows: pa.Table, fingerprint: str) -> list[str]:
+    """The rejected first draws are of images that the record says were redrawn, each once."""
+    cells = rows.select(ID_COLUMNS).to_pylist()
+    recorded = commit.first_draws.indices if commit.first_draws else ()
+    ids = [image_id(fingerprint, commit.class_name, index) for index in recorded]
+    found = [(row["image_id"], row["index"], row["attempt"]) for row in cells]
+    sound = found == [(name, index, 0) for name, index in zip(ids, recorded)]
+    if sound and len(set(ids)) == len(ids) and set(ids) <= {one.image_id for one in commit.redrawn}:
+        return []
+    return ["its rows are not the first draws that its record says were rejected"]
 
 
 def _manifest_problems(store: Store, digest: str) -> list[str]:

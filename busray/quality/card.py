@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from busray.config import Card, Config
-from busray.corpus.arms import released_arm
+from busray.corpus.arms import gated_arm, released_arm
 from busray.quality.tables import markdown_table
 from busray.records import MANIFEST, TOLD_APART
 
@@ -52,7 +52,7 @@ def data_card(report: Json, config: Config, shards: Sequence[Mapping[str, Any]],
     of the published manifest, whose digest is given.
     """
     counts = {name: sum(row["rows"] for row in shards if row["class"] == name) for name in config.classes}
-    arm = released_arm(config)
+    arm = gated_arm(config) or released_arm(config)
     figures = [f for f in report["figures"] if f["arm"] in (arm, "real") and f["protocol"] in PROTOCOLS]
     if not any(f["arm"] == arm for f in figures):
         figures = []  # the floor alone says nothing of this corpus

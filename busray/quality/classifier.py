@@ -5,11 +5,14 @@ is a linear classifier on frozen ImageNet features. Every fit runs the same numb
 number of images, so that training sets can be compared. On the CPU; the same seed and threads give the same weights.
 """
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
+
+from busray.identity import canonical_json
 
 Augmentation = Literal["mirror", "classical"]
 Architecture = Literal["cnn", "efficientnet-lite0"]
@@ -68,6 +71,23 @@ class Classifier:
     weights: dict[str, np.ndarray]
     chosen: Trial
     trials: tuple[Trial, ...]
+
+    def to_bytes(self) -> bytes:
+        """All that predictions follow from, as safetensors; the same classifier gives the same bytes."""
+        from safetensors.numpy import save
+
+        about = {"architecture": self.architecture, "classes": self.classes, "chosen": asdict(self.chosen)}
+        return save(self.weights, {"classifier": canonical_json(about)})
+
+    @staticmethod
+    def from_bytes(data: bytes) -> "Classifier":
+        """The looks at val that were not kept are not in the bytes."""
+        from safetensors.numpy import load
+
+        length = int.from_bytes(data[:8], "little")
+        about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["classifier"])
+        chosen = Trial(**about["chosen"])
+        return Classifier(about["architecture"], about["classes"], load(data), chosen, (chosen,))
 
 
 # ---- inputs ---------------------------------------------------------------------------------------------------------

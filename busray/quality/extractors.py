@@ -7,6 +7,7 @@ import numpy as np
 
 from busray.config import Evaluate
 from busray.quality import texture
+from busray.quality.classifier import Classifier, predict, represent
 from busray.quality.dinov2 import DinoFeatures, DinoWeights, find_dino_weights
 from busray.quality.geometry import measures
 from busray.quality.inception import InceptionFeatures, InceptionWeights, find_weights
@@ -22,8 +23,9 @@ class Extractor:
     """An extractor by the name that its figures and stored features carry; `weights` are None where it has none."""
 
     name: str
-    weights: InceptionWeights | DinoWeights | Segmenter | None
-    """A segmenter computes on the CPU, and its features are the lesion's measures."""
+    weights: InceptionWeights | DinoWeights | Segmenter | Classifier | None
+    """Segmenters and classifiers compute on the CPU; their features are a lesion's measures, and probabilities [n,
+    classes]."""
 
     def load(self, device: str) -> Features:
         """The function itself, ready on a device; one without weights computes on the CPU."""
@@ -32,6 +34,9 @@ class Extractor:
         if isinstance(self.weights, Segmenter):
             segmenter = self.weights
             return lambda images, boxes: measures(segment(segmenter, images, boxes), boxes)
+        if isinstance(self.weights, Classifier):
+            judge = self.weights
+            return lambda images, boxes: predict(judge, represent(images, judge.architecture))
         kind = InceptionFeatures if isinstance(self.weights, InceptionWeights) else DinoFeatures
         network = kind(self.weights, device)  # pyright: ignore[reportArgumentType] (the kind is that of the weights)
         return lambda images, boxes: network(images)

@@ -99,10 +99,8 @@ def arm_figures(
     everything = Sample.joined(list(real.split("all").values()))
     first = next(iter(arms.values()))
     against, beside = _halves(wanted) if reference == "all" else (wanted, real.split(OTHER[reference]))
-    sizes = {
-        name: min(len(rows), len(beside[name].units)) if name in beside else len(rows)
-        for name, rows in sorted(first.items())
-    }
+    sizes = {name: min(len(features[name]) for features in arms.values()) for name in sorted(first)}
+    sizes = {name: min(n, len(beside[name].units)) if name in beside else n for name, n in sizes.items()}
     floor = {name: some(beside[name], n) for name, n in sizes.items() if name in beside}
     figures: list[Figure] = []
     for name, images, others in _sides(floor, against):

@@ -8,6 +8,8 @@ import pytest
 import ray
 from moto.server import ThreadedMotoServer
 
+from busray.cluster import classify
+
 BUCKET = "busray-integration"
 PLANTED_KEY, PLANTED_SECRET = "AKIAPLANTED0000EXAMPLE", "planted/Secret+0123456789abcdefghijklmn"
 """Looked for in everything that a run and Ray write; the server takes any."""
@@ -28,6 +30,14 @@ def bucket() -> Iterator[str]:
     boto3.client("s3").create_bucket(Bucket=BUCKET)
     yield f"s3://{BUCKET}"
     server.stop()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_trainings() -> Iterator[None]:
+    """Of the class gate and the judge: what they say of a few simulated images is not what these tests look at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classify, "STEPS", 40)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

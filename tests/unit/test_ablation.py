@@ -99,6 +99,8 @@ def test_sweeps_take_the_adapters_of_the_full_method_and_the_configured_value_is
 def test_settings_that_do_not_go_together_are_named() -> None:
     with pytest.raises(UserError, match=r"^refine: null"):
         parts(config(refine=None))
+    with pytest.raises(UserError, match=r"^corpus\.gate: an ablation compares first draws"):
+        parts(config(corpus={"gate": {}}))
     with pytest.raises(UserError, match=r"^sampling\.scheduler: pndm"):
         parts(config(sampling={"scheduler": "pndm"}))
     with pytest.raises(UserError, match=r"strength=0\.01.*refine: strength x steps"):

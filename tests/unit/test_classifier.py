@@ -61,6 +61,14 @@ def test_a_class_that_can_be_seen_is_learnt(sides: dict[str, Any]) -> None:
     assert (found.argmax(1) == labels).mean() >= 0.95
 
 
+def test_a_stored_classifier_says_what_the_fitted_one_said(sides: dict[str, Any]) -> None:
+    made = fitted(sides)
+    stored = Classifier.from_bytes(made.to_bytes())
+    inputs = represent(sides["test"][0], "cnn")
+    np.testing.assert_array_equal(predict(stored, inputs), predict(made, inputs))
+    assert stored.to_bytes() == made.to_bytes() and stored.chosen == made.chosen
+
+
 def test_labels_without_meaning_are_not_learnt(sides: dict[str, Any], rng: np.random.Generator) -> None:
     shuffled = {name: (pixels, rng.permutation(labels)) for name, (pixels, labels) in sides.items()}
     pixels, labels = shuffled["test"]

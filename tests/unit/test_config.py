@@ -269,3 +269,11 @@ def test_lesion_geometry_is_off_unless_asked_for(tmp_path: Path) -> None:
     assert asked is not None and asked.steps == 800
     assert load_config(written(tmp_path, MINIMAL), ["--evaluate.geometry.steps=50"]).evaluate.geometry is not None
     assert "evaluate.geometry.steps" in mistakes(MINIMAL, "--evaluate.geometry.steps=0", folder=tmp_path)
+
+
+def test_a_gate_does_not_judge_itself(tmp_path: Path) -> None:
+    gated = {**MINIMAL, "corpus": {"gate": {}}}
+    assert load_config(written(tmp_path, gated)).corpus.gate is not None
+    told = mistakes(gated, "--corpus.gate.architecture=cnn", folder=tmp_path)
+    assert told.startswith("evaluate.judge: cnn is the class gate's architecture too")
+    assert load_config(written(tmp_path, gated), ["--corpus.gate.architecture=cnn", "--evaluate.judge=null"])

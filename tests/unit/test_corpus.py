@@ -393,7 +393,7 @@ def test_gc_reads_only_the_records_of_shards_with_more_than_one_object(
     monkeypatch.setattr(Store, "list", lambda self, prefix="": prefixes.append(prefix) or listed(self, prefix))
     assert len(orphans(store)) == 1
     assert keys == [commit_key(Shard("benign", 8, 2))]
-    assert sorted(prefixes) == ["commits", "data"]
+    assert sorted(prefixes) == ["commits", "data", "first-draws"]
 
 
 def test_an_empty_store_has_no_orphans(store: Store) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from busray.config import Config, validate
-from busray.corpus.arms import arm_sources, arms_to_draw, compared_images, released_arm
+from busray.corpus.arms import arm_sources, arms_to_draw, compared_images, gated_arm, released_arm
 from busray.corpus.recipe import corpus_identity, make_recipe
 from busray.identity import fingerprint
 from busray.records import DataSet, Shard, SourceImage
@@ -120,6 +120,17 @@ def test_an_arm_that_the_released_corpus_holds_is_not_drawn_again() -> None:
     assert arms_to_draw(made) == ["base+refine"]
     apart = config(evaluate={"arms": ["base", "lora+ti"]}, corpus={"keep_txt2img": False})
     assert arms_to_draw(apart) == ["base", "lora+ti"]
+
+
+def test_a_gated_corpus_is_an_arm_of_its_own_beside_the_first_draws_that_it_holds() -> None:
+    gated = config(corpus={"gate": {}}, evaluate={"arms": ["base", "lora+ti", "lora+ti+refine"]})
+    assert gated_arm(gated) == "lora+ti+refine+gate" and gated_arm(config()) is None
+    assert {arm: (s.prefix, s.first_draws) for arm, s in arm_sources(gated).items()} == {
+        "base": ("arms/base", False),
+        "lora+ti": ("", True),
+        "lora+ti+refine": ("", True),
+    }
+    assert arms_to_draw(gated) == ["base"]
 
 
 def test_every_arm_is_compared_at_the_smallest_classs_n() -> None:

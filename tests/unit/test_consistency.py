@@ -1,0 +1,196 @@
+"""Class consistency: shares and their intervals against closed forms, and agreement beyond real accuracy is flagged."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from busray.quality.consistency import (
+    ACCEPTANCE,
+    AFTER_GATE,
+    CONSISTENCY,
+    EXCESS,
+    FIRST_DRAW,
+    GATE,
+    JUDGE,
+    GateCounts,
+    consistency_figures,
+    consistency_rows,
+    consistency_section,
+    consistency_sentences,
+    difference,
+    gate_counts,
+    gate_figures,
+    mean,
+    recalls,
+)
+from busray.quality.figures import Real
+from busray.quality.kernel import Estimate
+from busray.quality.readers import wilson
+from busray.records import Commit, Execution, Figure, Redrawn
+
+NAMES = ["benign", "malignant"]
+
+
+def said(*labels: int) -> np.ndarray:
+    """Probabilities of a judge that is rather sure."""
+    return np.eye(2)[list(labels)] * 0.8 + 0.1
+
+
+def share(part: int, whole: int) -> Estimate:
+    return Estimate(part / whole, wilson(part, whole))
+
+
+def real(benign: tuple[int, ...], malignant: tuple[int, ...]) -> Real:
+    """What the judge says of real test images, each its own patient."""
+    test = {"benign": said(*benign), "malignant": said(*malignant)}
+    train = {"benign": said(*[0] * 30), "malignant": said(*[1] * 20)}
+    units = {
+        split: {name: np.array([f"{name} {i}" for i in range(len(rows))]) for name, rows in by.items()}
+        for split, by in (("train", train), ("test", test))
+    }
+    return Real({"train": train, "test": test}, units, "cnn", "letterbox", 128)
+
+
+def found(figures: list[Figure], metric: str, name: str, arm: str = "lora+ti") -> Figure:
+    (figure,) = [f for f in figures if (f.metric, f.class_name, f.arm) == (metric, name, arm)]
+    return figure
+
+
+# ---- intervals ------------------------------------------------------------------------------------------------------
+
+
+def test_the_difference_of_two_shares_is_newcombes_published_one() -> None:
+    """Newcombe 1998, table II, example (a): 56/70 less 48/80, method 10 gives 0.0524 to 0.3339."""
+    both = difference(share(56, 70), share(48, 80))
+    assert both.value == pytest.approx(0.2)
+    assert both.interval == pytest.approx((0.0524, 0.3339), abs=5e-5)
+
+
+def test_the_mean_of_one_is_itself_and_of_equals_is_narrower_by_the_root_of_their_number() -> None:
+    one = Estimate(0.5, (0.4, 0.62))
+    assert mean([one]).interval == pytest.approx(one.interval)
+    four = mean([one] * 4)
+    assert four.value == 0.5 and four.interval == pytest.approx((0.45, 0.56))
+
+
+@pytest.mark.parametrize("truth", [(0.5, 0.8, 0.95), (0.97, 0.97, 0.97)])
+def test_the_means_interval_holds_the_truth_as_often_as_it_says(
+    truth: tuple[float, ...], rng: np.random.Generator
+) -> None:
+    held = []
+    for _ in range(2000):
+        drawn = mean([share(int(rng.binomial(40, p)), 40) for p in truth])
+        held.append(drawn.interval[0] <= np.mean(truth) <= drawn.interval[1])
+    assert 0.92 < np.mean(held) < 0.98
+
+
+def test_recalls_are_shares_of_each_class_and_their_mean_whatever_its_number_of_images() -> None:
+    probabilities, labels = said(0, 0, 0, 1, 1, 0), np.array([0, 0, 0, 0, 1, 1])
+    got = recalls(probabilities, labels, np.arange(6), NAMES)
+    assert {name: e.value for name, e in got.items()} == {"all": 0.625, "benign": 0.75, "malignant": 0.5}
+    assert got["benign"].interval == wilson(3, 4)
+
+
+def test_images_of_one_patient_count_as_one_in_the_interval_and_never_give_a_certain_one() -> None:
+    labels = np.zeros(8, int)
+    alone = recalls(said(*[0] * 8), labels, np.arange(8), NAMES)["benign"]
+    paired = recalls(said(*[0] * 8), labels, np.arange(8) // 2, NAMES)["benign"]
+    assert alone.value == paired.value == 1
+    assert alone.interval == wilson(8, 8) and paired.interval == wilson(4, 4)
+    assert paired.interval[0] < alone.interval[0] < 1
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------
+
+SEVEN_OF_TEN = (0,) * 7 + (1,) * 3, (1,) * 7 + (0,) * 3
+
+
+def test_agreement_stands_beside_the_judges_own_accuracy_with_what_both_are_of() -> None:
+    arms = {"lora+ti": {"benign": said(*[0] * 15, *[1] * 5), "malignant": said(*[1] * 10, *[0] * 10)}}
+    figures = consistency_figures(arms, real(*SEVEN_OF_TEN), NAMES, FIRST_DRAW)
+    assert [found(figures, CONSISTENCY, name).value for name in ("all", *NAMES)] == [0.625, 0.75, 0.5]
+    assert found(figures, EXCESS, "malignant").value == pytest.approx(-0.2)
+    assert found(figures, EXCESS, "malignant").interval == difference(share(10, 20), share(7, 10)).interval
+    own = found(figures, JUDGE, "benign", "real")
+    assert (own.value, own.n, own.n_reference, own.protocol) == (0.7, 50, 10, "single-split")
+    one = found(figures, CONSISTENCY, "benign")
+    assert (one.n, one.n_reference, one.reference, one.protocol) == (20, 10, "test", "first-draw")
+    assert (one.extractor, one.frame, one.size) == ("cnn", "letterbox", 128)
+
+
+def test_after_the_gate_the_judge_is_not_scored_again() -> None:
+    arms = {"lora+ti+gate": {"benign": said(*[0] * 5)}}
+    figures = consistency_figures(arms, real(*SEVEN_OF_TEN), NAMES, AFTER_GATE)
+    assert {f.metric for f in figures} == {CONSISTENCY, EXCESS} and {f.protocol for f in figures} == {AFTER_GATE}
+    assert found(figures, CONSISTENCY, "all", "lora+ti+gate").value == 1  # of the class that is there
+    assert consistency_figures({}, real(*SEVEN_OF_TEN), NAMES, AFTER_GATE) == []
+
+
+def test_agreement_above_real_accuracy_is_flagged_as_lost_diversity_and_how_surely() -> None:
+    images = (0,) * 70 + (1,) * 30, (1,) * 70 + (0,) * 30
+    arms = {
+        "sure": {"benign": said(*[0] * 95, *[1] * 5), "malignant": said(*[1] * 95, *[0] * 5)},
+        "slight": {"benign": said(*[0] * 73, *[1] * 27), "malignant": said(*[1] * 60, *[0] * 40)},
+    }
+    figures = consistency_figures(arms, real(*images), NAMES, FIRST_DRAW)
+    columns, rows = consistency_rows([f.to_dict() for f in figures])
+    flagged = {(row[0], row[2]): row[columns.index("lost diversity")] for row in rows}
+    assert flagged == {
+        **{("sure", name): "yes" for name in ("all", *NAMES)},
+        ("slight", "all"): "no",
+        ("slight", "benign"): "perhaps",
+        ("slight", "malignant"): "no",
+    }
+    told, lost = consistency_sentences(figures)
+    assert "by a cnn that gets 0.70 [" in told and "slight 0.67 [" in told
+    assert lost.endswith(
+        "sure all +0.25, sure benign +0.25, sure malignant +0.25, slight benign +0.03 (may be chance)."
+    )
+
+
+def test_nothing_is_said_of_arms_that_were_not_judged() -> None:
+    assert consistency_sentences([]) == [] and consistency_section([], None) == ""
+
+
+# ---- the gate -------------------------------------------------------------------------------------------------------
+
+COMMIT = Commit(
+    class_name="benign",
+    first=0,
+    count=10,
+    object="",
+    digest="",
+    bytes=0,
+    rows=8,
+    rejects=(("b-5", "class gate"), ("b-6", "not finite")),
+    execution=Execution("cpu", "float32", 4, 1, {}),
+    seconds=1.0,
+    redrawn=(Redrawn("b-3", (0.1,), 1), Redrawn("b-4", (0.1, 0.2), 2), Redrawn("b-5", (0.1, 0.1, 0.1), None)),
+)
+RECORD = {
+    "architecture": "efficientnet-lite0",
+    "images": {"train": 50, "val": 10, "test": 20},
+    "test": {"all": {"value": 0.8, "interval": [0.6, 0.9], "n": 20}},
+}
+
+
+def test_draws_are_counted_from_the_records() -> None:
+    counts = gate_counts([COMMIT, replace(COMMIT, first=10, redrawn=(), rejects=())], attempts=3)
+    assert counts == {"benign": GateCounts(planned=20, first=17, redrawn=2, spent=1, draws=20 + 1 + 2 + 2)}
+
+
+def test_the_gates_figures_say_how_many_first_draws_passed_and_how_good_it_is_itself() -> None:
+    figures = gate_figures(gate_counts([COMMIT], 3), RECORD, "lora+ti", "letterbox", 128)
+    passed = found(figures, ACCEPTANCE, "benign")
+    assert (passed.value, passed.interval, passed.n) == (0.7, wilson(7, 10), 10)
+    own = found(figures, GATE, "all", "real")
+    assert (own.value, own.interval, own.n, own.n_reference) == (0.8, (0.6, 0.9), 50, 20)
+
+
+def test_the_page_names_the_gate_its_accuracy_and_what_became_of_each_class() -> None:
+    gate = {**RECORD, "threshold": 0.5, "attempts": 3}
+    counts = GateCounts(20, 17, 2, 1, 25)
+    page = consistency_section([], {**gate, "classes": {"<b>": counts.__dict__}})
+    assert "trained on 50 real training images" in page and "all 0.80 [0.60, 0.90]" in page
+    assert "&lt;b&gt;" in page and "<td>25</td>" in page
