@@ -29,6 +29,7 @@ COMMANDS = {
     "evaluate": "compare the config's arms with the real images and write the report",
     "ablate": "compare base, LoRA, textual inversion and both, each also refined, and sweep strength and guidance",
     "study": "train classifiers with and without a finished run's synthetic images and test them on real ones",
+    "audit": "look for copies of training images in a run's corpus; exit status 1 where there is one",
     "reproduce": "make one image of a run again and compare its pixels",
     "card": "write a run's data-set card; --card.license, .source, .ethics and .contact state what it says",
     "readers": "a blinded reader study: real and synthetic images to be told apart, and the score of a returned sheet",
@@ -73,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("url", help="folder or URL that runs are to be under, such as s3://BUCKET/runs")
         elif name == "readers":
             _readers_parser(command)
-        elif name in ("reproduce", "card", "verify", "gc"):
+        elif name in ("audit", "reproduce", "card", "verify", "gc"):
             command.add_argument("run", help="folder or URL of the run")
             if name == "reproduce":
                 command.add_argument("image_id")
@@ -279,8 +280,25 @@ def _study(options: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
-def _reopen(url: str, tell: Any) -> Any:
-    """A stored run with the settings it holds, for work that writes nothing into it."""
+def _audit(options: argparse.Namespace, flags: list[str]) -> int:
+    _refuse(flags)
+    with reporter() as tell:
+        run = _reopen(options.run, tell, needs_inception=True, writes=True)
+        from busray.cluster.audit import audit
+        from busray.cluster.pipeline import timed
+
+        figures, sentences, copies = timed(run, "audit", lambda: audit(run))
+    from busray.quality.copies_page import audit_rows
+    from busray.records import AUDIT_JSON
+
+    print_table("Copies of training images", *audit_rows([figure.to_dict() for figure in figures]))
+    print("\n".join(sentences))
+    print(f"figures: {options.run.rstrip('/')}/{AUDIT_JSON}")
+    return 1 if copies else 0
+
+
+def _reopen(url: str, tell: Any, *, needs_inception: bool = False, writes: bool = False) -> Any:
+    """A stored run with the settings it holds; by default for work that writes nothing into it and measures nothing."""
     import json
 
     from busray.config import validate
@@ -290,7 +308,8 @@ def _reopen(url: str, tell: Any) -> Any:
     stored = Store(url).read_or_none(CONFIG)
     if stored is None:
         raise UserError(f"{url}: no run there (no {CONFIG})")
-    return _open(validate({**json.loads(stored), "output": url}), tell, needs_inception=False, writes=False)
+    config = validate({**json.loads(stored), "output": url})
+    return _open(config, tell, needs_inception=needs_inception, writes=writes)
 
 
 def _reproduce(options: argparse.Namespace, flags: list[str]) -> int:
@@ -444,6 +463,7 @@ COMMAND_FUNCTIONS = {
     "evaluate": _evaluate,
     "ablate": _ablate,
     "study": _study,
+    "audit": _audit,
     "reproduce": _reproduce,
     "card": _card,
     "readers": _readers,

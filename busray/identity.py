@@ -10,7 +10,19 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-STAGES = ("txt2img", "img2img", "frame", "prompt", "train", "split", "validate", "study", "segmenter", "classify")
+STAGES = (
+    "txt2img",
+    "img2img",
+    "frame",
+    "prompt",
+    "train",
+    "split",
+    "validate",
+    "study",
+    "segmenter",
+    "classify",
+    "audit",
+)
 
 
 T = TypeVar("T")

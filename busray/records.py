@@ -262,7 +262,7 @@ class Figure:
     """`train`, `val`, `test`, `all` or CLEAN_TEST."""
     protocol: str
     """`synthetic-only`, `paper-mixture` or `real-against-real`; `reconstruction` in an ablation, `single-split` of a
-    classifier; `first-draw` or `after-gate` of what one says of drawn images."""
+    classifier; `first-draw` or `after-gate` of what one says of drawn images; `copy-audit`."""
     extractor: str
     class_name: str
     arm: str
@@ -292,6 +292,8 @@ MANIFEST = "manifest.parquet"
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
 CARD = "card.md"
+AUDIT_JSON = "audit.json"
+AUDIT_PANELS = "audit.png"
 STUDY_JSON = "study.json"
 GEOMETRY_JSON = "geometry.json"
 GEOMETRY_PNG = "geometry.png"
@@ -351,6 +353,11 @@ def segmenter_key(identity: str) -> str:
 def classifier_key(identity: str) -> str:
     """The record of a run's classifier of this identity."""
     return f"classifiers/{identity[:16]}.json"
+
+
+def found_key(identity: str, content: str) -> str:
+    """What a copy audit of this identity found of a shard (its digest) or of other images (their fingerprint)."""
+    return f"copies/{identity[:16]}/{content[:32]}.npy"
 
 
 def study_key(identity: str, arm: str, number: int) -> str:

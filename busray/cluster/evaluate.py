@@ -143,7 +143,7 @@ def _clean(run: Run) -> dict[str, dict[str, np.ndarray]]:
     found = json.loads(run.store.read(CHECK)).get("annotations", [])
     annotated = {one["file"] for one in found}
     clean: dict[str, dict[str, list[bool]]] = {split: {} for split in SPLITS}
-    for _, split, name, images in _real_blocks(run, ""):
+    for _, split, name, images in real_blocks(run, ""):
         clean[split].setdefault(name, []).extend(image.file not in annotated for image in images)
     return {split: {name: np.array(kept) for name, kept in by.items()} for split, by in clean.items()}
 
@@ -162,10 +162,10 @@ def features(run: Run, wanted: dict[str, list[Piece]], extractor: str) -> tuple[
     Texture is in units of the real training images (texture.standardised); what is stored is as it was measured.
     """
     missing = [piece for pieces in wanted.values() for piece in pieces if not piece.store.exists(piece.key)]
-    real_missing = any(not run.store.exists(key) for key, *_ in _real_blocks(run, extractor))
+    real_missing = any(not run.store.exists(key) for key, *_ in real_blocks(run, extractor))
     if missing or real_missing:
         with session(run.config.cluster, run.log_file):
-            extract(run, [*_unique(missing), *_real_pieces(run, extractor)], extractor)
+            extract(run, [*_unique(missing), *real_pieces(run, extractor)], extractor)
     arms, real = _paired(run, wanted), _real_images(run, extractor)
     if extractor == texture.NAME:
         arms, scaled = texture.standardised(arms, real.features)
@@ -197,7 +197,7 @@ def _unique(pieces: Sequence[Piece]) -> list[Piece]:
     return list({(piece.store.url, piece.key): piece for piece in pieces}.values())
 
 
-def _real_blocks(run: Run, extractor: str) -> list[tuple[str, str, str, tuple[Any, ...]]]:
+def real_blocks(run: Run, extractor: str) -> list[tuple[str, str, str, tuple[Any, ...]]]:
     """(key, split, class, images) of each block of real images."""
     blocks = []
     for split in SPLITS:
@@ -210,9 +210,9 @@ def _real_blocks(run: Run, extractor: str) -> list[tuple[str, str, str, tuple[An
     return blocks
 
 
-def _real_pieces(run: Run, extractor: str) -> list[Piece]:
+def real_pieces(run: Run, extractor: str) -> list[Piece]:
     pieces = []
-    for key, _, _, images in _real_blocks(run, extractor):
+    for key, _, _, images in real_blocks(run, extractor):
         if not run.store.exists(key):
             pixels = ray.put(load_images(run.folder, images, run.dataset.size, run.dataset.frame))
             boxes = tuple(content_box(i.width, i.height, run.dataset.size, run.dataset.frame) for i in images)
@@ -264,7 +264,7 @@ class Extract:
         piece = self.pieces[int(row["piece"])]
         me = this_worker()
         self.board.add.remote(0, me)
-        pixels, boxes = _pixels(piece)
+        pixels, boxes = piece_pixels(piece)
         features = []
         for at in range(0, len(pixels), self.batch_size):
             batch = slice(at, at + self.batch_size)
@@ -277,7 +277,7 @@ class Extract:
         return {"images": len(pixels)}
 
 
-def _pixels(piece: Piece) -> tuple[np.ndarray, Sequence[Box]]:
+def piece_pixels(piece: Piece) -> tuple[np.ndarray, Sequence[Box]]:
     """A piece's images uint8 [n, h, w] and where the content of each lies."""
     if piece.commit is None:
         return ray.get(piece.pixels), piece.boxes
@@ -303,7 +303,7 @@ def _paired(run: Run, wanted: dict[str, list[Piece]]) -> dict[str, dict[str, np.
             held = np.zeros_like(common)
             for piece in pieces:
                 if _class_of(piece) == name:
-                    held[[i for i in _rows(piece) if i < len(held)]] = True
+                    held[[i for i in rows_of(piece) if i < len(held)]] = True
             common &= held
         real = sum(image.class_name == name for image in run.dataset.split("all"))
         chosen[name] = by_chance(name, np.flatnonzero(common).tolist(), MOST * real)
@@ -319,7 +319,7 @@ def _class_of(piece: Piece) -> str:
     return piece.commit.class_name if piece.commit else piece.class_name
 
 
-def _rows(piece: Piece) -> dict[int, int]:
+def rows_of(piece: Piece) -> dict[int, int]:
     """index -> row of a piece's images, from its record alone: a shard holds those of its images that were not
     quarantined. Of first draws those count that were not drawn again, and the rejected ones, which are a piece too."""
     commit = piece.commit
@@ -339,7 +339,7 @@ def _arm_features(run: Run, pieces: list[Piece], chosen: dict[str, list[int]]) -
     for name, indices in chosen.items():
         place = {index: i for i, index in enumerate(indices)}
         for piece in pieces:
-            rows = [(place[index], row) for index, row in _rows(piece).items() if index in place]
+            rows = [(place[index], row) for index, row in rows_of(piece).items() if index in place]
             if _class_of(piece) == name and rows:
                 stored = load_features(piece.store, piece.key)
                 held = features.setdefault(name, np.empty((len(indices), stored.shape[1]), stored.dtype))
@@ -350,7 +350,7 @@ def _arm_features(run: Run, pieces: list[Piece], chosen: dict[str, list[int]]) -
 def _real_images(run: Run, extractor: str) -> Real:
     features: dict[str, dict[str, list[np.ndarray]]] = {split: {} for split in SPLITS}
     units: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
-    for key, split, name, images in _real_blocks(run, extractor):
+    for key, split, name, images in real_blocks(run, extractor):
         features[split].setdefault(name, []).append(load_features(run.store, key))
         units[split].setdefault(name, []).extend(image.unit for image in images)
     return Real(

@@ -23,11 +23,14 @@ from busray.corpus.plan import read_segments, shards
 from busray.data.prepare import load_images
 from busray.model.checkpoints import read_adapters
 from busray.quality.consistency import consistency_section, consistency_sentences
+from busray.quality.copies_page import copies_section
 from busray.quality.figures import verdicts
 from busray.quality.geometry import geometry_section, geometry_sentences
 from busray.quality.report import GalleryRow, report_html
 from busray.quality.study_page import study_section
 from busray.records import (
+    AUDIT_JSON,
+    AUDIT_PANELS,
     CHECK,
     GEOMETRY_JSON,
     GEOMETRY_PNG,
@@ -86,6 +89,7 @@ def _publish(run: Run, report: dict[str, Any]) -> None:
     sections = [
         consistency_section(report["figures"], report.get("gate")),
         geometry_section(report["figures"], lesions.get("reason"), picture),
+        copies_section(report.get("audit") or {}, run.store.read_or_none(AUDIT_PANELS)),
         study_section(report.get("study") or {}),
     ]
     page = report_html(report, _galleries(run), sections)
@@ -137,6 +141,7 @@ def _report(run: Run, figures: list[Figure]) -> dict[str, Any]:
         "finetune": {"steps": adapters.get("step"), **training} if training["loss"] else None,
         "timings": _timings(run, sum(classes.values())),
         "study": json.loads(run.store.read_or_none(STUDY_JSON) or b"null"),
+        "audit": json.loads(run.store.read_or_none(AUDIT_JSON) or b"null"),
     }
 
 

@@ -44,6 +44,8 @@ OVERLAP = 0.3
 
 Box = tuple[float, float, float]
 """Side, top and left of a square, in short sides of its image."""
+Place = tuple[float, float, float]
+"""(scale, dy, dx): pixel (y, x) of an image is pixel (scale y + dy, scale x + dx) of the other."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,21 @@ def aligned_pairs(
 
 def align(image: np.ndarray, other: np.ndarray, template: Box, window: Box) -> Match:
     """Refine the guess that a square of image is one of other; both images from shrink()."""
+    match, place = align_coarsely(image, other, template, window)
+    return NO_MATCH if match.score < COARSE_MATCH else align_finely(image, other, place)
+
+
+def align_coarsely(image: np.ndarray, other: np.ndarray, template: Box, window: Box) -> tuple[Match, Place]:
+    """The guess refined by coarse detail, for align_finely; cheap, and its score tells likely pairs from others."""
     scale = window[0] / template[0]
     guess = (scale, (window[1] - scale * template[1]) * COARSE, (window[2] - scale * template[2]) * COARSE)
-    match, (scale, dy, dx) = _refine(*_details(image, other, COARSE), guess, COARSE_SCALES, reach=6)
-    if match.score < COARSE_MATCH:
-        return NO_MATCH
-    ratio = SIDE / COARSE
-    return _refine(*_details(image, other, SIDE), (scale, dy * ratio, dx * ratio), FINE_SCALES, reach=5)[0]
+    return _refine(*_details(image, other, COARSE), guess, COARSE_SCALES, reach=6)
+
+
+def align_finely(image: np.ndarray, other: np.ndarray, place: Place) -> Match:
+    scale, dy, dx = place
+    guess = (scale, dy * SIDE / COARSE, dx * SIDE / COARSE)
+    return _refine(*_details(image, other, SIDE), guess, FINE_SCALES, reach=5)[0]
 
 
 # ---- the coarse search ----------------------------------------------------------------------------------------------
@@ -168,6 +178,16 @@ def windows(image: np.ndarray) -> tuple[np.ndarray, list[Box]]:
     return np.concatenate(vectors), boxes
 
 
+def square(image: np.ndarray, box: Box) -> np.ndarray:
+    """Any square of an image as a template: float32 [WINDOW ** 2] of unit length."""
+    detail = _detail(image, COARSE, BROAD)
+    side, top, left = (part * min(detail.shape) for part in box)
+    # The sides of detail are rounded, so a square at the edge may lie a fraction of a pixel beyond.
+    top, left = (min(at, whole - side) for at, whole in zip((top, left), detail.shape, strict=True))
+    cut = Image.fromarray(detail).resize((WINDOW, WINDOW), Image.Resampling.BOX, (left, top, left + side, top + side))
+    return _unit(np.asarray(cut)[None])[0]
+
+
 def _unit(squares: np.ndarray) -> np.ndarray:
     vectors = squares.reshape(len(squares), -1)
     vectors = vectors - vectors.mean(1, keepdims=True)
@@ -210,10 +230,8 @@ def _blurred(image: np.ndarray, sigma: int) -> np.ndarray:
     return image
 
 
-def _refine(
-    image: np.ndarray, other: np.ndarray, guess: tuple[float, float, float], scales: np.ndarray, reach: int
-) -> tuple[Match, tuple[float, float, float]]:
-    """The best match of two details about a guess, and where: pixel (y, x) of image is (scale y + dy, scale x + dx).
+def _refine(image: np.ndarray, other: np.ndarray, guess: Place, scales: np.ndarray, reach: int) -> tuple[Match, Place]:
+    """The best match of two details about a guess, and where.
 
     scales are relative to the guess, about a fixed middle; each is tried at the best of all shifts up to reach pixels.
     """
@@ -233,7 +251,7 @@ def _refine(
     return best
 
 
-def _compare(image: np.ndarray, other: np.ndarray, place: tuple[float, float, float]) -> Match:
+def _compare(image: np.ndarray, other: np.ndarray, place: Place) -> Match:
     both = _warped(np.ones_like(other), image.shape, place) > 0.99
     overlap = both.sum() / min(image.size, other.size / place[0] ** 2)
     if overlap < OVERLAP:
@@ -244,7 +262,7 @@ def _compare(image: np.ndarray, other: np.ndarray, place: tuple[float, float, fl
     return Match(float(a @ b / max(np.sqrt((a @ a) * (b @ b)), 1e-6)) * overlap**0.5, place[0], overlap)
 
 
-def _warped(other: np.ndarray, shape: tuple[int, ...], place: tuple[float, float, float]) -> np.ndarray:
+def _warped(other: np.ndarray, shape: tuple[int, ...], place: Place) -> np.ndarray:
     """other as seen in a frame of shape; 0 where it shows nothing."""
     scale, dy, dx = place
     height, width = shape

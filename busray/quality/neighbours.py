@@ -31,7 +31,7 @@ def neighbourhood(images: np.ndarray, reference: np.ndarray, k: int = 5) -> Neig
     n, m = len(images), len(reference)
     if min(n, m) <= k:
         raise ValueError(f"the {k}-th neighbour needs more than {k} images a side, not {n} and {m}")
-    image_radii, reference_radii = _radii(images, k), _radii(reference, k)
+    image_radii, reference_radii = radii(images, k), radii(reference, k)
     balls = np.zeros(n)
     recalled, covered = np.zeros(m, bool), np.zeros(m, bool)
     for rows, squares in _squares(reference, images):
@@ -56,7 +56,7 @@ def nearest(images: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.n
     return index, distance
 
 
-def _radii(features: np.ndarray, k: int) -> np.ndarray:
+def radii(features: np.ndarray, k: int) -> np.ndarray:
     """Squared distance [n] of each row to its k-th nearest other row."""
     radii = np.zeros(len(features))
     for rows, squares in _squares(features, features):

@@ -1,0 +1,216 @@
+"""The copy audit's statistics: a corpus's found rows to figures and sentences. Which images are copies: copies.py.
+
+The gate is the count of copies. AuthPct and C_T describe, and decide nothing: there is no value of theirs that tells
+copying from a model that is merely poor (Stein et al. 2023, arXiv 2306.04675).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from busray.quality.copies import FALSE_ALARMS, KINDS, METHOD, Chance, flagged, thresholds
+from busray.quality.neighbours import nearest, radii
+from busray.quality.readers import wilson
+from busray.records import CLASS_ALL, Figure
+
+CLOSEST = 12
+"""Pairs shown."""
+SIZES = (0.125, 0.25, 0.5, 1.0)
+"""Shares of the corpus at which copied training images are counted."""
+PROTOCOL = "copy-audit"
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """An image of the corpus beside the training image that it is nearest to."""
+
+    excess: float
+    """Score less the threshold of its kind: above 0 it is a copy."""
+    score: float
+    kind: str
+    class_name: str
+    index: int
+    original: int
+    """Number of the training image."""
+    mirrored: bool
+
+
+@dataclass
+class Tally:
+    """A corpus's rows counted a shard at a time: holds the copies and the closest pairs, whatever the corpus's size."""
+
+    limits: Mapping[str, tuple[float, Chance]]
+    counts: Mapping[str, int]
+    """class -> images of the corpus."""
+    images: int = 0
+    copies: int = 0
+    closest: list[Sighting] = field(default_factory=list)
+    copied: dict[int, float] = field(default_factory=dict)
+    """Training image -> smallest share of the corpus, taken in order of index, that holds a copy of it."""
+
+    def add(self, class_name: str, found: np.ndarray) -> None:
+        """Count rows of FOUND of one class."""
+        self.images += len(found)
+        self.copies += int(flagged(found, dict(self.limits)).sum())
+        for kind, (limit, _) in self.limits.items():
+            excess = found[f"{kind}_score"] - limit
+            for i in np.nonzero(excess > 0)[0]:
+                original, share = int(found[f"{kind}_of"][i]), (found["index"][i] + 1) / self.counts[class_name]
+                self.copied[original] = min(self.copied.get(original, 1.0), float(share))
+            for i in np.argsort(-excess, kind="stable")[:CLOSEST]:
+                fields = (float(found[f"{kind}_score"][i]), kind, class_name, int(found["index"][i]))
+                of = int(found[f"{kind}_of"][i]), bool(found[f"{kind}_mirrored"][i])
+                self.closest.append(Sighting(float(excess[i]), *fields, *of))
+        self.closest = sorted(self.closest, key=lambda s: -s.excess)[:CLOSEST]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the audit has measured, and what its figures must say."""
+
+    tally: Tally
+    held_out: np.ndarray
+    """FOUND rows of real val and test images against train."""
+    planted: Mapping[str, np.ndarray]
+    """transformation -> FOUND rows of copies made of training images."""
+    inside: tuple[int, int]
+    """(images with a near-duplicate among the sampled, images sampled) of the corpus."""
+    training: int
+    arm: str
+    frame: str
+    size: int
+
+    def figure(self, metric: str, value: float, interval: tuple[float, float] | None, n: int, arm: str = "") -> Figure:
+        return Figure(
+            metric=metric,
+            value=value,
+            interval=interval,
+            n=n,
+            n_reference=self.training,
+            reference="train",
+            protocol=PROTOCOL,
+            extractor=METHOD,
+            class_name=CLASS_ALL,
+            arm=arm or self.arm,
+            frame=self.frame,
+            size=self.size,
+        )
+
+
+def tally(held_out: np.ndarray, counts: Mapping[str, int], shards: Iterable[tuple[str, np.ndarray]]) -> Tally:
+    """Count (class, FOUND rows) of a corpus, with thresholds from real images held out."""
+    result = Tally(thresholds(held_out, sum(counts.values())), counts)
+    for class_name, found in shards:
+        result.add(class_name, found)
+    return result
+
+
+def audit_figures(of: Evidence) -> list[Figure]:
+    """Copies; what the test errs by and finds; training images copied against corpus size; near-duplicates inside."""
+    n, limits = of.tally.images, dict(of.tally.limits)
+    wrong, held = int(flagged(of.held_out, limits).sum()), len(of.held_out)
+    low, high = wilson(wrong, held)
+    chance = n * sum(law.exceeds(limit) for limit, law in limits.values())
+    figures = [
+        of.figure("copies", of.tally.copies / n, wilson(of.tally.copies, n), n),
+        of.figure("copy_false_positives", wrong / held, (low, high), held, "real"),
+        of.figure("copy_false_alarms_expected", chance, None, n),
+    ]
+    for kind in KINDS:
+        figures.append(of.figure(f"copy_threshold_{kind}", limits[kind][0], None, held, "real"))
+    for name, found in of.planted.items():
+        hits = int(flagged(found, limits).sum())
+        interval = wilson(hits, len(found))
+        figures.append(of.figure("copy_sensitivity", hits / len(found), interval, len(found), f"planted {name}"))
+    for share in SIZES:
+        copied = sum(at <= share for at in of.tally.copied.values())
+        figures.append(of.figure("training_images_copied", copied / of.training, None, round(share * n)))
+    if of.inside[1]:
+        figures.append(of.figure("near_duplicates_inside", of.inside[0] / of.inside[1], None, of.inside[1]))
+    return figures
+
+
+def audit_sentences(of: Evidence) -> list[str]:
+    """The verdict first, then how far it can be trusted."""
+    n, copies, held = of.tally.images, of.tally.copies, len(of.held_out)
+    wrong = int(flagged(of.held_out, dict(of.tally.limits)).sum())
+    low, high = wilson(wrong, held)
+    found = {name: float(flagged(rows, dict(of.tally.limits)).mean()) for name, rows in of.planted.items()}
+    said = [
+        f"Copies: {copies} of {n:,} images copy one of {of.training} training images ({len(of.tally.copied)} copied)."
+        if copies
+        else f"Copies: none of {n:,} images was found to copy one of {of.training} training images.",
+        f"Expected false alarms among {n:,} images: {FALSE_ALARMS:g}, if the scores of images that are no copies "
+        f"follow the law fitted to {held} real images held out, of which {wrong} are above the thresholds (95 % "
+        f"interval of the rate {low:.2%} to {high:.2%}).",
+        "Found of planted copies: " + ", ".join(f"{name} {share:.0%}" for name, share in found.items()) + ".",
+    ]
+    if of.inside[1]:
+        said.append(
+            f"Inside the corpus: {of.inside[0]} of {of.inside[1]} sampled images are near-duplicates of another one."
+        )
+    return said
+
+
+# ---- description only -----------------------------------------------------------------------------------------------
+
+
+def auth_pct(images: np.ndarray, train: np.ndarray) -> float:
+    """Share of images [n, d] farther from their nearest training image than that one is from its own nearest other.
+
+    Alaa et al. 2022 (arXiv 2102.08921), there in percent.
+    """
+    at, distance = nearest(images, train)
+    return float((distance > np.sqrt(radii(train, 1))[at]).mean())
+
+
+def copying_z(images: np.ndarray, held_out: np.ndarray, train: np.ndarray) -> float:
+    """Mann-Whitney z of distances to train, images' [n, d] against held-out ones': below 0 images are nearer.
+
+    Z_U of Meehan et al. 2020 (arXiv 2004.05675); ties count half.
+    """
+    ours, theirs = nearest(images, train)[1], np.sort(nearest(held_out, train)[1])
+    below = np.searchsorted(theirs, ours, "left") + np.searchsorted(theirs, ours, "right")
+    n, m = len(ours), len(theirs)
+    return float((below.sum() / 2 - n * m / 2) / np.sqrt(n * m * (n + m + 1) / 12))
+
+
+def c_t(images: Mapping[str, np.ndarray], held_out: Mapping[str, np.ndarray], train: Mapping[str, np.ndarray]) -> float:
+    """Mean of copying_z over classes, weighted by held-out images: C_T of Meehan et al., a class being a cell."""
+    classes = [name for name in held_out if name in images and name in train]
+    weights = [len(held_out[name]) for name in classes]
+    return float(np.average([copying_z(images[c], held_out[c], train[c]) for c in classes], weights=weights))
+
+
+def description(
+    drawn: Mapping[str, np.ndarray], real: Mapping[str, Mapping[str, np.ndarray]], seed: int
+) -> list[tuple[str, str, float, int, int]]:
+    """(metric, side, value, n, training images) of AuthPct and C_T, of the drawn images and, beside them, of val.
+
+    drawn: class -> features; real: split -> class -> features. Train is subsampled to the test split's size, since both
+    depend on it; C_T holds the images against test.
+    """
+    rng = np.random.default_rng(seed)
+    train = {}
+    for name, rows in sorted(real["train"].items()):
+        wanted = min(len(rows), len(real["test"].get(name, ())))
+        train[name] = rows[np.sort(rng.choice(len(rows), wanted, replace=False))]
+    train = {name: rows for name, rows in train.items() if len(rows)}
+    pooled = np.concatenate(list(train.values()))
+    rows = []
+    for side, images in (("drawn", drawn), ("val", real["val"])):
+        n = sum(map(len, images.values()))
+        rows.append(("auth_pct", side, auth_pct(np.concatenate(list(images.values())), pooled), n, len(pooled)))
+        rows.append(("c_t", side, c_t(images, real["test"], train), n, len(pooled)))
+    return rows
+
+
+def closest_rows(closest: Sequence[Sighting], files: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows) of the closest pairs; files: of the training images."""
+    columns = ["image", "training image", "what", "score", "over its threshold by"]
+    rows = []
+    for s in closest:
+        what = ("mirrored " if s.mirrored else "") + s.kind
+        rows.append([f"{s.class_name} {s.index}", files[s.original], what, f"{s.score:.3f}", f"{s.excess:+.3f}"])
+    return columns, rows

@@ -1,0 +1,138 @@
+"""The audit's statistics against closed forms and brute force; what it says of a corpus with and without copies."""
+
+import numpy as np
+import pytest
+from scipy.stats import mannwhitneyu
+
+from busray.quality.copies import FALSE_ALARMS, FOUND, KINDS
+from busray.quality.copies_page import audit_rows, copies_section
+from busray.quality.copy_audit import (
+    CLOSEST,
+    Evidence,
+    audit_figures,
+    audit_sentences,
+    auth_pct,
+    c_t,
+    closest_rows,
+    copying_z,
+    description,
+    tally,
+)
+from busray.quality.readers import wilson
+
+TRAINING = 8
+
+
+def rows(rng: np.random.Generator, n: int, first: int = 0) -> np.ndarray:
+    """FOUND rows of images that copy nothing."""
+    found = np.zeros(n, FOUND)
+    found["index"] = np.arange(first, first + n)
+    for kind in KINDS:
+        found[f"{kind}_score"] = rng.gumbel(0.1, 0.02, n)
+        found[f"{kind}_of"] = rng.integers(0, TRAINING, n)
+    return found
+
+
+def evidence(rng: np.random.Generator, copies: dict[int, int]) -> Evidence:
+    """Of two classes of 5,000 images in five shards each; copies: index among the benign -> training image copied."""
+    held_out, shards = rows(rng, 300), []
+    for name in ("benign", "malignant"):
+        for first in range(0, 5000, 1000):
+            found = rows(rng, 1000, first)
+            for index, original in copies.items() if name == "benign" else ():
+                if first <= index < first + 1000:
+                    found["image_score"][index - first], found["image_of"][index - first] = 0.9, original
+            shards.append((name, found))
+    planted = rows(rng, 20)
+    planted["lesion_score"][:15] = 0.8
+    counted = tally(held_out, {"benign": 5000, "malignant": 5000}, shards)
+    return Evidence(counted, held_out, {"blurred": planted}, (3, 400), TRAINING, "lora+ti", "letterbox", 128)
+
+
+def test_one_copy_in_ten_thousand_fails_the_gate_and_stands_first_among_the_closest(rng: np.random.Generator) -> None:
+    of = evidence(rng, {4_321: 5})
+    assert of.tally.images == 10_000
+    assert of.tally.copies == 1
+    assert len(of.tally.closest) == CLOSEST
+    first = of.tally.closest[0]
+    assert (first.class_name, first.index, first.original, first.kind) == ("benign", 4_321, 5, "image")
+    assert first.excess > 0 > of.tally.closest[1].excess
+    assert "1 of 10,000 images copy one of 8 training images" in audit_sentences(of)[0]
+
+
+def test_a_corpus_without_copies_passes(rng: np.random.Generator) -> None:
+    of = evidence(rng, {})
+    assert of.tally.copies == 0
+    assert "none of 10,000" in audit_sentences(of)[0]
+
+
+def test_figures_state_errors_sensitivity_and_copied_training_images_by_corpus_size(rng: np.random.Generator) -> None:
+    of = evidence(rng, {100: 5, 101: 5, 1_200: 6, 4_999: 7})
+    figures = {(f.metric, f.arm, f.n): f for f in audit_figures(of)}
+    assert figures["copies", "lora+ti", 10_000].value == 4e-4
+    assert figures["copies", "lora+ti", 10_000].interval == wilson(4, 10_000)
+    assert figures["copy_false_positives", "real", 300].interval == wilson(0, 300)
+    assert figures["copy_false_alarms_expected", "lora+ti", 10_000].value == pytest.approx(FALSE_ALARMS)
+    assert figures["copy_sensitivity", "planted blurred", 20].value == 0.75
+    copied = {n: f.value for (metric, _, n), f in figures.items() if metric == "training_images_copied"}
+    assert copied == {1250: 1 / 8, 2500: 2 / 8, 5000: 2 / 8, 10_000: 3 / 8}
+    assert figures["near_duplicates_inside", "lora+ti", 400].value == 3 / 400
+    assert all((f.frame, f.size, f.protocol) == ("letterbox", 128, "copy-audit") for f in figures.values())
+
+
+def test_the_order_of_shards_changes_nothing(rng: np.random.Generator) -> None:
+    held_out, counts = rows(rng, 100), {"benign": 300}
+    shards = [("benign", rows(rng, 100, first)) for first in (0, 100, 200)]
+    one, other = (tally(held_out, counts, order) for order in (shards, shards[::-1]))
+    assert one.closest == other.closest
+    assert (one.copies, one.copied) == (other.copies, other.copied)
+
+
+def test_auth_pct_is_that_of_a_brute_force_loop(rng: np.random.Generator) -> None:
+    images, train = rng.normal(size=(40, 3)), rng.normal(size=(25, 3))
+    authentic = 0
+    for x in images:
+        distances = np.linalg.norm(train - x, axis=1)
+        i = int(distances.argmin())
+        own = min(np.linalg.norm(train[i] - other) for j, other in enumerate(train) if j != i)
+        authentic += distances[i] > own
+    assert auth_pct(images, train) == authentic / 40
+    assert auth_pct(train + 1e-6, train) == 0
+
+
+def test_copying_z_is_scipys_mann_whitney(rng: np.random.Generator) -> None:
+    images, held_out, train = rng.normal(size=(30, 3)), rng.normal(size=(20, 3)), rng.normal(size=(25, 3))
+    ours, theirs = ([np.linalg.norm(train - x, axis=1).min() for x in side] for side in (images, held_out))
+    u = mannwhitneyu(ours, theirs, method="asymptotic").statistic
+    assert copying_z(images, held_out, train) == pytest.approx((u - 300) / np.sqrt(600 * 51 / 12))
+    assert copying_z(train + 1e-6, held_out, train) < -5
+
+
+def test_c_t_weighs_classes_by_their_held_out_images(rng: np.random.Generator) -> None:
+    sides = [{"a": rng.normal(size=(n, 2)), "b": rng.normal(size=(n + 5, 2))} for n in (9, 10, 12)]
+    drawn, held_out, train = sides
+    a, b = (copying_z(drawn[c], held_out[c], train[c]) for c in "ab")
+    assert c_t(drawn, held_out, train) == pytest.approx((10 * a + 15 * b) / 25)
+    assert c_t({"a": drawn["a"]}, held_out, train) == pytest.approx(a)
+
+
+def test_description_holds_drawn_and_val_against_as_many_training_images_as_test_has(rng: np.random.Generator) -> None:
+    sizes = {"train": 50, "val": 6, "test": 12}
+    real = {split: {c: rng.normal(size=(n, 3)) for c in "ab"} for split, n in sizes.items()}
+    copied = {c: real["train"][c][:40] + 1e-6 for c in "ab"}
+    found = {(metric, side): (value, n, m) for metric, side, value, n, m in description(copied, real, seed=2)}
+    assert set(found) == {(metric, side) for metric in ("auth_pct", "c_t") for side in ("drawn", "val")}
+    assert {m for _, _, m in found.values()} == {24}
+    assert found["c_t", "drawn"][0] < found["c_t", "val"][0]
+
+
+def test_the_page_shows_verdict_figures_and_pairs_and_escapes_names(rng: np.random.Generator) -> None:
+    of = evidence(rng, {7: 0})
+    columns, pairs = closest_rows(of.tally.closest, ["<b>.png"] * TRAINING)
+    figures = [f.to_dict() for f in audit_figures(of)]
+    part = {"sentences": audit_sentences(of), "figures": figures, "closest": {"columns": columns, "rows": pairs}}
+    page = copies_section(part, b"png")
+    assert "1 of 10,000" in page and "&lt;b&gt;.png" in page and "<b>.png" not in page
+    assert "data:image/png;base64," in page
+    assert copies_section({}, None) == ""
+    assert len(audit_rows(figures)[1]) == len(figures)
