@@ -27,7 +27,7 @@ def head(home: Path, mode: str, cpus: int = 1) -> Iterator[tuple[str, str]]:
 
     Ended by killing its process group: `ray stop` would end every Ray on this machine.
     """
-    port, dashboard, client = free_ports(3)
+    port, dashboard, client, agent = free_ports(4)
     log = home / "head.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -35,7 +35,8 @@ def head(home: Path, mode: str, cpus: int = 1) -> Iterator[tuple[str, str]]:
                 str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}",
                 "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
                 f"--ray-client-server-port={client}", f"--num-cpus={cpus}", "--object-store-memory=80000000",
-                "--disable-usage-stats", f"--temp-dir={home / 'r'}",
+                # Jobs are started by the agent, which without a port of its own meets any other Ray of this machine.
+                f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats", f"--temp-dir={home / 'r'}",
             ],
             env=environment(home, mode), stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
