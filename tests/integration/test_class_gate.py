@@ -25,6 +25,7 @@ from busray.corpus.verify import verify
 from busray.quality import efficientnet
 from busray.records import Figure, UserError
 
+pytestmark = pytest.mark.slow  # three minutes of drawing and training; `make slow` runs it
 CLASSES = ("benign", "malignant")
 IMAGES = 6
 
