@@ -14,7 +14,7 @@ from busray.storage import Store
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+ENDED = ("succeeded", "failed", "stopped")
 
 
 class Jobs:
@@ -44,11 +44,11 @@ class Jobs:
         raise AssertionError(done.stdout + done.stderr)
 
     def outcome(self, job: str) -> str:
-        """SUCCEEDED, or what the job printed."""
+        """`succeeded`, or what the job printed."""
         for _ in range(300):
-            status = self.ray("status", job).stdout
+            status = self.ray("status", job).stdout.lower()
             if any(word in status for word in ENDED):
-                return "SUCCEEDED" if "SUCCEEDED" in status else self.ray("logs", job).stdout
+                return "succeeded" if "succeeded" in status else self.ray("logs", job).stdout
             time.sleep(1)
         raise AssertionError(f"{job} did not end: {status}")
 
@@ -70,13 +70,13 @@ def test_a_run_submitted_twice_at_once_and_again_after_the_head_died_is_one_resu
         again = jobs.submit("run-1", config, store.url)
         assert again.returncode != 0 and "run-1" in again.stdout + again.stderr, "an id runs once"
         assert jobs.submit("run-2", config, store.url).returncode == 0, "another driver beside the first"
-        assert [jobs.outcome(job) for job in ("run-1", "run-2")] == ["SUCCEEDED"] * 2
+        assert [jobs.outcome(job) for job in ("run-1", "run-2")] == ["succeeded"] * 2
     verdict = verify(store)
     assert verdict.problems == () and verdict.planned == verdict.committed == 16
     before = {key: store.read(key) for key in store.list()}
     with head(home, "token", cpus=4) as (_, dashboard):  # the first one was killed
         jobs = Jobs(home, dashboard)
         assert jobs.submit("run-1", config, store.url).returncode == 0
-        assert jobs.outcome("run-1") == "SUCCEEDED"
+        assert jobs.outcome("run-1") == "succeeded"
     after = {key: store.read(key) for key in store.list()}
     assert {key for key in after if after[key] != before.get(key)} <= {"timings.json", "ray.log"}
