@@ -33,7 +33,7 @@ def write_config(path: Path, images: Path, **changes: Any) -> Path:
         "sampling": {"steps": 2, "guidance_scale": 2.0, "batch_size": 4},
         "refine": None,
         "corpus": {"shard_size": 4},
-        "evaluate": {"arms": ["base", "lora+ti"]},
+        "evaluate": {"arms": ["base", "lora+ti"], "judge": None},
         "cluster": {"threads": 1},
     }
     for key, value in changes.items():
