@@ -272,7 +272,7 @@ class Evaluate(Settings):
     dinov2: Location | None = None
     """Path of DINOv2 weights (ViT-S, B or L/14) as safetensors with the authors' names; the extractor needs it."""
     geometry: Geometry | None = None
-    """null: no lesion geometry, which takes a minute or two of training and needs masks."""
+    """null: no lesion geometry, which takes minutes of training and needs masks."""
     judge: Literal["cnn", "efficientnet-lite0"] | None = "cnn"
     """Classifier, as study.architecture, that says which class each first draw shows; another one than the class
     gate's. null: no class consistency."""
