@@ -314,7 +314,7 @@ class Study(Settings):
     primary: Primary | None = None
     """Needed by `busray study`, and kept with its results: it cannot change once they are there."""
     ratios: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], Field(min_length=1)] = (0.25, 0.5, 1.0)
-    """Synthetic images for each real training image, class by class."""
+    """Synthetic images for each real training image, class by class; with corpus.gate also as they were without it."""
     seeds: Annotated[int, Field(ge=2, le=100)] = 5
     """Trainings of each arm, the same seeds in each."""
     architecture: Literal["cnn", "efficientnet-lite0"] = "cnn"

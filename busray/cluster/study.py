@@ -16,7 +16,7 @@ from busray.cluster.board import stopped, supervised, this_worker, watched
 from busray.cluster.pipeline import add_to_report
 from busray.cluster.run import Run
 from busray.cluster.session import session, use_threads
-from busray.corpus.commit import in_threads, read_commit, read_rows
+from busray.corpus.commit import first_draws_held, in_threads, read_commit, read_rows, rejected_first_draws
 from busray.corpus.encode import png_pixels
 from busray.corpus.manifest import published_rows
 from busray.corpus.run import differences
@@ -31,7 +31,9 @@ from busray.quality.study import without_spread
 from busray.quality.study_design import (
     Arm,
     Diet,
+    Draws,
     clusters_of,
+    first_rows,
     needed,
     positions,
     refuse_foreign_corpus,
@@ -95,7 +97,7 @@ def study(run: Run) -> tuple[list[Figure], list[str]]:
     study.json, study.csv and the report's part are written anew from the trainings' records.
     """
     config, store = run.config, run.store
-    arms = study_arms(config.study.ratios)
+    arms = study_arms(config.study.ratios, config.corpus.gate is not None)
     corpus = _refuse_unfit(run, arms)
     external = _external(run)
     settings = config.study
@@ -170,17 +172,34 @@ def _refuse_unfit(run: Run, arms: list[Arm]) -> str:
         carried["its adapters (adapters.json)"] = (adapters or {}).get("dataset_hash")
     refuse_foreign_corpus(run.dataset.hash, carried)
     labels = _labels(run, run.dataset.train)
-    held = [
-        sum(row["rows"] for row in published_rows(run.store).values() if row["class"] == name)
-        for name in run.config.classes
-    ]
-    for name, wanted, found in zip(run.config.classes, needed(labels, len(held), max(settings.ratios)), held):
-        if wanted > found:
-            raise UserError(
-                f"study.ratios: {max(settings.ratios):g} needs {wanted} synthetic images of {name}, the corpus has "
-                f"{found}: lower the ratios, or raise classes.{name}.images and run `busray generate`"
-            )
+    wanted = needed(labels, len(run.config.classes), max(settings.ratios))
+    for draws in _draws(arms):
+        for (name, found), n in zip(_held(run, draws).items(), wanted, strict=True):
+            if n > found:
+                raise UserError(
+                    f"study.ratios: {max(settings.ratios):g} needs {n} synthetic images of {name}, the corpus has "
+                    f"{found} {draws}: lower the ratios, or raise classes.{name}.images and run `busray generate`"
+                )
     return corpus["fingerprint"]
+
+
+def _draws(arms: Iterable[Arm]) -> list[Draws]:
+    """Which images of the corpus the arms take."""
+    return list(dict.fromkeys(diet.draws for arm in arms for diet in arm.diets))
+
+
+def _held(run: Run, draws: Draws) -> dict[str, int]:
+    """class -> how many such images the published corpus has."""
+    shards = published_rows(run.store)
+    if draws == "released":
+        counts = [row["rows"] for row in shards.values()]
+    else:
+        counts = [first_draws_held(one) for one in in_threads(partial(read_commit, run.store), list(shards))]
+    held = dict.fromkeys(run.config.classes, 0)
+    for shard, count in zip(shards, counts, strict=True):
+        if shard.class_name in held:
+            held[shard.class_name] += count
+    return held
 
 
 def _without_spread(run: Run, images: tuple[SourceImage, ...], near_duplicates: Iterable[Sequence[str]]) -> list[str]:
@@ -252,16 +271,19 @@ def _real(run: Run, images: tuple[SourceImage, ...], folder: Path) -> Images:
     return Images(load_images(folder, images, run.dataset.size, run.dataset.frame), _labels(run, images))
 
 
-def _synthetic(run: Run, wanted: list[int]) -> Images:
-    """The first images of each class of the released corpus, in the order of their indices."""
+def _synthetic(run: Run, draws: Draws, wanted: list[int]) -> Images:
+    """The first such images of each class of the corpus, in the order of their indices."""
     pixels, labels = [], []
     for label, (name, count) in enumerate(zip(run.config.classes, wanted)):
         left = count
         for shard in sorted((s for s in published_rows(run.store) if s.class_name == name), key=lambda s: s.first):
             if left <= 0:
                 break
-            rows = read_rows(run.store, read_commit(run.store, shard), columns=["image", "index"]).to_pylist()
-            taken = sorted(rows, key=lambda row: row["index"])[:left]
+            commit = read_commit(run.store, shard)
+            parts = [commit, rejected_first_draws(commit) if draws == "first draws" else None]
+            columns = ["image", "index", "attempt"]
+            rows = [row for part in parts if part for row in read_rows(run.store, part, columns).to_pylist()]
+            taken = first_rows(draws, rows, left)
             pixels += [png_pixels(row["image"]["bytes"]) for row in taken]
             labels += [label] * len(taken)
             left -= len(taken)
@@ -271,11 +293,12 @@ def _synthetic(run: Run, wanted: list[int]) -> Images:
 def _train_all(run: Run, job: Job, todo: list[Task], planned: int, external: CheckReport | None) -> None:
     splits = {split: _real(run, run.dataset.split(split), run.folder) for split in SPLITS}
     classes = len(job.classes)
-    synthetic = _synthetic(run, needed(splits["train"].labels, classes, max(run.config.study.ratios)))
+    wanted = needed(splits["train"].labels, classes, max(run.config.study.ratios))
+    synthetic = {draws: _synthetic(run, draws, wanted) for draws in _draws(task.arm for task in todo)}
     sets: dict[str, tuple[np.ndarray, Augmentation | None]] = {
         "train": (splits["train"].pixels, "mirror"),
         "classical": (splits["train"].pixels, "classical"),
-        "synthetic": (synthetic.pixels, "mirror"),
+        **{draws: (images.pixels, "mirror") for draws, images in synthetic.items()},
         "val": (splits["val"].pixels, None),
         "test": (splits["test"].pixels, None),
     }
@@ -290,7 +313,7 @@ def _train_all(run: Run, job: Job, todo: list[Task], planned: int, external: Che
                 name: seen.remote(pixels, job.training.architecture, kind, job.seed, job.threads, board)
                 for name, (pixels, kind) in sets.items()
             }
-            labels = {split: images.labels for split, images in splits.items()} | {"synthetic": synthetic.labels}
+            labels = {name: images.labels for name, images in {**splits, **synthetic}.items()}
             started = _train.options(num_cpus=cpus, max_retries=TRIES)
             waiting = [started.remote(job, task, labels, list(inputs), board, *inputs.values()) for task in todo]
             while waiting:  # the first failure ends the study at once, not when its turn in the list comes
@@ -328,7 +351,7 @@ def _train(job: Job, task: Task, labels: dict[str, np.ndarray], names: list[str]
     classes = len(job.classes)
     phases, counts = [], []
     for diet in task.arm.diets:
-        real, synthetic = positions(diet, labels["train"], labels["synthetic"], classes)
+        real, synthetic = positions(diet, labels["train"], labels[diet.draws], classes)
         phases.append(_phase(diet, inputs, labels, real, synthetic))
         counts.append({"real": len(real), "synthetic": len(synthetic), "share": diet.share})
     seed = seed_for(job.seed, "all", task.number, 0, "study") % 2**31  # one for all arms: they are paired by it
@@ -355,7 +378,8 @@ def _phase(
     diet: Diet, inputs: dict[str, Any], labels: dict[str, np.ndarray], real: np.ndarray, synthetic: np.ndarray
 ) -> Phase:
     ours = inputs["classical" if diet.augmentation == "classical" else "train"]
-    parts = [(ours[real], labels["train"][real]), (inputs["synthetic"][synthetic], labels["synthetic"][synthetic])]
+    drawn = (inputs[diet.draws][synthetic], labels[diet.draws][synthetic])
+    parts = [(ours[real], labels["train"][real]), drawn]
     parts = [part for part in parts if len(part[1])]
     return Phase(
         np.concatenate([images for images, _ in parts]),

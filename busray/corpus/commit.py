@@ -182,6 +182,12 @@ def rejected_first_draws(commit: Commit) -> Commit | None:
     )
 
 
+def first_draws_held(commit: Commit) -> int:
+    """How many first draws a shard holds: its rows that are no redraws, and those that the class gate rejected."""
+    rejected = rejected_first_draws(commit)
+    return commit.rows - sum(one.kept is not None for one in commit.redrawn) + (rejected.rows if rejected else 0)
+
+
 def read_rows(store: Store, commit: Commit, columns: Sequence[str] | None = None) -> pa.Table:
     """A committed shard's rows; images as struct<bytes, path>. ValueError where the object is not the recorded one."""
     data = store.read(commit.object)

@@ -5,7 +5,7 @@ Pure: labels and records in, positions out.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,9 +14,12 @@ from busray.data.split import SPLITS
 from busray.quality.classifier import Augmentation
 from busray.records import DataSet, SourceImage, UserError
 
-REAL = "real"
+REAL, MIXED, UNGATED = "real", "mixed", "ungated"
 PRETRAINED = 0.5
 """Share of the steps that are spent on synthetic images alone where they are trained on first."""
+
+Draws = Literal["released", "first draws"]
+"""Which images of a corpus: those that it released, or what its class gate saw first, whether or not that passed."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Diet:
     real: bool
     synthetic: float = 0.0
     """Synthetic images for each real training image, class by class."""
+    draws: Draws = "released"
+    """Which synthetic images."""
     repeated: float = 0.0
     """Real images taken once more, likewise."""
     augmentation: Augmentation = "mirror"
@@ -39,9 +44,10 @@ class Arm:
     diets: tuple[Diet, ...]
 
 
-def study_arms(ratios: Sequence[float]) -> list[Arm]:
-    """All arms: real images alone; synthetic alone (train on synthetic, test on real) and both together at each ratio;
-    at the largest one also first synthetic, then real; then the controls, which any gain has to beat.
+def study_arms(ratios: Sequence[float], gated: bool = False) -> list[Arm]:
+    """All arms: real images alone; synthetic alone (train on synthetic, test on real) and both together at each ratio,
+    where a class gate chose the corpus also both together without the gate; at the largest ratio also first synthetic,
+    then real; then the controls, which any gain has to beat.
 
     The controls have no synthetic image: classical augmentation; every class drawn equally often; as many images as
     the largest mixture, the added ones being real ones again.
@@ -50,7 +56,9 @@ def study_arms(ratios: Sequence[float]) -> list[Arm]:
     most = ratios[-1]
     arms = [Arm(REAL, (Diet(True),))]
     arms += [Arm(f"synthetic@{ratio:g}", (Diet(False, ratio),)) for ratio in ratios]
-    arms += [Arm(f"mixed@{ratio:g}", (Diet(True, ratio),)) for ratio in ratios]
+    arms += [Arm(f"{MIXED}@{ratio:g}", (Diet(True, ratio),)) for ratio in ratios]
+    if gated:
+        arms += [Arm(f"{UNGATED}@{ratio:g}", (Diet(True, ratio, draws="first draws"),)) for ratio in ratios]
     first, then = Diet(False, most, share=PRETRAINED), Diet(True, share=1 - PRETRAINED)
     return [
         *arms,
@@ -61,9 +69,23 @@ def study_arms(ratios: Sequence[float]) -> list[Arm]:
     ]
 
 
+def gate_pairs(arms: Iterable[str]) -> list[tuple[str, str]]:
+    """(mixture, the same one without the class gate) of each ratio among the arms of a study."""
+    return [(f"{MIXED}{arm.removeprefix(UNGATED)}", arm) for arm in arms if arm.startswith(f"{UNGATED}@")]
+
+
 def needed(labels: np.ndarray, classes: int, ratio: float) -> list[int]:
     """Synthetic images of each class at a ratio to real training images with these labels; at least one."""
     return [max(1, round(ratio * int((labels == label).sum()))) for label in range(classes)]
+
+
+def first_rows(draws: Draws, rows: Iterable[Mapping[str, Any]], n: int) -> list[Mapping[str, Any]]:
+    """The first n of the rows of a class, or all if there are fewer, by index; of first draws those of attempt 0."""
+    # Both kinds start at a class's first planned image and are equally many. Where the gate's budget was spent on an
+    # image, the released ones go one further in the plan, but its first draw is taken: an ungated corpus would hold it,
+    # and taking only images that were released would let the gate keep its hardest cases out of the ungated arms too.
+    kept = [row for row in rows if draws == "released" or row["attempt"] == 0]
+    return sorted(kept, key=lambda row: row["index"])[:n]
 
 
 def positions(diet: Diet, labels: np.ndarray, synthetic: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +113,10 @@ def positions(diet: Diet, labels: np.ndarray, synthetic: np.ndarray, classes: in
 
 
 def clusters_of(images: Iterable[SourceImage], near_duplicates: Iterable[Sequence[str]]) -> dict[str, str]:
-    """file -> the first file of its cluster: near-duplicates and images of one group, and what they link."""
+    """file -> the first file of its cluster: near-duplicates and images of one group, and what they link.
+
+    Not SourceImage.unit, which the split wrote: an external set has no split, and the split's own word proves no leak.
+    """
     images = list(images)
     links = [(files[0], other) for files in near_duplicates for other in files[1:]]
     groups: dict[str, list[str]] = {}

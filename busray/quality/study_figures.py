@@ -11,7 +11,7 @@ import numpy as np
 
 from busray import config
 from busray.quality.study import LEVEL, OVERALL, POWER, Difference, Key, Scores, compare, estimate, holm, score
-from busray.quality.study_design import REAL
+from busray.quality.study_design import REAL, gate_pairs
 from busray.quality.tables import NONE
 from busray.records import CLASS_ALL, Figure
 
@@ -19,8 +19,8 @@ Json = dict[str, Any]
 PROTOCOL = "single-split"
 NAMES = {"accuracy": "accuracy", "macro_f1": "macro F1", "auc": "AUC", "recall": "recall"}
 DIFFERENCE, P_VALUE, P_HOLM, DETECTABLE = "_difference", "_difference_p_value", "_difference_p_holm", "_detectable"
-"""What follows a metric's name: the difference from study.primary.against; its p-value (primary), or that after Holm
-over all other comparisons of the study; the smallest true difference that is found with power POWER."""
+"""What follows a metric's name: the difference of two arms; its p-value (primary), or that after Holm over all other
+comparisons of the study; the smallest true difference that is found with power POWER."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,10 @@ class Outcome:
 
 
 def study_figures(outcome: Outcome) -> list[Figure]:
-    """Metrics of each arm on each test set with intervals, then every comparison with study.primary.against."""
+    """Metrics of each arm on each test set with intervals, then every comparison: each arm with study.primary.against,
+    and each mixture with the same one without the class gate."""
     figures: list[Figure] = []
-    compared: list[tuple[str, str, Key, Difference]] = []
+    compared: list[tuple[str, tuple[str, str], Key, Difference]] = []
     primary = outcome.primary
     for name, by_arm in outcome.probabilities.items():
         scores = {arm: score(p, outcome.labels[name], outcome.clusters[name]) for arm, p in by_arm.items()}
@@ -57,17 +58,18 @@ def study_figures(outcome: Outcome) -> list[Figure]:
             for key in found.point:
                 got = estimate(found, key)
                 figures.append(_figure(outcome, name, key, arm, key[0], got.value, (got.low, got.high)))
+        pairs = [(arm, primary.against) for arm in by_arm if arm != primary.against]
+        pairs += [pair for pair in gate_pairs(by_arm) if primary.against not in pair]  # else it is there already
         compared += [
-            (name, arm, key, compare(found, scores[primary.against], key))
-            for arm, found in scores.items()
-            if arm != primary.against
-            for key in _endpoints(found)
+            (name, pair, key, compare(scores[pair[0]], scores[pair[1]], key))
+            for pair in pairs
+            for key in _endpoints(scores[pair[0]])
         ]
     rest = [row for row in compared if not _is_primary(row, primary)]
     adjusted = iter(holm([difference.p_value for *_, difference in rest]))
     for row in compared:
-        name, arm, key, found = row
-        pair = f"{arm} - {primary.against}"
+        name, (arm, against), key, found = row
+        pair = f"{arm} - {against}"
         p_value = (P_VALUE, found.p_value) if _is_primary(row, primary) else (P_HOLM, next(adjusted))
         interval = (found.low, found.high)
         figures.append(_figure(outcome, name, key, pair, key[0] + DIFFERENCE, found.value, interval))
@@ -85,9 +87,9 @@ def _endpoints(scores: Scores) -> list[Key]:
     ]
 
 
-def _is_primary(row: tuple[str, str, Key, Difference], primary: config.Primary) -> bool:
-    name, arm, (metric, label), _ = row
-    return (name, arm, metric, label) == ("test", primary.arm, primary.metric, OVERALL)
+def _is_primary(row: tuple[str, tuple[str, str], Key, Difference], primary: config.Primary) -> bool:
+    name, pair, key, _ = row
+    return (name, pair, key) == ("test", (primary.arm, primary.against), (primary.metric, OVERALL))
 
 
 def _figure(
@@ -139,6 +141,13 @@ def study_sentences(figures: list[Figure], outcome: Outcome) -> list[str]:
         f"{_whole(at['test', REAL, 'accuracy', CLASS_ALL])} and a macro F1 of "
         f"{_whole(at['test', REAL, 'macro_f1', CLASS_ALL])}.",
     ]
+    gate = [
+        f"{arm} {_signed(at['test', arm, primary.metric + DIFFERENCE, CLASS_ALL])}, p = {after_holm.value:.3f}"
+        for arm in (f"{gated} - {ungated}" for gated, ungated in gate_pairs(outcome.images))
+        if (after_holm := at.get(("test", arm, primary.metric + P_HOLM, CLASS_ALL)))
+    ]
+    if gate:
+        sentences.append(f"The class gate's part in {NAMES[primary.metric]} on test, p after Holm: {'; '.join(gate)}.")
     rest = [f for f in figures if f.metric.endswith(P_HOLM)]
     standing = [f for f in rest if f.value < LEVEL]
     told = "; ".join(

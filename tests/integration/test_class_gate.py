@@ -11,18 +11,21 @@ import pytest
 import torch
 
 from busray.cli import main
+from busray.cluster import study as study_module
 from busray.cluster.classify import load_classifier, probabilities, trained_classifier
 from busray.cluster.evaluate import evaluate, features, synthetic_pieces
 from busray.cluster.finetune import finetune
 from busray.cluster.generate import generate
 from busray.cluster.pipeline import write_report
 from busray.cluster.run import Run, open_run
+from busray.cluster.study import study
 from busray.config import Config, validate
 from busray.corpus.arms import arm_sources
 from busray.corpus.commit import read_commits, read_rows, rejected_first_draws
 from busray.corpus.encode import png_pixels
 from busray.corpus.verify import verify
 from busray.quality import efficientnet
+from busray.quality.study_design import Arm, study_arms
 from busray.records import Figure, UserError
 
 pytestmark = pytest.mark.slow  # three minutes of drawing and training; `make slow` runs it
@@ -194,3 +197,76 @@ def test_distances_and_nearness_are_there_before_and_after_the_gate(gated: Run) 
     assert "<h3>Class gate</h3>" in page
     classes = json.loads(gated.store.read("report.json"))["gate"]["classes"]
     assert sum(counts["planned"] for counts in classes.values()) == len(CLASSES) * IMAGES
+
+
+# ---- downstream study -----------------------------------------------------------------------------------------------
+
+RATIO = 0.7
+
+
+def opened_for_study(run: Run, output: Path, **changes: Any) -> Run:
+    """A copy of a run that is read only, set to train each arm twice for ten steps."""
+    shutil.copytree(run.store.url, output)
+    primary = {"metric": "macro_f1", "arm": f"mixed@{RATIO}"}
+    settings = {"primary": primary, "ratios": [RATIO], "seeds": 2, "steps": 10, "batch_size": 4, **changes}
+    config = validate({**run.config.model_dump(), "output": str(output), "study": settings})
+    return open_run(config, quiet, needs_inception=False)
+
+
+def trainings(run: Run) -> dict[str, Any]:
+    """arm-number -> what its record says, but not how long it took."""
+    keys = [key for key in run.store.list("study") if key.count("/") == 2 and not key.endswith("/identity.json")]
+    return {Path(key).stem: {**json.loads(run.store.read(key)), "seconds": 0} for key in keys}
+
+
+def test_a_study_trains_on_first_draws_too_as_one_of_the_corpus_without_a_gate_does(
+    gated: Run, ungated: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = opened_for_study(gated, tmp_path / "gated")
+    figures, sentences = study(run)
+    found = trainings(run)
+
+    def mixture_alone(ratios: Any, gated: bool) -> list[Arm]:
+        return [arm for arm in study_arms(ratios, gated) if arm.name in ("real", f"mixed@{RATIO}")]
+
+    monkeypatch.setattr(study_module, "study_arms", mixture_alone)
+    plain = opened_for_study(ungated, tmp_path / "ungated")
+    study(plain)
+    without = trainings(plain)
+    assert not any(name.startswith("ungated") for name in without)
+    for i in range(2):
+        mixed, first = found[f"mixed@{RATIO}-{i:02d}"], found[f"ungated@{RATIO}-{i:02d}"]
+        assert {**first, "arm": mixed["arm"]} == without[f"mixed@{RATIO}-{i:02d}"], "not on the first draws"
+        assert mixed["fed"] == first["fed"] and mixed["seed"] == first["seed"]
+        assert mixed["trials"] != first["trials"], "a test of nothing: no training met an image that the gate changed"
+    pairs = {f.arm for f in figures if f.metric == "macro_f1_difference"}
+    assert {f"mixed@{RATIO} - ungated@{RATIO}", f"ungated@{RATIO} - real"} <= pairs
+    assert any(sentence.startswith("The class gate's part") for sentence in sentences)
+    rows = run.store.read("study.csv").decode()
+    assert f"ungated@{RATIO}" in rows and f"ungated@{RATIO}" not in plain.store.read("study.csv").decode()
+
+
+def test_a_study_takes_the_first_planned_images_as_they_were_drawn_and_as_they_were_released(
+    gated: Run, ungated: Run
+) -> None:
+    wanted = [IMAGES - 1] * len(CLASSES)
+    plain = pixels(ungated)
+    firsts = study_module._synthetic(gated, "first draws", wanted)
+    np.testing.assert_array_equal(firsts.pixels, [plain[name, i] for name in CLASSES for i in range(IMAGES - 1)])
+    kept = pixels(gated)
+    passed = [sorted(index for of, index in kept if of == name)[: IMAGES - 1] for name in CLASSES]
+    released = study_module._synthetic(gated, "released", wanted)
+    np.testing.assert_array_equal(
+        released.pixels, [kept[name, i] for name, indices in zip(CLASSES, passed) for i in indices]
+    )
+    assert len(released.pixels) < len(firsts.pixels) or (released.pixels != firsts.pixels).any(), "a test of nothing"
+
+
+def test_a_study_needs_as_many_first_draws_as_released_images(
+    gated: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = opened_for_study(gated, tmp_path / "run")
+    monkeypatch.setattr(study_module, "first_draws_held", lambda commit: 1)
+    with pytest.raises(UserError, match="the corpus has 2 first draws: lower the ratios"):
+        study(run)
+    assert not list(run.store.list("study"))

@@ -11,6 +11,7 @@ from busray.config import Sampling, validate
 from busray.corpus.commit import (
     commit_shard,
     committed_shards,
+    first_draws_held,
     read_commit,
     read_commits,
     read_rows,
@@ -187,7 +188,16 @@ def test_rows_of_attempt_0_and_the_rejected_ones_are_all_first_draws(store: Stor
     columns = ["index", "attempt", "image_txt2img"]
     parts = [read_rows(store, one, columns).to_pylist() for one in (record, rejected)]
     firsts = sorted(row["index"] for rows in parts for row in rows if row["attempt"] == 0)
-    assert firsts == list(range(8, 16))
+    assert firsts == list(range(8, 16)) and first_draws_held(record) == 8
+
+
+def test_an_image_that_could_not_be_drawn_has_no_first_draw_and_one_that_could_not_be_drawn_again_has(
+    store: Store,
+) -> None:
+    never, not_again = (10, 0), (9, 1)
+    broken = FakeSampler(lambda spec: (spec.index, spec.attempt) in (never, not_again))
+    record = commit(store, through_the_gate(broken), SHARD, "f" * 64)
+    assert record.rows == 5 and first_draws_held(record) == 7
 
 
 def test_the_corpus_folder_holds_no_rejected_image(store: Store) -> None:

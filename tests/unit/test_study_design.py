@@ -12,6 +12,8 @@ from busray.data.read import scan
 from busray.quality.study_design import (
     Diet,
     clusters_of,
+    first_rows,
+    gate_pairs,
     needed,
     positions,
     refuse_foreign_corpus,
@@ -45,6 +47,29 @@ def test_arms_are_real_synthetic_and_mixed_at_each_ratio_pretrained_and_three_co
         "real+balanced",
         "real+repeated",
     ]
+
+
+def test_a_gated_corpus_has_each_mixture_without_the_gate_too_and_all_other_arms_as_they_were() -> None:
+    plain, gated = study_arms((1.0, 0.5)), study_arms((1.0, 0.5), gated=True)
+    further = [arm for arm in gated if arm not in plain]
+    assert [arm.name for arm in further] == ["ungated@0.5", "ungated@1"]
+    assert [arm for arm in gated if arm not in further] == plain
+    at = {arm.name: arm.diets for arm in gated}
+    pairs = gate_pairs(at)
+    assert pairs == [("mixed@0.5", "ungated@0.5"), ("mixed@1", "ungated@1")]
+    for mixed, ungated in pairs:
+        assert at[ungated] == tuple(replace(diet, draws="first draws") for diet in at[mixed])
+    assert {diet.draws for arm in plain for diet in arm.diets} == {"released"} and not gate_pairs(a.name for a in plain)
+
+
+def test_released_images_and_first_draws_are_equally_many_from_the_same_start_of_the_plan() -> None:
+    """Image 1 was drawn again and passed; for image 2 the budget was spent, so only its first draw is there."""
+    drawn = [(3, 0, "passed"), (0, 0, "passed"), (1, 1, "passed"), (4, 0, "passed"), (1, 0, "no"), (2, 0, "no")]
+    rows = [{"index": index, "attempt": attempt, "judged": judged} for index, attempt, judged in drawn]
+    released = first_rows("released", [row for row in rows if row["judged"] == "passed"], 3)
+    assert [(row["index"], row["attempt"]) for row in released] == [(0, 0), (1, 1), (3, 0)]
+    assert [(row["index"], row["attempt"]) for row in first_rows("first draws", rows, 3)] == [(0, 0), (1, 0), (2, 0)]
+    assert len(first_rows("first draws", rows, 9)) == 5
 
 
 def test_every_arm_spends_all_of_the_same_steps_and_only_the_control_is_augmented_otherwise() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from busray.config import Primary
+from busray.quality import study
 from busray.quality.report import report_html
 from busray.quality.study import Scores, compare, score
 from busray.quality.study_figures import Outcome, arm_rows, comparison_rows, study_figures, study_sentences
@@ -14,9 +15,12 @@ from busray.records import Figure
 
 ARMS = ("real", "synthetic@0.5", "synthetic@1", "mixed@0.5", "mixed@1", "real+balanced")
 SKILL = {"synthetic@0.5": 0.3, "synthetic@1": 0.4, "mixed@1": 0.95}
+GATED = (*ARMS[:5], "ungated@0.5", "ungated@1", ARMS[5])
 
 
-def outcome(classes: tuple[str, ...] = ("benign", "malignant"), external: bool = False) -> Outcome:
+def outcome(
+    classes: tuple[str, ...] = ("benign", "malignant"), external: bool = False, arms: tuple[str, ...] = ARMS
+) -> Outcome:
     """Two trainings an arm, 60 test images in 30 clusters; `mixed@1` is better than all, `synthetic` worse."""
     draw = np.random.default_rng(3)
     labels = np.arange(60) // 2 % 2
@@ -33,10 +37,10 @@ def outcome(classes: tuple[str, ...] = ("benign", "malignant"), external: bool =
         frame="letterbox",
         size=64,
         primary=Primary(metric="macro_f1", arm="mixed@1"),
-        images={arm: 100 + 10 * i for i, arm in enumerate(ARMS)},
+        images={arm: 100 + 10 * i for i, arm in enumerate(arms)},
         labels=sets,
         clusters={name: np.arange(len(truth)) // 2 for name, truth in sets.items()},
-        probabilities={name: {arm: predictions(arm, truth) for arm in ARMS} for name, truth in sets.items()},
+        probabilities={name: {arm: predictions(arm, truth) for arm in arms} for name, truth in sets.items()},
         tasks=12,
         seconds=1.0,
     )
@@ -79,6 +83,50 @@ def test_holm_runs_over_all_comparisons_of_all_sets_but_the_primary(found: tuple
 
 def _score(made: Outcome, name: str, arm: str) -> Scores:
     return score(made.probabilities[name][arm], made.labels[name], made.clusters[name])
+
+
+@pytest.fixture
+def gated(monkeypatch: pytest.MonkeyPatch) -> Outcome:
+    monkeypatch.setattr(study, "REPLICATES", 200)  # quick
+    return outcome(arms=GATED)
+
+
+def compared_arms(figures: list[Figure]) -> list[str]:
+    return [f.arm for f in figures if f.metric == "macro_f1_difference"]
+
+
+def test_a_mixture_is_compared_with_the_same_one_without_the_gate_too(gated: Outcome) -> None:
+    figures = study_figures(gated)
+    to_real = [f"{arm} - real" for arm in GATED[1:]]
+    assert compared_arms(figures) == [*to_real, "mixed@0.5 - ungated@0.5", "mixed@1 - ungated@1"]
+    said = study_sentences(figures, gated)
+    assert said[2].startswith("The class gate's part in macro F1 on test, p after Holm: mixed@0.5 - ungated@0.5 ")
+    assert "; mixed@1 - ungated@1 +" in said[2]
+
+
+@pytest.mark.parametrize(("arm", "against"), [("mixed@1", "ungated@1"), ("ungated@1", "mixed@1")])
+def test_a_declared_comparison_with_the_gate_stands_once_and_is_the_primary(
+    gated: Outcome, arm: str, against: str
+) -> None:
+    made = replace(gated, primary=Primary(metric="macro_f1", arm=arm, against=against))
+    figures = study_figures(made)
+    to_it = [f"{other} - {against}" for other in GATED if other != against]
+    assert compared_arms(figures) == [*to_it, "mixed@0.5 - ungated@0.5"]
+    assert [f.arm for f in figures if f.metric.endswith("_p_value")] == [f"{arm} - {against}"]
+    part = study_sentences(figures, made)[2]
+    assert "mixed@0.5 - ungated@0.5" in part and "@1" not in part
+
+
+def test_the_page_and_the_sentences_speak_of_the_gate_only_where_there_is_one(
+    gated: Outcome, found: tuple[Outcome, list[Figure]]
+) -> None:
+    def page(made: Outcome, figures: list[Figure]) -> str:
+        said, plain = study_sentences(figures, made), [figure.to_dict() for figure in figures]
+        return study_section({"primary": {"metric": "macro_f1"}, "sentences": said, "figures": plain})
+
+    with_gate, without = page(gated, study_figures(gated)), page(*found)
+    assert with_gate.count("<circle") == 6 and ">ungated</text>" in with_gate
+    assert "as if there were no class gate" in with_gate and "gate" not in without
 
 
 def test_the_sentences_name_the_primary_first_and_own_up_to_one_split(found: tuple[Outcome, list[Figure]]) -> None:
