@@ -50,6 +50,8 @@ class Probe:
     """Probability of a shadowing rib."""
     bands: float = 0.6
     """Mean number of columns where the probe hardly touches the skin."""
+    layers: Range | None = None
+    """Decibels by which fat and muscle are at least darker than gland; None where any order is possible."""
 
 
 PROBES: dict[str, Probe] = {
@@ -150,7 +152,11 @@ def _tissue(rng: np.random.Generator, probe: Probe, y: Field, x: Field, words: l
     gland = skin + fat + rng.uniform(0.2, 0.55)
     wander = 0.03 * _noise(rng, (1, w), 1, w / rng.uniform(6, 14))
     fat_db, gland_db, muscle_db = rng.uniform(-16, -4), rng.uniform(-5, 3), rng.uniform(-18, -3)
-    if rng.random() < 0.3:
+    swapped = rng.random() < 0.3
+    if probe.layers:
+        fat_db = min(fat_db, gland_db - _draw(rng, probe.layers))
+        muscle_db = min(muscle_db, gland_db - _draw(rng, probe.layers))
+    elif swapped:
         fat_db, gland_db = gland_db - 3, fat_db
     soft = rng.uniform(0.005, 0.02)
     echo = fat_db + (gland_db - fat_db) * _step(depth - skin - fat - wander, soft)

@@ -32,7 +32,7 @@ UNET_RATE = 8e-4
 WIDE_STEPS = 1500
 """Steps on `captioned` scans, after which EVEN_SHARE of a batch is `even`: see benchmarks/tiny-base.md."""
 EVEN_SHARE = 14 / 16
-TEXTURE_STEPS = 1000
+TEXTURE_STEPS = 2000
 TEXTURE_RATE = 4e-4
 TEXTURE_SCANS = 12
 TEXTURE_CROPS = 16
@@ -234,13 +234,13 @@ def train_texture(work: Path, seed: int, log: Callable[[str], None], threads: in
     seen = decoder_gain(load_decoder(work), scans.some(GAIN_SCANS))
     seen = seen.clamp(min=LEAST_GAIN * seen.mean()) / seen.mean()
     log(f"decoder's gain by channel over its mean: {', '.join(f'{gain:.2f}' for gain in seen.tolist())}")
-    loss = partial(texture_loss, gain=seen)
+    speckle, scene = partial(texture_loss, gain=seen), partial(denoising_loss, gain=seen)
 
     def learn(cores: OneCoreEach, rng: np.random.Generator, step: int) -> float:
         whole = scans.batch(rng, TEXTURE_SCANS, 0.5, draw_times(rng, TEXTURE_SCANS))
         times = (TEXTURE_TIMES * rng.random(TEXTURE_CROPS) ** 1.5).astype(np.int64)
         crops = scans.batch(rng, TEXTURE_CROPS, 0.5, times, crop=TEXTURE_SIDE)
-        return cores.gradients(loss, *crops) + cores.gradients(loss, *whole)
+        return cores.gradients(speckle, *crops) + cores.gradients(scene, *whole)
 
     both = torch.nn.ModuleList(new_denoiser(len(scans.tokenizer), scans.tokenizer.eos_token_id))
     before = torch.load(work / "denoiser.pt", weights_only=True)
@@ -298,8 +298,8 @@ def texture_loss(error: torch.Tensor, snr: torch.Tensor, gain: torch.Tensor) -> 
     return ((error**2).mean((0, 2, 3)) * gain).mean()
 
 
-def denoising_loss(error: torch.Tensor, snr: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of v [b, c, h, w] in which what nobody can tell does not drown the rest.
+def denoising_loss(error: torch.Tensor, snr: torch.Tensor, gain: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean squared error of v [b, c, h, w], every channel by its gain [c], in which the untellable drowns nothing.
 
     Where the signal-to-noise ratio snr [b] is low, detail finer than 4 x 4 cells is pure chance: it counts by the share
     of it that can be told. Averages over 4 x 4 cells hold layers and lesions; they count by the inverse of the error
@@ -307,6 +307,8 @@ def denoising_loss(error: torch.Tensor, snr: torch.Tensor) -> torch.Tensor:
     t = 400, 500, ... 800) and is fitted here within 0.04. The best estimate is the conditional mean whatever the
     weights; they decide how soon it is found.
     """
+    if gain is not None:
+        error = error * gain.sqrt()[:, None, None]
     fine = (error**2).mean((1, 2, 3)) * snr / (snr + FINE_SNR)
     coarse = 4 * (F.avg_pool2d(error, 4) ** 2).mean((1, 2, 3))
     return (fine + coarse * (1 + (snr.clamp(max=COARSE_TOLD) / COARSE_SNR) ** 0.55)).mean()

@@ -27,8 +27,8 @@ EVEN = Probe(
 """Plainer still and always the same probe, so that lesions are most of what there is to learn."""
 GRAINED = Probe(
     "grained", axial=(6.5, 10.0), lateral=(11.0, 19.0), looks=(2, 4), dynamic_range=(46.0, 64.0), gain=(-2.0, 4.0),
-    fading=(4.0, 24.0), streaks=(4.0, 18.0), patches=(1.0, 4.0), fat=(0.08, 0.28), tilt=(-0.14, 0.14), ribs=0.0,
-    bands=0.2,
+    fading=(0.0, 16.0), streaks=(3.0, 12.0), patches=(0.5, 2.5), fat=(0.08, 0.28), tilt=(-0.14, 0.14), ribs=0.0,
+    bands=0.1, layers=(5.0, 13.0),
 )  # fmt: skip
 """Speckle that the autoencoder's cells of 4 px carry: finer grains come back from it as a grid."""
 
