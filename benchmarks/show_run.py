@@ -11,7 +11,15 @@ from pathlib import Path
 
 from busray.corpus.commit import read_commits, read_rows
 from busray.quality.contact_sheet import contact_sheet
-from busray.quality.tables import by_extractor, class_rows, difference_rows, markdown_table, metrics_rows, without_clean
+from busray.quality.tables import (
+    by_extractor,
+    class_rows,
+    difference_rows,
+    markdown_table,
+    metrics_rows,
+    neighbour_rows,
+    without_clean,
+)
 from busray.storage import Store
 
 IMAGES = 4
@@ -43,6 +51,9 @@ def main() -> None:
         print(markdown_table(*metrics_rows(figures)))
         print(markdown_table(*class_rows(figures)))
         print(markdown_table(*difference_rows(figures)))
+        neighbours = neighbour_rows(figures)
+        if neighbours[1]:
+            print(markdown_table(*neighbours))
         if clean:
             print(f"Against test images without burned-in annotations:\n\n{markdown_table(*metrics_rows(clean))}")
     if args.picture:
