@@ -1,13 +1,14 @@
 """The `busray` command: prints for people; every stage's work is elsewhere. Imports nothing heavy until needed."""
 
 import argparse
+import os
 import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from busray import __version__
 from busray.records import Stopped, UserError
@@ -54,6 +55,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("busray: interrupted; run the same command again to go on from here", file=sys.stderr)
         return 130
+
+
+def finish(status: int) -> NoReturn:
+    """Ends the process here: all is stored, and native threads of libraries have aborted the interpreter's teardown."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def process() -> NoReturn:
+    """`main` of this process's arguments, as the whole process."""
+    finish(main())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -583,4 +596,4 @@ def _plain_lines() -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    process()

@@ -2,7 +2,7 @@
 
 import sys
 
-from busray.cli import main
+from busray.cli import finish, main
 
 if __name__ == "__main__":
-    sys.exit(main(["run", *sys.argv[1:]]))
+    finish(main(["run", *sys.argv[1:]]))
