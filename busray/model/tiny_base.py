@@ -25,14 +25,15 @@ from busray.model.tiny_corpus import SIDE, captioned, even, grained, procedural,
 from busray.model.tiny_training import checkpoint, resume, trapezoid
 from busray.model.tiny_vae import LATENT_CHANNELS, SCANS, decoder_gain, load_decoder, new_vae, three_channels
 
-UNET_WIDTHS = (32, 96, 192)
+UNET_WIDTHS = (64, 96, 192)
+"""Of 32 channels at full resolution four a latent channel hold no speckle: it came out as a net."""
 UNET_STEPS = 4500
 UNET_BATCH = 16
 UNET_RATE = 8e-4
 WIDE_STEPS = 1500
 """Steps on `captioned` scans, after which EVEN_SHARE of a batch is `even`: see benchmarks/tiny-base.md."""
 EVEN_SHARE = 14 / 16
-TEXTURE_STEPS = 2000
+TEXTURE_STEPS = 5000
 TEXTURE_RATE = 4e-4
 TEXTURE_SCANS = 12
 TEXTURE_CROPS = 16
@@ -50,6 +51,7 @@ COARSE_SNR = 0.008
 COARSE_TOLD = 0.3
 """Signal-to-noise ratio above which they count no more."""
 TEXT_WIDTH = 128
+TIME_WIDTH = 128
 CONTEXT = 77
 VOCABULARY = """
 a an and above arc artifact at background band bands bars beam beside below between black border breast
@@ -110,6 +112,7 @@ def new_denoiser(vocabulary: int, end: int) -> tuple[Any, Any]:
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=UNET_WIDTHS,
+        time_embedding_dim=TIME_WIDTH,
         layers_per_block=1,
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,
@@ -357,7 +360,8 @@ class OneCoreEach:
     def _part(self, loss: Loss, replica: torch.nn.ModuleList, part: tuple[torch.Tensor, ...], weight: float) -> float:
         clean, noise, times, words = part
         unet, text = replica
-        made = unet(self.noiser.add_noise(clean, noise, times), times, text(words)[0]).sample
+        with torch.autocast("cpu", torch.bfloat16):  # 0.37 s where fp32 takes 0.54 (8 scans, a core with AVX-512 BF16)
+            made = unet(self.noiser.add_noise(clean, noise, times), times, text(words)[0]).sample.float()
         alpha = self.noiser.alphas_cumprod[times]
         value = loss(made - self.noiser.get_velocity(clean, noise, times), alpha / (1 - alpha))
         (weight * value).backward()
