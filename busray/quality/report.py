@@ -137,7 +137,7 @@ def report_html(report: Json, galleries: dict[str, list[GalleryRow]], sections: 
     body = [
         _header(report.get("run", {})),
         _key_numbers(report.get("corpus") or {}),
-        _verdicts(report.get("verdicts") or []),
+        _verdicts([*(report.get("verdicts") or []), *_headlines(report)]),
         _gallery(galleries),
         _figures(figures),
         *sections,
@@ -186,6 +186,11 @@ def _key_numbers(corpus: Json) -> str:
         f'<section class="keys"><div><b>{planned:,}</b>planned</div><i>=</i>{sums}</section>'
         f'<p class="soft">Images: {classes}; {corpus["bytes"] / 1e6:,.1f}\u00a0MB in {corpus["shards"]:,} shards</p>'
     )
+
+
+def _headlines(report: Json) -> list[str]:
+    """The first sentence of the parts further down: whether images are copies, what they are worth to a classifier."""
+    return [part["sentences"][0] for key in ("audit", "study") if (part := report.get(key))]
 
 
 def _verdicts(sentences: list[str]) -> str:

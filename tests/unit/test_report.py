@@ -279,6 +279,12 @@ def test_figures_state_extractor_protocol_n_and_reference(html: str) -> None:
     assert "biased upwards at small n" in text and "next to the floor" in text
 
 
+def test_copies_and_the_study_have_their_verdict_at_the_top_too() -> None:
+    found = {"audit": {"sentences": ["Copies: none.", "more"]}, "study": {"sentences": ["Primary: no.", "more"]}}
+    said = Page(report_html(report(verdicts=["Order: a < b."], **found), {})).text
+    assert "Order: a < b.Copies: none.Primary: no." in said
+
+
 def test_parts_without_data_are_left_out() -> None:
     page = Page(report_html({"run": {"name": "bare"}, "finetune": None}, {}))
     assert not any(page.named(tag) for tag in ("section", "h2", "svg", "table", "ul", "img"))
