@@ -31,7 +31,7 @@ from busray.corpus.plan import extend_plan, pending, shards
 from busray.corpus.recipe import Recipe, corpus_identity, make_recipe
 from busray.corpus.run import open_run
 from busray.model.checkpoints import fetch_adapters, read_adapters
-from busray.records import RUN, Commit, Execution, ImageSpec, Redrawn, Shard, UserError, arm_prefix
+from busray.records import RUN, Commit, Execution, ImageSpec, Redrawn, Shard, UserError, arm_prefix, commit_key
 from busray.storage import Store
 
 if TYPE_CHECKING:  # torch and diffusers would take the driver 800 MB, which only the workers need
@@ -180,6 +180,18 @@ def _draw(run: Run, job: DrawJob, todo: list[Shard], planned: int, stage: str) -
         run.tell(f"{stage}, shards begun again", again, again)
 
 
+NOT_DRAWN = {
+    "pixels": np.zeros((1, 1, 1, 1), np.uint8),
+    "problems": "",
+    "attempts": "[]",
+    "first_draws": "[]",
+    "redrawn": "[]",
+    "batch_size": 0,
+    "seconds": 0.0,
+}
+"""In place of a shard that meanwhile has its record: of another driver, or of a worker that died with the answer."""
+
+
 class DrawShards:
     """The sampling actor: loads the models once, then draws shard after shard."""
 
@@ -194,6 +206,10 @@ class DrawShards:
         started = time.perf_counter()
         shard = Shard(str(row["class_name"]), int(row["first"]), int(row["count"]))
         me = this_worker()
+        if self.job.store.exists(commit_key(shard)):
+            self.board.add.remote(shard.count, me)
+            self.board.rest.remote(me)
+            return {**row, **NOT_DRAWN}
         begun: Any = ray.get(self.board.begin.remote(f"{shard.class_name}/{shard.name}", me))
         if begun > TRIES:
             raise RuntimeError(f"shard {shard.class_name}/{shard.name} was begun {TRIES} times and its workers died")
@@ -273,6 +289,8 @@ class CommitShard:
         self.board = board
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        if not int(row["batch_size"]):
+            return {"rows": 0, "rejects": 0}
         job, me = self.job, this_worker()
         self.board.add.remote(0, me)
         shard = Shard(str(row["class_name"]), int(row["first"]), int(row["count"]))
