@@ -184,7 +184,7 @@ def test_a_batch_in_parts_has_the_gradients_of_the_whole():
         both = torch.nn.ModuleList(tiny_base.new_denoiser(600, 599))
         torch.manual_seed(1)
         batch = torch.randn(4, 8, 32, 32), torch.randn(4, 8, 32, 32), torch.randint(0, 1000, (4,))
-        with tiny_base.OneCoreEach(both, threads) as cores:
+        with tiny_base.OneCoreEach(both, threads, torch.float32) as cores:
             loss = cores.gradients(tiny_base.denoising_loss, *batch, torch.randint(0, 600, (4, 77)))
         return loss, {name: p.grad for name, p in both.named_parameters() if p.grad is not None}
 
