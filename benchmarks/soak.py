@@ -38,6 +38,9 @@ FAULTS = ("driver killed", "worker killed", "raylet killed", STOPPED)
 QUIET_SECONDS = (5.0, 60.0)
 """Between one fault and the next, drawn uniformly."""
 
+MOST_LATE = 2
+"""Drivers that go on beside the newest one after they had been stopped; of more, the oldest are killed."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -81,6 +84,10 @@ def soak(folder: Path, server: str, args: argparse.Namespace) -> None:
         for late in stopped:
             late.go_on()
         stopped = [driver] if kind == STOPPED else []
+        at_work = [d for d in drivers if d not in stopped and d.process.poll() is None]
+        for late in at_work[:-MOST_LATE]:
+            late.kill()  # each has a Ray of its own, and two cores are not enough for many
+            faults["driver killed"] += 1
         if driver.process.poll() == 0:
             images += args.images  # done before the time is: a corpus grows
     for late in stopped:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from random import sample
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -158,7 +159,8 @@ def generate(run: Run, arm: str | None = None, start: Store | None = None) -> st
 def _draw(run: Run, job: DrawJob, todo: list[Shard], planned: int, stage: str) -> None:
     cluster = run.config.cluster
     pool = ray.data.ActorPoolStrategy(min_size=cluster.min_actors, max_size=cluster.max_actors)
-    rows = [{"class_name": s.class_name, "first": s.first, "count": s.count} for s in todo]
+    # In an order of this driver's own: drivers beside each other then meet on few shards, and share the work.
+    rows = [{"class_name": s.class_name, "first": s.first, "count": s.count} for s in sample(todo, len(todo))]
     with watched(run.tell, stage, planned, planned - sum(s.count for s in todo)) as board:
         stream = (
             ray.data.from_items(rows, override_num_blocks=len(rows))
