@@ -97,14 +97,14 @@ def drive(url: str, images: int, shard_size: int) -> dict[str, Any]:
     run = SimpleNamespace(
         config=SimpleNamespace(
             classes={name: SimpleNamespace(images=n) for name, n in share_out(images).items()},
-            corpus=SimpleNamespace(shard_size=shard_size),
+            corpus=SimpleNamespace(shard_size=shard_size, gate=None),
             cluster=None,
         ),
         log_file=None,
     )
     calls_before = Counter[str]()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(patch.object(driver, "draw_job", lambda run, arm: SimpleNamespace(store=store)))
+        stack.enter_context(patch.object(driver, "draw_job", lambda *_: SimpleNamespace(store=store)))
         stack.enter_context(patch.object(driver, "session", lambda *_: contextlib.nullcontext()))
         stack.enter_context(patch.object(driver, "_draw", draw))
         for name in ("read", "list", "put_once", "replace"):
