@@ -60,7 +60,8 @@ def test_a_driver_killed_at_every_commit_point_comes_to_the_undisturbed_corpus(
     assert digest_in(text) == undisturbed
     assert_each_planned_image_once(store, undisturbed)
     again = points["before data"].seen - len(read_commits(store))
-    assert 2 <= again <= 6, "more than two shards in flight at each of three deaths while drawing"
+    # The upload that was lost; what was uploaded and not recorded is drawn again and found to be there.
+    assert 1 <= again <= 6, "more than two shards in flight at each of three deaths while drawing"
     print(f"shards uploaded again: {again}")
 
 
