@@ -266,8 +266,8 @@ def test_training_goes_on_with_the_workers_that_are_left_and_with_those_that_com
 
 
 def test_a_stage_in_which_nothing_moves_ends_with_an_error(trained: Run, cluster: Cluster, tmp_path: Path) -> None:
-    """A cluster without a node for its actors. Last, since the stage that is given up stays in this process: a node lost
-    in a test after it ended pytest without a word."""
+    """A cluster without a node for its actors. Last, since the stage given up stays in this process: a node lost in a
+    test after it ended pytest without a word."""
     store = begun(trained, tmp_path / "run", "commits/", "data/", "manifest")
     with pytest.raises(Stopped, match="nothing moved for 20 s"):
         generate(opened(folder_of(trained), store.url, "--cluster.hang_seconds=5"))
