@@ -109,3 +109,15 @@ def test_a_driver_that_stalls_and_comes_back_late_changes_nothing_that_readers_s
     run(["gc", bucket_url, "--delete"], s3_server)
     assert set(store.list()) == set(after) - set(lost)
     assert_each_planned_image_once(store, digest)
+
+
+def test_a_stage_in_which_nothing_moves_ends_with_the_command_to_go_on(
+    trained: tuple[Path, Store], tmp_path: Path
+) -> None:
+    """No node has room for an actor. In a process of its own, which the stage that is given up does not outlive."""
+    config, prepared = trained
+    output = copied(prepared, Store(str(tmp_path / "run"))).url
+    flags = ["--cluster.cpus_per_actor=64", "--cluster.hang_seconds=5"]
+    status, text = Driver(["generate", str(config), f"--output={output}", *flags]).wait()
+    assert status == 1
+    assert "nothing moved for 20 s\nrun the same command again to go on from here: busray generate" in text

@@ -34,7 +34,6 @@ from busray.corpus.verify import verify
 from busray.data.phantom import write_dataset
 from busray.model.adapters import LORA_FILE
 from busray.model.checkpoints import newest_checkpoint
-from busray.records import Stopped
 from busray.storage import Store
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "deploy"))
@@ -263,11 +262,3 @@ def test_training_goes_on_with_the_workers_that_are_left_and_with_those_that_com
     theirs = load(trained.store.read(f"{one['folder']}/{LORA_FILE}"))
     for name, value in ours.items():
         np.testing.assert_allclose(value, theirs[name], atol=2e-4)
-
-
-def test_a_stage_in_which_nothing_moves_ends_with_an_error(trained: Run, cluster: Cluster, tmp_path: Path) -> None:
-    """A cluster without a node for its actors. Last, since the stage given up stays in this process: a node lost in a
-    test after it ended pytest without a word."""
-    store = begun(trained, tmp_path / "run", "commits/", "data/", "manifest")
-    with pytest.raises(Stopped, match="nothing moved for 20 s"):
-        generate(opened(folder_of(trained), store.url, "--cluster.hang_seconds=5"))
