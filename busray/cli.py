@@ -58,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def finish(status: int) -> NoReturn:
-    """Ends the process here: all is stored, and native threads of libraries have aborted the interpreter's teardown."""
+    """Ends the process here: all is stored, and what aborted a finished driver once came after this, it seems (native
+    threads in the interpreter's teardown)."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -191,7 +191,8 @@ NOT_DRAWN = {
     "batch_size": 0,
     "seconds": 0.0,
 }
-"""In place of a shard that meanwhile has its record: of another driver, or of a worker that died with the answer."""
+"""In place of a shard that meanwhile has its record, by another driver or before its node was lost; without a batch
+there is nothing to commit."""
 
 
 class DrawShards:

@@ -26,7 +26,7 @@ from busray.model.tiny_training import checkpoint, resume, trapezoid
 from busray.model.tiny_vae import LATENT_CHANNELS, SCANS, decoder_gain, load_decoder, new_vae, three_channels
 
 UNET_WIDTHS = (64, 96, 192)
-"""Of 32 channels at full resolution four a latent channel hold no speckle: it came out as a net."""
+"""With 32 at full resolution, four a latent channel, speckle was hatched; with 64 it is less so."""
 UNET_STEPS = 4500
 UNET_BATCH = 16
 UNET_RATE = 8e-4
@@ -228,7 +228,7 @@ def train_unet(work: Path, seed: int, log: Callable[[str], None], threads: int =
 
 
 def train_texture(work: Path, seed: int, log: Callable[[str], None], threads: int = 2) -> None:
-    """Trains denoiser.pt on into textured.pt: speckle from many small crops, with some whole scans beside them.
+    """Trains denoiser.pt on into textured.pt: speckle from many small crops, layers from whole scans beside them.
 
     What the scene's loss leaves is hatched where speckle should be. Speckle is local and decided at low noise, and the
     decoder shows some channels a hundred times as much as others: a crop's error counts by what is seen of it.

@@ -30,7 +30,7 @@ GRAINED = Probe(
     fading=(0.0, 16.0), streaks=(3.0, 12.0), patches=(0.5, 2.5), fat=(0.08, 0.28), tilt=(-0.14, 0.14), ribs=0.0,
     bands=0.1, layers=(5.0, 13.0),
 )  # fmt: skip
-"""Speckle that the autoencoder's cells of 4 px carry: finer grains come back from it as a grid."""
+"""Marked layers, and speckle that the autoencoder's cells of 4 px carry: finer grains come back from it as a grid."""
 
 
 def _jittered(rng: np.random.Generator, probe: Probe, donors: list[Probe]) -> Probe:

@@ -157,6 +157,10 @@ def test_the_loss_counts_the_scene_at_every_noise_level_and_detail_only_where_it
     assert tiny_base.denoising_loss(detail, chance) < 0.01
     assert tiny_base.denoising_loss(scene, chance) > 4
     assert tiny_base.denoising_loss(scene, told) > 4 * tiny_base.denoising_loss(scene, chance)
+    one_seen = torch.tensor([4.0] + [0.0] * 7)
+    assert tiny_base.denoising_loss(scene, told, one_seen) == pytest.approx(
+        float(tiny_base.denoising_loss(scene, told)) * 4 / 8
+    )
 
 
 def test_the_texture_loss_counts_a_channel_by_its_gain():
