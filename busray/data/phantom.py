@@ -44,6 +44,8 @@ class Probe:
     """Standard deviation of slow changes of echo strength, decibels."""
     fat: Range = (0.06, 0.32)
     """Thickness of the fat layer, share of the height."""
+    skin: Range = (4.0, 16.0)
+    """Decibels by which the skin stands out."""
     tilt: Range = (-0.35, 0.35)
     """Slope of layers and septa."""
     ribs: float = 0.15
@@ -174,9 +176,9 @@ def _tissue(rng: np.random.Generator, probe: Probe, y: Field, x: Field, words: l
     fascia = rng.uniform(0, 12)
     for level in (skin + fat, gland):
         echo = echo + fascia * rng.uniform(0.3, 1) * _bump(depth - level - wander, rng.uniform(0.006, 0.02))
-    echo = echo + rng.uniform(4, 16) * _bump(y - rng.uniform(0, 0.4) * skin, skin)
+    echo = echo + _draw(rng, probe.skin) * _bump(depth - rng.uniform(0, 0.4) * skin, skin)
     if rng.random() < 0.5:
-        echo = echo - rng.uniform(4, 14) * _bump(y - skin - 0.02, 0.015)
+        echo = echo - rng.uniform(4, 14) * _bump(depth - skin - 0.02, 0.015)
 
     if rng.random() < probe.ribs:
         centre, half, top = rng.uniform(0, 1), rng.uniform(0.08, 0.2), min(gland + 0.05, 0.9)

@@ -33,14 +33,9 @@ UNET_RATE = 8e-4
 WIDE_STEPS = 1500
 """Steps on `captioned` scans, after which EVEN_SHARE of a batch is `even`: see benchmarks/tiny-base.md."""
 EVEN_SHARE = 14 / 16
-TEXTURE_STEPS = 3500
-TEXTURE_RATE = 4e-4
-TEXTURE_SCANS = 12
-TEXTURE_CROPS = 16
-TEXTURE_SIDE = 16
-"""Side of a crop, latent cells."""
-TEXTURE_TIMES = 500
-"""Noise levels below it are those that decide speckle."""
+TEXTURE_STEPS = 4800
+TEXTURE_RATE = 6e-4
+TEXTURE_SCANS = 16
 GAIN_SCANS = 16
 LEAST_GAIN = 0.1
 """Share of the mean gain that a channel counts at least: what is not seen of one step guides the next."""
@@ -195,9 +190,9 @@ class Scans:
         return torch.from_numpy(self.latents[at, 0].astype(np.float32))
 
     def batch(
-        self, rng: np.random.Generator, size: int, even_share: float, times: np.ndarray, crop: int = SIDE // 4
+        self, rng: np.random.Generator, size: int, even_share: float, times: np.ndarray
     ) -> tuple[torch.Tensor, ...]:
-        """Clean latents [size, c, crop, crop], noise, times, token ids; a tenth without words, a tenth with strange."""
+        """Clean latents [size, c, h, w], noise, times, token ids; a tenth without words, a tenth with strange."""
         picked = pick_scans(rng, len(self.latents), size, even_share)
         words = self.ids[picked]
         for row, chance in enumerate(rng.random(size)):
@@ -205,9 +200,7 @@ class Scans:
                 words[row] = self.empty
             elif chance < 0.2:
                 words[row] = with_strangers(words[row], self.strange, rng)
-        y, x = rng.integers(0, SIDE // 4 - crop + 1, (2, size))
-        cut = [self.latents[i, :, :, y[k] : y[k] + crop, x[k] : x[k] + crop] for k, i in enumerate(picked)]
-        moments = torch.from_numpy(np.stack(cut).astype(np.float32))
+        moments = torch.from_numpy(self.latents[picked].astype(np.float32))
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         clean = moments[:, 0] + moments[:, 1] * torch.randn(moments[:, 0].shape, generator=generator)
         noise = torch.randn(clean.shape, generator=generator)
@@ -228,22 +221,20 @@ def train_unet(work: Path, seed: int, log: Callable[[str], None], threads: int =
 
 
 def train_texture(work: Path, seed: int, log: Callable[[str], None], threads: int = 2) -> None:
-    """Trains denoiser.pt on into textured.pt: speckle from many small crops, layers from whole scans beside them.
+    """Trains denoiser.pt on into textured.pt, every scale alike: speckle, and the edges of layers and lesions.
 
-    What the scene's loss leaves is hatched where speckle should be. Speckle is local and decided at low noise, and the
-    decoder shows some channels a hundred times as much as others: a crop's error counts by what is seen of it.
+    What denoising_loss leaves is hatched where speckle should be, and blocky: averages over 4 x 4 cells count some 40
+    times as much as what lies between them and speckle. The decoder shows some channels a hundred times as much as
+    others, so errors count by what is seen of them.
     """
     scans = Scans(work, "grained")
     seen = decoder_gain(load_decoder(work), scans.some(GAIN_SCANS))
     seen = seen.clamp(min=LEAST_GAIN * seen.mean()) / seen.mean()
     log(f"decoder's gain by channel over its mean: {', '.join(f'{gain:.2f}' for gain in seen.tolist())}")
-    speckle, scene = partial(texture_loss, gain=seen), partial(denoising_loss, gain=seen)
+    loss = partial(texture_loss, gain=seen)
 
     def learn(cores: OneCoreEach, rng: np.random.Generator, step: int) -> float:
-        whole = scans.batch(rng, TEXTURE_SCANS, 0.5, draw_times(rng, TEXTURE_SCANS))
-        times = (TEXTURE_TIMES * rng.random(TEXTURE_CROPS) ** 1.5).astype(np.int64)
-        crops = scans.batch(rng, TEXTURE_CROPS, 0.5, times, crop=TEXTURE_SIDE)
-        return cores.gradients(speckle, *crops) + cores.gradients(scene, *whole)
+        return cores.gradients(loss, *scans.batch(rng, TEXTURE_SCANS, 0.5, draw_times(rng, TEXTURE_SCANS)))
 
     both = torch.nn.ModuleList(new_denoiser(len(scans.tokenizer), scans.tokenizer.eos_token_id))
     before = torch.load(work / "denoiser.pt", weights_only=True)
@@ -301,8 +292,8 @@ def texture_loss(error: torch.Tensor, snr: torch.Tensor, gain: torch.Tensor) -> 
     return ((error**2).mean((0, 2, 3)) * gain).mean()
 
 
-def denoising_loss(error: torch.Tensor, snr: torch.Tensor, gain: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean squared error of v [b, c, h, w], every channel by its gain [c], in which the untellable drowns nothing.
+def denoising_loss(error: torch.Tensor, snr: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of v [b, c, h, w] in which the untellable drowns nothing.
 
     Where the signal-to-noise ratio snr [b] is low, detail finer than 4 x 4 cells is pure chance: it counts by the share
     of it that can be told. Averages over 4 x 4 cells hold layers and lesions; they count by the inverse of the error
@@ -310,8 +301,6 @@ def denoising_loss(error: torch.Tensor, snr: torch.Tensor, gain: torch.Tensor | 
     t = 400, 500, ... 800) and is fitted here within 0.04. The best estimate is the conditional mean whatever the
     weights; they decide how soon it is found.
     """
-    if gain is not None:
-        error = error * gain.sqrt()[:, None, None]
     fine = (error**2).mean((1, 2, 3)) * snr / (snr + FINE_SNR)
     coarse = 4 * (F.avg_pool2d(error, 4) ** 2).mean((1, 2, 3))
     return (fine + coarse * (1 + (snr.clamp(max=COARSE_TOLD) / COARSE_SNR) ** 0.55)).mean()

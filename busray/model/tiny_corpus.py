@@ -26,9 +26,9 @@ EVEN = Probe(
 )  # fmt: skip
 """Plainer still and always the same probe, so that lesions are most of what there is to learn."""
 GRAINED = Probe(
-    "grained", axial=(6.5, 10.0), lateral=(11.0, 19.0), looks=(2, 4), dynamic_range=(46.0, 64.0), gain=(-2.0, 4.0),
-    fading=(0.0, 16.0), streaks=(3.0, 12.0), patches=(0.5, 2.5), fat=(0.08, 0.28), tilt=(-0.14, 0.14), ribs=0.0,
-    bands=0.1, layers=(5.0, 13.0),
+    "grained", axial=(5.5, 7.0), lateral=(13.0, 17.0), looks=(2, 2), dynamic_range=(44.0, 50.0), gain=(3.0, 6.0),
+    fading=(4.0, 14.0), streaks=(4.0, 10.0), patches=(0.3, 1.5), fat=(0.08, 0.24), skin=(14.0, 22.0), tilt=(-0.12, 0.12),
+    ribs=0.0, bands=0.0, layers=(6.0, 11.0),
 )  # fmt: skip
 """Marked layers, and speckle that the autoencoder's cells of 4 px carry: finer grains come back from it as a grid."""
 
@@ -75,10 +75,10 @@ def even(seed: int, side: int = SIDE) -> tuple[np.ndarray, str]:
 
 
 def grained(seed: int, side: int = SIDE) -> tuple[np.ndarray, str]:
-    """As captioned, all of the probe GRAINED and half of them letterboxed."""
+    """As captioned, all of the probe GRAINED and one in seven letterboxed."""
     rng = np.random.default_rng([seed, 5])
     class_name = CLASSES[int(rng.choice(3, p=(0.4, 0.4, 0.2)))]
-    aspect = 1.0 if rng.random() < 0.5 else float(rng.uniform(1.0, 1.6))
+    aspect = 1.0 if rng.random() < 0.85 else float(rng.uniform(1.0, 1.6))
     return _framed(rng, GRAINED, class_name, aspect, side)
 
 
