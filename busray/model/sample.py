@@ -24,6 +24,7 @@ from busray.records import Box, ImageSpec, UserError
 
 SCHEDULERS = {
     "dpmsolver++": DPMSolverMultistepScheduler,
+    "sde-dpmsolver++": DPMSolverMultistepScheduler,
     "ddim": DDIMScheduler,
     "euler": EulerDiscreteScheduler,
     "pndm": PNDMScheduler,
@@ -110,14 +111,15 @@ class Sampler:
     def _txt2img(self, batch: list[ImageSpec]) -> torch.Tensor:
         pipe, factor = self.pipe, self.pipe.vae_scale_factor
         shape = (pipe.unet.config.in_channels, self.size // factor, self.size // factor)
-        noise = torch.cat([_noise(shape, _generator(spec.seed_txt2img)) for spec in batch])
+        generators = [_generator(spec.seed_txt2img) for spec in batch]
+        noise = torch.cat([_noise(shape, one) for one in generators])
         return pipe(
             **self._conditioning(batch, self.sampling.guidance_scale),
             height=self.size,
             width=self.size,
             num_inference_steps=self.sampling.steps,
             latents=noise.to(self.device, self.dtype),
-            generator=[_generator(spec.seed_txt2img) for spec in batch],
+            generator=generators,  # used up by the noise: a stochastic scheduler must not draw the same again
             output_type="latent",
             callback_on_step_end=self._hold_padding(batch, noise),
         ).images
@@ -250,6 +252,7 @@ def scheduler_for(name: str, settings: Any) -> Any:
     """A scheduler of config's name with the base's noise schedule and prediction type."""
     extra: dict[str, Any] = {
         "dpmsolver++": {"algorithm_type": "dpmsolver++"},
+        "sde-dpmsolver++": {"algorithm_type": "sde-dpmsolver++"},
         "ddim": {"clip_sample": False},  # its default cuts latents off at 1, as if they were pixels
     }.get(name, {})
     return SCHEDULERS[name].from_config(settings, **extra)

@@ -95,6 +95,26 @@ def test_every_scheduler_draws_a_finite_image_and_keeps_the_bases_prediction_typ
     assert drawn[0].image.std() > 0
 
 
+def test_a_stochastic_scheduler_draws_by_the_images_own_seed_and_never_its_first_noise_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = sampler(scheduler="sde-dpmsolver++", steps=4)
+    seen: list[torch.Tensor] = []
+    whole = torch.randn
+
+    def kept(*shape: Any, **options: Any) -> torch.Tensor:
+        seen.append(whole(*shape, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(torch, "randn", kept)
+    first = made.draw([spec(0), spec(1)])
+    noises = [noise.flatten().tolist() for noise in seen if noise.numel() > 1]
+    assert len(noises) > 2 * 4, "a noise for each image and step"
+    assert len({tuple(noise) for noise in noises}) == len(noises)
+    alone = made.draw([spec(1)])
+    assert np.abs(alone[0].image.astype(int) - first[1].image).max() <= 1
+
+
 def test_no_scheduler_cuts_latents_off_as_if_they_were_pixels() -> None:
     settings = load_pipeline(Base(size=SIZE)).scheduler.config
     for name in SCHEDULERS:
