@@ -54,6 +54,8 @@ class Probe:
     """Mean number of columns where the probe hardly touches the skin."""
     layers: Range | None = None
     """Decibels by which fat and muscle are at least darker than gland; None where any order is possible."""
+    fibres: Range | None = None
+    """Decibels by which level fibres of muscle and slanting septa of fat stand out; None where there are none."""
 
 
 PROBES: dict[str, Probe] = {
@@ -163,6 +165,13 @@ def _tissue(rng: np.random.Generator, probe: Probe, y: Field, x: Field, words: l
     soft = rng.uniform(0.005, 0.02)
     echo = fat_db + (gland_db - fat_db) * _step(depth - skin - fat - wander, soft)
     echo = echo + (muscle_db - gland_db) * _step(depth - gland + wander, soft)
+
+    if probe.fibres:
+        muscle, fatty = _step(depth - gland - 0.02, 0.01), _step(skin + fat - depth, 0.01) * _step(depth - skin, 0.01)
+        level = _noise(rng, (h, w), rng.uniform(0.008, 0.016) * h, rng.uniform(0.15, 0.4) * w, -tilt * h / w)
+        slant = _noise(rng, (h, w), 0.03 * h, 0.06 * w, float(rng.choice((-1, 1))) * rng.uniform(0.8, 2.0))
+        fibres = _draw(rng, probe.fibres)
+        echo = echo + fibres * muscle * (_bump(level - 0.6, 0.5) - 0.2) + fibres * fatty * _bump(slant, 0.15)
 
     streaks = _draw(rng, probe.streaks)
     grain = -tilt * h / w

@@ -74,6 +74,17 @@ def test_benign_lesions_are_bright_below_and_malignant_ones_cast_shadows():
     assert malignant < -4
 
 
+def test_fibres_draw_lines_across_muscle():
+    plain = replace(PROBES["general"], gain=(3.0, 3.0), fading=(4.0, 4.0), streaks=(0.0, 0.0), layers=(8.0, 8.0))
+
+    def lines(probe: Probe) -> float:
+        """Power of changes from row to row of the deepest quarter, averaged over 8 neighbours across."""
+        deep = np.stack([phantom(seed, "normal", probe, (96, 96)).image[72:] for seed in range(12)]).astype(float)
+        return float((np.diff(deep.reshape(12, 24, 12, 8).mean(3), axis=1) ** 2).mean())
+
+    assert lines(replace(plain, fibres=(9.0, 9.0))) > 1.3 * lines(plain)
+
+
 def test_captions_never_name_a_class():
     for class_name in CLASSES:
         for scan in many(class_name, 60):
