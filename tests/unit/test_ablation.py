@@ -125,7 +125,8 @@ def pipe() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "guidance"), [("dpmsolver++", 2.0), ("sde-dpmsolver++", 2.0), ("ddim", 2.0), ("euler", 2.0), ("unipc", 1.0)]
+    ("scheduler", "guidance"),
+    [("dpmsolver++", 2.0), ("sde-dpmsolver++", 2.0), ("ddim", 2.0), ("euler", 2.0), ("unipc", 1.0)],
 )
 def test_unet_evaluations_are_those_that_happen(pipe: Any, scheduler: str, guidance: float) -> None:
     from busray.model.sample import Sampler
