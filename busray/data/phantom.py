@@ -166,15 +166,16 @@ def _tissue(rng: np.random.Generator, probe: Probe, y: Field, x: Field, words: l
     echo = fat_db + (gland_db - fat_db) * _step(depth - skin - fat - wander, soft)
     echo = echo + (muscle_db - gland_db) * _step(depth - gland + wander, soft)
 
+    grain = -tilt * h / w
     if probe.fibres:
-        muscle, fatty = _step(depth - gland - 0.02, 0.01), _step(skin + fat - depth, 0.01) * _step(depth - skin, 0.01)
-        level = _noise(rng, (h, w), rng.uniform(0.008, 0.016) * h, rng.uniform(0.15, 0.4) * w, -tilt * h / w)
+        muscle = _step(depth - gland + wander - 0.02, 0.01)
+        fatty = _step(skin + fat + wander - depth, 0.01) * _step(depth - skin, 0.01)
+        level = _noise(rng, (h, w), rng.uniform(0.008, 0.016) * h, rng.uniform(0.15, 0.4) * w, grain)
         slant = _noise(rng, (h, w), 0.03 * h, 0.06 * w, float(rng.choice((-1, 1))) * rng.uniform(0.8, 2.0))
         fibres = _draw(rng, probe.fibres)
         echo = echo + fibres * muscle * (_bump(level - 0.6, 0.5) - 0.2) + fibres * fatty * _bump(slant, 0.15)
 
     streaks = _draw(rng, probe.streaks)
-    grain = -tilt * h / w
     for _ in range(int(rng.integers(2, 4))):
         scale, stretch = rng.uniform(0.012, 0.05), rng.uniform(2.5, 8.0)
         field = _noise(rng, (h, w), scale * h, scale * stretch * w, grain * rng.uniform(0.5, 1.5))
@@ -185,7 +186,7 @@ def _tissue(rng: np.random.Generator, probe: Probe, y: Field, x: Field, words: l
     fascia = rng.uniform(0, 12)
     for level in (skin + fat, gland):
         echo = echo + fascia * rng.uniform(0.3, 1) * _bump(depth - level - wander, rng.uniform(0.006, 0.02))
-    echo = echo + _draw(rng, probe.skin) * _bump(depth - rng.uniform(0, 0.4) * skin, skin)
+    echo = echo + _draw(rng, probe.skin) * _bump(np.maximum(depth - rng.uniform(0, 0.4) * skin, 0), skin)
     if rng.random() < 0.5:
         echo = echo - rng.uniform(4, 14) * _bump(depth - skin - 0.02, 0.015)
 

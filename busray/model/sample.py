@@ -119,7 +119,7 @@ class Sampler:
             width=self.size,
             num_inference_steps=self.sampling.steps,
             latents=noise.to(self.device, self.dtype),
-            generator=generators,  # used up by the noise: a stochastic scheduler must not draw the same again
+            generator=generators,  # past the first noise, which a stochastic scheduler must not draw again
             output_type="latent",
             callback_on_step_end=self._hold_padding(batch, noise),
         ).images
