@@ -217,7 +217,7 @@ def test_a_dicoms_identifiers_are_nowhere_in_the_report(report: CheckReport, pla
     assert "malignant/clinic.dcm" in [image.file for image in report.images]
     assert b"Roentgen" in (planted / "malignant" / "clinic.dcm").read_bytes()
     everything = repr(report) + to_json(report.to_dict()).decode() + repr(report.tables())
-    for secret in ("Roentgen", "Bertha", "4711", "18330422", "Wuerzburg", "hand with ring"):
+    for secret in ("Roentgen", "Bertha", "ID-4711", "18330422", "Wuerzburg", "hand with ring"):
         assert secret not in everything
 
 
