@@ -158,23 +158,13 @@ def test_the_loss_counts_the_scene_at_every_noise_level_and_detail_only_where_it
     assert tiny_base.denoising_loss(scene, told) > 4 * tiny_base.denoising_loss(scene, chance)
 
 
-def test_the_texture_loss_counts_a_channel_by_its_gain():
-    gain = torch.tensor([3.0, 1.0, 0.5])
+def test_the_texture_loss_counts_a_channel_by_its_weight():
+    weights = torch.tensor([3.0, 1.0, 0.5])
     error = torch.zeros(2, 3, 4, 4)
     error[:, 1] = 2
-    assert tiny_base.texture_loss(error, torch.ones(2), gain) == pytest.approx(4 * 1 / 3)
+    assert tiny_base.texture_loss(error, torch.ones(2), weights) == pytest.approx(4 * 1 / 3)
     error[:, 0] = 2
-    assert tiny_base.texture_loss(error, torch.ones(2), gain) == pytest.approx(4 * (3 + 1) / 3)
-
-
-def test_the_decoders_gain_is_that_of_a_linear_decoder():
-    class Linear:
-        def decode(self, latents):
-            mixed = torch.einsum("c,nchw->nhw", torch.tensor([2.0, 0.0, -1.0]), latents)
-            return types.SimpleNamespace(sample=mixed[:, None])
-
-    gain = tiny_vae.decoder_gain(Linear(), torch.randn(4, 3, 32, 32))
-    assert gain.tolist() == pytest.approx([4, 0, 1], rel=0.05)
+    assert tiny_base.texture_loss(error, torch.ones(2), weights) == pytest.approx(4 * (3 + 1) / 3)
 
 
 def test_a_batch_in_parts_has_the_gradients_of_the_whole():
@@ -272,6 +262,29 @@ def test_training_goes_on_where_it_was_cut_short(tmp_path):
     other = torch.nn.Linear(2, 2)
     assert tiny_training.resume(tmp_path / "state.pt", part=other) == 7
     assert torch.equal(part.weight, other.weight) and [p.name for p in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_the_texture_stage_trains_a_denoiser_on_and_goes_on_where_it_was_cut_short(tmp_path, pipe, monkeypatch):
+    tiny_vae.take_autoencoder(TINY, tmp_path)
+    for name, words in (("scans", "thick fat layer"), ("grained", "fat layer")):
+        moments = np.random.default_rng(0).standard_normal((4, 2, 8, 32, 32)).astype(np.float16)
+        np.save(tmp_path / f"{name}-latents.npy", abs(moments))
+        (tmp_path / f"{name}-captions.json").write_text(json.dumps([words] * 4))
+    before = {"unet": pipe.unet.float().state_dict(), "text": pipe.text_encoder.state_dict()}
+    torch.save(before, tmp_path / "denoiser.pt")
+    monkeypatch.setattr(tiny_base, "TEXTURE_SCANS", 2)
+    strangers = []
+    kept = tiny_base.with_strangers
+    monkeypatch.setattr(tiny_base, "with_strangers", lambda *a: strangers.append(a[1]) or kept(*a))
+    for steps in (2, 4):
+        monkeypatch.setattr(tiny_base, "TEXTURE_STEPS", steps)
+        tiny_base.train_texture(tmp_path, 1, lambda line: None)
+        assert torch.load(tmp_path / "texture-train.pt", weights_only=True)["step"] == steps
+    after = torch.load(tmp_path / "textured.pt", weights_only=True)
+    moved = [name for part in before for name in before[part] if not torch.equal(before[part][name], after[part][name])]
+    assert len(moved) > 100
+    thick = pipe.tokenizer("thick", add_special_tokens=False).input_ids
+    assert strangers and not any(np.isin(thick, strange).any() for strange in strangers), "a word of the wider captions"
 
 
 def test_a_procedural_picture_is_seeded_and_varied():
