@@ -48,6 +48,8 @@ class Probe:
     """Decibels by which the skin stands out."""
     tilt: Range = (-0.35, 0.35)
     """Slope of layers and septa."""
+    bend: Range = (0.0, 0.05)
+    """Height of the waves of layers, share of the image's."""
     ribs: float = 0.15
     """Probability of a shadowing rib."""
     bands: float = 0.6
@@ -150,7 +152,7 @@ def _tissue(rng: np.random.Generator, probe: Probe, y: Field, x: Field, words: l
     """Echo strength of healthy tissue in decibels [h, w]; appends what can be seen to words."""
     h, w = y.shape
     tilt = _draw(rng, probe.tilt)
-    bend = 0.05 * rng.uniform(0, 1) * np.sin(2 * np.pi * (x * rng.uniform(0.4, 1.6) + rng.uniform()))
+    bend = _draw(rng, probe.bend) * np.sin(2 * np.pi * (x * rng.uniform(0.4, 1.6) + rng.uniform()))
     depth = y + 0.35 * tilt * (x - 0.5) + bend
     skin, fat = rng.uniform(0.02, 0.07), _draw(rng, probe.fat)
     gland = skin + fat + rng.uniform(0.2, 0.55)
