@@ -176,9 +176,6 @@ class Adapters(Settings):
     """Steps of linear warm-up; constant after."""
     snr_gamma: Annotated[float, Field(gt=0)] | None = None
     """Min-SNR weighting (arXiv 2303.09556); off where unset."""
-    channel_loss: Literal["even", "seen"] = "even"
-    """`even`: an error counts alike in every latent channel, as in Stable Diffusion's own training; `seen`: by what the
-    decoder shows of it, for an autoencoder whose channels differ much, such as `tiny`'s."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the moving average of the adapters' weights; off where unset."""
     mirror: bool = True

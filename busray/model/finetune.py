@@ -14,14 +14,13 @@ from safetensors.torch import load, save
 from busray import config
 from busray.identity import seed_for
 from busray.model.adapters import adapter_files, attach_lora, lora_bytes
-from busray.model.latents import EncodedImages, channel_weights
+from busray.model.latents import EncodedImages
 from busray.records import UserError
 
 CLIP_NORM = 1.0
 LORA_DECAY = 1e-2
 VALIDATION_IMAGES = 128
 VALIDATION_BATCH = 16
-GAIN_IMAGES = 16
 
 
 class FineTuner:
@@ -52,10 +51,6 @@ class FineTuner:
         self.tokens = TokenRows(pipe, tokens, initializers, settings.vectors) if tokens else None
         self.parameters = self._named()
         self.optimiser = torch.optim.AdamW(self._groups())
-        self.channels = torch.ones(encoded.mean.shape[1], device=self.device)
-        if settings.channel_loss == "seen":
-            rows = np.linspace(0, encoded.images - 1, min(GAIN_IMAGES, encoded.images)).astype(int)
-            self.channels = channel_weights(pipe.vae, encoded.mean[rows].to(self.device))
         self.ema = {n: p.detach().clone() for n, p in self.parameters.items()} if settings.ema else None
         self._ids: dict[str, torch.Tensor] = {}
         self._orders: dict[int, np.ndarray] = {}
@@ -136,8 +131,7 @@ class FineTuner:
         timesteps: torch.Tensor,
         captions: list[str],
     ) -> torch.Tensor:
-        """Squared error an image [b] of epsilon or v as the base predicts: mean over content cells and channels, both
-        by their weights."""
+        """Squared error an image [b], averaged over content cells, of epsilon or v as the base predicts."""
         latents, weight, noise = (t.to(self.device) for t in (latents, weight, noise))
         alpha = self._alphas_cumprod.to(self.device)[timesteps.to(self.device)].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
@@ -149,8 +143,7 @@ class FineTuner:
         else:
             raise UserError(f"base.path: its scheduler predicts {kind!r}; epsilon and v_prediction can be fine-tuned")
         made = self.pipe.unet(noisy, timesteps.to(self.device), self._embed(captions)).sample
-        weight = weight * self.channels.view(1, -1, 1, 1)
-        error = ((made.float() - target) ** 2 * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
+        error = ((made.float() - target) ** 2 * weight).sum((1, 2, 3)) / (weight.sum((1, 2, 3)) * latents.shape[1])
         return error * self._snr_weight(alpha.flatten(), kind)
 
     def _snr_weight(self, alpha: torch.Tensor, kind: str) -> torch.Tensor:

@@ -11,11 +11,6 @@ from safetensors.torch import load, save
 from busray.model.sample import decode_grey, latent_weight, to_model
 from busray.records import Box
 
-GAIN_NOISE = 0.2
-"""Standard deviation of the noise that a channel's gain is measured with; latents have about 1."""
-LEAST_WEIGHT = 0.1
-"""Share of the mean gain that a channel counts at least: what is not seen of one step guides the next."""
-
 
 @dataclass(frozen=True)
 class EncodedImages:
@@ -62,27 +57,6 @@ def encode_images(
         weights.append(weight.flip(-1) if flipped else weight)
     progress(len(images), len(images))
     return EncodedImages(torch.cat(means), torch.cat(stds), torch.cat(weights), len(images))
-
-
-@torch.no_grad()
-def channel_weights(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """How much an error counts by its channel [c], on average once: as the decoder shows it, at least LEAST_WEIGHT.
-
-    latents: [n, c, h, w] in the UNet's scale. A channel's gain is the mean square of the decoder's answer to white
-    noise put into it over that of the noise. `tiny`'s differ 77 times, and an even loss is about what nobody sees.
-    """
-    generator = torch.Generator().manual_seed(0)
-    scale = vae.config.scaling_factor
-    plain = vae.decode(latents / scale).sample
-    gains = []
-    for channel in range(latents.shape[1]):
-        put = latents.clone()
-        noise = torch.randn(put[:, channel].shape, generator=generator)
-        put[:, channel] += GAIN_NOISE * noise.to(put.device)
-        gains.append(((vae.decode(put / scale).sample - plain) ** 2).mean())
-    gain = torch.stack(gains)
-    weights = gain.clamp(min=LEAST_WEIGHT * gain.mean())
-    return weights / weights.mean()
 
 
 @torch.no_grad()

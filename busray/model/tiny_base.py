@@ -21,10 +21,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from busray.model.latents import channel_weights
 from busray.model.tiny_corpus import SIDE, captioned, even, grained, procedural, varied
 from busray.model.tiny_training import checkpoint, resume, trapezoid
-from busray.model.tiny_vae import LATENT_CHANNELS, SCANS, load_decoder, new_vae, three_channels
+from busray.model.tiny_vae import LATENT_CHANNELS, SCANS, decoder_gain, load_decoder, new_vae, three_channels
 
 UNET_WIDTHS = (64, 96, 192)
 """With 32 at full resolution, four a latent channel, speckle was hatched; with 64 it is less so."""
@@ -34,10 +33,12 @@ UNET_RATE = 8e-4
 WIDE_STEPS = 1500
 """Steps on `captioned` scans, after which EVEN_SHARE of a batch is `even`: see benchmarks/tiny-base.md."""
 EVEN_SHARE = 14 / 16
-TEXTURE_STEPS = 5600
+TEXTURE_STEPS = 4800
 TEXTURE_RATE = 6e-4
 TEXTURE_SCANS = 16
 GAIN_SCANS = 16
+LEAST_GAIN = 0.1
+"""Share of the mean gain that a channel counts at least: what is not seen of one step guides the next."""
 FINE_SNR = 0.05
 """Signal-to-noise ratio at which detail within 4 x 4 latent cells counts half."""
 COARSE_SNR = 0.008
@@ -228,9 +229,10 @@ def train_texture(work: Path, seed: int, log: Callable[[str], None], threads: in
     """
     scans = Scans(work, "grained")
     scans.strange = np.setdiff1d(scans.strange, Scans(work, "scans").ids)  # narrower captions must unlearn no word
-    weights = channel_weights(load_decoder(work), scans.some(GAIN_SCANS))
-    log(f"weights of the channels: {', '.join(f'{weight:.2f}' for weight in weights.tolist())}")
-    loss = partial(texture_loss, weights=weights)
+    seen = decoder_gain(load_decoder(work), scans.some(GAIN_SCANS))
+    seen = seen.clamp(min=LEAST_GAIN * seen.mean()) / seen.mean()
+    log(f"decoder's gain by channel over its mean: {', '.join(f'{gain:.2f}' for gain in seen.tolist())}")
+    loss = partial(texture_loss, gain=seen)
 
     def learn(cores: OneCoreEach, rng: np.random.Generator, step: int) -> float:
         return cores.gradients(loss, *scans.batch(rng, TEXTURE_SCANS, 0.5, draw_times(rng, TEXTURE_SCANS)))
@@ -286,9 +288,9 @@ def _train(
                 average.restore(both.parameters())
 
 
-def texture_loss(error: torch.Tensor, snr: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of v [b, c, h, w], every noise level alike, every channel by its weight [c]."""
-    return ((error**2).mean((0, 2, 3)) * weights).mean()
+def texture_loss(error: torch.Tensor, snr: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of v [b, c, h, w], every noise level alike, every channel by its gain [c]."""
+    return ((error**2).mean((0, 2, 3)) * gain).mean()
 
 
 def denoising_loss(error: torch.Tensor, snr: torch.Tensor) -> torch.Tensor:

@@ -214,6 +214,22 @@ def load_decoder(work: Path) -> Any:
     return _load(work / "decoder.pt")
 
 
+@torch.no_grad()
+def decoder_gain(vae: Any, latents: torch.Tensor, noise: float = 0.2) -> torch.Tensor:
+    """What the decoder shows of a change, by channel [c]: mean square of its answer over that of white noise put in.
+
+    latents: [n, c, h, w] of unit variance that the noise is added to; noise: its standard deviation.
+    """
+    generator = torch.Generator().manual_seed(0)
+    plain = vae.decode(latents).sample
+    gains = []
+    for channel in range(latents.shape[1]):
+        put = latents.clone()
+        put[:, channel] += noise * torch.randn(put[:, channel].shape, generator=generator)
+        gains.append(((vae.decode(put).sample - plain) ** 2).mean() / noise**2)
+    return torch.stack(gains)
+
+
 def take_autoencoder(base: Path, work: Path) -> None:
     """The autoencoder of a saved base as work's own, so that a denoiser can be trained on it alone."""
     from diffusers import AutoencoderKL

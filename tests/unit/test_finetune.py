@@ -1,7 +1,6 @@
 """A training step sees what (seed, step, position) say, padding carries no loss, and a resumed run is the same run."""
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from busray.data.phantom import CLASSES, PROBES, phantom
 from busray.model.adapters import adapter_sha256
 from busray.model.base import load_pipeline
 from busray.model.finetune import FineTuner
-from busray.model.latents import EncodedImages, channel_weights, encode_images
+from busray.model.latents import EncodedImages, encode_images
 from busray.records import Box, UserError
 
 SIZE = 64
@@ -163,36 +162,6 @@ def test_snr_weighting_weakens_easy_steps_only(encoded: EncodedImages) -> None:
     torch.testing.assert_close(weights, torch.minimum(snr, torch.tensor(5.0)) / (snr + 1))
     torch.testing.assert_close(made._snr_weight(alpha, "epsilon"), torch.minimum(snr, torch.tensor(5.0)) / snr)
     assert torch.equal(tuner(encoded)._snr_weight(alpha, "epsilon"), torch.ones(3))
-
-
-def test_a_channel_weighs_what_a_linear_decoder_shows_of_it() -> None:
-    class Linear:
-        config = SimpleNamespace(scaling_factor=0.5)
-
-        def decode(self, latents: torch.Tensor) -> Any:
-            mixed = torch.einsum("c,nchw->nhw", torch.tensor([2.0, 0.0, -1.0]), latents)
-            return SimpleNamespace(sample=mixed[:, None])
-
-    weights = channel_weights(Linear(), torch.randn(4, 3, 32, 32))
-    gain = torch.tensor([4.0, 5 / 30, 1.0])  # the second is raised to a tenth of the mean
-    assert weights.tolist() == pytest.approx((gain / gain.mean()).tolist(), rel=0.05)
-    assert float(weights.mean()) == pytest.approx(1)
-
-
-def test_errors_can_count_by_what_the_decoder_shows_of_their_channel(encoded: EncodedImages) -> None:
-    """On errors known by channel: a denoiser that answers 0 misses by the target itself."""
-
-    def losses(channel_loss: str) -> torch.Tensor:
-        made = tuner(encoded, channel_loss=channel_loss)
-        made.pipe.unet = lambda noisy, *args: SimpleNamespace(sample=torch.zeros_like(noisy))
-        noise = torch.zeros_like(encoded.mean[:6])
-        noise[:, 2] = 3.0
-        latents = torch.zeros_like(noise)
-        return made._losses(latents, encoded.weight[:6], noise, torch.full((6,), 500), CAPTIONS)
-
-    made = tuner(encoded, channel_loss="seen")
-    assert float(made.channels.max() / made.channels.min()) > 5, "tiny's channels differ"
-    torch.testing.assert_close(losses("seen"), losses("even") * made.channels[2])
 
 
 def test_the_moving_average_is_what_is_kept(encoded: EncodedImages) -> None:

@@ -158,13 +158,23 @@ def test_the_loss_counts_the_scene_at_every_noise_level_and_detail_only_where_it
     assert tiny_base.denoising_loss(scene, told) > 4 * tiny_base.denoising_loss(scene, chance)
 
 
-def test_the_texture_loss_counts_a_channel_by_its_weight():
-    weights = torch.tensor([3.0, 1.0, 0.5])
+def test_the_texture_loss_counts_a_channel_by_its_gain():
+    gain = torch.tensor([3.0, 1.0, 0.5])
     error = torch.zeros(2, 3, 4, 4)
     error[:, 1] = 2
-    assert tiny_base.texture_loss(error, torch.ones(2), weights) == pytest.approx(4 * 1 / 3)
+    assert tiny_base.texture_loss(error, torch.ones(2), gain) == pytest.approx(4 * 1 / 3)
     error[:, 0] = 2
-    assert tiny_base.texture_loss(error, torch.ones(2), weights) == pytest.approx(4 * (3 + 1) / 3)
+    assert tiny_base.texture_loss(error, torch.ones(2), gain) == pytest.approx(4 * (3 + 1) / 3)
+
+
+def test_the_decoders_gain_is_that_of_a_linear_decoder():
+    class Linear:
+        def decode(self, latents):
+            mixed = torch.einsum("c,nchw->nhw", torch.tensor([2.0, 0.0, -1.0]), latents)
+            return types.SimpleNamespace(sample=mixed[:, None])
+
+    gain = tiny_vae.decoder_gain(Linear(), torch.randn(4, 3, 32, 32))
+    assert gain.tolist() == pytest.approx([4, 0, 1], rel=0.05)
 
 
 def test_a_batch_in_parts_has_the_gradients_of_the_whole():
