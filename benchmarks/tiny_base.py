@@ -18,19 +18,35 @@ from PIL import Image
 from busray.data.frame import frame
 from busray.data.phantom import CLASSES, PROBES, phantom
 from busray.data.read import read_grey
+from busray.model.sample import scheduler_for
 from busray.model.speckle import local_snr, radial_power, spectrum_slope
 from busray.model.tiny_corpus import captioned
 from busray.quality.frechet import Moments, frechet
 from busray.quality.inception import InceptionFeatures, find_weights
 
 TINY = Path(__file__).parents[1] / "busray" / "model" / "tiny"
-PROMPTS = (
-    "an ultrasound image of breast tissue with a lesion, a medium black oval spot, centre, smooth edge, bright below",
-    "a breast ultrasound scan, a medium dark ragged spot, centre, irregular edge, shadow below",
-    "ultrasound image of breast tissue, without lesion, strong fibrous streaks",
-    "an ultrasound image of a breast lesion, with black bars",
-    "an ultrasound image of a benign breast lesion",
-)
+LESION = "an ultrasound image of breast tissue with a lesion, a {} spot, {}, "
+SMOOTH = LESION + "smooth edge, bright below, fat layer, fibrous streaks, medium gain"
+RAGGED = LESION + "irregular edge, shadow below, fat layer, fibrous streaks"
+ROWS = (
+    [SMOOTH.format(*words) for words in (
+        ("medium dark oval", "left"), ("medium grey oval", "centre"), ("large grey oval", "right"),
+        ("medium dark round", "centre"), ("small dark oval", "left"), ("large dark oval", "centre"),
+        ("medium grey round", "right"), ("medium dark oval", "right"),
+    )],
+    [RAGGED.format(*words) for words in (
+        ("medium dark ragged", "left"), ("medium grey ragged", "centre"), ("large grey tall", "right"),
+        ("medium dark tall", "centre"), ("medium grey ragged", "left"), ("large dark ragged", "centre"),
+        ("large grey ragged", "right"), ("medium grey tall", "right"),
+    )],
+    [f"ultrasound image of breast tissue, without lesion, {words}" for words in (
+        "thick fat layer, fibrous streaks", "thin fat layer, high gain",
+        "fat layer, strong fibrous streaks, high contrast", "sloping layers, thin fat layer, fibrous streaks",
+        "thick fat layer, high gain, dark deep zone", "fat layer, bright deep zone",
+        "thick fat layer, high contrast", "thin fat layer, dark deep zone",
+    )],
+)  # fmt: skip
+"""What a blind onlooker is shown beside the trial's sheet, in its order."""
 
 
 @torch.no_grad()
@@ -78,7 +94,7 @@ def main() -> None:
     parser.add_argument("--busi", type=Path, help="folder of BUSI; left out, only phantoms are measured")
     parser.add_argument("--n", type=int, default=300)
     parser.add_argument("--pictures", type=Path, help="folder for tiny-base-*.jpg")
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--guidance", type=float, default=2.0)
     args = parser.parse_args()
     torch.set_num_threads(2)
@@ -120,10 +136,11 @@ def main() -> None:
         for name, images in (("phantom", seen), ("demo", demo)):
             made = through(pipe.vae, images[:8])
             tile([list(images[:8]), list(made)], args.pictures / f"tiny-base-{name}-vae.jpg")
+        pipe.scheduler = scheduler_for("sde-dpmsolver++", pipe.scheduler.config)
         rows = []
-        for prompt in PROMPTS:
-            generator = [torch.Generator().manual_seed(i) for i in range(8)]
-            made = pipe([prompt] * 8, generator=generator, num_inference_steps=args.steps,
+        for r, prompts in enumerate(ROWS):
+            generator = [torch.Generator().manual_seed(1000 * r + i) for i in range(len(prompts))]
+            made = pipe(prompts, generator=generator, num_inference_steps=args.steps,
                         guidance_scale=args.guidance).images  # fmt: skip
             rows.append([np.asarray(image.convert("L")) for image in made])
         tile(rows, args.pictures / "tiny-base-samples.jpg")
