@@ -2,7 +2,8 @@
 
     python benchmarks/show_run.py runs/busi-tiny --picture benchmarks/busi-tiny.png
 
-The picture holds no real image: a class a row, the first images of its plan, each before and after refinement.
+The picture holds no real image: a class a row, the first images of its plan, each before refinement, where there was
+one, and after.
 """
 
 import argparse
@@ -22,19 +23,22 @@ from busray.quality.tables import (
 )
 from busray.storage import Store
 
-IMAGES = 4
+COLUMNS = 8
+STAGES = ("image_txt2img", "image")
 
 
-def rows(store: Store) -> dict[str, list[bytes | None]]:
-    """class -> PNGs: txt2img and refined of its first images, in turn."""
+def rows(store: Store) -> tuple[list[str], dict[str, list[bytes | None]]]:
+    """A title a column, and class -> PNGs of its first images, those of a refined run before and after in turn."""
     shown: dict[str, list[bytes | None]] = {}
+    columns = ["image"]
     for commit in sorted(read_commits(store), key=lambda c: (c.class_name, c.first)):
+        table = read_rows(store, commit)
+        columns = [name for name in STAGES if name in table.column_names]
         cells = shown.setdefault(commit.class_name, [])
-        if len(cells) >= 2 * IMAGES:
-            continue
-        for row in read_rows(store, commit).to_pylist()[:IMAGES]:
-            cells += [row.get("image_txt2img", row["image"])["bytes"], row["image"]["bytes"]]
-    return {name: cells[: 2 * IMAGES] for name, cells in shown.items()}
+        room = (COLUMNS - len(cells)) // len(columns)
+        cells += [row[name]["bytes"] for row in table.slice(0, room).to_pylist() for name in columns]
+    titles = ["txt2img", "refined"] if len(columns) == 2 else ["txt2img"]
+    return titles * (COLUMNS // len(titles)), shown
 
 
 def main() -> None:
@@ -57,10 +61,8 @@ def main() -> None:
         if clean:
             print(f"Against test images without burned-in annotations:\n\n{markdown_table(*metrics_rows(clean))}")
     if args.picture:
-        shown = rows(store)
-        args.picture.write_bytes(
-            contact_sheet(list(shown.values()), ["txt2img", "refined"] * IMAGES, row_labels=list(shown))
-        )
+        titles, shown = rows(store)
+        args.picture.write_bytes(contact_sheet(list(shown.values()), titles, row_labels=list(shown)))
 
 
 if __name__ == "__main__":

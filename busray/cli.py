@@ -19,6 +19,8 @@ LINE_SECONDS = 10.0
 """Between plain progress lines where there is no terminal."""
 SHOWN = 20
 """Problems that `verify` prints; the rest is counted."""
+WIDEST = 1000
+"""Characters of a table's line where there is no terminal."""
 
 COMMANDS = {
     "doctor": "prove that a store is safe to run on: create-only, consistent, permissions",
@@ -504,7 +506,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(escape(column), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
-    Console().print(table)
+    # Into a file a table is as wide as it needs to be; rich would take 80 columns and fold its figures.
+    Console(width=None if sys.stdout.isatty() else WIDEST).print(table)
 
 
 def _print_figures(figures: list[Any], sentences: list[str]) -> None:
