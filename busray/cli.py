@@ -297,9 +297,8 @@ def _study(options: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _audit(options: argparse.Namespace, flags: list[str]) -> int:
-    _refuse(flags)
     with reporter() as tell:
-        run = _reopen(options.run, tell, needs_inception=True, writes=True)
+        run = _reopen(options.run, flags, tell, needs_inception=True, writes=True)
         from busray.cluster.audit import audit
         from busray.cluster.pipeline import timed
 
@@ -313,25 +312,27 @@ def _audit(options: argparse.Namespace, flags: list[str]) -> int:
     return 1 if copies else 0
 
 
-def _reopen(url: str, tell: Any, *, needs_inception: bool = False, writes: bool = False) -> Any:
-    """A stored run with the settings it holds; by default for work that writes nothing into it and measures nothing."""
+def _reopen(url: str, flags: list[str], tell: Any, *, needs_inception: bool = False, writes: bool = False) -> Any:
+    """A stored run with the settings it holds, but for flags such as --dataset.path where its images lie now.
+
+    By default for work that writes nothing into it and measures nothing.
+    """
     import json
 
-    from busray.config import validate
+    from busray.config import with_flags
     from busray.records import CONFIG
     from busray.storage import Store
 
     stored = Store(url).read_or_none(CONFIG)
     if stored is None:
         raise UserError(f"{url}: no run there (no {CONFIG})")
-    config = validate({**json.loads(stored), "output": url})
+    config = with_flags({**json.loads(stored), "output": url}, flags)
     return _open(config, tell, needs_inception=needs_inception, writes=writes)
 
 
 def _reproduce(options: argparse.Namespace, flags: list[str]) -> int:
-    _refuse(flags)
     with reporter() as tell:
-        run = _reopen(options.run, tell)
+        run = _reopen(options.run, flags, tell)
         tell("reproduce", 0, 1)
         import numpy as np
 
@@ -377,11 +378,13 @@ def _card(options: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _readers(options: argparse.Namespace, flags: list[str]) -> int:
+    if options.action == "export":
+        return _readers_export(options, flags)
     _refuse(flags)
-    return _readers_export(options) if options.action == "export" else _readers_score(options)
+    return _readers_score(options)
 
 
-def _readers_export(options: argparse.Namespace) -> int:
+def _readers_export(options: argparse.Namespace, flags: list[str]) -> int:
     import secrets
 
     from busray.quality.readers import blind, real_exhibits, synthetic_exhibits, write_study
@@ -391,7 +394,7 @@ def _readers_export(options: argparse.Namespace) -> int:
     _stored_run(options.run)
     seed = secrets.randbits(63) if options.seed is None else options.seed
     with reporter() as tell:
-        run = _reopen(options.run, tell)
+        run = _reopen(options.run, flags, tell)
         tell("readers", 0, 2)
         classes = list(run.config.classes)
         exhibits = real_exhibits(run.dataset, run.folder, classes, options.images, seed)

@@ -4,13 +4,14 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from busray.cluster.session import Tell
 from busray.config import Config, validate
 from busray.corpus.arms import compared_images
+from busray.corpus.recipe import quotas
 from busray.corpus.run import differences
 from busray.data.frame import content_box
 from busray.data.prepare import materialise_phantoms, prepare
@@ -18,7 +19,8 @@ from busray.data.read import scan
 from busray.data.templates import fill
 from busray.identity import fingerprint
 from busray.model.adapters import check_adapters
-from busray.model.base import BaseIdentity, identify_base
+from busray.model.base import BaseIdentity, identify_base, refuse_known_words
+from busray.model.checkpoints import read_adapters
 from busray.quality.extractors import Extractor, find_extractors, refuse_small_content
 from busray.records import CHECK, CONFIG, DATASET, DataSet, SourceImage, UserError, to_json
 from busray.storage import Store
@@ -107,15 +109,26 @@ def open_run(
     if config.adapters.path:
         local = fetch_folder(config.adapters.path, _cache(config.adapters.path))
         tokens = config.tokens() if config.uses_tokens else {}
-        check_adapters(local, config.adapters.method, tokens, base, dataset.hash)
+        offered = check_adapters(local, config.adapters.method, tokens, base, dataset.hash)
+        kept = read_adapters(store)
+        if kept and kept["sha256"] != offered["sha256"]:
+            raise UserError(f"adapters.path: {config.output} has other adapters already: give another output")
+    run = Run(config, store, tell, dataset, folder, base, extractors, command)
+    quotas(config, dataset)
+    if not config.adapters.path:
+        for split in ("train", "val"):
+            run.captions(dataset.split(split))
+    if config.uses_tokens:
+        refuse_known_words(config.base, config.tokens().values())
     if writes:
         require_create_only(store)
     if findings is not None:
         store.replace(CHECK, to_json(findings))
         store.put_once(DATASET, to_json(dataset))
-        dataset = DataSet.from_json(store.read(DATASET))  # of two drivers that start at once, the first one's
+        # Of two drivers that start at once, the first one's.
+        run = replace(run, dataset=DataSet.from_json(store.read(DATASET)))
     store.put_once(CONFIG, to_json(config.model_dump(mode="json")))
-    return Run(config, store, tell, dataset, folder, base, extractors, command)
+    return run
 
 
 def _find_classifier_weights(config: Config, *, judges: bool, gates: bool) -> None:
@@ -200,6 +213,16 @@ def _refuse_changed_images(dataset: DataSet, config: Config, folder: Path) -> No
         raise UserError(
             f"dataset.path: {folder} is not what this run started from ({len(changed)} files differ, "
             f"such as {changed[0]}): give another output, or bring the images back"
+        )
+    told = sorted(
+        file
+        for file, image in known.items()
+        if image and (found[file].group, found[file].columns) != (image.group, image.columns)
+    )
+    if told:
+        raise UserError(
+            f"dataset.metadata: {metadata or 'null'} gives {len(told)} images, such as {told[0]}, another group or other "
+            "columns than this run was split by: give another output, or take the old table back"
         )
 
 

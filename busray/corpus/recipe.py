@@ -55,7 +55,7 @@ def make_recipe(config: Config, dataset: DataSet, fingerprint: str, use_tokens: 
         prompts={name: settings.prompts for name, settings in config.classes.items()},
         stand_ins=_stand_ins(config, use_tokens),
         boxes=_boxes(dataset),
-        quotas=_quotas(config, dataset),
+        quotas=quotas(config, dataset),
     )
 
 
@@ -109,11 +109,14 @@ def _boxes(dataset: DataSet) -> tuple[Box, ...]:
     return tuple(sorted(boxes, key=lambda b: (b.left, b.top, b.width, b.height)))
 
 
-def _quotas(config: Config, dataset: DataSet) -> dict[str, dict[str, dict[str, float]]]:
-    """Shares of every column that a class's prompts name: the configured ones, else the train split's."""
-    quotas: dict[str, dict[str, dict[str, float]]] = {}
+def quotas(config: Config, dataset: DataSet) -> dict[str, dict[str, dict[str, float]]]:
+    """Shares of every column that a class's prompts name: the configured ones, else the train split's.
+
+    UserError for a column with neither.
+    """
+    found: dict[str, dict[str, dict[str, float]]] = {}
     for name, settings in config.classes.items():
         named = {field for prompt in settings.prompts for field in template_fields(prompt)} - {"token", "class"}
         columns = {column: shares(dataset.train, name, column) for column in sorted(named - set(settings.quotas))}
-        quotas[name] = {**settings.quotas, **columns}
-    return quotas
+        found[name] = {**settings.quotas, **columns}
+    return found

@@ -54,6 +54,8 @@ class Probe:
     """Probability of a shadowing rib."""
     bands: float = 0.6
     """Mean number of columns where the probe hardly touches the skin."""
+    shadow: Range = (5.0, 24.0)
+    """Decibels by which the shadow of a lesion is darker."""
     layers: Range | None = None
     """Decibels by which fat and muscle are at least darker than gland; None where any order is possible."""
     fibres: Range | None = None
@@ -116,7 +118,7 @@ def phantom(seed: int, class_name: str, probe: Probe, size: tuple[int, int]) -> 
     echo = _tissue(rng, probe, y, x, words)
     mask = np.zeros((h, w), bool)
     if class_name != "normal":
-        echo, mask, seen = _lesion(rng, class_name, echo, y, x)
+        echo, mask, seen = _lesion(rng, class_name, probe, echo, y, x)
         words.insert(0, seen)
     else:
         words.insert(0, "without lesion")
@@ -172,10 +174,10 @@ def _tissue(rng: np.random.Generator, probe: Probe, y: Field, x: Field, words: l
     if probe.fibres:
         muscle = _step(depth - gland + wander - 0.02, 0.01)
         fatty = _step(skin + fat + wander - depth, 0.01) * _step(depth - skin, 0.01)
-        level = _noise(rng, (h, w), rng.uniform(0.008, 0.016) * h, rng.uniform(0.15, 0.4) * w, grain)
+        level = _noise(rng, (h, w), rng.uniform(0.012, 0.024) * h, rng.uniform(0.2, 0.5) * w, grain)
         slant = _noise(rng, (h, w), 0.03 * h, 0.06 * w, float(rng.choice((-1, 1))) * rng.uniform(0.8, 2.0))
         fibres = _draw(rng, probe.fibres)
-        echo = echo + fibres * muscle * (_bump(level - 0.6, 0.5) - 0.2) + fibres * fatty * _bump(slant, 0.15)
+        echo = echo + fibres * muscle * (_bump(level - 0.6, 0.5) - 0.2) + 0.6 * fibres * fatty * _bump(slant, 0.15)
 
     streaks = _draw(rng, probe.streaks)
     for _ in range(int(rng.integers(2, 4))):
@@ -229,7 +231,7 @@ def _outline(rng: np.random.Generator, class_name: str, angle: Field) -> Field:
 
 
 def _lesion(
-    rng: np.random.Generator, class_name: str, echo: Field, y: Field, x: Field
+    rng: np.random.Generator, class_name: str, probe: Probe, echo: Field, y: Field, x: Field
 ) -> tuple[Field, np.ndarray, str]:
     """Echo strength with a lesion put in [decibels], its mask, and what can be seen of it."""
     h, w = y.shape
@@ -261,7 +263,7 @@ def _lesion(
         walls = _bump(np.abs(dx) - a, 0.12 * a) * below
         echo = echo + change * beam * reach - rng.uniform(0, 7) * walls * reach
     else:
-        change = -rng.uniform(5, 24) if rng.random() < 0.85 else rng.uniform(-2, 2)
+        change = -_draw(rng, probe.shadow) if rng.random() < 0.85 else rng.uniform(-2, 2)
         ragged = 1 + 0.25 * _noise(rng, (1, w), 1, 0.02 * w)
         echo = echo + change * beam * ragged * (0.4 + 0.6 * reach)
         if rng.random() < 0.25:

@@ -15,7 +15,7 @@ def fill(template: str, *, token: str, class_name: str, columns: Mapping[str, st
         return template.format_map(values)
     except (KeyError, ValueError, IndexError, AttributeError) as error:
         known = ", ".join(f"{{{name}}}" for name in sorted(values))
-        raise UserError(f"template {template!r}: cannot fill {error}; known here: {known}") from error
+        raise UserError(f"classes.{class_name}: cannot fill {error} in {template!r}; known here: {known}") from error
 
 
 def shares(images: Iterable[SourceImage], class_name: str, column: str) -> dict[str, float]:

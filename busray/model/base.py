@@ -3,7 +3,9 @@
 safetensors only, no remote code, no custom pipelines, no safety checker (it judges photographs).
 """
 
+import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +35,9 @@ class BaseIdentity:
 
 
 def identify_base(settings: config.Base) -> BaseIdentity:
-    """Find the base and hash its files; UserError where it is not there or cannot be loaded safely."""
+    """Find the base and hash its files; UserError where it is not there, cannot be loaded safely, or draws no base.size."""
     folder = base_folder(settings)
+    _refuse_size(folder, settings.size)
     files = {
         path.relative_to(folder).as_posix(): sha256_file(path)
         for part in (".", *PARTS)
@@ -63,6 +66,27 @@ def base_folder(settings: config.Base) -> Path:
                 "convert them with diffusers' `save_pretrained(safe_serialization=True)`"
             )
     return folder
+
+
+def refuse_known_words(settings: config.Base, words: Iterable[str]) -> None:
+    """UserError where a word that is to be learned is one of the base's tokenizer already."""
+    path = base_folder(settings) / "tokenizer" / "vocab.json"
+    known = sorted(set(words) & json.loads(path.read_text(encoding="utf-8")).keys()) if path.is_file() else []
+    if known:
+        raise UserError(f"classes: the token {known[0]} is a word of {settings.path} already; choose another")
+
+
+def _refuse_size(folder: Path, size: int) -> None:
+    """Every block of the autoencoder and of the UNet but the last halves the side."""
+    halvings = 0
+    for part in ("vae", "unet"):
+        path = folder / part / "config.json"
+        try:
+            halvings += len(json.loads(path.read_text())["block_out_channels"]) - 1
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"base.path: {path} is no configuration of diffusers: {error!r}") from error
+    if size % 2**halvings:
+        raise UserError(f"base.size: {size} is no multiple of this base's {2**halvings}")
 
 
 def _fetch(settings: config.Base) -> Path:
@@ -101,16 +125,8 @@ def load_pipeline(settings: config.Base, device: str = "cpu", dtype: str | None 
         requires_safety_checker=False,
         local_files_only=True,
     )
-    return ready(pipe, settings.size).to(device)
-
-
-def ready(pipe: Any, size: int) -> Any:
-    """Check that a pipeline can draw squares of this side, freeze it and quieten it."""
-    unet_factor = 2 ** (len(pipe.unet.config.block_out_channels) - 1)
-    if size % (pipe.vae_scale_factor * unet_factor):
-        raise UserError(f"base.size: {size} is no multiple of this base's {pipe.vae_scale_factor * unet_factor}")
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.requires_grad_(False)
         part.eval()
-    return pipe
+    return pipe.to(device)

@@ -27,8 +27,9 @@ EVEN = Probe(
 """Plainer still and always the same probe, so that lesions are most of what there is to learn."""
 GRAINED = Probe(
     "grained", axial=(5.5, 7.0), lateral=(13.0, 17.0), looks=(2, 2), dynamic_range=(44.0, 50.0), gain=(3.0, 6.0),
-    fading=(4.0, 14.0), streaks=(4.0, 10.0), patches=(0.3, 1.5), fat=(0.08, 0.24), skin=(14.0, 22.0),
-    tilt=(-0.12, 0.12), bend=(0.02, 0.07), ribs=0.0, bands=0.0, layers=(10.0, 16.0), fibres=(5.0, 10.0),
+    fading=(0.0, 10.0), streaks=(8.0, 16.0), patches=(0.3, 1.5), fat=(0.12, 0.24), skin=(14.0, 22.0),
+    tilt=(-0.12, 0.12), bend=(0.02, 0.06), ribs=0.0, bands=0.0, shadow=(5.0, 14.0), layers=(10.0, 16.0),
+    fibres=(9.0, 16.0),
 )  # fmt: skip
 """Marked layers, and speckle that the autoencoder's cells of 4 px carry: finer grains come back from it as a grid."""
 

@@ -74,6 +74,15 @@ def test_benign_lesions_are_bright_below_and_malignant_ones_cast_shadows():
     assert malignant < -4
 
 
+def test_a_probe_decides_how_dark_shadows_are():
+    plain = replace(PROBES["demo"], streaks=(0.0, 1.0), patches=(0.5, 1.0))
+    faint, dark = (
+        np.mean([below(phantom(i, "malignant", replace(plain, shadow=(db, db)), SIZE)) for i in range(20)])
+        for db in (4.0, 20.0)
+    )
+    assert dark < 2 * faint < 0
+
+
 def test_fibres_draw_lines_across_muscle():
     plain = replace(PROBES["general"], gain=(3.0, 3.0), fading=(4.0, 4.0), streaks=(0.0, 0.0), layers=(8.0, 8.0))
 

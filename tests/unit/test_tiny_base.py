@@ -193,6 +193,12 @@ def test_a_batch_in_parts_has_the_gradients_of_the_whole():
         assert torch.allclose(parts[name], grad, atol=1e-4), name
 
 
+@pytest.mark.parametrize(("able", "dtype"), [({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)])
+def test_arithmetic_is_in_bf16_only_where_the_processor_has_it(monkeypatch, able, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert tiny_base.fastest_dtype() is dtype
+
+
 def test_the_rate_is_held_for_three_quarters_whatever_the_end_and_then_falls():
     assert [tiny_training.trapezoid(s, 400, warm=10) for s in (0, 9, 299)] == [0.1, 1.0, 1.0]
     assert tiny_training.trapezoid(300, 800, warm=10) == 1.0
