@@ -19,7 +19,7 @@ from busray.data.read import scan
 from busray.data.templates import fill
 from busray.identity import fingerprint
 from busray.model.adapters import check_adapters
-from busray.model.base import BaseIdentity, identify_base, refuse_known_words
+from busray.model.base import BaseIdentity, identify_base
 from busray.model.checkpoints import read_adapters
 from busray.quality.extractors import Extractor, find_extractors, refuse_small_content
 from busray.records import CHECK, CONFIG, DATASET, DataSet, SourceImage, UserError, to_json
@@ -118,8 +118,6 @@ def open_run(
     if not config.adapters.path:
         for split in ("train", "val"):
             run.captions(dataset.split(split))
-    if config.uses_tokens:
-        refuse_known_words(config.base, config.tokens().values())
     if writes:
         require_create_only(store)
     if findings is not None:
@@ -175,6 +173,8 @@ def _folder(config: Config, store: Store) -> Path:
     phantoms = config.dataset.phantoms
     if phantoms is None:
         assert config.dataset.path is not None
+        if not Path(config.dataset.path).is_dir():
+            raise UserError(f"dataset.path: no folder {config.dataset.path}; --dataset.path=FOLDER says where it lies")
         return Path(config.dataset.path)
     name = f"phantoms-{fingerprint(phantoms.model_dump())[:12]}"
     folder = (Path(store.url) if store.local else _cache(store.url)) / name
@@ -221,8 +221,8 @@ def _refuse_changed_images(dataset: DataSet, config: Config, folder: Path) -> No
     )
     if told:
         raise UserError(
-            f"dataset.metadata: {metadata or 'null'} gives {len(told)} images, such as {told[0]}, another group or other "
-            "columns than this run was split by: give another output, or take the old table back"
+            f"dataset.metadata: {metadata or 'null'} gives {len(told)} images, such as {told[0]}, another group or "
+            "other columns than this run was split by: give another output, or take the old table back"
         )
 
 

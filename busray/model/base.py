@@ -5,7 +5,6 @@ safetensors only, no remote code, no custom pipelines, no safety checker (it jud
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ class BaseIdentity:
 
 
 def identify_base(settings: config.Base) -> BaseIdentity:
-    """Find the base and hash its files; UserError where it is not there, cannot be loaded safely, or draws no base.size."""
+    """Find the base and hash its files; UserError where it is not there, unsafe to load, or cannot draw base.size."""
     folder = base_folder(settings)
     _refuse_size(folder, settings.size)
     files = {
@@ -66,14 +65,6 @@ def base_folder(settings: config.Base) -> Path:
                 "convert them with diffusers' `save_pretrained(safe_serialization=True)`"
             )
     return folder
-
-
-def refuse_known_words(settings: config.Base, words: Iterable[str]) -> None:
-    """UserError where a word that is to be learned is one of the base's tokenizer already."""
-    path = base_folder(settings) / "tokenizer" / "vocab.json"
-    known = sorted(set(words) & json.loads(path.read_text(encoding="utf-8")).keys()) if path.is_file() else []
-    if known:
-        raise UserError(f"classes: the token {known[0]} is a word of {settings.path} already; choose another")
 
 
 def _refuse_size(folder: Path, size: int) -> None:

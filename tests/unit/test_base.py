@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from busray.config import Base
-from busray.model.base import TINY, identify_base, load_pipeline
+from busray.model.base import TINY, identify_base
 from busray.records import UserError
 
 
@@ -69,4 +69,12 @@ def test_a_hub_that_is_out_of_reach_ends_in_one_message(monkeypatch: pytest.Monk
 
 def test_a_size_the_network_cannot_draw_is_refused() -> None:
     with pytest.raises(UserError, match=r"base\.size: 72 is no multiple"):
-        load_pipeline(Base(size=72))
+        identify_base(Base(size=72))
+
+
+def test_a_network_without_a_configuration_is_named(tmp_path: Path) -> None:
+    copy = tmp_path / "base"
+    shutil.copytree(TINY, copy)
+    (copy / "unet" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"unet/config\.json is no configuration"):
+        identify_base(Base(path=str(copy)))

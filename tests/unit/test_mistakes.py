@@ -106,6 +106,20 @@ def test_a_token_in_no_prompt_is_refused(capsys: pytest.CaptureFixture, folder: 
     assert "<benign>" in message
 
 
+def test_a_size_that_the_base_cannot_draw_is_refused(capsys: pytest.CaptureFixture, folder: Path) -> None:
+    message = refused(capsys, folder, "run", write_config(folder), "--base.size=72")
+    assert "base.size: 72 is no multiple of this base's 16" in message
+
+
+def test_a_column_that_no_metadata_has_is_named(capsys: pytest.CaptureFixture, folder: Path) -> None:
+    caption = {"benign": {"images": 4, "caption": "{token}, BI-RADS {birads}"}, "malignant": {"images": 4}}
+    message = refused(capsys, folder, "run", write_config(folder, classes=caption))
+    assert "classes.benign" in message and "'birads'" in message
+    prompt = {"benign": {"images": 4, "prompts": ["{token}, BI-RADS {birads}"]}, "malignant": {"images": 4}}
+    message = refused(capsys, folder, "run", write_config(folder, classes=prompt))
+    assert "classes.benign.prompts: {birads} is no column of dataset.metadata" in message
+
+
 def test_adapters_that_are_not_there_are_named(capsys: pytest.CaptureFixture, folder: Path) -> None:
     message = refused(capsys, folder, "run", write_config(folder), f"--adapters.path={folder / 'no-lora'}")
     assert "adapters.path" in message

@@ -4,12 +4,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from busray.cli import main
+from busray.cluster.finetune import finetune
+from busray.cluster.run import Run
 from busray.cluster.run import open_run as open_whole_run
 from busray.config import validate
 from busray.corpus.run import differences, open_run
+from busray.data.phantom import write_dataset
 from busray.identity import fingerprint
+from busray.model.adapters import LORA_FILE
 from busray.records import CONFIG, RUN, UserError, to_json
 from busray.storage import Store
 
@@ -84,3 +91,74 @@ def test_a_run_from_before_a_setting_opens_with_that_settings_default_and_with_n
         open_whole_run(excluding, lambda *_: None, needs_inception=False)
     stated = validate({**tree, "card": {"license": "cc0-1.0"}})
     open_whole_run(stated, lambda *_: None, needs_inception=False)
+
+
+def write_groups(file: Path, folder: Path, patients: int) -> None:
+    images = sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/*.png") if "_mask" not in path.name)
+    rows = "".join(f"{image},p{i % patients}\n" for i, image in enumerate(images))
+    file.write_text("file,group\n" + rows)
+
+
+def test_a_run_that_was_split_by_one_table_of_patients_refuses_another_and_none(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", 12, seed=0)
+    write_groups(tmp_path / "a.csv", tmp_path / "data", patients=12)
+    write_groups(tmp_path / "b.csv", tmp_path / "data", patients=6)
+
+    def reopen(table: str | None) -> None:
+        tree = {
+            "output": str(tmp_path / "out"),
+            "dataset": {"path": str(tmp_path / "data"), "metadata": table and str(tmp_path / table)},
+            "classes": {"benign": {"images": 2}, "normal": {"images": 2}},
+        }
+        open_whole_run(validate(tree), lambda *_: None, needs_inception=False)
+
+    reopen("a.csv")
+    reopen("a.csv")
+    for table in ("b.csv", None):
+        with pytest.raises(UserError, match=r"dataset\.metadata: .* gives \d+ images, such as benign/benign"):
+            reopen(table)
+
+
+def test_a_command_on_a_run_takes_where_its_images_lie_now_and_no_other_setting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dataset(tmp_path / "data", 12, seed=0)
+    tree = {
+        "output": str(tmp_path / "out"),
+        "dataset": {"path": str(tmp_path / "data")},
+        "classes": {"benign": {"images": 2}, "normal": {"images": 2}},
+    }
+    open_whole_run(validate(tree), lambda *_: None, needs_inception=False)
+    (tmp_path / "data").rename(tmp_path / "moved")
+
+    def message(*flags: str) -> str:
+        assert main(["reproduce", str(tmp_path / "out"), "benign-0", *flags]) == 2
+        return capsys.readouterr().err
+
+    assert "--dataset.path=FOLDER" in message()
+    assert "benign-0" in message(f"--dataset.path={tmp_path / 'moved'}")
+    assert "sampling.steps" in message(f"--dataset.path={tmp_path / 'moved'}", "--sampling.steps=3")
+
+
+def test_a_run_with_adapters_refuses_others(tmp_path: Path) -> None:
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    for name, value in (("one", 1.0), ("other", 2.0)):
+        (tmp_path / name).mkdir()
+        rows = {f"{layer}.lora_A.weight": np.full((2, 192), value, np.float32)}
+        rows[f"{layer}.lora_B.weight"] = np.full((192, 2), value, np.float32)
+        save_file(rows, tmp_path / name / LORA_FILE)
+
+    def reopen(adapters: str) -> Run:
+        tree = {
+            "output": str(tmp_path / "out"),
+            "dataset": {"phantoms": {"images": 12}},
+            "classes": {"benign": {"images": 2}, "normal": {"images": 2}},
+            "adapters": {"path": str(tmp_path / adapters), "method": "lora"},
+            "evaluate": {"arms": ["base", "lora"]},
+        }
+        return open_whole_run(validate(tree), lambda *_: None, needs_inception=False)
+
+    finetune(reopen("one"))
+    finetune(reopen("one"))
+    with pytest.raises(UserError, match=r"adapters\.path: .* has other adapters already"):
+        reopen("other")
