@@ -14,6 +14,8 @@ POWER = 0.8
 LEVEL = 0.05
 METRICS = ("accuracy", "macro_f1", "auc", "recall")
 """`auc` and `recall` also exist for each class; `auc` of all is the mean of one-vs-rest, `recall` of all the mean."""
+SHARES = ("accuracy", "recall")
+"""Metrics that are shares of test images."""
 OVERALL = None
 """In place of a class's number."""
 
@@ -23,7 +25,7 @@ Key = tuple[str, int | None]
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate over test clusters and trainings with its 95 % interval."""
+    """An estimate over test clusters and trainings with its 95 % interval, within [0, 1] as every metric is."""
 
     value: float
     low: float
@@ -37,10 +39,12 @@ class Difference:
     value: float
     low: float
     high: float
+    """Ends of the 95 % interval, within [-1, 1]."""
     p_value: float
     """Two-sided, of no difference."""
     detectable: float
-    """The smallest true difference that this design finds with probability POWER at level LEVEL."""
+    """The smallest true difference that this design finds with probability POWER at level LEVEL, by the t law. There is
+    none where this is above 1, nor with fewer than 6 clusters, whose p-value cannot be below LEVEL."""
 
 
 # ---- metrics --------------------------------------------------------------------------------------------------------
@@ -120,7 +124,8 @@ class Scores:
 
     point: dict[Key, np.ndarray]
     samples: dict[Key, np.ndarray]
-    clusters: int
+    clusters: dict[int | None, int]
+    """Of the images of each class, and of all under OVERALL."""
 
 
 def score(probabilities: np.ndarray, labels: np.ndarray, clusters: np.ndarray, seed: int = 0) -> Scores:
@@ -131,47 +136,55 @@ def score(probabilities: np.ndarray, labels: np.ndarray, clusters: np.ndarray, s
     return Scores(
         {key: np.stack([m[key][0] for m in point]) for key in point[0]},
         {key: np.stack([m[key] for m in samples]) for key in point[0]},
-        len(np.unique(clusters)),
+        {OVERALL: len(np.unique(clusters))}
+        | {int(label): len(np.unique(clusters[labels == label])) for label in np.unique(labels)},
     )
 
 
 def estimate(scores: Scores, key: Key) -> Interval:
     """An arm's metric, averaged over its seeds."""
-    value, error, freedom = _spread(scores.point[key], scores.samples[key], scores.clusters)
+    value, error, freedom = _spread(scores.point[key], scores.samples[key], key, scores.clusters[key[1]])
     half = t_quantile(1 - LEVEL / 2, freedom) * error
-    return Interval(value, value - half, value + half)
+    return Interval(value, max(value - half, 0.0), min(value + half, 1.0))
 
 
 def compare(arm: Scores, against: Scores, key: Key) -> Difference:
-    """An arm's metric less another's; row s of both was trained from one seed, sample b of both drew one test set."""
-    value, error, freedom = _spread(
-        arm.point[key] - against.point[key], arm.samples[key] - against.samples[key], arm.clusters
-    )
+    """An arm's metric less another's; row s of both was trained from one seed, sample b of both drew one test set.
+
+    The p-value is the t law's, but never below 2 * 0.5^k, an exact sign test's of k clusters that all speak for one
+    arm: of a few images the t law would say more than they can.
+    """
+    point, samples = arm.point[key] - against.point[key], arm.samples[key] - against.samples[key]
+    clusters = arm.clusters[key[1]]
+    value, error, freedom = _spread(point, samples, key, clusters)
     reach = t_quantile(1 - LEVEL / 2, freedom)
-    detectable = (reach + t_quantile(POWER, freedom)) * error
-    return Difference(value, value - reach * error, value + reach * error, _p_value(value, error, freedom), detectable)
+    low, high = max(value - reach * error, -1.0), min(value + reach * error, 1.0)
+    p_value = min(max(2 * (1 - t_cdf(abs(value) / error, freedom)), 2 * 0.5**clusters), 1.0)
+    return Difference(value, low, high, p_value, (reach + t_quantile(POWER, freedom)) * error)
 
 
-def _spread(point: np.ndarray, samples: np.ndarray, clusters: int) -> tuple[float, float, float]:
+def _spread(point: np.ndarray, samples: np.ndarray, key: Key, clusters: int) -> tuple[float, float, float]:
     """(mean over seeds, its standard error, degrees of freedom) from point [seeds] and samples [seeds, b].
 
     Two sources: test clusters, from the bootstrap of the seeds' mean; trainings, from the variance between seeds over
     their number, which is what resampling seeds comes to in the limit. What a training does to single images is in
-    both, so the error is on the safe side. Degrees of freedom by Satterthwaite: few seeds give wide intervals.
+    both, so the error is on the safe side. Degrees of freedom by Satterthwaite, of the clusters that the metric is of
+    (a class's own): few of them or few seeds give wide intervals.
+
+    Images that are all right, or pairs that are all alike, have no spread to resample, and yet others may be wrong or
+    differ. So the clusters' part of a share's variance, or of a difference's, is at least that of k right of k after
+    Agresti and Coull (1998, doi 10.1080/00031305.1998.10480550), who add two right and two wrong: about 2 / k^2. That
+    of another metric is where its samples are all alike. A mean over classes counts all clusters, though a small class
+    may decide it.
     """
     from_clusters = float(samples.mean(0).var(ddof=1))
+    if key[0] in SHARES or from_clusters == 0:
+        right = (clusters + 2) / (clusters + 4)
+        from_clusters = max(from_clusters, right * (1 - right) / clusters)
     from_seeds = float(point.var(ddof=1) / len(point)) if len(point) > 1 else 0.0
     total = from_clusters + from_seeds
     below = from_clusters**2 / max(clusters - 1, 1) + (from_seeds**2 / (len(point) - 1) if len(point) > 1 else 0.0)
-    return float(point.mean()), float(np.sqrt(total)), total**2 / below if below > 0 else 1.0
-
-
-def _p_value(value: float, error: float, freedom: float) -> float:
-    """Two-sided; never below what REPLICATES samples can tell."""
-    if value == 0:
-        return 1.0
-    tail = 2 * (1 - t_cdf(abs(value) / error, freedom)) if error > 0 else 0.0
-    return min(max(tail, 1 / (REPLICATES + 1)), 1.0)
+    return float(point.mean()), float(np.sqrt(total)), total**2 / below
 
 
 def t_cdf(t: float, freedom: float) -> float:

@@ -123,13 +123,14 @@ def test_holm_is_the_textbook_loop_and_keeps_the_family_wise_error(rng: np.rando
 # ---- intervals ------------------------------------------------------------------------------------------------------
 
 ACCURACY = ("accuracy", OVERALL)
+RECALL = ("recall", 0)
 
 
 def scored(right: np.ndarray, labels: np.ndarray, clusters: np.ndarray, seed: int = 0) -> Scores:
     """`score` for accuracy alone, of right [seeds, n], in 200 samples: quick enough to simulate with."""
     weights = cluster_weights(labels, clusters, 200, seed)
     samples = right @ weights.T / weights.sum(1)
-    return Scores({ACCURACY: right.mean(1)}, {ACCURACY: samples}, len(np.unique(clusters)))
+    return Scores({ACCURACY: right.mean(1)}, {ACCURACY: samples}, {OVERALL: len(np.unique(clusters))})
 
 
 def test_the_simulations_below_score_as_the_study_does(
@@ -142,7 +143,7 @@ def test_the_simulations_below_score_as_the_study_does(
     quick = scored(right, labels, clusters)
     assert whole.point[ACCURACY] == pytest.approx(quick.point[ACCURACY])
     assert whole.samples[ACCURACY] == pytest.approx(quick.samples[ACCURACY])
-    assert whole.clusters == quick.clusters
+    assert whole.clusters[OVERALL] == quick.clusters[OVERALL] == 10
 
 
 def worlds(rng: np.random.Generator, seeds: int, gain: float, repeats: int, size: int) -> list[Difference]:
@@ -210,22 +211,94 @@ def test_a_difference_as_large_as_the_detectable_one_is_found_four_times_in_five
     assert 0.7 <= np.mean([d.p_value < LEVEL for d in found]) <= 0.95
 
 
-def test_arms_that_answer_alike_have_no_difference_whatever_their_spread(rng: np.random.Generator) -> None:
+# ---- at the edge: all right, all alike, few images -------------------------------------------------------------------
+
+
+def of_a_class(right: np.ndarray, seed: int = 0) -> Scores:
+    """`score` for the recall of a class, of right [seeds, n], each image a cluster: quick enough to simulate with."""
+    n = right.shape[1]
+    found = scored(right, np.zeros(n, np.int64), np.arange(n), seed)
+    return Scores({RECALL: found.point[ACCURACY]}, {RECALL: found.samples[ACCURACY]}, {0: n})
+
+
+def test_the_recall_of_a_class_rests_on_its_own_clusters() -> None:
+    """17 images in 12 clusters of the class, 95 others."""
+    labels, clusters = np.repeat([0, 1], [17, 95]), np.concatenate([np.arange(17) % 12, np.arange(12, 107)])
+    right = np.repeat([np.arange(112) % 3 > 0], 3, axis=0)
+    found = score(np.eye(2)[np.where(right, labels, 1 - labels)], labels, clusters)
+    assert found.clusters == {OVERALL: 107, 0: 12, 1: 95}
+    interval = estimate(found, RECALL)
+    error = found.samples[RECALL].mean(0).std(ddof=1)
+    assert interval.value - interval.low == pytest.approx(stats.t.ppf(0.975, 11) * error, rel=1e-3)
+
+
+@pytest.mark.parametrize("truth", [0.95, 0.9])
+def test_the_interval_of_a_class_of_17_covers_a_recall_near_1_where_the_trainings_agree(
+    rng: np.random.Generator, truth: float
+) -> None:
+    covered = 0
+    for i in range(400):
+        found = estimate(of_a_class(np.repeat(rng.random((1, 17)) < truth, 3, axis=0), i), RECALL)
+        assert 0 <= found.low < found.high <= 1
+        covered += found.low <= truth <= found.high
+    assert covered >= 0.92 * 400
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_the_interval_of_a_rare_difference_covers_it_in_a_small_class(rng: np.random.Generator, seeds: int) -> None:
+    """One arm is wrong about a tenth of the images; both err by chance now and then in one training."""
+    covered = 0
+    for i in range(300):
+        hard, chance = rng.random(17) < 0.1, rng.random((2, seeds, 17)) < 0.02
+        found = compare(of_a_class(~chance[0], i), of_a_class(~(chance[1] | hard), i), RECALL)
+        covered += found.low <= 0.98 * 0.1 <= found.high
+    assert covered >= 0.92 * 300
+
+
+def test_an_arm_that_is_always_right_may_yet_be_wrong_elsewhere() -> None:
+    """All right of k: the variance of Agresti and Coull, whatever the metric; without it every interval is a point."""
+    labels = np.arange(40) % 2
+    found = score(np.stack([np.eye(2)[labels]] * 3), labels, np.arange(40))
+    for key in found.point:
+        k = 40 if key[1] is OVERALL else 20
+        p = (k + 2) / (k + 4)
+        low = 1 - stats.t.ppf(0.975, k - 1) * np.sqrt(p * (1 - p) / k)
+        interval = estimate(found, key)
+        assert (interval.value, interval.low, interval.high) == pytest.approx((1, low, 1), abs=1e-4), key
+
+
+def test_arms_that_answer_alike_have_no_difference_and_could_yet_have_one(rng: np.random.Generator) -> None:
     probabilities, labels = predictions(rng)
     both = score(np.stack([probabilities] * 2), labels, np.arange(len(labels)))
-    found = compare(both, both, ("macro_f1", OVERALL))
-    assert (found.value, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+    for key in (ACCURACY, ("macro_f1", OVERALL), ("auc", OVERALL)):
+        found = compare(both, both, key)
+        assert (found.value, found.p_value) == (0, 1)
+        assert found.low == -found.high and 0.05 < found.high < found.detectable < 0.3
 
 
-def test_a_single_certain_answer_is_no_proof_beyond_the_number_of_samples() -> None:
-    labels, clusters = np.array([0, 0, 1, 1]), np.arange(4)
-    right, wrong = np.eye(2)[labels], np.eye(2)[1 - labels]
-    found = compare(
-        score(np.stack([right] * 2), labels, clusters),
-        score(np.stack([wrong] * 2), labels, clusters),
-        ("accuracy", None),
-    )
-    assert found.value == 1 and found.p_value == pytest.approx(1 / 2001)
+@pytest.mark.parametrize("wobble", [0, 1])
+def test_three_images_against_none_of_three_do_not_stand_out(wobble: int) -> None:
+    """Nor where one training errs once, so that there is a spread. An exact sign test gives 0.25."""
+    labels = np.repeat([0, 1], [3, 20])
+    right, wrong = (np.repeat(np.where(labels == 0, label, 1)[None], 3, axis=0) for label in (0, 1))
+    right[0, :wobble] = 1
+    arms = [score(np.eye(2)[said], labels, np.arange(23)) for said in (right, wrong)]
+    found = compare(*arms, RECALL)
+    assert found.p_value == 0.25 and found.low < 0 < found.value <= found.high <= 1
+    assert found.detectable > 1
+
+
+def test_a_large_difference_stands_out_of_many_comparisons(rng: np.random.Generator) -> None:
+    labels, clusters = np.arange(120) % 2, np.arange(120)
+    arms = [scored(np.repeat(rng.random((1, 120)) < p, 3, axis=0), labels, clusters) for p in (0.9, 0.5)]
+    found = compare(*arms, ACCURACY)
+    assert holm([found.p_value, *[0.5] * 118])[0] < LEVEL
+
+
+@pytest.mark.parametrize("freedom", [2.0, 5.0, 150.0])
+def test_small_p_values_are_those_of_scipy(freedom: float) -> None:
+    for t in stats.t.isf([1e-3, 1e-5, 1e-6], freedom):
+        assert 1 - t_cdf(t, freedom) == pytest.approx(stats.t.sf(t, freedom), rel=0.01)
 
 
 def test_the_order_of_the_images_changes_no_figure(rng: np.random.Generator) -> None:
