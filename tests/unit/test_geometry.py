@@ -14,6 +14,7 @@ from busray.quality.geometry import (
     TRUE,
     Scored,
     dice_figures,
+    enough_permutations,
     geometry_figures,
     geometry_rows,
     geometry_section,
@@ -268,6 +269,32 @@ def test_the_sentences_give_the_dice_and_name_what_differs_beyond_chance(figures
         "Lesion geometry is not measured: 0 train images have a mask."
     ]
     assert geometry_sentences([], None) == []
+
+
+def test_a_planted_difference_is_found_among_more_than_fifty_comparisons() -> None:
+    """4 arms x 5 classes x 3 measures against real images, of which the lesions of one class of one arm are too large;
+    1000 permutations could tell no p-value below 0.05 / 60."""
+    rng, classes = np.random.default_rng(4), "abcde"
+
+    def real(extractor: str) -> Real:
+        features = {split: {c: rows(rng, 14, 0.1) for c in classes} for split in ("train", "val", "test")}
+        units = {s: {c: np.array([f"{s} {c} {i}" for i in range(14)]) for c in classes} for s in features}
+        return Real(features, units, extractor, "letterbox", 128)
+
+    arms = {f"arm {i}": {c: rows(rng, 14, 0.2 if (i, c) == (2, "d") else 0.1) for c in classes} for i in range(4)}
+    scored = Scored(rng.uniform(0.4, 0.9, 30), np.array(["a"] * 30), np.arange(30).astype(str), trained_on=80)
+    made = [*dice_figures(scored, "letterbox", 128), *geometry_figures(arms, real(NAME), real(TRUE), "test")]
+    said = geometry_sentences(made, None)[-1]
+    assert "5 % over all 60 comparisons" in said and said.endswith(": arm 2 d area.")
+    _, found = geometry_rows([f.to_dict() for f in made])
+    (row,) = [row for row in found if row[:2] == ["d", "arm 2"]]
+    assert any(cell.endswith("(<0.001)") for cell in row)
+
+
+@pytest.mark.parametrize("tests", [1, 10, 27, 60, 500])
+def test_the_least_p_value_is_well_below_bonferronis_level_at_any_number_of_tests(tests: int) -> None:
+    assert enough_permutations(tests) >= 999
+    assert 1 / (enough_permutations(tests) + 1) <= 0.05 / tests / 5 * (1 + 1e-12)
 
 
 def test_the_table_has_real_images_by_both_masks_the_floor_and_every_arm(figures: list[Figure]) -> None:
