@@ -250,7 +250,7 @@ def _found(hunt: Hunt) -> np.ndarray:
 
 
 def _inside(run: Run, commits: list[Commit]) -> tuple[int, int]:
-    """(images with a near-duplicate, images) among the images of whole shards chosen by digest."""
+    """(images with a near-duplicate among the sampled, images sampled): of whole shards chosen by digest."""
     smalls: list[np.ndarray] = []
     for commit in sorted(commits, key=lambda c: c.digest):
         if smalls and len(smalls) + commit.rows > INSIDE:

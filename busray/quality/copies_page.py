@@ -15,7 +15,7 @@ NAMES = {
     "copy_threshold_lesion": "score above which its lesion is one",
     "copy_sensitivity": "share of planted copies found",
     "training_images_copied": "share of training images copied by as much of the corpus",
-    "near_duplicates_inside": "share of sampled images with a near-duplicate in the corpus",
+    "near_duplicates_inside": "share of n sampled images with a near-duplicate among those n",
     "auth_pct": "AuthPct, as a share (description only)",
     "c_t": "C_T; below 0: nearer to train than test images are (description only)",
 }

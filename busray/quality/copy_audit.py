@@ -148,7 +148,8 @@ def audit_sentences(of: Evidence) -> list[str]:
     ]
     if of.inside[1]:
         said.append(
-            f"Inside the corpus: {of.inside[0]} of {of.inside[1]} sampled images are near-duplicates of another one."
+            f"Inside the corpus: of {of.inside[1]} images sampled from {n:,}, {of.inside[0]} have a near-duplicate "
+            f"among those {of.inside[1]}."
         )
     return said
 

@@ -66,6 +66,14 @@ def test_a_corpus_without_copies_passes(rng: np.random.Generator) -> None:
     assert "none of 10,000" in audit_sentences(of)[0]
 
 
+def test_near_duplicates_are_told_of_the_sample_and_not_of_the_corpus(rng: np.random.Generator) -> None:
+    of = evidence(rng, {})
+    said = "Inside the corpus: of 400 images sampled from 10,000, 3 have a near-duplicate among those 400."
+    assert audit_sentences(of)[-1] == said
+    (row,) = [row for row in audit_rows([f.to_dict() for f in audit_figures(of)])[1] if "near-duplicate" in row[0]]
+    assert row[0] == "share of n sampled images with a near-duplicate among those n" and row[4] == "400"
+
+
 def test_figures_state_errors_sensitivity_and_copied_training_images_by_corpus_size(rng: np.random.Generator) -> None:
     of = evidence(rng, {100: 5, 101: 5, 1_200: 6, 4_999: 7})
     figures = {(f.metric, f.arm, f.n): f for f in audit_figures(of)}
