@@ -43,7 +43,9 @@ class Real:
         splits = list(self.features) if name == "all" else [name]
         classes = sorted({c for split in splits for c in self.features[split]})
         return {
-            c: Sample.joined([Sample(self.features[s][c], self.units[s][c]) for s in splits if c in self.features[s]])
+            c: Sample.joined(
+                [Sample.of(self.features[s][c], self.units[s][c], c) for s in splits if c in self.features[s]]
+            )
             for c in classes
         }
 
@@ -57,22 +59,28 @@ class Real:
 
 
 class Sample(NamedTuple):
-    """Images of one side of a comparison: features [n, d] and labels [n] of independent draws."""
+    """Images of one side of a comparison: features [n, d], labels [n] of independent draws and [n] of classes."""
 
     features: np.ndarray
     units: np.ndarray
+    classes: np.ndarray
 
     def rows(self, chosen: slice | np.ndarray) -> "Sample":
-        return Sample(self.features[chosen], self.units[chosen])
+        return Sample(*(values[chosen] for values in self))
+
+    @staticmethod
+    def of(features: np.ndarray, units: np.ndarray, class_name: str) -> "Sample":
+        """Of images of one class."""
+        return Sample(features, units, np.full(len(features), class_name))
 
     @staticmethod
     def drawn(features: np.ndarray, class_name: str) -> "Sample":
         """Of images that each came from a seed of their own."""
-        return Sample(features, np.array([f"{class_name} {i}" for i in range(len(features))]))
+        return Sample.of(features, np.array([f"{class_name} {i}" for i in range(len(features))]), class_name)
 
     @staticmethod
     def joined(samples: Sequence["Sample"]) -> "Sample":
-        return Sample(np.concatenate([s.features for s in samples]), np.concatenate([s.units for s in samples]))
+        return Sample(*map(np.concatenate, zip(*samples, strict=True)))
 
 
 def arm_figures(
@@ -108,7 +116,7 @@ def arm_figures(
         figures += [of.figure(f"{distance}_floor", of.frechet()), *_further(of, "_floor")]
     drawn = {
         arm: {
-            name: Sample(features[name], units[arm][name]).rows(slice(n))
+            name: Sample.of(features[name], units[arm][name], name).rows(slice(n))
             if units
             else Sample.drawn(features[name][:n], name)
             for name, n in sizes.items()
@@ -226,7 +234,8 @@ def _further(of: _About, end: str = "") -> Iterator[Figure]:
     _, kernel = distance_names(of.real.extractor)
     clusters = of.others.units, of.images.units
     yield of.figure(f"{kernel}{end}", kid(*of.features, *clusters))
-    yield of.figure(f"{kernel}_p_value{end}", kid_p_value(*of.features, *clusters))
+    p_value = kid_p_value(*of.features, *clusters, of.others.classes, of.images.classes)
+    yield of.figure(f"{kernel}_p_value{end}", p_value)
     for metric, value in _neighbours(*of.features):
         yield of.figure(f"{metric}{end}", value)
     if min(len(np.unique(units)) for units in clusters) >= FEWEST_HALVED:

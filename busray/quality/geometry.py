@@ -243,7 +243,7 @@ def _lesions(images: Sample, others: Sample) -> Iterator[tuple[str, Sample, Samp
     if min(len(np.unique(side.units)) for side in sides) < FEWEST:
         return
     for i, measure in enumerate(MEASURES, 1):
-        first, second = (Sample(side.features[:, i].astype(np.float64), side.units) for side in sides)
+        first, second = (side._replace(features=side.features[:, i].astype(np.float64)) for side in sides)
         yield measure, first, second
 
 

@@ -57,6 +57,8 @@ def kid_p_value(
     reference: np.ndarray,
     clusters: np.ndarray | None = None,
     image_clusters: np.ndarray | None = None,
+    classes: np.ndarray | None = None,
+    image_classes: np.ndarray | None = None,
     seed: int = 0,
 ) -> float:
     """Probability of a KID at least this large if both were of one distribution: a permutation test (Gretton et al.
@@ -66,21 +68,41 @@ def kid_p_value(
     That is what is exchangeable: if a random image of a random cluster is distributed as a drawn image is, the picked
     images and the drawn ones are independent and alike. Images of a cluster are not (they come together), and neither
     are clusters at full size, for the large ones are all on the real side.
+
+    classes, image_classes: labels [m] and [n], of both sides or of neither. Images change sides within their class,
+    which is exact whatever the two class mixes are, and the distance is of mixtures that both have the classes in the
+    shares of the reference's images; a class that one side lacks is ignored.
     """
+    if classes is None or image_classes is None:
+        classes, image_classes = np.zeros(len(reference)), np.zeros(len(images))
     rng = np.random.default_rng(seed)
-    x, y = (s[picked(c, rng)] for s, c in ((images, image_clusters), (reference, clusters)))
-    n, m = len(x), len(y)
-    pooled = np.concatenate([x, y])
+    ours, theirs = picked(image_clusters, rng), picked(clusters, rng)
+    values = np.zeros(PERMUTATIONS + 1)
+    earlier: list[tuple[np.ndarray, np.ndarray]] = []
+    for name in np.intersect1d(image_classes[ours], classes[theirs]):
+        x, y = images[ours][image_classes[ours] == name], reference[theirs][classes[theirs] == name]
+        share, n, m, pooled = (classes == name).mean(), len(x), len(y), np.concatenate([x, y])
+        first = np.zeros((PERMUTATIONS + 1, n + m))
+        first[:, :n] = 1
+        first[1:] = rng.permuted(first[1:], axis=1)
+        values += share**2 * _relabelled(pooled, first)
+        steps = share * (first / n - (1 - first) / m)
+        for others, of_others in earlier:
+            values += 2 * ((steps @ polynomial_kernel(pooled, others)) * of_others).sum(1)
+        earlier.append((pooled, steps))
+    return float((values >= values[0] - 1e-12 * abs(values[0])).mean())
+
+
+def _relabelled(pooled: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """MMD^2 [r] of images [n, d] where first [r, n] is 1, against those where it is 0; a lone image has no pairs."""
     kernel = polynomial_kernel(pooled, pooled)
     np.fill_diagonal(kernel, 0)
-    first = np.zeros((PERMUTATIONS + 1, n + m))
-    first[:, :n] = 1
-    first[1:] = rng.permuted(first[1:], axis=1)
     towards = first @ kernel
     within, across = (towards * first).sum(1), (towards * (1 - first)).sum(1)
     others = kernel.sum() - within - 2 * across
-    values = within / (n * (n - 1)) + others / (m * (m - 1)) - 2 * across / (n * m)
-    return float((values >= values[0] - 1e-12 * abs(values[0])).mean())
+    n = first[0].sum()
+    m = first.shape[1] - n
+    return within / max(1, n * (n - 1)) + others / max(1, m * (m - 1)) - 2 * across / (n * m)
 
 
 def kid_difference(a: np.ndarray, b: np.ndarray, reference: np.ndarray, clusters: np.ndarray | None = None) -> Estimate:

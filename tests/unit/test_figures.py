@@ -162,6 +162,22 @@ def test_a_class_mix_that_differs_tells_no_real_images_apart(arms: dict) -> None
     assert one(figures, metric="kid_p_value_floor", class_name="all").value > 0.05
 
 
+def test_clusters_in_one_class_only_tell_no_images_of_the_same_classes_apart() -> None:
+    """Classes far apart; the images of one come in pairs among the real ones, so that one a cluster is another mix."""
+    real = of(
+        {split: {"b": features(60, i), "m": features(40, i + 9, 9.0)} for i, split in enumerate(("train", "test"))}
+    )
+    units = {
+        split: {**by, "m": np.array([f"{split} m {i // 2}" for i in range(40)])} for split, by in real.units.items()
+    }
+    drawn = {"base": {"b": features(60, 5), "m": features(40, 6, 9.0)}}
+    figures = arm_figures(drawn, replace(real, units=units), "test")
+    assert one(figures, metric="kid_p_value", class_name="all").value > 0.05
+    apart = {"base": {"b": features(60, 5), "m": features(40, 6, 11.0)}}
+    figures = arm_figures(apart, replace(real, units=units), "test")
+    assert one(figures, metric="kid_p_value", class_name="all").value == 0.001
+
+
 def test_only_test_images_carry_a_verdict(real: Real, arms: dict) -> None:
     (said,) = verdicts(arm_figures(arms, real, "train"))
     assert said.startswith("No verdict") and "train" in said

@@ -130,7 +130,7 @@ def test_chance_alone_is_seldom_improbable_also_where_the_real_images_come_in_co
     rng, low = np.random.default_rng(3), 0
     for seed in range(60):
         real = np.repeat(rng.normal(size=12), 3)
-        reference = Sample(real, np.repeat(np.arange(12), 3).astype(str))
+        reference = Sample.of(real, np.repeat(np.arange(12), 3).astype(str), "b")
         low += wasserstein_p_value(Sample.drawn(rng.normal(size=20), "a"), reference, seed) <= 0.05
     assert low <= 7  # binomial(60, 0.05) exceeds it in 1 % of all cases
 

@@ -197,6 +197,64 @@ def test_p_values_with_clusters_are_uniform_and_those_that_ignore_them_are_not()
     assert kid_p_value(sample(40, 1, 0.8), *clustered(30, 2)) == 0.001
 
 
+def of_classes(n: int, m: int, seed: int, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """(features, class labels) of n and m images of two classes 1 SD apart in each feature."""
+    rows = np.concatenate([sample(n, seed), sample(m, seed + 50_000, 1.0)]) + shift
+    return rows, np.repeat(["b", "m"], [n, m])
+
+
+def test_p_values_are_uniform_where_clusters_make_the_class_mixes_differ() -> None:
+    """60 single images of one class and 20 pairs of the other, against as many images that are all single."""
+    labels = np.concatenate([np.arange(60), np.repeat(np.arange(60, 80), 2)])
+    ours, pooled = [], []
+    for i in range(100):
+        (x, x_classes), (y, y_classes) = of_classes(60, 40, 2 * i), of_classes(60, 40, 2 * i + 1)
+        y[61::2] = y[60::2] + 0.1 * sample(20, i + 90_000)
+        ours.append(kid_p_value(x, y, labels, None, y_classes, x_classes, i))
+        pooled.append(kid_p_value(x, y, labels, seed=i))
+    assert np.mean(np.array(ours) <= 0.05) <= 0.11 and 0.4 < np.mean(ours) < 0.6
+    assert np.mean(np.array(pooled) <= 0.05) > 0.2
+
+
+def test_p_values_are_uniform_where_the_sides_have_one_class_mix() -> None:
+    ours, pooled = [], []
+    for i in range(100):
+        (x, x_classes), (y, y_classes) = of_classes(12, 8, 2 * i), of_classes(9, 6, 2 * i + 1)
+        ours.append(kid_p_value(x, y, classes=y_classes, image_classes=x_classes, seed=i))
+        pooled.append(kid_p_value(x, y, seed=i))
+    assert np.mean(np.array(ours) <= 0.05) <= 0.11 and 0.4 < np.mean(ours) < 0.6
+    assert np.mean(pooled) > 0.6
+
+
+def test_the_p_value_within_classes_is_the_share_of_relabellings_within_them_that_reach_the_distance() -> None:
+    """4 + 3 and 3 + 2 images: 35 x 10 relabellings, of which the random ones are a sample; another class is ignored."""
+    rng = np.random.default_rng(4)
+    sides = [rng.standard_normal((n, 3)) + shift for n, shift in ((4, 0.0), (3, 0.9), (3, 2.0), (2, 2.6))]
+    shares = np.array([3, 2]) / 5
+
+    def distance(*sides: np.ndarray) -> float:
+        steps = [np.concatenate([np.full(len(x), 1 / len(x)), np.full(len(y), -1 / len(y))]) * share
+                 for x, y, share in zip(sides[::2], sides[1::2], shares, strict=True)]  # fmt: skip
+        across = steps[0] @ polynomial_kernel(np.concatenate(sides[:2]), np.concatenate(sides[2:])) @ steps[1]
+        return float(shares[0] ** 2 * brute_force(*sides[:2]) + shares[1] ** 2 * brute_force(*sides[2:]) + 2 * across)
+
+    def relabelled(x: np.ndarray, y: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        pooled = np.concatenate([x, y])
+        chosen = [list(c) for c in combinations(range(len(pooled)), len(x))]
+        return [(pooled[c], np.delete(pooled, c, 0)) for c in chosen]
+
+    every = [distance(*b, *m) for b in relabelled(*sides[:2]) for m in relabelled(*sides[2:])]
+    exact = float(np.mean(np.array(every) >= distance(*sides) - 1e-12))
+    x, y = np.concatenate([sides[0], sides[2]]), np.concatenate([sides[1], sides[3]])
+    found = kid_p_value(x, y, classes=np.repeat(["b", "m"], [3, 2]), image_classes=np.repeat(["b", "m"], [4, 3]))
+    assert found == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 1000)) and 0.01 < exact < 0.9
+
+
+def test_images_that_differ_within_a_class_are_told_apart_whatever_the_mixes() -> None:
+    (x, x_classes), (y, y_classes) = of_classes(60, 40, 1, 0.6), of_classes(60, 20, 2)
+    assert kid_p_value(x, y, classes=y_classes, image_classes=x_classes) == 0.001
+
+
 def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x, (y, labels) = sample(40, 1, 0.2), clustered(10, 2)
     whole = kid(x, y, labels)
