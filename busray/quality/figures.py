@@ -94,8 +94,9 @@ def arm_figures(
 
     arms: arm -> class -> features in an order by chance, row i of a class drawn from the same seed in each arm. Each
     class counts as many images in every arm and in the floor, as far as there are; of the Frechet distance, whose
-    spread further disjoint replicates tell, more are used. Overall figures pool the classes in the shares that they
-    have in the reference: else a difference in class mix would count, and tell even real images from real ones.
+    spread further disjoint replicates tell, more are used. Overall figures pool the classes that are drawn and are on
+    both sides of the floor, in the shares that they have in the reference: else a difference in class mix would count,
+    and tell even real images from real ones.
     `paper-mixture` holds all real images against the same images with the arm's added, as the ISBI 2026 paper seems to.
     pairs: (before, after) of KID differences; default: each arm and the one after it.
     units: arm -> class -> labels [n] of independent draws, of arms made from real images.
@@ -110,8 +111,9 @@ def arm_figures(
     sizes = {name: min(len(features[name]) for features in arms.values()) for name in sorted(first)}
     sizes = {name: min(n, len(beside[name].units)) if name in beside else n for name, n in sizes.items()}
     floor = {name: some(beside[name], n) for name, n in sizes.items() if name in beside}
+    shared = [name for name in sizes if all(name in side and len(side[name].units) for side in (against, beside))]
     figures: list[Figure] = []
-    for name, images, others in _sides(floor, against):
+    for name, images, others in _sides(floor, against, shared):
         of = _About(real, images, others, reference, "real-against-real", name, REAL)
         figures += [of.figure(f"{distance}_floor", of.frechet()), *_further(of, "_floor")]
     drawn = {
@@ -124,9 +126,9 @@ def arm_figures(
         for arm, features in arms.items()
     }
     for arm, samples in drawn.items():
-        for name, images, others in _sides(samples, wanted):
+        for name, images, others in _sides(samples, wanted, shared):
             of = _About(real, images, others, reference, "synthetic-only", name, arm)
-            classes = _mix(sizes, wanted) if name == CLASS_ALL else {name: sizes[name]}
+            classes = _mix({c: sizes[c] for c in shared}, wanted) if name == CLASS_ALL else {name: sizes[name]}
             pool = [arms[arm][c] for c in classes]
             figures.append(of.figure(distance, frechet_spread(pool, list(classes.values()), others.features)))
             at_infinity = frechet_at_infinity(pool, others.features)
@@ -138,7 +140,7 @@ def arm_figures(
         figures.append(of.figure(distance, of.frechet()))
     for before, after in pairwise(arms) if pairs is None else pairs:
         for (name, images, others), (_, earlier, _) in zip(
-            _sides(drawn[after], wanted), _sides(drawn[before], wanted), strict=True
+            _sides(drawn[after], wanted, shared), _sides(drawn[before], wanted, shared), strict=True
         ):
             of = _About(real, images, others, reference, "synthetic-only", name, f"{after} - {before}")
             difference = kid_difference(images.features, earlier.features, others.features, others.units)
@@ -147,8 +149,8 @@ def arm_figures(
 
 
 def _mix(sizes: Mapping[str, int], reference: Mapping[str, Sample]) -> dict[str, int]:
-    """Images a class in the shares of the reference, as many as `sizes` allow; a class without reference has none."""
-    counts = {name: len(reference[name].units) for name in sizes if name in reference}
+    """Images a class in the shares of the reference, as many as `sizes` allow."""
+    counts = {name: len(reference[name].units) for name in sizes}
     scale = min(sizes[name] / count for name, count in counts.items())
     return {name: max(1, int(scale * count + 1e-9)) for name, count in counts.items()}
 
@@ -219,11 +221,13 @@ class _About(NamedTuple):
         )
 
 
-def _sides(images: Mapping[str, Sample], others: Mapping[str, Sample]) -> Iterator[tuple[str, Sample, Sample]]:
-    """(class, images, reference) for all classes together, then for each that has enough on both sides."""
-    mix = _mix({name: len(sample.units) for name, sample in images.items()}, others)
+def _sides(
+    images: Mapping[str, Sample], others: Mapping[str, Sample], shared: Sequence[str]
+) -> Iterator[tuple[str, Sample, Sample]]:
+    """(class, images, reference) for the shared classes together, then for each that has enough on both sides."""
+    mix = _mix({name: len(images[name].units) for name in shared}, others)
     pooled = Sample.joined([images[name].rows(slice(n)) for name, n in mix.items()])
-    yield CLASS_ALL, pooled, Sample.joined(list(others.values()))
+    yield CLASS_ALL, pooled, Sample.joined([others[name] for name in mix])
     for name, sample in images.items():
         if name in others and min(len(np.unique(side.units)) for side in (sample, others[name])) >= FEWEST:
             yield name, sample, others[name]

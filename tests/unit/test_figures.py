@@ -178,6 +178,28 @@ def test_clusters_in_one_class_only_tell_no_images_of_the_same_classes_apart() -
     assert one(figures, metric="kid_p_value", class_name="all").value == 0.001
 
 
+def test_a_class_that_is_not_drawn_is_in_no_overall_figure(real: Real, arms: dict) -> None:
+    figures = arm_figures({arm: {"b": by["b"]} for arm, by in arms.items()}, real, "test")
+    mine = [f for f in figures if f.protocol != "paper-mixture"]
+    overall, of_b = ([replace(f, class_name="") for f in mine if f.class_name == name] for name in ("all", "b"))
+    assert len(overall) > 20 and overall == of_b and {f.n_reference for f in overall} == {12}
+
+
+@pytest.mark.parametrize("reference", ["test", "all"])
+def test_a_class_that_the_floor_lacks_is_in_no_overall_figure(real: Real, arms: dict, reference: str) -> None:
+    """Overall figures of arms and floor are of the same classes: one without training images, or with one cluster."""
+    if reference == "test":
+        lacking = of({**real.features, "train": {"b": real.features["train"]["b"]}})
+    else:
+        m = {split: rows["m"] for split, rows in real.features.items()}
+        units = {split: {**by, "m": np.full(len(m[split]), "one patient")} for split, by in real.units.items()}
+        lacking = replace(real, units=units)
+    figures = arm_figures(arms, lacking, reference)
+    overall = [f for f in figures if f.class_name == "all" and f.protocol != "paper-mixture"]
+    of_b = {(f.metric, f.arm): f.value for f in figures if f.class_name == "b"}
+    assert {(f.metric, f.arm): f.value for f in overall} == of_b and len(of_b) > 20
+
+
 def test_only_test_images_carry_a_verdict(real: Real, arms: dict) -> None:
     (said,) = verdicts(arm_figures(arms, real, "train"))
     assert said.startswith("No verdict") and "train" in said
