@@ -272,6 +272,9 @@ class Figure:
     """Side of the square in pixels."""
     replicates: int | None = None
     """Disjoint samples of drawn images that the interval is from; it is then conditional on the reference's images."""
+    drawn: int | None = None
+    """Of an arm's `fid`: how many images there are in the reference's shares of the classes, of which n are compared;
+    `fid_infinity`, where it is estimable, is of all of them."""
 
     def to_dict(self) -> dict[str, Any]:
         """As in report.json, where the class is called `class`."""

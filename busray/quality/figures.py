@@ -128,12 +128,14 @@ def arm_figures(
     for arm, samples in drawn.items():
         for name, images, others in _sides(samples, wanted, shared):
             of = _About(real, images, others, reference, "synthetic-only", name, arm)
-            classes = _mix({c: sizes[c] for c in shared}, wanted) if name == CLASS_ALL else {name: sizes[name]}
-            pool = [arms[arm][c] for c in classes]
-            figures.append(of.figure(distance, frechet_spread(pool, list(classes.values()), others.features)))
-            at_infinity = frechet_at_infinity(pool, others.features)
+            pool = {c: arms[arm][c] for c in (shared if name == CLASS_ALL else [name])}
+            compared = _mix({c: sizes[c] for c in pool}, wanted)
+            most = _mix({c: len(rows) for c, rows in pool.items()}, wanted)
+            spread = frechet_spread(list(pool.values()), list(compared.values()), others.features)
+            figures.append(replace(of.figure(distance, spread), drawn=sum(most.values())))
+            at_infinity = frechet_at_infinity([pool[c][:n] for c, n in most.items()], others.features)
             if at_infinity is not None:
-                figures.append(of.figure(f"{distance}_infinity", at_infinity))
+                figures.append(replace(of.figure(f"{distance}_infinity", at_infinity), n=sum(most.values())))
             figures += _further(of)
         mixture = Sample.joined([everything, *samples.values()])
         of = _About(real, mixture, everything, "all", "paper-mixture", CLASS_ALL, arm)
@@ -303,7 +305,7 @@ def _at_infinity(figures: list[Figure]) -> list[str]:
     if fids:
         return [
             f"FID-infinity: not estimable (it needs {ESTIMABLE:,} reference images and twice as many drawn ones; "
-            f"here are {fids[0].n_reference:,} and {fids[0].n:,})."
+            f"here are {fids[0].n_reference:,} and {fids[0].drawn:,})."
         ]
     return []
 

@@ -215,6 +215,18 @@ def test_fid_at_infinity_is_not_estimable_from_few_images_and_is_from_many(real:
     assert "not estimable" not in " ".join(verdicts(figures))
 
 
+def test_fid_at_infinity_is_of_the_images_drawn_in_the_references_shares(real: Real) -> None:
+    """Of classes far apart 3 to 1 in the reference, as many drawn of each."""
+    split = {
+        name: {"b": features(3 * n, n), "m": features(n, n + 1, 2.0)} for name, n in (("train", 20), ("test", 600))
+    }
+    drawn = {"base": {"b": features(6000, 4), "m": features(6000, 5, 2.0)}}
+    found = one(arm_figures(drawn, of(split), "test"), metric="fid_infinity", class_name="all")
+    assert found.value < 0.05 and (found.n, found.n_reference) == (8000, 2400)
+    said = " ".join(verdicts(arm_figures({"base": {c: x[:200] for c, x in drawn["base"].items()}}, real, "test")))
+    assert "here are 18 and 300" in said  # 2 to 1, of which the overall FID counts 30
+
+
 def test_differences_are_of_the_pairs_asked_for(real: Real, arms: dict) -> None:
     three = {**arms, "ti": {"b": features(20, 7, 0.5), "m": features(20, 8, 1.5)}}
     figures = arm_figures(three, real, "test", [("base", "ti"), ("ti", "lora+ti")])
