@@ -31,7 +31,7 @@ from busray.data.frame import content_box
 from busray.data.prepare import load_images
 from busray.identity import fingerprint
 from busray.model.checkpoints import commit_adapters, read_adapters
-from busray.quality.ablation import RECONSTRUCTION, ablation_html, nearness_figures, sentences
+from busray.quality.ablation import VAE, ablation_html, nearness_figures, reconstruction_figures, sentences
 from busray.quality.contact_sheet import contact_sheet
 from busray.quality.figures import OTHER, arm_figures, verdicts
 from busray.quality.tables import figures_csv
@@ -161,8 +161,7 @@ def _measure_by(run: Run, found: list[Opened], extractor: str) -> tuple[list[Fig
     arms += nearness_figures(compared, real, _held_out(reference))
     for arm, pieces in _reconstructed(run, extractor).items():
         images, _ = features(run, {arm: pieces}, extractor)
-        figures = arm_figures(images, real, reference, [], {arm: _units(run, arm)})
-        arms += [replace(f, protocol=RECONSTRUCTION) for f in figures if f.protocol == "synthetic-only"]
+        arms += reconstruction_figures(images, real, reference, {arm: _units(run, arm)})
     points = [(arm, name) for by in curves(run.config, _parts(found)).values() for arm in by for _, name in by[arm]]
     swept = {name: drawn[name] for _, name in points}
     against = [(arm, name) for arm, name in dict.fromkeys(points) if arm != name]
@@ -204,7 +203,7 @@ def _blocks(run: Run) -> list[Block]:
     """`vae`: the reference's images, as many a class as the arms have. Its images and the reference are the same, so
     beside it stand those that the real-against-real floor holds against the reference, `vae-<split>`."""
     reference, n = run.config.evaluate.reference, compared_images(run.config)
-    splits = {"vae": reference} | ({f"vae-{OTHER[reference]}": OTHER[reference]} if reference in OTHER else {})
+    splits = {VAE: reference} | ({f"{VAE}-{OTHER[reference]}": OTHER[reference]} if reference in OTHER else {})
     blocks = []
     for arm, split in splits.items():
         for name in run.config.classes:
@@ -371,7 +370,7 @@ def _sheets(run: Run, found: list[Opened]) -> dict[str, bytes]:
             sheets[class_name] = contact_sheet(rows, [], row_labels=order)
     rows, labels = [], []
     for block in _blocks(run):
-        if block.arm == "vae":
+        if block.arm == VAE:
             shown = block.images[:SHEET_IMAGES]
             real = load_images(run.folder, shown, run.dataset.size, run.dataset.frame)
             made = _pixels(run.store, block)[:SHEET_IMAGES]

@@ -6,20 +6,23 @@ image in feature space only; a test that judges images adds figures of its own t
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 
 import numpy as np
 
-from busray.quality.figures import REAL, Features, Real
+from busray.quality.figures import REAL, Features, Real, arm_figures
 from busray.quality.neighbours import nearest
 from busray.quality.page import scale, svg, table, text, ticks
 from busray.quality.readers import wilson
 from busray.quality.report import report_html
 from busray.quality.tables import METRICS, NONE, Json, printed
-from busray.records import CLASS_ALL, INCEPTION, Figure
+from busray.records import CLASS_ALL, INCEPTION, Figure, distance_names
 
 RECONSTRUCTION = "reconstruction"
 """Protocol of real images encoded and decoded by the autoencoder, against real images."""
+VAE = "vae"
+"""Arm of the reference's own images so made; those of another split are `vae-<split>`."""
 DISTANCE, SAME_CLASS = "nearest_train_distance", "nearest_train_class"
 """Median distance to the nearest training image; share of images whose nearest training image is of their class."""
 
@@ -56,6 +59,22 @@ def nearness_figures(arms: Mapping[str, Features], real: Real, held_out: str) ->
     return figures
 
 
+def reconstruction_figures(
+    arms: Mapping[str, Features], real: Real, reference: str, units: Mapping[str, Mapping[str, np.ndarray]]
+) -> list[Figure]:
+    """arm_figures of real images that the autoencoder encoded and decoded, units their labels of independent draws.
+
+    Of VAE the distances alone, without intervals: an image and its own reconstruction are not independent, which the
+    intervals, the permutations, the classifier's halves and a line through 1/n all take them to be.
+    """
+    made = [f for f in arm_figures(arms, real, reference, [], units) if f.protocol == "synthetic-only"]
+    figures = [replace(f, protocol=RECONSTRUCTION) for f in made if f.arm != VAE]
+    for f in made:
+        if f.arm == VAE and f.metric in distance_names(real.extractor):
+            figures.append(replace(f, protocol=RECONSTRUCTION, interval=None, replicates=None))
+    return figures
+
+
 def median_interval(values: np.ndarray) -> tuple[float, float] | None:
     """Interval of the median of 95 % or more, whatever the distribution, between two order statistics; None below 6
     values, where there is none (binomial; David and Nagaraja, Order Statistics, 2003, 7.1)."""
@@ -87,7 +106,7 @@ def sentences(arms: Sequence[Figure], sweep: Sequence[Figure], full: str, sweep_
     floor = next((f for f in overall if f.metric == "fid_floor"), None)
     for f in overall:
         if (f.metric, f.protocol) == ("fid", RECONSTRUCTION):
-            beside = f"; such images as they are {floor.value:.1f}" if floor and f.arm != "vae" else ""
+            beside = f"; such images as they are {floor.value:.1f}" if floor and f.arm != VAE else ""
             said.append(f"The autoencoder alone, {f.arm}: FID {f.value:.1f} (n {f.n} against {f.n_reference}){beside}.")
     tried = {f.arm: f for f in sweep if (f.metric, f.class_name) == ("kid", CLASS_ALL)}
     near = {

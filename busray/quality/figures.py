@@ -258,9 +258,11 @@ def _neighbours(images: np.ndarray, others: np.ndarray) -> list[tuple[str, float
 def verdicts(figures: list[Figure]) -> list[str]:
     """The order found and whether differences between arms stand out from chance, as sentences.
 
-    Of figures against test images only: what trained or chose the models says nothing about how close they come.
+    Of synthetic images and the floor against test images only: what trained or chose the models says nothing about how
+    close they come, and real images that an autoencoder decoded are no arm to be ranked.
     """
-    mine = [f for f in figures if f.class_name == CLASS_ALL and f.reference == "test" and f.protocol != "paper-mixture"]
+    protocols = ("synthetic-only", "real-against-real")
+    mine = [f for f in figures if f.class_name == CLASS_ALL and f.reference == "test" and f.protocol in protocols]
     if not mine:
         held = ", ".join(dict.fromkeys(f.reference for f in figures if f.protocol == "synthetic-only"))
         return [f"No verdict: only test images carry one, and the reference is {held} (evaluate.reference)."]

@@ -21,11 +21,12 @@ from busray.quality.ablation import (
     median_interval,
     nearness_figures,
     nearness_rows,
+    reconstruction_figures,
     sentences,
     sweep_rows,
 )
-from busray.quality.figures import Real, arm_figures
-from busray.quality.tables import figures_csv
+from busray.quality.figures import Real, arm_figures, verdicts
+from busray.quality.tables import class_rows, figures_csv, metrics_rows, neighbour_rows
 from busray.records import Box, Figure, ImageSpec, UserError
 
 EXTRACTOR = "inception-v3-2015"
@@ -211,6 +212,29 @@ def test_too_few_values_have_no_interval_and_very_many_have_one() -> None:
     assert 49_600 < low < 50_000 < high < 50_400
 
 
+def through_the_autoencoder(real: Real, arm: str, split: str, n: int) -> list[Figure]:
+    images = {name: rows[:n] + 0.1 * draws(n, 7) for name, rows in real.features[split].items()}
+    units = {name: labels[:n] for name, labels in real.units[split].items()}
+    return reconstruction_figures({arm: images}, real, "test", {arm: units})
+
+
+def test_the_references_own_images_through_the_autoencoder_have_distances_and_no_inference(real: Real) -> None:
+    """An image and its reconstruction are not independent: no interval, no p-value and no AUC holds for them."""
+    itself, others = (through_the_autoencoder(real, *arm) for arm in (("vae", "test", 14), ("vae-train", "train", 14)))
+    assert {f.protocol for f in itself + others} == {"reconstruction"}
+    assert {f.metric for f in itself} == {"fid", "kid"} and {f.class_name for f in itself} == {"all", "b", "m"}
+    assert all(f.interval is None and f.replicates is None for f in itself)
+    assert {"kid_p_value", "told_apart_auc", "recall"} < {f.metric for f in others}
+    assert of(others, "kid", "vae-train").interval and of(others, "fid", "vae-train").interval
+    assert of(itself, "fid", "vae").value < of(others, "fid", "vae-train").value
+
+
+def test_no_verdict_is_on_the_autoencoder(real: Real) -> None:
+    arms = arm_figures({"base": {"b": draws(12, 1, 0.5), "m": draws(12, 2, 2.5)}}, real, "test")
+    made = [*through_the_autoencoder(real, "vae", "test", 14), *through_the_autoencoder(real, "vae-train", "train", 14)]
+    assert verdicts([*arms, *made]) == verdicts(arms)
+
+
 # ---- what is shown --------------------------------------------------------------------------------------------------
 
 
@@ -223,6 +247,7 @@ def report(real: Real) -> dict[str, Any]:
     compared_arms = {name: drawn[name] for name in table}
     arms = arm_figures(compared_arms, real, "test", pairs(table, "base"))
     arms += nearness_figures(compared_arms, real, "test")
+    arms += through_the_autoencoder(real, "vae", "test", 14) + through_the_autoencoder(real, "vae-train", "train", 14)
     of_sweeps = curves(config(), found)
     swept = {name: drawn[name] for by in of_sweeps.values() for points in by.values() for _, name in points}
     sweep = arm_figures(swept, real, "val", []) + nearness_figures(swept, real, "val")
@@ -285,6 +310,15 @@ def test_the_page_is_whole_and_escaped_and_shows_every_arm_and_configuration(rep
         assert name in page.text
     for heading in ("Arms side by side", "Copying and class drift", "Sweeps", "Every configuration tried"):
         assert heading in page.text
+
+
+def test_tables_leave_blank_what_the_autoencoder_has_no_figure_of(report: dict) -> None:
+    columns, rows = metrics_rows(compared(report))
+    vae, train = (next(row for row in rows if row[0] == arm) for arm in ("vae", "vae-train"))
+    assert vae[1] == "reconstruction" and "[" not in "".join(vae) and vae[columns.index("AUC [95 % interval]")] == "–"
+    assert "[" in train[columns.index("AUC [95 % interval]")]
+    assert "vae" in {row[1] for row in class_rows(compared(report))[1]}
+    assert {"vae", "vae-train"} & {row[1] for row in neighbour_rows(compared(report))[1]} == {"vae-train"}
 
 
 def test_sentences_say_the_fall_of_fid_on_both_protocols_and_the_best_of_the_sweep(report: dict) -> None:
