@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -85,13 +85,9 @@ def evaluate(run: Run) -> list[Figure]:
     clean = _clean(run)
     reference, released = run.config.evaluate.reference, released_arm(run.config)
     for done, extractor in enumerate(run.extractors):
-        arms, gated, real = _before_and_after(run, extractor)
+        arms, gated, pairs, real = _before_and_after(run, extractor)
         run.tell("figures", done, len(run.extractors))
-        pairs = list(pairwise(arms))
-        for arm, found in gated.items():
-            same = released in arms and all(len(found[c]) == len(rows) for c, rows in arms[released].items())
-            pairs += [(released, arm)] * same  # row i is one image in both, unless a budget was spent somewhere
-        figures += arm_figures({**arms, **gated}, real, reference, pairs)
+        figures += arm_figures({**arms, **gated}, real, reference, [*pairwise(arms), *pairs])
         if reference == "test":
             figures += clean_figures(arms, real, clean)
         if gated:
@@ -103,19 +99,33 @@ def evaluate(run: Run) -> list[Figure]:
     return [*figures, *_class_figures(run)]
 
 
-def _before_and_after(run: Run, extractor: str) -> tuple[Arms, Arms, Real]:
-    """(the arms, all of first draws and seed-paired; what a class gate let pass, if there is one; the real images).
+class Drawn(NamedTuple):
+    """What an extractor sees before and after a class gate."""
 
-    The two are read apart: an image whose budget was spent is missing after the gate, and must not be missing before.
-    Where that is a whole class, nothing is left to be compared.
-    """
-    arms, real = features(run, synthetic_pieces(run, arm_sources(run.config), extractor), extractor)
-    gated, passed = gated_arm(run.config), {}
-    if gated:
-        pieces = synthetic_pieces(run, {gated: Source("", "image")}, extractor)
-        found = features(run, pieces, extractor)[0][gated] if pieces[gated] else {}
-        passed = {gated: found} if all(len(found.get(c, ())) for c in next(iter(arms.values()))) else {}
-    return arms, passed, real
+    arms: Arms
+    """All of first draws and seed-paired."""
+    gated: Arms
+    """What the gate let pass, if there is one."""
+    pairs: list[tuple[str, str]]
+    """(arm, gated arm) of which row i is one image, before and after."""
+    real: Real
+
+
+def _before_and_after(run: Run, extractor: str) -> Drawn:
+    """First draws and what a class gate let pass are read apart: an image whose budget was spent is missing after the
+    gate, and must not be missing before. Where that is a whole class, nothing is left to be compared. Where it is an
+    image that would be compared, later rows hold other images, and the two are not seed-paired."""
+    before = synthetic_pieces(run, arm_sources(run.config), extractor)
+    arms, real = features(run, before, extractor)
+    gated, released = gated_arm(run.config), released_arm(run.config)
+    if not gated:
+        return Drawn(arms, {}, [], real)
+    after = synthetic_pieces(run, {gated: Source("", "image")}, extractor)
+    found = features(run, after, extractor)[0][gated] if after[gated] else {}
+    if not all(len(found.get(c, ())) for c in next(iter(arms.values()))):
+        return Drawn(arms, {}, [], real)
+    same = released in arms and _chosen(run, before) == _chosen(run, after)
+    return Drawn(arms, {gated: found}, [(released, gated)] * same, real)
 
 
 def _class_figures(run: Run) -> list[Figure]:
@@ -125,7 +135,7 @@ def _class_figures(run: Run) -> list[Figure]:
     if config.evaluate.judge:
         record = trained_classifier(run, config.evaluate.judge)
         judge = Extractor(f"judge-{record['digest'][:16]}", load_classifier(run.store, record))
-        arms, gated, real = _before_and_after(replace(run, extractors={judge.name: judge}), judge.name)
+        arms, gated, _, real = _before_and_after(replace(run, extractors={judge.name: judge}), judge.name)
         real = replace(real, extractor=config.evaluate.judge)
         figures += consistency_figures(arms, real, names, FIRST_DRAW)
         figures += consistency_figures(gated, real, names, AFTER_GATE)
@@ -292,10 +302,14 @@ def load_features(store: Store, key: str) -> np.ndarray:
 
 
 def _paired(run: Run, wanted: dict[str, list[Piece]]) -> dict[str, dict[str, np.ndarray]]:
-    """arm -> class -> features of images that every arm has, in the order of by_chance.
+    """arm -> class -> features of the chosen images, so that row i of each arm has the same seed."""
+    chosen = _chosen(run, wanted)
+    return {arm: _arm_features(run, pieces, chosen) for arm, pieces in wanted.items()}
 
-    An image quarantined in one arm is left out of all, so that row i of each arm has the same seed.
-    """
+
+def _chosen(run: Run, wanted: dict[str, list[Piece]]) -> dict[str, list[int]]:
+    """class -> indices of images that every arm has, in the order of by_chance: one quarantined in one arm is left out
+    of all."""
     chosen: dict[str, list[int]] = {}
     for name in sorted({_class_of(piece) for pieces in wanted.values() for piece in pieces}):
         common = np.ones(compared_images(run.config), bool)
@@ -307,7 +321,7 @@ def _paired(run: Run, wanted: dict[str, list[Piece]]) -> dict[str, dict[str, np.
             common &= held
         real = sum(image.class_name == name for image in run.dataset.split("all"))
         chosen[name] = by_chance(name, np.flatnonzero(common).tolist(), MOST * real)
-    return {arm: _arm_features(run, pieces, chosen) for arm, pieces in wanted.items()}
+    return chosen
 
 
 def by_chance(class_name: str, indices: Iterable[int], k: int) -> list[int]:
