@@ -33,7 +33,7 @@ UNET_RATE = 8e-4
 WIDE_STEPS = 1500
 """Steps on `captioned` scans, after which EVEN_SHARE of a batch is `even`: see benchmarks/tiny-base.md."""
 EVEN_SHARE = 14 / 16
-TEXTURE_STEPS = 3000
+TEXTURE_STEPS = 10600
 TEXTURE_RATE = 6e-4
 TEXTURE_SCANS = 16
 GAIN_SCANS = 16
