@@ -289,6 +289,7 @@ class Figure:
 RUN = "run.json"
 CONFIG = "config.json"
 DATASET = "dataset.json"
+BASE = "base.json"
 CHECK = "check.json"
 ADAPTERS = "adapters.json"
 MANIFEST = "manifest.parquet"

@@ -189,6 +189,7 @@ NOT_DRAWN = {
     "first_draws": "[]",
     "redrawn": "[]",
     "batch_size": 0,
+    "device": "",
     "seconds": 0.0,
 }
 """In place of a shard that meanwhile has its record, by another driver or before its node was lost; without a batch
@@ -232,6 +233,7 @@ class DrawShards:
             "first_draws": json.dumps([d.spec.index for d in gated.first_draws]),
             "redrawn": json.dumps([asdict(one) for one in gated.redrawn]),
             "batch_size": self.sampler.sampling.batch_size,
+            "device": device_name(self.job.device),
             "seconds": time.perf_counter() - started,
         }
 
@@ -321,7 +323,7 @@ class CommitShard:
             rows,
             rejects,
             job.provenance,
-            execution(job, int(row["batch_size"])),
+            _execution(job, int(row["batch_size"]), str(row["device"])),
             job.format,
             float(row["seconds"]),
             [Redrawn.from_dict(one) for one in json.loads(str(row["redrawn"]))],
@@ -331,13 +333,14 @@ class CommitShard:
         return {"rows": commit.rows, "rejects": len(commit.rejects)}
 
 
-def execution(job: DrawJob, batch_size: int) -> Execution:
-    """What besides the fingerprint decides the last bit of a pixel drawn by this job here.
+def _execution(job: DrawJob, batch_size: int, device: str) -> Execution:
+    """What besides the fingerprint decides the last bit of a pixel drawn by this job.
 
-    batch_size: the one used, which is below the job's where the device's memory did not hold that.
+    batch_size: the one used, which is below the job's where the device's memory did not hold that. device: device_name
+    where it was drawn: where it is committed there may be another card, or none.
     """
     return Execution(
-        device=_device_name(job.device),
+        device=device,
         dtype=job.base.dtype,
         batch_size=batch_size,
         threads=job.threads,
@@ -345,7 +348,8 @@ def execution(job: DrawJob, batch_size: int) -> Execution:
     )
 
 
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
+    """The model of this machine's processor, or of this process's GPU."""
     if device == "cpu":
         told = Path("/proc/cpuinfo")
         lines = told.read_text().splitlines() if told.exists() else []

@@ -11,7 +11,7 @@ from busray import __version__
 from busray.cluster.classify import classifier_record
 from busray.cluster.evaluate import evaluate, gated_counts
 from busray.cluster.finetune import finetune
-from busray.cluster.generate import draw_job, execution, generate, redraw
+from busray.cluster.generate import draw_job, generate, redraw
 from busray.cluster.geometry import geometry
 from busray.cluster.run import TIMINGS, Run, timed
 from busray.cluster.session import session
@@ -42,6 +42,7 @@ from busray.records import (
     UserError,
     to_json,
 )
+from busray.storage import Store
 
 GALLERY_ROWS = 4
 
@@ -114,7 +115,7 @@ def _report(run: Run, figures: list[Figure]) -> dict[str, Any]:
             "command": run.command,
             "base": run.base.to_dict(),
             "adapters": {k: v for k, v in adapters.items() if k not in ("loss", "validation")},
-            "execution": execution(job, config.sampling.batch_size).__dict__,
+            "execution": _execution(run.store),
             "settings": config.model_dump(mode="json"),
         },
         "dataset": {
@@ -143,6 +144,12 @@ def _report(run: Run, figures: list[Figure]) -> dict[str, Any]:
         "study": json.loads(run.store.read_or_none(STUDY_JSON) or b"null"),
         "audit": json.loads(run.store.read_or_none(AUDIT_JSON) or b"null"),
     }
+
+
+def _execution(store: Store) -> dict[str, Any]:
+    """Of the corpus's first shard; each record has its own, since cards and libraries of a cluster may differ."""
+    first = next(iter(published_rows(store)), None)
+    return asdict(read_commit(store, first).execution) if first else {}
 
 
 def _geometry(run: Run) -> dict[str, Any] | None:

@@ -22,7 +22,8 @@ from busray.model.adapters import check_adapters
 from busray.model.base import BaseIdentity, identify_base
 from busray.model.checkpoints import read_adapters
 from busray.quality.extractors import Extractor, find_extractors, refuse_small_content
-from busray.records import CHECK, CONFIG, DATASET, DataSet, SourceImage, UserError, to_json
+from busray.quality.figures import FEWEST, OTHER
+from busray.records import BASE, CHECK, CONFIG, DATASET, DataSet, SourceImage, UserError, to_json
 from busray.storage import Store
 from busray.store_check import require_create_only
 
@@ -94,6 +95,7 @@ def open_run(
     store = Store(config.output)
     _refuse_changed_settings(store, config)
     base = identify_base(config.base)
+    _refuse_changed_base(store, base)
     extractors = find_extractors(config.evaluate) if needs_inception else {}
     _find_classifier_weights(config, judges=needs_inception, gates=writes)
     if config.evaluate.images and config.evaluate.images > min(
@@ -118,6 +120,8 @@ def open_run(
     if not config.adapters.path:
         for split in ("train", "val"):
             run.captions(dataset.split(split))
+    if needs_inception:
+        _refuse_too_few(config, dataset)
     if writes:
         require_create_only(store)
     if findings is not None:
@@ -126,6 +130,10 @@ def open_run(
         # Of two drivers that start at once, the first one's.
         run = replace(run, dataset=DataSet.from_json(store.read(DATASET)))
     store.put_once(CONFIG, to_json(config.model_dump(mode="json")))
+    if writes:
+        store.put_once(BASE, to_json(base.files))
+    _refuse_changed_settings(store, config)  # again: of two drivers that start at once, the first one's settings hold
+    _refuse_changed_base(store, base)
     return run
 
 
@@ -240,6 +248,30 @@ def _refuse_changed_settings(store: Store, config: Config) -> None:
             f"output: {store.url} holds a run with other settings:\n" + "\n".join(lines) + "\n"
             "give another output, or take the old settings back"
         )
+
+
+def _refuse_changed_base(store: Store, base: BaseIdentity) -> None:
+    """Adapters and checkpoints of a run are of one base, whatever lies at base.path by now."""
+    stored = store.read_or_none(BASE)
+    if stored is not None and json.loads(stored) != base.files:
+        raise UserError(
+            f"base.path: the files of {base.repository} are not those that {store.url} started with: give another "
+            "output, or bring them back (`tiny` comes with a version of busray)"
+        )
+
+
+def _refuse_too_few(config: Config, dataset: DataSet) -> None:
+    """UserError where an overall kernel distance would have fewer independent images on a side than it needs."""
+    reference = config.evaluate.reference
+    splits = [reference, OTHER[reference]] if reference in OTHER else ["all"]
+    least = FEWEST if reference in OTHER else 2 * FEWEST
+    for split in splits:
+        units = len({image.unit for image in dataset.split(split)})
+        if units < least:
+            raise UserError(
+                f"dataset: {units} independent images (patients, or clusters of near-duplicates) in the split {split}, "
+                f"at least {least} are needed to compare anything: give more images, or a larger dataset.test"
+            )
 
 
 def _free(key: str) -> bool:

@@ -1,6 +1,6 @@
 """From a folder to the checked, split and hashed data set that every later stage reads."""
 
-import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -103,7 +103,11 @@ def materialise_phantoms(phantoms: config.Phantoms, folder: Path) -> None:
         raise UserError(f"dataset.phantoms.probe: no probe {phantoms.probe!r}; known: {', '.join(sorted(PROBES))}")
     if folder.is_dir():
         return
-    torn = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(torn, ignore_errors=True)
-    write_dataset(torn, phantoms.images, phantoms.seed, PROBES[phantoms.probe])
-    torn.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as own:
+        write_dataset(Path(own) / "whole", phantoms.images, phantoms.seed, PROBES[phantoms.probe])
+        try:
+            (Path(own) / "whole").rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another driver was first, with the same images
+                raise

@@ -53,6 +53,8 @@ class FineTuner:
         self.optimiser = torch.optim.AdamW(self._groups())
         self.ema = {n: p.detach().clone() for n, p in self.parameters.items()} if settings.ema else None
         self._ids: dict[str, torch.Tensor] = {}
+        for caption in sorted(set(captions)):
+            self._token_ids(caption)  # one that is too long ends training before it begins
         self._orders: dict[int, np.ndarray] = {}
 
     def _named(self) -> dict[str, torch.nn.Parameter]:

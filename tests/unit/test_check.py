@@ -15,7 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from busray.config import Dataset
 from busray.data import check as module
 from busray.data.check import CheckReport, check, connected
-from busray.data.phantom import PROBES, phantom
+from busray.data.phantom import PROBES, phantom, write_dataset
 from busray.data.prepare import load_images, materialise_phantoms, prepare
 from busray.data.read import scan
 from busray.records import DataSet, UserError, to_json
@@ -408,15 +408,22 @@ def test_images_are_loaded_framed_and_in_order(mended: Path) -> None:
     assert load_images(mended, [], 64, "letterbox").shape == (0, 64, 64)
 
 
-def test_phantoms_are_written_once_and_a_torn_folder_is_written_anew(tmp_path: Path) -> None:
+def test_phantoms_are_written_once_and_whole_whoever_writes_them_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from busray.config import Phantoms
+    from busray.data import prepare as module
 
-    (tmp_path / ".made.part").mkdir()
-    (tmp_path / ".made.part" / "half").write_bytes(b"x")
+    def write_twice(folder: Path, *rest: object) -> None:
+        monkeypatch.setattr(module, "write_dataset", write_dataset)
+        materialise_phantoms(Phantoms(images=8), tmp_path / "made")  # another driver, and it is first
+        write_dataset(folder, *rest)
+
+    monkeypatch.setattr(module, "write_dataset", write_twice)
     materialise_phantoms(Phantoms(images=8), tmp_path / "made")
     files = sorted(path.name for path in (tmp_path / "made").rglob("*.png"))
     assert len(files) == 3 * 8 * 2
-    assert not (tmp_path / ".made.part").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
     (tmp_path / "made" / "benign" / "benign (1).png").unlink()
     materialise_phantoms(Phantoms(images=8), tmp_path / "made")
     assert len(list((tmp_path / "made").rglob("*.png"))) == 3 * 8 * 2 - 1

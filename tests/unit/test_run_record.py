@@ -1,6 +1,7 @@
 """run.json says which corpus an output holds: another corpus under the same output is refused field by field."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,17 @@ import pytest
 from safetensors.numpy import save_file
 
 from busray.cli import main
+from busray.cluster import run as run_module
 from busray.cluster.finetune import finetune
 from busray.cluster.run import Run
 from busray.cluster.run import open_run as open_whole_run
-from busray.config import validate
+from busray.config import Config, validate
 from busray.corpus.run import differences, open_run
 from busray.data.phantom import write_dataset
+from busray.data.prepare import prepare
 from busray.identity import fingerprint
 from busray.model.adapters import LORA_FILE
+from busray.model.base import TINY
 from busray.records import CONFIG, RUN, UserError, to_json
 from busray.storage import Store
 
@@ -138,6 +142,53 @@ def test_a_command_on_a_run_takes_where_its_images_lie_now_and_no_other_setting(
     assert "--dataset.path=FOLDER" in message()
     assert "benign-0" in message(f"--dataset.path={tmp_path / 'moved'}")
     assert "sampling.steps" in message(f"--dataset.path={tmp_path / 'moved'}", "--sampling.steps=3")
+
+
+def small(tmp_path: Path, base: Path | None = None, images: int = 12) -> Config:
+    tree: dict[str, Any] = {
+        "output": str(tmp_path / "out"),
+        "dataset": {"phantoms": {"images": images}},
+        "classes": {"benign": {"images": 4}, "normal": {"images": 4}},
+    }
+    return validate({**tree, "base": {"path": str(base)}} if base else tree)
+
+
+def test_a_base_whose_files_have_changed_is_refused(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(TINY, base)
+    config = small(tmp_path, base)
+    open_whole_run(config, lambda *_: None, needs_inception=False)
+    open_whole_run(config, lambda *_: None, needs_inception=False)
+    (base / "scheduler" / "scheduler_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"base\.path: the files of .* are not those that .* started with"):
+        open_whole_run(config, lambda *_: None, needs_inception=False)
+
+
+def test_of_two_drivers_with_different_settings_that_start_at_once_the_second_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(tmp_path)
+    other = config.model_copy(update={"seed": config.seed + 1})
+
+    def slowly(*arguments: Any) -> Any:
+        monkeypatch.setattr(run_module, "prepare", prepare)
+        open_whole_run(other, lambda *_: None, needs_inception=False)  # starts and is done while this one checks
+        return prepare(*arguments)
+
+    monkeypatch.setattr(run_module, "prepare", slowly)
+    with pytest.raises(UserError, match="seed"):
+        open_whole_run(config, lambda *_: None, needs_inception=False)
+
+
+def test_too_few_independent_images_to_compare_are_refused_before_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "find_extractors", lambda _: {})
+    config = small(tmp_path, images=8)
+    alone = config.model_copy(update={"classes": {"benign": config.classes["benign"]}})
+    with pytest.raises(UserError, match=r"dataset: 2 independent images .* in the split test, at least 3 are needed"):
+        open_whole_run(alone, lambda *_: None)
+    assert not (tmp_path / "out" / CONFIG).exists()
 
 
 def test_a_run_with_adapters_refuses_others(tmp_path: Path) -> None:
