@@ -454,6 +454,8 @@ def _token_problems(config: Config) -> list[str]:
             used = any("token" in names or token in text for names, text in zip(fields, texts, strict=True))
             if config.uses_tokens and not used:
                 problems.append(f"{where}: the token {token} is in no prompt: write {{token}} where it belongs")
+            for column in sorted(settings.quotas.keys() - set().union(*fields)) if texts is settings.prompts else ():
+                problems.append(f"classes.{name}.quotas.{column}: no prompt of this class names {{{column}}}")
     return problems
 
 

@@ -123,6 +123,7 @@ def test_a_setting_like_no_other_gets_the_list_of_what_is_known(tmp_path: Path) 
         ("--adapters.alpha=.inf", "adapters.alpha", "finite"),
         ("--sampling.guidance_scale=.nan", "sampling.guidance_scale", "finite"),
         ("--classes.benign.quotas={birads: {}}", "classes.benign.quotas.birads", "at least 1"),
+        ("--classes.benign.quotas={birads: {'4': 1}}", "classes.benign.quotas.birads", "no prompt of this class names"),
     ],
 )
 def test_a_value_out_of_bounds_is_told_with_its_path_and_what_is_allowed(
