@@ -26,7 +26,6 @@ from busray.corpus.ablation import ARMS, FULL, Part, curves, pairs, parts, unet_
 from busray.corpus.arms import arm_sources, arms_to_draw, compared_images
 from busray.corpus.commit import committed_shards, read_commit, read_rows
 from busray.corpus.encode import png_bytes
-from busray.corpus.plan import read_segments
 from busray.data.frame import content_box
 from busray.data.prepare import load_images
 from busray.identity import fingerprint
@@ -85,7 +84,7 @@ def ablate(run: Run) -> dict[str, Any]:
 def _open(run: Run, part: Part) -> Run:
     """The part's run: its own settings and storage, the ablation's data set and base."""
     if not part.prefix:
-        return replace(run, config=_grown(run.store, part.config))
+        return replace(run, config=part.config)
     store = run.store.sub(part.prefix)
     store.put_once(CONFIG, to_json(part.config.model_dump(mode="json")))
     store.put_once(DATASET, to_json(run.dataset))
@@ -94,17 +93,6 @@ def _open(run: Run, part: Part) -> Run:
         run.tell(f"{part.prefix}: {stage}", done, total)
 
     return replace(run, config=part.config, store=store, tell=tell)
-
-
-def _grown(store: Store, config: settings.Config) -> settings.Config:
-    """The settings with as many images as `busray run` planned there already, since a corpus only grows."""
-    planned: dict[str, int] = {}
-    for segment in read_segments(store):
-        planned[segment.class_name] = planned.get(segment.class_name, 0) + segment.count
-    classes = {
-        name: c.model_copy(update={"images": max(c.images, planned.get(name, 0))}) for name, c in config.classes.items()
-    }
-    return config.model_copy(update={"classes": classes})
 
 
 def _draw(one: Opened, found: list[Opened]) -> None:
@@ -116,7 +104,8 @@ def _draw(one: Opened, found: list[Opened]) -> None:
             start = full.store
     else:
         timed(run, "finetune", lambda: finetune(run))
-    timed(run, "generate", lambda: generate(run, start=start))
+    # More images may be there, of `busray run` or of an ablation that compared more.
+    timed(run, "generate", lambda: generate(run, start=start, keep_more=True))
     for arm in arms_to_draw(run.config):
         timed(run, f"generate {arm}", lambda arm=arm: generate(run, arm))
 

@@ -134,10 +134,11 @@ def _txt2img_differences(start: Store, identity: dict[str, Any]) -> list[str]:
     return sorted(key for key in keys if identity.get(key) != theirs.get(key))
 
 
-def generate(run: Run, arm: str | None = None, start: Store | None = None) -> str:
+def generate(run: Run, arm: str | None = None, start: Store | None = None, *, keep_more: bool = False) -> str:
     """Draw what the plan of a corpus still misses and publish its manifest; returns the manifest's digest.
 
-    start: as of draw_job.
+    start: as of draw_job. keep_more: as of extend_plan, for the released corpus; an arm always keeps its images, since
+    how many of them are compared may change.
     """
     config = run.config
     if config.corpus.gate and not arm:
@@ -147,7 +148,7 @@ def generate(run: Run, arm: str | None = None, start: Store | None = None) -> st
         images = {name: compared_images(config) for name, c in config.classes.items() if c.images}
     else:
         images = {name: c.images for name, c in config.classes.items()}
-    segments = extend_plan(job.store, images, config.corpus.shard_size)
+    segments = extend_plan(job.store, images, config.corpus.shard_size, keep_more=keep_more or arm is not None)
     plan = shards(segments)
     todo = pending(plan, committed_shards(job.store))
     if todo:

@@ -16,25 +16,27 @@ def read_segments(store: Store) -> list[Segment]:
     return segments
 
 
-def extend_plan(store: Store, images: Mapping[str, int], shard_size: int) -> list[Segment]:
-    """The plan with at least `images` a class: appends what is missing, refuses to take back what was planned.
+def extend_plan(store: Store, images: Mapping[str, int], shard_size: int, *, keep_more: bool = False) -> list[Segment]:
+    """The plan with at least `images` a class: appends what is missing, never takes back what was planned.
 
-    A refusal appends nothing for any class.
+    keep_more: a class planned with more images keeps them; else that is refused, and nothing appended for any class.
     """
     segments = read_segments(store)
-    while missing := _missing(store, segments, images, shard_size):
+    while missing := _missing(store, segments, images, shard_size, keep_more):
         won = store.put_once(segment_key(len(segments)), to_json(missing[0]))
         segments = [*segments, missing[0]] if won else read_segments(store)
     return segments
 
 
-def _missing(store: Store, segments: Iterable[Segment], images: Mapping[str, int], shard_size: int) -> list[Segment]:
+def _missing(
+    store: Store, segments: Iterable[Segment], images: Mapping[str, int], shard_size: int, keep_more: bool
+) -> list[Segment]:
     """What the plan lacks, a segment a class; UserError where a class is to have fewer images than planned."""
     planned = dict.fromkeys(images, 0)
     for segment in segments:
         planned[segment.class_name] = planned.get(segment.class_name, 0) + segment.count
     for class_name, wanted in images.items():
-        if wanted < planned[class_name]:
+        if wanted < planned[class_name] and not keep_more:
             raise UserError(
                 f"classes.{class_name}.images: {wanted} is below the {planned[class_name]} already planned in "
                 f"{store.url}: a corpus only grows; give another output for a smaller one"

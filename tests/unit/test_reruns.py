@@ -1,0 +1,106 @@
+"""Commands on a run whose settings have changed where they may: what is there already serves, and is told as it is."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from busray.cluster.ablate import Opened, _draw, _open
+from busray.cluster.generate import generate
+from busray.cluster.run import Run, open_run
+from busray.config import validate
+from busray.corpus.ablation import Part
+from busray.corpus.commit import commit_shard
+from busray.corpus.encode import Row
+from busray.corpus.manifest import publish_manifest, published_rows
+from busray.corpus.plan import extend_plan, read_segments, shards
+from busray.model.checkpoints import commit_adapters
+from busray.records import Box, Execution, ImageSpec, Segment, Shard
+from busray.storage import Store
+
+EXECUTION = Execution("cpu", "float32", 2, 1, {})
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A data set, checked once for all tests below; each has a store of its own."""
+    tree: dict[str, Any] = {
+        "output": str(tmp_path_factory.mktemp("checked") / "run"),
+        "dataset": {"phantoms": {"images": 12, "seed": 3}},
+        "classes": {name: {"images": 6, "token": f"<us-{name}>"} for name in ("benign", "malignant")},
+        "sampling": {"steps": 2, "batch_size": 2},
+        "refine": {"steps": 2, "strength": 0.5},
+        "evaluate": {"arms": ["base"]},
+        "cluster": {"threads": 1},
+    }
+    return open_run(validate(tree), quiet, needs_inception=False)
+
+
+@pytest.fixture
+def run(checked: Run, tmp_path: Path) -> Run:
+    return replace(checked, store=Store(str(tmp_path / "run")))
+
+
+def changed(run: Run, **changes: dict[str, Any]) -> Run:
+    """The run as it is opened with other settings of some groups."""
+    tree = run.config.model_dump(mode="json")
+    return replace(run, config=validate({**tree, **{key: {**tree[key], **value} for key, value in changes.items()}}))
+
+
+def commit(store: Store, shard: Shard, seconds: float = 1.0) -> None:
+    """Black images, as if they had been drawn."""
+    rows = []
+    for i in range(shard.first, shard.first + shard.count):
+        spec = ImageSpec(f"f-{shard.class_name}-{i:08d}", shard.class_name, i, 0, "", i, i, Box(0, 0, 8, 8))
+        rows.append(Row(spec, np.zeros((8, 8), np.uint8)))
+    commit_shard(store, shard, rows, (), {"fingerprint": "f" * 64}, EXECUTION, "parquet", seconds)
+
+
+def fill(store: Store, images: dict[str, int], seconds: float = 1.0) -> None:
+    """Plan, commit and publish."""
+    segments = extend_plan(store, images, 4)
+    for shard in shards(segments):
+        commit(store, shard, seconds)
+    publish_manifest(store, segments)
+
+
+# ---- fewer images are compared than are there -----------------------------------------------------------------------
+
+
+def test_an_arm_keeps_its_images_where_fewer_are_compared(run: Run) -> None:
+    arm = run.store.sub("arms/base")
+    fill(arm, {"benign": 6, "malignant": 6})
+    before = arm.read("manifest.parquet")
+    generate(changed(run, evaluate={"images": 4}), "base")
+    assert arm.read("manifest.parquet") == before
+
+
+def test_an_arm_keeps_its_images_where_a_class_is_added_with_fewer(run: Run) -> None:
+    arm = run.store.sub("arms/base")
+    fill(arm, {"benign": 6})
+    commit(arm, Shard("malignant", 0, 3))
+    fewer = run.config.classes["malignant"].model_copy(update={"images": 3}).model_dump(mode="json")
+    generate(changed(run, classes={"malignant": fewer}), "base")
+    size = run.config.corpus.shard_size
+    assert read_segments(arm) == [Segment("benign", 0, 6, 4), Segment("malignant", 0, 3, size)]
+    assert sum(row["rows"] for row in published_rows(arm).values()) == 9
+
+
+@pytest.mark.parametrize("prefix", ["", "points/steps=3"])
+def test_every_part_of_an_ablation_keeps_its_images_where_fewer_are_compared(run: Run, prefix: str) -> None:
+    store = run.store.sub(prefix) if prefix else run.store
+    fill(store, {"benign": 6, "malignant": 6})
+    commit_adapters(store, {}, {"sha256": "a" * 64})
+    before = store.read("manifest.parquet")
+    fewer = changed(run, evaluate={"arms": ["lora+ti", "lora+ti+refine"]}).config
+    classes = {name: c.model_copy(update={"images": 4}) for name, c in fewer.classes.items()}
+    part = Part(prefix, fewer.model_copy(update={"classes": classes}), {"lora+ti": "lora+ti"})
+    one = Opened(part, _open(run, part))
+    _draw(one, [one])
+    assert store.read("manifest.parquet") == before
