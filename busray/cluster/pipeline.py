@@ -15,7 +15,7 @@ from busray.cluster.generate import draw_job, generate, redraw
 from busray.cluster.geometry import geometry
 from busray.cluster.run import TIMINGS, Run, timed
 from busray.cluster.session import session
-from busray.corpus.arms import arms_to_draw
+from busray.corpus.arms import arms_to_draw, corpora
 from busray.corpus.commit import find_image, read_commit, read_rows
 from busray.corpus.encode import png_bytes, png_pixels
 from busray.corpus.manifest import published_rows
@@ -40,6 +40,7 @@ from busray.records import (
     STUDY_JSON,
     Figure,
     UserError,
+    arm_prefix,
     to_json,
 )
 from busray.storage import Store
@@ -207,14 +208,16 @@ def _galleries(run: Run) -> dict[str, list[GalleryRow]]:
 
 
 def reproduce(run: Run, image_id: str) -> tuple[np.ndarray, np.ndarray]:
-    """(stored, redrawn) pixels uint8 [h, w] of one image of the released corpus or of an arm."""
-    for arm in (None, *arms_to_draw(run.config)):
-        store = run.store.sub(f"arms/{arm}") if arm else run.store
+    """(stored, redrawn) pixels uint8 [h, w] of one image of the released corpus or of an arm that is there.
+
+    Which arms are there the stored settings do not say: they are the first command's, and arms may be added later.
+    """
+    for prefix, store in corpora(run.store).items():
         found = find_image(store, image_id)
         if found is None:
             continue
         commit, row = found
-        job = draw_job(run, arm)
+        job = draw_job(run, prefix.removeprefix(arm_prefix("")) or None)
         drawn = redraw(job, commit, job.recipe.spec(commit.class_name, row["index"], row["attempt"]))
         return png_pixels(row["image"]["bytes"]), drawn.image
     raise UserError(f"{image_id}: no such image in {run.store.url}; ids are in the shards' image_id column")

@@ -78,6 +78,13 @@ def test_an_image_refined_from_another_arms_txt2img_is_the_one_drawn_whole(
     assert "every pixel matches" in capsys.readouterr().out
 
 
+def test_an_image_of_the_refined_base_is_made_again(finished: Config, capsys: pytest.CaptureFixture) -> None:
+    arm = Store(finished.output).sub("arms/base+refine")
+    row = read_rows(arm, read_commits(arm)[0]).to_pylist()[1]
+    assert main(["reproduce", finished.output, row["image_id"]]) == 0
+    assert "every pixel matches" in capsys.readouterr().out
+
+
 def test_a_second_start_makes_nothing_again_and_a_lost_shard_alone_is_drawn_again(
     finished: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from busray.cluster import pipeline
 from busray.cluster.ablate import Opened, _draw, _open
-from busray.cluster.generate import generate
+from busray.cluster.generate import DrawJob, draw_job, generate
 from busray.cluster.run import Run, open_run
 from busray.config import validate
 from busray.corpus.ablation import Part
@@ -17,7 +19,7 @@ from busray.corpus.encode import Row
 from busray.corpus.manifest import publish_manifest, published_rows
 from busray.corpus.plan import extend_plan, read_segments, shards
 from busray.model.checkpoints import commit_adapters
-from busray.records import Box, Execution, ImageSpec, Segment, Shard
+from busray.records import Box, Commit, Execution, ImageSpec, Segment, Shard, UserError
 from busray.storage import Store
 
 EXECUTION = Execution("cpu", "float32", 2, 1, {})
@@ -104,3 +106,27 @@ def test_every_part_of_an_ablation_keeps_its_images_where_fewer_are_compared(run
     one = Opened(part, _open(run, part))
     _draw(one, [one])
     assert store.read("manifest.parquet") == before
+
+
+# ---- an image of any corpus that is there ---------------------------------------------------------------------------
+
+
+def test_an_image_of_an_arm_that_the_stored_settings_do_not_name_is_made_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a later --evaluate.arms, or an ablation's base+refine."""
+    draw_job(run, "base+refine")
+    arm = run.store.sub("arms/base+refine")
+    fill(arm, {"malignant": 2})
+    asked = []
+
+    def redraw(job: DrawJob, commit: Commit, spec: ImageSpec) -> SimpleNamespace:
+        asked.append((job.store.url, job.method, job.refine, commit.shard, spec.index))
+        return SimpleNamespace(image=np.full((8, 8), 7, np.uint8))
+
+    monkeypatch.setattr(pipeline, "redraw", redraw)
+    kept, redrawn = pipeline.reproduce(run, "f-malignant-00000001")
+    assert asked == [(arm.url, None, run.config.refine, Shard("malignant", 0, 2), 1)]
+    assert kept.max() == 0 and redrawn.min() == 7
+    with pytest.raises(UserError, match="no such image"):
+        pipeline.reproduce(run, "f-malignant-00000002")
