@@ -204,7 +204,8 @@ class Commit:
     """(image id, reason) of the images quarantined: rows + len(rejects) = count."""
     execution: Execution
     seconds: float
-    """Wall time of sampling and encoding, for the report's timings only."""
+    """Wall time of drawing in its actor, the class gate's redraws included, without loading models and encoding; for
+    the report's timings only."""
     redrawn: tuple[Redrawn, ...] = ()
     """In the order of their indices; empty without a class gate."""
     first_draws: FirstDraws | None = None

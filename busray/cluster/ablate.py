@@ -341,7 +341,7 @@ def _timings(found: list[Opened]) -> list[dict[str, Any]]:
         timings: Mapping[str, float] = json.loads(one.run.store.read_or_none(TIMINGS) or b"{}")
         where = f"{one.part.prefix}: " if one.part.prefix else ""
         rows += [
-            {"stage": f"{where}{stage}", "seconds": seconds, "images": None, "images_per_second": None}
+            {"stage": f"{where}{stage}", "seconds": seconds, "images": None, "images_per_actor_second": None}
             for stage, seconds in timings.items()
         ]
     return rows

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from busray.cluster.geometry import geometry
 from busray.cluster.run import TIMINGS, Run, timed
 from busray.cluster.session import session
 from busray.corpus.arms import arms_to_draw, corpora
-from busray.corpus.commit import find_image, read_commit, read_rows
+from busray.corpus.commit import committed_shards, find_image, in_threads, read_commit, read_rows
 from busray.corpus.encode import png_bytes, png_pixels
 from busray.corpus.manifest import published_rows
 from busray.corpus.plan import read_segments, shards
@@ -141,7 +142,7 @@ def _report(run: Run, figures: list[Figure]) -> dict[str, Any]:
         "geometry": _geometry(run),
         "gate": _gate(run),
         "finetune": {"steps": adapters.get("step"), **training} if training["loss"] else None,
-        "timings": _timings(run, sum(classes.values())),
+        "timings": _timings(run),
         "study": json.loads(run.store.read_or_none(STUDY_JSON) or b"null"),
         "audit": json.loads(run.store.read_or_none(AUDIT_JSON) or b"null"),
     }
@@ -169,16 +170,26 @@ def _gate(run: Run) -> dict[str, Any] | None:
     return {**told, "threshold": gate.threshold, "attempts": gate.attempts, "classes": classes}
 
 
-def _timings(run: Run, images: int) -> list[dict[str, Any]]:
+def _timings(run: Run) -> list[dict[str, Any]]:
     timings = json.loads(run.store.read_or_none(TIMINGS) or b"{}")
     rows = []
     for stage, seconds in timings.items():
-        store = run.store.sub(f"arms/{stage.removeprefix('generate ')}") if stage.startswith("generate ") else run.store
-        n = sum(row["rows"] for row in published_rows(store).values()) if stage.startswith("generate") else 0
-        rows.append(
-            {"stage": stage, "seconds": seconds, "images": n or None, "images_per_second": n / seconds if n else None}
-        )
+        images = rate = None
+        if stage.startswith("generate"):
+            arm = stage.removeprefix("generate").strip()
+            images, rate = _drawing(run.store.sub(arm_prefix(arm)) if arm else run.store)
+        rows.append({"stage": stage, "seconds": seconds, "images": images, "images_per_actor_second": rate})
     return rows
+
+
+def _drawing(store: Store) -> tuple[int | None, float | None]:
+    """(images of a corpus, images a second of its actors), from its records: a session's wall time says nothing of a
+    corpus that several sessions drew."""
+    images, seconds = 0, 0.0
+    for commit in in_threads(partial(read_commit, store), committed_shards(store)):
+        images += commit.rows
+        seconds += commit.seconds
+    return images or None, images / seconds if images and seconds else None
 
 
 def _galleries(run: Run) -> dict[str, list[GalleryRow]]:

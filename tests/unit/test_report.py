@@ -139,8 +139,8 @@ def report(**changes: Any) -> dict[str, Any]:
         "verdicts": ["lora+ti is told apart from base."],
         "finetune": {"steps": 20, "loss": [[10, 0.4], [20, 0.25]], "validation": [[20, 0.3]]},
         "timings": [
-            {"stage": "finetune", "seconds": 61.5, "images": None, "images_per_second": None},
-            {"stage": "generate", "seconds": 20.0, "images": 40, "images_per_second": 2.0},
+            {"stage": "finetune", "seconds": 61.5, "images": None, "images_per_actor_second": None},
+            {"stage": "generate", "seconds": 20.0, "images": 40, "images_per_actor_second": 2.25},
         ],
         **changes,
     }
@@ -202,7 +202,7 @@ def test_everything_that_comes_from_data_is_escaped() -> None:
     hostile["dataset"] = {"size": 1, "frame": MARKUP, "counts": {MARKUP: {MARKUP: 1}}, "left_out": [[MARKUP, MARKUP]]}
     hostile["check"] = {"tables": [{"title": MARKUP, "columns": [MARKUP], "rows": [[MARKUP]]}]}
     hostile["corpus"]["classes"] = {MARKUP: 1}
-    hostile["timings"] = [{"stage": MARKUP, "seconds": 1.0, "images": None, "images_per_second": None}]
+    hostile["timings"] = [{"stage": MARKUP, "seconds": 1.0, "images": None, "images_per_actor_second": None}]
     for entry in hostile["figures"]:
         entry |= {"arm": f"{entry['arm']}{MARKUP}", "extractor": MARKUP, "reference": MARKUP}
     html = report_html(hostile, {MARKUP: galleries(caption=MARKUP)["benign"]})
@@ -283,6 +283,13 @@ def test_copies_and_the_study_have_their_verdict_at_the_top_too() -> None:
     found = {"audit": {"sentences": ["Copies: none.", "more"]}, "study": {"sentences": ["Primary: no.", "more"]}}
     said = Page(report_html(report(verdicts=["Order: a < b."], **found), {})).text
     assert "Order: a < b.Copies: none.Primary: no." in said
+
+
+def test_the_rate_of_drawing_is_an_actors_and_an_older_reports_is_not_shown(html: str) -> None:
+    assert "2.25" in Page(html).text and "a second and actor: the images of all shards over" in Page(html).text
+    older = [{"stage": "generate", "seconds": 20.0, "images": 40, "images_per_second": 33_000.0}]
+    text = Page(report_html(report(timings=older), {})).text
+    assert "33,000" not in text and "over the seconds" not in text
 
 
 def test_parts_without_data_are_left_out() -> None:

@@ -11,7 +11,7 @@ import pytest
 from busray.cluster import pipeline
 from busray.cluster.ablate import Opened, _draw, _open
 from busray.cluster.generate import DrawJob, draw_job, generate
-from busray.cluster.run import Run, open_run
+from busray.cluster.run import TIMINGS, Run, open_run
 from busray.config import validate
 from busray.corpus.ablation import Part
 from busray.corpus.commit import commit_shard
@@ -19,7 +19,7 @@ from busray.corpus.encode import Row
 from busray.corpus.manifest import publish_manifest, published_rows
 from busray.corpus.plan import extend_plan, read_segments, shards
 from busray.model.checkpoints import commit_adapters
-from busray.records import Box, Commit, Execution, ImageSpec, Segment, Shard, UserError
+from busray.records import Box, Commit, Execution, ImageSpec, Segment, Shard, UserError, to_json
 from busray.storage import Store
 
 EXECUTION = Execution("cpu", "float32", 2, 1, {})
@@ -130,3 +130,19 @@ def test_an_image_of_an_arm_that_the_stored_settings_do_not_name_is_made_again(
     assert kept.max() == 0 and redrawn.min() == 7
     with pytest.raises(UserError, match="no such image"):
         pipeline.reproduce(run, "f-malignant-00000002")
+
+
+# ---- the report -----------------------------------------------------------------------------------------------------
+
+
+def test_the_rate_of_drawing_is_from_the_records_however_short_the_last_session_was(run: Run) -> None:
+    store = run.store
+    fill(store, {"benign": 6, "malignant": 6}, seconds=3.0)  # two shards a class: 12 images in 12 seconds
+    fill(store.sub("arms/base"), {"benign": 4}, seconds=8.0)
+    store.replace(TIMINGS, to_json({"finetune": 5.0, "generate": 0.1, "generate base": 9.0}))
+    rows = {row.pop("stage"): row for row in pipeline._timings(run)}
+    assert rows == {
+        "finetune": {"seconds": 5.0, "images": None, "images_per_actor_second": None},
+        "generate": {"seconds": 0.1, "images": 12, "images_per_actor_second": 1.0},
+        "generate base": {"seconds": 9.0, "images": 4, "images_per_actor_second": 0.5},
+    }
