@@ -24,7 +24,7 @@ from busray.corpus.plan import read_segments, shards
 from busray.data.prepare import load_images
 from busray.model.checkpoints import read_adapters
 from busray.quality.consistency import consistency_section, consistency_sentences
-from busray.quality.copies_page import copies_section
+from busray.quality.copies_page import copies_section, of_now
 from busray.quality.figures import verdicts
 from busray.quality.geometry import geometry_section, geometry_sentences
 from busray.quality.report import GalleryRow, report_html
@@ -86,6 +86,9 @@ def add_to_report(run: Run, name: str, part: dict[str, Any]) -> None:
 
 
 def _publish(run: Run, report: dict[str, Any]) -> None:
+    if audit := report.get("audit"):
+        images = sum(row["rows"] for row in published_rows(run.store).values())
+        report = {**report, "audit": of_now(audit, images)}
     run.store.replace(REPORT_JSON, to_json(report))
     lesions = report.get("geometry") or {}
     picture = run.store.read_or_none(GEOMETRY_PNG) if lesions.get("segmenter") else None

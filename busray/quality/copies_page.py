@@ -30,11 +30,24 @@ def audit_rows(figures: list[Json]) -> tuple[list[str], list[list[str]]]:
     return ["figure", "of", "value", "95 % interval", "n", "training images"], [[str(c) for c in row] for row in rows]
 
 
+def of_now(audit: Json, images: int) -> Json:
+    """An audit as a report of so many images of the corpus holds it: `outdated` says where it was of fewer, else None.
+
+    Images are only ever added to a corpus, so their number tells.
+    """
+    audited = next(f["n"] for f in audit["figures"] if f["metric"] == "copies")
+    said = (
+        f"The audit is of an earlier state of this corpus ({audited:,} of {images:,} images): run `busray audit` again."
+    )
+    return {**audit, "outdated": said if audited < images else None}
+
+
 def copies_section(audit: Json, panels: bytes | None) -> str:
     """Empty where there was no audit. panels: PNG of the closest pairs."""
     if not audit:
         return ""
-    said = "".join(f"<li>{_e(sentence)}</li>" for sentence in audit["sentences"])
+    sentences = [*([audit["outdated"]] if audit.get("outdated") else []), *audit["sentences"]]
+    said = "".join(f"<li>{_e(sentence)}</li>" for sentence in sentences)
     drawing = ""
     if panels:
         source = base64.b64encode(panels).decode()

@@ -189,8 +189,10 @@ def _key_numbers(corpus: Json) -> str:
 
 
 def _headlines(report: Json) -> list[str]:
-    """The first sentence of the parts further down: whether images are copies, what they are worth to a classifier."""
-    return [part["sentences"][0] for key in ("audit", "study") if (part := report.get(key))]
+    """The first sentence of the parts further down: whether images are copies, what they are worth to a classifier;
+    and whether that was found of an earlier state of the corpus."""
+    found = [part for key in ("audit", "study") if (part := report.get(key))]
+    return [" ".join(filter(None, (part["sentences"][0], part.get("outdated")))) for part in found]
 
 
 def _verdicts(sentences: list[str]) -> str:

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import mannwhitneyu
 
 from busray.quality.copies import FALSE_ALARMS, FOUND, KINDS
-from busray.quality.copies_page import audit_rows, copies_section
+from busray.quality.copies_page import audit_rows, copies_section, of_now
 from busray.quality.copy_audit import (
     CLOSEST,
     Evidence,
@@ -144,3 +144,15 @@ def test_the_page_shows_verdict_figures_and_pairs_and_escapes_names(rng: np.rand
     assert "data:image/png;base64," in page
     assert copies_section({}, None) == ""
     assert len(audit_rows(figures)[1]) == len(figures)
+
+
+def test_an_audit_of_fewer_images_than_the_corpus_has_says_so_until_it_is_repeated(rng: np.random.Generator) -> None:
+    of = evidence(rng, {})
+    figures = [f.to_dict() for f in audit_figures(of)]
+    part = {"sentences": audit_sentences(of), "figures": figures, "closest": {"columns": [], "rows": []}}
+    grown = of_now(part, 10_001)
+    said = "of an earlier state of this corpus (10,000 of 10,001 images): run `busray audit` again"
+    assert said in grown["outdated"] and said in copies_section(grown, None)
+    assert of_now(grown, 10_000)["outdated"] is None
+    assert "earlier state" not in copies_section(of_now(part, 10_000), None)
+    assert grown["sentences"] == part["sentences"]

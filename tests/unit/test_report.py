@@ -280,9 +280,13 @@ def test_figures_state_extractor_protocol_n_and_reference(html: str) -> None:
 
 
 def test_copies_and_the_study_have_their_verdict_at_the_top_too() -> None:
-    found = {"audit": {"sentences": ["Copies: none.", "more"]}, "study": {"sentences": ["Primary: no.", "more"]}}
+    found: dict[str, Any] = {"audit": {"sentences": ["Copies: none.", "more"]}}
+    found["study"] = {"sentences": ["Primary: no.", "more"]}
     said = Page(report_html(report(verdicts=["Order: a < b."], **found), {})).text
     assert "Order: a < b.Copies: none.Primary: no." in said
+    found["audit"]["outdated"] = "That is old."
+    said = Page(report_html(report(verdicts=["Order: a < b."], **found), {})).text
+    assert "Copies: none. That is old.Primary: no." in said
 
 
 def test_the_rate_of_drawing_is_an_actors_and_an_older_reports_is_not_shown(html: str) -> None:

@@ -1,5 +1,6 @@
 """Commands on a run whose settings have changed where they may: what is there already serves, and is told as it is."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -146,3 +147,17 @@ def test_the_rate_of_drawing_is_from_the_records_however_short_the_last_session_
         "generate": {"seconds": 0.1, "images": 12, "images_per_actor_second": 1.0},
         "generate base": {"seconds": 9.0, "images": 4, "images_per_actor_second": 0.5},
     }
+
+
+def test_a_report_made_after_the_corpus_grew_marks_the_audit_of_what_there_was(run: Run) -> None:
+    fill(run.store, {"benign": 6, "malignant": 6})
+    figure = {"metric": "copies", "arm": "lora+ti", "value": 0.0, "interval": None, "n": 12, "n_reference": 8}
+    audit = {"sentences": ["Copies: none."], "figures": [figure], "closest": {"columns": [], "rows": []}}
+    report = {"run": {"name": "grown"}, "figures": [], "audit": audit}
+    run.store.replace("report.json", to_json(report))
+    pipeline.add_to_report(run, "audit", audit)
+    assert "earlier state" not in run.store.read("report.html").decode()
+    fill(run.store, {"benign": 9, "malignant": 6})
+    pipeline.add_to_report(run, "study", {})
+    assert run.store.read("report.html").decode().count("12 of 15 images") == 2  # above, and in the audit's section
+    assert "12 of 15 images" in json.loads(run.store.read("report.json"))["audit"]["outdated"]
