@@ -123,7 +123,6 @@ def test_a_setting_like_no_other_gets_the_list_of_what_is_known(tmp_path: Path) 
         ("--adapters.alpha=.inf", "adapters.alpha", "finite"),
         ("--sampling.guidance_scale=.nan", "sampling.guidance_scale", "finite"),
         ("--classes.benign.quotas={birads: {}}", "classes.benign.quotas.birads", "at least 1"),
-        ("--classes.benign.quotas={birads: {'4': 1}}", "classes.benign.quotas.birads", "no prompt of this class names"),
     ],
 )
 def test_a_value_out_of_bounds_is_told_with_its_path_and_what_is_allowed(
@@ -156,6 +155,11 @@ def test_exactly_one_source_of_images_is_wanted(tmp_path: Path, dataset: dict[st
 
 def test_splits_that_leave_too_little_to_train_on_are_refused(tmp_path: Path) -> None:
     assert "dataset.val" in mistakes(MINIMAL, "--dataset.val=0.45", "--dataset.test=0.45", folder=tmp_path)
+
+
+def test_a_quota_of_a_column_that_no_prompt_names_is_refused(tmp_path: Path) -> None:
+    message = mistakes(MINIMAL, "--classes.benign.quotas={birads: {'4': 1}}", folder=tmp_path)
+    assert message == "classes.benign.quotas.birads: no prompt of this class names {birads}"
 
 
 def test_a_token_in_no_prompt_is_refused_unless_no_token_is_learned(tmp_path: Path) -> None:
