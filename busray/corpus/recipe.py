@@ -31,8 +31,8 @@ class Recipe:
     def spec(self, name: str, index: int, attempt: int = 0) -> ImageSpec:
         templates = self.prompts[name]
         columns = {
-            column: quota_value(values, index, seed_for(self.seed, f"{name}/{column}", 0, 0, "prompt"))
-            for column, values in self.quotas.get(name, {}).items()
+            column: quota_value(values, index, seed_for(self.seed, f"{name}/{column}", 0, 0, "prompt"), number)
+            for number, (column, values) in enumerate(sorted(self.quotas.get(name, {}).items()))
         }
         prompt = fill(templates[index % len(templates)], token=self.stand_ins[name], class_name=name, columns=columns)
         return ImageSpec(

@@ -2,6 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import cache
+from itertools import count, islice
+from math import sqrt
 
 from busray.records import SourceImage, UserError
 
@@ -29,14 +32,27 @@ def shares(images: Iterable[SourceImage], class_name: str, column: str) -> dict[
     return {value: n / counts.total() for value, n in sorted(counts.items())}
 
 
-def quota_value(shares: Mapping[str, float], index: int, seed: int) -> str:
+def quota_value(shares: Mapping[str, float], index: int, seed: int, column: int = 0) -> str:
     """The value of the index-th image: by index alone, so that a grown corpus keeps what it has.
 
-    A golden-ratio sequence: among any first n images each value's count is within O(log n) of its share.
+    column: the column's number among those of its class. Each has a step of its own, as with one step for all of them
+    their values would go together. Among any first n images each value's count is within O(log n) of its share.
     """
-    at = (seed / 2**63 + index * GOLDEN) % 1.0 * sum(shares.values())
+    at = (seed / 2**63 + index * _step(column)) % 1.0 * sum(shares.values())
     for value, share in sorted(shares.items()):
         at -= share
         if at < 0:
             return value
     return max(shares)
+
+
+@cache
+def _step(column: int) -> float:
+    """The golden ratio, then the fractional parts of primes' square roots: no sum of multiples of them is whole.
+
+    Without 5, whose root is the golden ratio's, and 3: beside 2, three columns of two values strayed thrice as far.
+    """
+    if column == 0:
+        return GOLDEN
+    primes = (n for n in count(2) if n not in (3, 5) and all(n % d for d in range(2, n)))
+    return sqrt(next(islice(primes, column - 1, None))) % 1.0

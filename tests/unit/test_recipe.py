@@ -1,5 +1,6 @@
 """A corpus's identity is all that decides its pixels and nothing else; a specification follows from seed and index."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -102,6 +103,20 @@ def test_templates_take_turns_and_columns_follow_the_training_splits_shares(data
     assert {s.prompt for s in specs[0::2]} == {"<benign> one"}
     threes = sum(s.columns["birads"] == "3" for s in specs) / len(specs)
     assert threes == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize("seed", [7, 8, 1000])
+@pytest.mark.parametrize("columns", [("device", "side"), ("device", "shape", "side")])
+def test_columns_do_not_go_together(dataset: DataSet, columns: tuple[str, ...], seed: int) -> None:
+    words = "{token} " + " ".join(f"{{{column}}}" for column in columns)
+    quotas = {column: {"one": 0.5, "two": 0.5} for column in reversed(columns)}
+    both = config(seed=seed, classes={"normal": {"images": 10, "prompts": [words], "quotas": quotas}})
+    specs = make_recipe(both, dataset, "f" * 64, use_tokens=True).specs(Shard("normal", 0, 1000))
+    joint = Counter(spec.prompt for spec in specs)
+    assert len(joint) == 2 ** len(columns)
+    assert all(n == pytest.approx(1000 / len(joint), abs=12) for n in joint.values()), joint
+    for column in columns:
+        assert sum(spec.columns[column] == "one" for spec in specs) == pytest.approx(500, abs=5)
 
 
 def test_frames_are_drawn_from_all_classes_together(dataset: DataSet) -> None:

@@ -56,6 +56,23 @@ def test_quotas_hold_among_any_first_images() -> None:
             assert abs(counts[value] - share * n) <= 3, (n, value)
 
 
+@pytest.mark.parametrize("column", range(6))
+def test_every_columns_quotas_hold_among_any_first_images(column: int) -> None:
+    wanted = {"2": 0.1, "3": 0.3, "4": 0.6}
+    for seed in range(0, 2**63, 2**60):
+        values = [quota_value(wanted, index, seed, column) for index in range(2000)]
+        for n in (10, 50, 100, 333, 2000):
+            counts = Counter(values[:n])
+            for value, share in wanted.items():
+                assert abs(counts[value] - share * n) <= 5, (n, value)
+
+
+def test_the_first_columns_values_are_the_golden_ratios() -> None:
+    """Else corpora that were drawn with one column would go on with other prompts."""
+    golden = ["ab"[(index * 0.6180339887498949) % 1 >= 0.5] for index in range(1000)]
+    assert [quota_value({"a": 0.5, "b": 0.5}, index, 0) for index in range(1000)] == golden
+
+
 def test_shares_need_not_sum_to_one() -> None:
     scaled, plain = {"a": 3.0, "b": 1.0}, {"a": 0.75, "b": 0.25}
     for index in range(200):
