@@ -5,6 +5,7 @@ Nothing here judges the images; check.py does. Pixels come out as 8-bit grey.
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -38,7 +39,8 @@ class Scan:
 def scan(folder: Path, classes: Sequence[str], metadata: Path | None = None) -> Scan:
     """Look at every image of the classes' folders; UserError for what a user must mend first.
 
-    metadata: CSV with the column `file` (relative to folder), optionally `group`, and any others.
+    metadata: CSV with the column `file` (relative to folder), optionally `group` (a patient's images share one), and
+    any others; spaces around names and values are no part of them.
     """
     found = {name: _class_files(folder, name) for name in _existing(folder, classes)}
     rows = _metadata(metadata, folder) if metadata else {}
@@ -116,16 +118,23 @@ def _metadata(path: Path, folder: Path) -> dict[str, dict[str, str]]:
     """file -> its other columns."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file, skipinitialspace=True)  # else `, "group"` keeps its quotes
+            header = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = header
+            rows = list(reader)
     except OSError as error:
         raise UserError(f"dataset.metadata: {path}: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"dataset.metadata: {path} is no CSV in UTF-8: {error}") from error
+    wrong = [f"{n!r} must be spelt `{n.lower()}`" for n in header if n.lower() in ("file", "group") and not n.islower()]
+    wrong += [f"{name!r} is there twice" for name, n in Counter(header).items() if name and n > 1]
+    if wrong:  # another spelling of `group` would let a patient's images fall on both sides of a split
+        raise UserError(f"dataset.metadata: {path}, header: {', '.join(wrong)}")
     if not rows or "file" not in rows[0]:
         raise UserError(f"dataset.metadata: {path} needs a header with the column `file` and at least one row")
     table = {}
     for row in rows:
-        file = row.pop("file") or ""
+        file = (row.pop("file") or "").strip()
         odd = unfit(file)
         if odd or file.startswith("/") or ".." in file.split("/") or (file and str(PurePosixPath(file)) != file):
             why = f"{odd} is in it; rename the file" if odd else "write it as CLASS/NAME, below the data folder"
@@ -134,7 +143,7 @@ def _metadata(path: Path, folder: Path) -> dict[str, dict[str, str]]:
             raise UserError(f"dataset.metadata: {path} names {file!r}, which is not in {folder}")
         if file in table:
             raise UserError(f"dataset.metadata: {path} names {file!r} twice")
-        table[file] = {str(key): str(value or "") for key, value in row.items() if key}
+        table[file] = {key: (value or "").strip() for key, value in row.items() if key}
     return table
 
 

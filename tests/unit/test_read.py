@@ -280,6 +280,38 @@ def test_metadata_from_a_spreadsheet_is_read(folder: Path) -> None:
     assert two.columns == {}
 
 
+def test_spaces_around_names_and_values_of_metadata_are_no_part_of_them(folder: Path) -> None:
+    text = "file, group ,birads\n benign/a.png, p1,4a \nbenign/b.png,p1 ,\n"
+    one, two = scan(folder, ["benign"], metadata(folder, text)).images
+    assert (one.group, one.columns) == ("p1", {"birads": "4a"})
+    assert (two.group, two.columns) == ("p1", {"birads": ""})
+    quoted = '"file", "group", "birads"\n"benign/a.png", "p1", "4a"\n"benign/b.png", "p1", ""\n'
+    assert scan(folder, ["benign"], metadata(folder, quoted)).images == (one, two)
+
+
+@pytest.mark.parametrize(
+    "header, said",
+    [
+        ("file,Group", "'Group' must be spelt `group`"),
+        (" FILE ,group", "'FILE' must be spelt `file`"),
+        ("File,Group", "'File' must be spelt `file`, 'Group' must be spelt `group`"),
+        ("file,group, group", "'group' is there twice"),
+        ("file,birads,birads", "'birads' is there twice"),
+        ("file,File,birads,birads", "'File' must be spelt `file`, 'birads' is there twice"),
+    ],
+)
+def test_a_header_that_would_switch_the_patient_rule_off_is_refused(folder: Path, header: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        scan(folder, ["benign"], metadata(folder, f"{header}\nbenign/a.png,p1,x,x\nbenign/b.png,p1,x,x\n"))
+    assert str(caught.value).startswith("dataset.metadata: ")
+    assert str(caught.value).endswith(f"header: {said}")
+
+
+def test_empty_columns_of_a_spreadsheet_are_left_alone(folder: Path) -> None:
+    one, _ = scan(folder, ["benign"], metadata(folder, "file,birads,,\nbenign/a.png,3,,\n")).images
+    assert one.columns == {"birads": "3"}
+
+
 @pytest.mark.parametrize(
     "text, said",
     [
