@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -217,12 +218,13 @@ def read_mask(path: Path) -> np.ndarray:
 def _read_dicom(path: Path) -> np.ndarray:
     """The first frame of a DICOM file, uint8 [h, w] or [h, w, 3]; only pixels leave this function, no identifier.
 
-    Grey is the file's own window (else all that its bits can say) over 0 to 255, whatever this image's extremes are.
+    Grey is what the file's own table holds, else its window, else all that its bits can say, over 0 to 255, whatever
+    this image's extremes are.
     """
     import pydicom
     from pydicom.filereader import read_file_meta_info
     from pydicom.pixels import pixel_array
-    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
+    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_windowing
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
     if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
@@ -238,8 +240,25 @@ def _read_dicom(path: Path) -> np.ndarray:
     lowest = -(2 ** (bits - 1)) if dataset.PixelRepresentation else 0
     values = apply_modality_lut(pixels, dataset)
     ends = apply_modality_lut(np.array([[lowest, lowest + 2**bits - 1]]), dataset)
-    if dataset.get("WindowWidth") is not None or dataset.get("VOILUTSequence"):
-        values, ends = apply_voi_lut(values, dataset), apply_voi_lut(np.array([[-FAR, FAR]]), dataset)
+    table = next(iter(dataset.get("VOILUTSequence") or ()), {})
+    if table.get("LUTDescriptor") is not None and table.get("LUTData") is not None:
+        values, ends = _looked_up(values, table, dataset.original_encoding[1])
+    elif dataset.get("WindowWidth") is not None and dataset.get("WindowCenter") is not None:
+        values, ends = apply_windowing(values, dataset), apply_windowing(np.array([[-FAR, FAR]]), dataset)
     low, high = float(np.min(ends)), float(np.max(ends))
     grey = ((values.astype(np.float64) - low) / max(high - low, 1e-9) * 255).round().clip(0, 255).astype(np.uint8)
     return 255 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey
+
+
+def _looked_up(values: np.ndarray, table: Any, little_endian: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(values looked up in an item of a VOI LUT Sequence, DICOM PS3.3 C.11.2, its entries).
+
+    Not by pydicom, whose index into a table of 8-bit entries is itself of 8 bits: 12-bit values come out wrapped.
+    """
+    size, first, _ = table.LUTDescriptor
+    size = size or 2**16
+    data = table.LUTData
+    entries = np.frombuffer(data, "<u2" if little_endian else ">u2", size) if isinstance(data, bytes) else data
+    entries = np.atleast_1d(np.asarray(entries, np.int64))
+    at = (values.astype(np.float64) - first).clip(0, len(entries) - 1).astype(np.int64)
+    return entries[at], entries

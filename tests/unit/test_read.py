@@ -42,6 +42,14 @@ def write_dicom(path: Path, pixels: np.ndarray, **elements: Any) -> None:
     dataset.save_as(path, enforce_file_format=True)
 
 
+def voi_lut(table: np.ndarray, first: int = 0, vr: str = "US", **window: Any) -> dict[str, Any]:
+    """The elements of a table for values from first on; its dtype says how many bits an entry has."""
+    item = pydicom.Dataset()
+    item.add_new("LUTDescriptor", "US", [len(table) % 2**16, first, 8 * table.dtype.itemsize])
+    item.add_new("LUTData", vr, table.astype("<u2").tobytes() if vr == "OW" else table.tolist())
+    return {"VOILUTSequence": pydicom.Sequence([item]), **window}
+
+
 # ---- pixels ---------------------------------------------------------------------------------------------------------
 
 
@@ -111,6 +119,39 @@ def test_a_dicoms_window_decides_its_grey_and_not_the_images_extremes(tmp_path: 
     write_dicom(tmp_path / "b.dcm", ramp, WindowCenter=100, WindowWidth=10)
     seen = read_grey(tmp_path / "b.dcm")[0]
     assert (seen[:5] == 0).all() and (seen[-5:] == 255).all() and 100 < seen[10] < 156
+
+
+@pytest.mark.parametrize("vr", ["US", "OW"])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_dicoms_table_decides_its_grey(tmp_path: Path, grey: np.ndarray, bits: int, vr: str) -> None:
+    identity = (np.arange(256) * (257 if bits == 16 else 1)).astype(f"u{bits // 8}")
+    write_dicom(tmp_path / "a.dcm", grey, **voi_lut(identity, vr=vr))
+    write_dicom(tmp_path / "b.dcm", grey, **voi_lut(identity[::-1], vr=vr, WindowCenter=128, WindowWidth=2))
+    write_dicom(tmp_path / "c.dcm", grey, **voi_lut(identity[::2], 64, vr=vr))
+    assert np.array_equal(read_grey(tmp_path / "a.dcm"), grey)
+    assert np.array_equal(read_grey(tmp_path / "b.dcm"), 255 - grey)
+    moved = (grey.astype(int) - 64).clip(0, 127) * 2 / 254 * 255
+    assert np.abs(read_grey(tmp_path / "c.dcm") - moved).max() <= 1
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("stored", [12, 16])
+def test_a_table_of_more_values_than_an_entry_can_say_is_read_whole(
+    tmp_path: Path, grey: np.ndarray, bits: int, stored: int
+) -> None:
+    table = (np.arange(2**stored) >> (stored - 8)).astype(f"u{bits // 8}")
+    deep = grey.astype(np.uint16) << (stored - 8)
+    write_dicom(tmp_path / "a.dcm", deep, BitsStored=stored, HighBit=stored - 1, **voi_lut(table, vr="OW"))
+    assert np.array_equal(read_grey(tmp_path / "a.dcm"), grey)
+
+
+def test_half_a_window_or_half_a_table_is_none(tmp_path: Path, grey: np.ndarray) -> None:
+    write_dicom(tmp_path / "a.dcm", grey, WindowWidth=10)
+    half = voi_lut(np.arange(256, dtype=np.uint8))
+    del half["VOILUTSequence"][0].LUTData
+    write_dicom(tmp_path / "b.dcm", grey, **half)
+    assert np.array_equal(read_grey(tmp_path / "a.dcm"), grey)
+    assert np.array_equal(read_grey(tmp_path / "b.dcm"), grey)
 
 
 def test_signed_dicom_values_and_a_rescale_are_read_over_their_range(tmp_path: Path, grey: np.ndarray) -> None:
