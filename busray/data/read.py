@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from busray.config import unfit
 from busray.identity import sha256_file
@@ -177,19 +177,32 @@ def _mode(path: Path) -> str:
 def read_grey(path: Path) -> np.ndarray:
     """Pixels as uint8 [h, w]: colour by luma (ITU-R 601), 16-bit grey divided by 257, DICOM by its window.
 
+    Upright as EXIF has it, and black where the file is transparent.
     Raises whatever the decoder raises; UserError for more than MAX_PIXELS, before any is decoded.
     """
     if _is_dicom(path):
         pixels = _read_dicom(path)
         return pixels if pixels.ndim == 2 else np.array(Image.fromarray(pixels).convert("L"))
+    image = _opened(path)
+    if image.mode.startswith("I;16") or image.mode == "I":
+        values = np.asarray(image, dtype=np.int64).clip(0, 65535)
+        return ((values + 128) // 257).astype(np.uint8)
+    return np.array(image.convert("L"))
+
+
+def _opened(path: Path) -> Image.Image:
+    """The decoded picture, turned upright by its EXIF orientation, and black where it is transparent."""
     with Image.open(path) as image:
         _refuse_bomb(*image.size)
-        if image.mode.startswith("I;16") or image.mode == "I":
-            values = np.asarray(image, dtype=np.int64).clip(0, 65535)
-            return ((values + 128) // 257).astype(np.uint8)
-        if image.mode in ("P", "PA", "LA", "RGBA"):
-            image = image.convert("RGB")
-        return np.array(image.convert("L"))
+        image.filename = ""  # else Pillow maps a raw TIFF into memory, by the size that it has once turned
+        ImageOps.exif_transpose(image, in_place=True)
+    if not image.has_transparency_data or image.mode.startswith("I"):
+        return image
+    mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+    shown = image.convert("RGBA")
+    on_black = Image.new(mode, shown.size)
+    on_black.paste(shown.convert(mode), mask=shown.getchannel("A"))
+    return on_black
 
 
 def _refuse_bomb(width: int, height: int) -> None:
@@ -203,11 +216,8 @@ def read_rgb(path: Path) -> np.ndarray | None:
     if _is_dicom(path):
         pixels = _read_dicom(path)
         return pixels if pixels.ndim == 3 else None
-    with Image.open(path) as image:
-        _refuse_bomb(*image.size)
-        if image.mode in ("RGB", "RGBA", "P", "YCbCr", "CMYK"):
-            return np.array(image.convert("RGB"))
-    return None
+    image = _opened(path)
+    return np.array(image.convert("RGB")) if image.mode in ("RGB", "P", "YCbCr", "CMYK") else None
 
 
 def read_mask(path: Path) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage
 
 from busray.data.read import class_names, read_grey, read_mask, read_rgb, scan
@@ -86,6 +86,57 @@ def test_colour_becomes_luma_and_can_be_asked_for(tmp_path: Path) -> None:
 def test_grey_pixels_in_a_colour_file_stay_what_they_are(tmp_path: Path, grey: np.ndarray, mode: str) -> None:
     Image.fromarray(grey).convert(mode).save(tmp_path / "a.png")
     assert np.array_equal(read_grey(tmp_path / "a.png"), grey)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16"])
+def test_a_picture_is_turned_upright_by_its_exif_orientation(tmp_path: Path, name: str, mode: str) -> None:
+    if name == "a.jpg" and mode == "I;16":
+        pytest.skip("JPEG has 8 bits")
+    upright = np.zeros((48, 32), np.uint8)
+    upright[:8] = 255  # the skin, above
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned a quarter to the right
+    (tmp_path / "benign").mkdir()
+    for stem in ("a", "a_mask"):
+        lying = np.rot90(upright)
+        picture = Image.fromarray(lying.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(lying)
+        path = tmp_path / "benign" / name.replace("a", stem, 1)
+        picture.convert(mode).save(path, exif=exif)
+    path = tmp_path / "benign" / name
+    (image,) = scan(tmp_path, ["benign"]).images
+    assert (image.width, image.height) == (32, 48)
+    assert np.abs(read_grey(path).astype(int) - upright).max() <= 8
+    assert np.array_equal(read_mask(tmp_path / image.masks[0]), upright > 127)
+    rgb = read_rgb(path)
+    assert rgb is None if mode != "RGB" else rgb is not None and np.abs(rgb[..., 0].astype(int) - upright).max() <= 8
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "L", "RGB"])
+def test_what_is_transparent_is_black(tmp_path: Path, mode: str) -> None:
+    """In the last three modes one colour is marked as transparent."""
+    pixels = np.full((4, 6), 100, np.uint8)
+    pixels[:, :3] = 240
+    picture = Image.fromarray(pixels)
+    if mode in ("RGBA", "LA"):
+        picture = picture.convert(mode)
+        picture.putalpha(Image.fromarray(np.where(pixels == 240, 0, 255).astype(np.uint8)))
+        picture.save(tmp_path / "a.png")
+    elif mode == "PA":
+        picture = picture.convert("P")
+        picture.save(tmp_path / "a.png", transparency=bytes(0 if value == 240 else 255 for value in range(256)))
+    else:
+        marked = (240, 240, 240) if mode == "RGB" else 240
+        picture.convert(mode).save(tmp_path / "a.png", transparency=marked)
+    expected = np.where(pixels == 240, 0, 100)
+    assert np.array_equal(read_grey(tmp_path / "a.png"), expected)
+    rgb = read_rgb(tmp_path / "a.png")
+    assert rgb is None if mode in ("L", "LA") else rgb is not None and np.array_equal(rgb[..., 1], expected)
+
+
+def test_what_is_half_transparent_is_half_as_bright(tmp_path: Path) -> None:
+    Image.new("RGBA", (4, 4), (200, 200, 200, 128)).save(tmp_path / "a.png")
+    assert np.abs(read_grey(tmp_path / "a.png").astype(int) - 100).max() <= 1
 
 
 def test_masks_are_foreground_above_half(tmp_path: Path) -> None:
