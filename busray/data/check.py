@@ -42,6 +42,8 @@ looked at: each pair seems to show one patient twice, so what is wrong here is w
 ALIGNED_NEIGHBOURS = (0.5, 0.4, 0.3, 0.2, 0.15)
 COLOURED = 40
 """Spread between channels (of 255) from which a pixel is coloured."""
+DARK = 32
+"""Grey level (of 255) below which an image is almost black."""
 POLICIES = ("letterbox", "centre", "stretch")
 
 
@@ -77,6 +79,8 @@ class CheckReport:
     mask_problems: tuple[tuple[str, str], ...]
     cuts: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
     """policy -> class -> (lesions cut, lesions)."""
+    dark: tuple[tuple[str, int], ...] = ()
+    """(file, its brightest grey level) of images that are almost black."""
 
     def to_dict(self) -> dict[str, Any]:
         counts = Counter(image.class_name for image in self.images)
@@ -106,6 +110,7 @@ class CheckReport:
             "label_conflicts": [list(group) for group in self.conflicts],
             "colour_overlays": [{"file": file, "share": share} for file, share in self.coloured],
             "annotations": [{"file": file, "found": list(kinds)} for file, kinds in self.annotated],
+            "almost_black": [{"file": file, "brightest": level} for file, level in self.dark],
             "mask_problems": [list(pair) for pair in self.mask_problems],
             "lesions_cut": {
                 policy: {name: {"cut": cut, "lesions": n} for name, (cut, n) in by.items()}
@@ -151,6 +156,11 @@ class CheckReport:
             ("Exact duplicates: the same pixels", ("files",), _joined(self.exact)),
             ("Unreadable files", ("file", "reason"), self.unreadable),
             ("Mask problems", ("file", "problem"), self.mask_problems),
+            (
+                "Almost black images: perhaps 12 bits in 16, which are to be multiplied by 16",
+                ("file", "brightest pixel"),
+                tuple((file, f"{level} of 255") for file, level in self.dark),
+            ),
             (
                 "Colour overlays",
                 ("file", "coloured pixels"),
@@ -202,7 +212,7 @@ def check(
     tell = progress or (lambda done, total: None)
     found = scan(folder, classes if classes is not None else class_names(folder), metadata)
     looks: list[_Looked] = []
-    coloured, annotated = [], []
+    coloured, annotated, dark = [], [], []
     problems: list[tuple[str, str]] = [(file, "a mask without its image") for file in found.stray_masks]
     cuts: dict[str, dict[str, list[float]]] = {policy: defaultdict(list) for policy in POLICIES}
     with ThreadPoolExecutor(READERS) as pool:
@@ -213,6 +223,8 @@ def check(
                 coloured.append((image.file, one.coloured))
             if one.annotations:
                 annotated.append((image.file, one.annotations))
+            if one.brightest < DARK:
+                dark.append((image.file, one.brightest))
             problems += one.mask_problems
             for policy, share in one.cuts.items():
                 cuts[policy][image.class_name].append(share)
@@ -245,6 +257,7 @@ def check(
             policy: {name: (sum(s > 0 for s in shares), len(shares)) for name, shares in sorted(by.items())}
             for policy, by in cuts.items()
         },
+        dark=tuple(dark),
     )
 
 
@@ -264,6 +277,7 @@ class _Looked:
     detail: np.ndarray
     small: np.ndarray
     digest: str
+    brightest: int
     coloured: float
     annotations: tuple[str, ...]
     mask_problems: list[tuple[str, str]]
@@ -285,6 +299,7 @@ def _look(folder: Path, image: SourceImage) -> _Looked:
         detail=_detail(pixels),
         small=shrink(pixels),
         digest=_digest(pixels),
+        brightest=int(pixels.max()),
         coloured=coloured,
         annotations=find_annotations(pixels).kinds,
         mask_problems=problems,

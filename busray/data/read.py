@@ -178,12 +178,15 @@ def read_grey(path: Path) -> np.ndarray:
     """Pixels as uint8 [h, w]: colour by luma (ITU-R 601), 16-bit grey divided by 257, DICOM by its window.
 
     Upright as EXIF has it, and black where the file is transparent.
-    Raises whatever the decoder raises; UserError for more than MAX_PIXELS, before any is decoded.
+    Raises whatever the decoder raises; UserError for more than MAX_PIXELS, before any is decoded, and for
+    floating-point pixels.
     """
     if _is_dicom(path):
         pixels = _read_dicom(path)
         return pixels if pixels.ndim == 2 else np.array(Image.fromarray(pixels).convert("L"))
     image = _opened(path)
+    if image.mode == "F":
+        raise UserError("floating-point pixels do not say what is black and white: save it as 8-bit or 16-bit grey")
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image, dtype=np.int64).clip(0, 65535)
         return ((values + 128) // 257).astype(np.uint8)
@@ -252,7 +255,7 @@ def _read_dicom(path: Path) -> np.ndarray:
     ends = apply_modality_lut(np.array([[lowest, lowest + 2**bits - 1]]), dataset)
     table = next(iter(dataset.get("VOILUTSequence") or ()), {})
     if table.get("LUTDescriptor") is not None and table.get("LUTData") is not None:
-        values, ends = _looked_up(values, table, dataset.original_encoding[1])
+        values, ends = _looked_up(values, table, "<u2" if dataset.original_encoding[1] else ">u2")
     elif dataset.get("WindowWidth") is not None and dataset.get("WindowCenter") is not None:
         values, ends = apply_windowing(values, dataset), apply_windowing(np.array([[-FAR, FAR]]), dataset)
     low, high = float(np.min(ends)), float(np.max(ends))
@@ -260,15 +263,15 @@ def _read_dicom(path: Path) -> np.ndarray:
     return 255 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey
 
 
-def _looked_up(values: np.ndarray, table: Any, little_endian: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(values looked up in an item of a VOI LUT Sequence, DICOM PS3.3 C.11.2, its entries).
+def _looked_up(values: np.ndarray, table: Any, word: str) -> tuple[np.ndarray, np.ndarray]:
+    """(values looked up in an item of a VOI LUT Sequence, DICOM PS3.3 C.11.2, its entries); word: the file's uint16.
 
     Not by pydicom, whose index into a table of 8-bit entries is itself of 8 bits: 12-bit values come out wrapped.
     """
     size, first, _ = table.LUTDescriptor
     size = size or 2**16
     data = table.LUTData
-    entries = np.frombuffer(data, "<u2" if little_endian else ">u2", size) if isinstance(data, bytes) else data
+    entries = np.frombuffer(data, word, size) if isinstance(data, bytes) else data
     entries = np.atleast_1d(np.asarray(entries, np.int64))
     at = (values.astype(np.float64) - first).clip(0, len(entries) - 1).astype(np.int64)
     return entries[at], entries

@@ -249,6 +249,25 @@ def test_the_tables_show_every_finding_and_leave_out_empty_ones(report: CheckRep
     assert len(check(phantom_folder, ["benign"]).tables()) == 4
 
 
+def test_almost_black_images_are_listed_with_what_they_may_be(phantom_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(phantom_folder / "benign", tmp_path / "benign")
+    deep = scan_pixels(110).astype(np.uint16) * 16
+    Image.fromarray(deep).save(tmp_path / "benign" / "12 bits.png")
+    for level in (31, 32):
+        Image.fromarray((scan_pixels(110 + level) // 8).clip(0, level - 1)).save(tmp_path / "benign" / f"{level}.png")
+        with Image.open(tmp_path / "benign" / f"{level}.png") as image:
+            image.putpixel((0, 0), level)
+            image.save(tmp_path / "benign" / f"{level}.png")
+    found = check(tmp_path)
+    brightest = round(int(deep.max()) / 257)
+    assert found.dark == (("benign/12 bits.png", brightest), ("benign/31.png", 31))
+    assert found.to_dict()["almost_black"][0] == {"file": "benign/12 bits.png", "brightest": brightest}
+    (table,) = [table for table in found.tables() if table.title.startswith("Almost black")]
+    assert "12 bits in 16" in table.title and "(2)" in table.title
+    assert table.rows[1] == ("benign/31.png", "31 of 255")
+    assert check(phantom_folder, ["benign"]).dark == ()
+
+
 def test_progress_counts_to_the_number_of_images(phantom_folder: Path) -> None:
     told: list[tuple[int, int]] = []
     check(phantom_folder, ["normal"], progress=lambda done, total: told.append((done, total)))

@@ -146,6 +146,18 @@ def test_masks_are_foreground_above_half(tmp_path: Path) -> None:
     assert read_mask(tmp_path / "b.png").tolist() == [[False, True]]
 
 
+@pytest.mark.parametrize("top", [1.0, 255.0])
+def test_floating_point_pixels_are_refused_with_the_mend(tmp_path: Path, top: float) -> None:
+    (tmp_path / "benign").mkdir()
+    ramp = np.linspace(0, top, 32, dtype=np.float32).reshape(4, 8)
+    Image.fromarray(ramp).save(tmp_path / "benign" / "a.tif")
+    found = scan(tmp_path, ["benign"])
+    assert found.images == ()
+    ((file, reason),) = found.unreadable
+    assert file == "benign/a.tif"
+    assert "floating-point" in reason and "save it as 8-bit or 16-bit grey" in reason
+
+
 def test_a_picture_of_absurd_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("busray.data.read.MAX_PIXELS", 100)
     Image.new("L", (12, 12)).save(tmp_path / "a.png")
