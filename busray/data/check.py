@@ -23,7 +23,7 @@ from busray.data.annotations import KINDS, find_annotations
 from busray.data.frame import cut_share
 from busray.data.read import READERS, class_names, read_grey, read_mask, read_rgb, scan
 from busray.identity import sha256_bytes
-from busray.records import SourceImage
+from busray.records import SourceImage, UserError
 
 THUMBNAIL = 32
 """Side of the thumbnails that hashes and correlations are computed from, in pixels."""
@@ -340,6 +340,9 @@ def lesion_mask(
     for file in image.masks:
         try:
             mask = read_mask(folder / file)
+        except UserError as error:
+            problems.append((file, str(error)))
+            continue
         except Exception as error:  # decoders raise what they like; the reason goes to the user
             problems.append((file, f"unreadable: {error}"))
             continue

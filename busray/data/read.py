@@ -187,10 +187,15 @@ def read_grey(path: Path) -> np.ndarray:
     image = _opened(path)
     if image.mode == "F":
         raise UserError("floating-point pixels do not say what is black and white: save it as 8-bit or 16-bit grey")
-    if image.mode.startswith("I;16") or image.mode == "I":
-        values = np.asarray(image, dtype=np.int64).clip(0, 65535)
-        return ((values + 128) // 257).astype(np.uint8)
-    return np.array(image.convert("L"))
+    values, top = _levels(image)
+    return values if top == 255 else ((values + 128) // 257).astype(np.uint8)
+
+
+def _levels(image: Image.Image) -> tuple[np.ndarray, int]:
+    """(grey [h, w] as the file has it, its type's greatest level); floating-point numbers count as 8 bits."""
+    if image.mode.startswith("I"):
+        return np.asarray(image, dtype=np.int64).clip(0, 65535), 65535
+    return np.array(image if image.mode == "F" else image.convert("L")), 255
 
 
 def _opened(path: Path) -> Image.Image:
@@ -224,8 +229,19 @@ def read_rgb(path: Path) -> np.ndarray | None:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """A mask as bool [h, w]: foreground is whatever is above half of its range."""
-    return read_grey(path) > 127
+    """A mask as bool [h, w]: foreground is whatever is above half of its type's range.
+
+    Where nothing is, a file of 0 and one other value has that as its foreground: 0 and 1, or 0 and 255 in 16 bits.
+    UserError for other dark values, which say nothing, and for what read_grey refuses, but for floating-point numbers.
+    """
+    values, top = (read_grey(path), 255) if _is_dicom(path) else _levels(_opened(path))
+    lesion = values > top // 2
+    shown = values[values != 0]
+    if lesion.any() or not shown.size:
+        return lesion
+    if shown.size == values.size or (shown != shown[0]).any():
+        raise UserError(f"values up to {shown.max():g}, not 0 and {top}")
+    return values != 0
 
 
 def _read_dicom(path: Path) -> np.ndarray:

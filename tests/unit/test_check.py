@@ -16,7 +16,7 @@ from busray.config import Dataset
 from busray.data import check as module
 from busray.data.check import CheckReport, check, connected
 from busray.data.phantom import PROBES, phantom, write_dataset
-from busray.data.prepare import load_images, materialise_phantoms, prepare
+from busray.data.prepare import load_images, load_masks, materialise_phantoms, prepare
 from busray.data.read import scan
 from busray.records import DataSet, UserError, to_json
 
@@ -203,6 +203,25 @@ def test_mask_problems_name_the_mask_and_what_is_wrong_with_it(report: CheckRepo
     assert problems.pop("malignant/masked_mask_2.png").startswith("unreadable")
     assert problems.pop("malignant/nobody_mask.png") == "a mask without its image"
     assert problems == {"normal/": "all 12 masks are empty: a class without lesions"}
+
+
+def test_masks_in_another_range_are_read_or_told_and_never_called_empty(phantom_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(phantom_folder / "benign", tmp_path / "benign")
+    for i in range(1, 13):
+        path = tmp_path / "benign" / f"benign ({i})_mask.png"
+        lesion = np.array(Image.open(path).convert("L")) > 127
+        depth, values = (np.uint16, 255) if i % 2 else (np.uint8, 1)
+        Image.fromarray((lesion * values).astype(depth)).save(path)
+    several = np.array(Image.open(path))
+    several[0, 0] = 3
+    Image.fromarray(several).save(path)
+    found = check(tmp_path)
+    assert found.mask_problems == (("benign/benign (12)_mask.png", "values up to 3, not 0 and 255"),)
+    assert found.cuts["letterbox"] == {"benign": (0, 11)}
+    before, _ = load_masks(phantom_folder, scan(phantom_folder, ["benign"]).images, 64, "letterbox")
+    after, known = load_masks(tmp_path, found.images, 64, "letterbox")
+    assert [i.file for i, ok in zip(found.images, known, strict=True) if not ok] == ["benign/benign (12).png"]
+    assert np.array_equal(after[known], before[known]) and after[known].any((1, 2)).all()
 
 
 def test_lesions_that_a_frame_cuts_are_counted_by_policy_and_class(report: CheckReport) -> None:

@@ -146,6 +146,35 @@ def test_masks_are_foreground_above_half(tmp_path: Path) -> None:
     assert read_mask(tmp_path / "b.png").tolist() == [[False, True]]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize("value", [1, 2, 127, 255])
+def test_a_mask_of_zero_and_one_other_value_is_that_values(tmp_path: Path, dtype: type, value: int) -> None:
+    lesion = np.zeros((6, 8), bool)
+    lesion[2:4, 3:6] = True
+    Image.fromarray((lesion * value).astype(dtype)).save(tmp_path / "a.tif")
+    assert np.array_equal(read_mask(tmp_path / "a.tif"), lesion)
+
+
+def test_a_mask_in_a_palettes_dark_colour_is_read(tmp_path: Path) -> None:
+    lesion = np.eye(4, dtype=np.uint8)
+    picture = Image.fromarray(lesion, "P")
+    picture.putpalette([0, 0, 0, 128, 0, 0])
+    picture.save(tmp_path / "a.png")
+    assert np.array_equal(read_mask(tmp_path / "a.png"), lesion > 0)
+
+
+@pytest.mark.parametrize("dtype, top", [(np.uint8, 255), (np.uint16, 65535)])
+def test_an_empty_mask_is_empty_and_one_of_several_dark_values_or_of_no_background_says_nothing(
+    tmp_path: Path, dtype: type, top: int
+) -> None:
+    for values in ([0, 1, 2], [3, 3, 3]):
+        Image.fromarray(np.array([values], dtype)).save(tmp_path / "a.png")
+        with pytest.raises(UserError, match=f"^values up to {max(values)}, not 0 and {top}$"):
+            read_mask(tmp_path / "a.png")
+    Image.fromarray(np.zeros((4, 4), dtype)).save(tmp_path / "a.png")
+    assert not read_mask(tmp_path / "a.png").any()
+
+
 @pytest.mark.parametrize("top", [1.0, 255.0])
 def test_floating_point_pixels_are_refused_with_the_mend(tmp_path: Path, top: float) -> None:
     (tmp_path / "benign").mkdir()
