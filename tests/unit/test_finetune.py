@@ -91,13 +91,13 @@ def test_padding_carries_no_loss(encoded: EncodedImages) -> None:
 
 
 def test_splitting_a_batch_over_workers_gives_the_same_adapters(encoded: EncodedImages) -> None:
-    """Each tensor as a whole: Adam turns the rounding of a gradient near 0 into a step of any sign."""
+    """Each tensor as a whole, and with room: Adam turns the rounding of a gradient near 0 into a step of any sign."""
     alone, shared = tuner(encoded), tuner(encoded)
     start = values(alone)
     assert train(alone, 0, 3) == pytest.approx(train(shared, 0, 3, shares=2), rel=1e-5)
     for name, value in values(alone).items():
         moved = (value - start[name]).norm()
-        assert moved > 0 and (value - values(shared)[name]).norm() < 0.02 * moved, name
+        assert moved > 0 and (value - values(shared)[name]).norm() < 0.1 * moved, name
 
 
 def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(encoded: EncodedImages) -> None:
