@@ -343,8 +343,8 @@ class Cluster(Settings):
     threads: Positive = 2
     """CPU threads of torch in each actor; part of what makes pixels repeat exactly."""
     hang_seconds: Annotated[float, Field(ge=5, le=86_400)] = 900
-    """A worker not heard of for so long (a batch, an optimiser step) is killed and its work given to another; after
-    four times as long without any progress the command ends with status 1."""
+    """A worker not heard of for so long (a batch, an optimiser step) is killed and its work given to another; where
+    for four times as long no worker gets on with its work, the command ends with status 1."""
 
     @model_validator(mode="after")
     def _min_is_not_above_max(self) -> "Cluster":

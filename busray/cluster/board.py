@@ -4,6 +4,7 @@ An actor counts and keeps each worker's last sign of life; the driver tells peop
 Ray gives its shard to another, and ends the command where nothing moves at all.
 """
 
+import math
 import os
 import threading
 import time
@@ -22,7 +23,9 @@ from busray.records import Stopped, UserError
 T = TypeVar("T")
 POLL_SECONDS = 0.5
 PATIENCE = 4
-"""Hanging limits without any progress after which the command ends."""
+"""Hanging limits without any sign of work after which the command ends."""
+BEAT_SECONDS = 1.0
+"""The least time between two beats of a Pulse, so that many fast workers do not flood the actor."""
 
 Worker = tuple[str, int]
 """(node id, process id)."""
@@ -34,13 +37,23 @@ class Board:
 
     def __init__(self) -> None:
         self.done = 0
+        self.moves = 0
         self.heard: dict[Worker, float] = {}
         self.begun: Counter[str] = Counter()
 
-    def add(self, n: int, worker: Worker | None = None) -> None:
+    def add(self, n: int, worker: Worker | None = None, for_all: bool = False) -> None:
+        """n more are done; 0 is a heartbeat. for_all: the others at work wait for this worker, so it beats for them."""
         self.put(self.done + n, worker)
+        if for_all:
+            self.heard = dict.fromkeys(self.heard, time.monotonic())
 
     def put(self, n: int, worker: Worker | None = None) -> None:
+        """So many are done in all.
+
+        A new count is a move, and so is a beat of a worker that is at work. A first beat is none: it may be of a
+        worker that will hang or die there, as those before it did whose work it was given.
+        """
+        self.moves += n != self.done or worker in self.heard
         self.done = n
         if worker is not None:
             self.heard[worker] = time.monotonic()
@@ -56,11 +69,15 @@ class Board:
         return self.begun.total() - len(self.begun)
 
     def rest(self, worker: Worker) -> None:
-        """The worker has nothing to do now: its silence means nothing."""
-        self.heard.pop(worker, None)
+        """The worker has done its work and nothing to do now: its silence means nothing."""
+        self.moves += self.heard.pop(worker, None) is not None
 
     def read(self) -> int:
         return self.done
+
+    def moved(self) -> int:
+        """A number that stands still only while no worker gets on with its work."""
+        return self.moves
 
     def silent(self, seconds: float) -> list[Worker]:
         """Workers at work and not heard of for so long; each is named once."""
@@ -72,6 +89,33 @@ class Board:
 
 def this_worker() -> Worker:
     return ray.get_runtime_context().get_node_id(), os.getpid()
+
+
+class Pulse:
+    """What a worker calls as often as it can, to be heard of while it works and to count what it has done.
+
+    The board is told at most once in BEAT_SECONDS; counts add up until then, or until the worker rests.
+    """
+
+    def __init__(self, board: Any) -> None:
+        self.board = board
+        self.me = this_worker()
+        self.untold = 0
+        self.told = -math.inf
+
+    def __call__(self, n: int = 0, for_all: bool = False) -> None:
+        """for_all: as of Board.add."""
+        self.untold += n
+        now = time.monotonic()
+        if now - self.told >= BEAT_SECONDS:
+            self.board.add.remote(self.untold, self.me, for_all)
+            self.untold, self.told = 0, now
+
+    def rest(self) -> None:
+        """The work is done."""
+        self.board.add.remote(self.untold, self.me)
+        self.untold, self.told = 0, -math.inf
+        self.board.rest.remote(self.me)
 
 
 @contextmanager
@@ -102,7 +146,8 @@ def watched(tell: Tell, stage: str, total: int, done: int = 0) -> Iterator[Any]:
 
 
 def supervised(board: Any, stage: str, hang_seconds: float, work: Callable[[], T]) -> T:
-    """work(), with its hanging workers killed; Stopped where nothing moves for PATIENCE times hang_seconds.
+    """work(), with its hanging workers killed; Stopped where nothing moves for PATIENCE times hang_seconds: no worker
+    comes to work, or those that do are not heard of again.
 
     work runs in a thread of its own, since a stream that never ends could not be left otherwise; it must not need the
     main thread.
@@ -124,9 +169,9 @@ def supervised(board: Any, stage: str, hang_seconds: float, work: Callable[[], T
         if now - looked < min(hang_seconds / 10, 10):
             continue
         looked = now
-        count, late = _look(board, hang_seconds, seen)
-        if count != seen:
-            seen, moved = count, now
+        moves, late = _look(board, hang_seconds, seen)
+        if moves != seen:
+            seen, moved = moves, now
         elif now - moved > PATIENCE * hang_seconds:
             raise Stopped(f"{stage}: nothing moved for {PATIENCE * hang_seconds:.0f} s")
         for node, pid in late:
@@ -138,12 +183,12 @@ def supervised(board: Any, stage: str, hang_seconds: float, work: Callable[[], T
 
 
 def _look(board: Any, hang_seconds: float, seen: int) -> tuple[int, list[Worker]]:
-    """The board's count and who is silent; nothing new where the board is being restarted, or Ray is gone."""
+    """The board's moves and who is silent; nothing new where the board is being restarted, or Ray is gone."""
     try:
-        count, late = ray.get([board.read.remote(), board.silent.remote(hang_seconds)], timeout=30)
+        moves, late = ray.get([board.moved.remote(), board.silent.remote(hang_seconds)], timeout=30)
     except RayError:
         return seen, []
-    return count, late
+    return moves, late
 
 
 @ray.remote(num_cpus=0, max_retries=0)
