@@ -14,7 +14,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from busray.cluster.board import stopped, supervised, this_worker, watched
+from busray.cluster.board import Pulse, stopped, supervised, watched
 from busray.cluster.run import Run
 from busray.cluster.session import session, use_threads
 from busray.data.prepare import load_images
@@ -65,9 +65,9 @@ def load_classifier(store: Store, record: dict[str, Any]) -> Classifier:
     return Classifier.from_bytes(data)
 
 
-def probabilities(classifier: Classifier, pixels: np.ndarray) -> np.ndarray:
-    """Calibrated, float64 [n, classes], of images uint8 [n, s, s]."""
-    return predict(classifier, represent(pixels, classifier.architecture))
+def probabilities(classifier: Classifier, pixels: np.ndarray, beat: Callable[[], None] = lambda: None) -> np.ndarray:
+    """Calibrated, float64 [n, classes], of images uint8 [n, s, s]. beat is called after each batch."""
+    return predict(classifier, represent(pixels, classifier.architecture, beat=beat), beat)
 
 
 def _pins(run: Run, architecture: Architecture) -> dict[str, Any]:
@@ -107,9 +107,9 @@ def _train(run: Run, architecture: Architecture) -> None:
 @ray.remote
 def _fit(store: Store, pins: dict[str, Any], splits: dict[str, Split], threads: int, board: Any) -> None:
     use_threads(threads)
-    me = this_worker()
-    board.add.remote(0, me)
-    fitted, test = fitted_and_tested(pins, splits, partial(board.add.remote, 1, me))
+    beat = Pulse(board)
+    beat()
+    fitted, test = fitted_and_tested(pins, splits, beat)
     data = fitted.to_bytes()
     digest = sha256_bytes(data)
     key = classifier_key(fingerprint(pins))
@@ -119,20 +119,18 @@ def _fit(store: Store, pins: dict[str, Any], splits: dict[str, Split], threads: 
     counts = {split: len(found.labels) for split, found in splits.items()}
     record = {**pins, **trials, "images": counts, "test": test, "object": weights, "digest": digest}
     store.put_once(key, to_json(record))
-    board.rest.remote(me)
+    beat.rest()
 
 
-def fitted_and_tested(
-    pins: dict[str, Any], splits: dict[str, Split], beat: Callable[[], None]
-) -> tuple[Classifier, dict[str, Any]]:
+def fitted_and_tested(pins: dict[str, Any], splits: dict[str, Split], beat: Pulse) -> tuple[Classifier, dict[str, Any]]:
     """(classifier, class or `all` -> share of its test images that are said to be of it, with interval)."""
     architecture, names, training = pins["architecture"], pins["classes"], pins["training"]
     train, val, test = (splits[split] for split in SPLITS)
-    phase = Phase(represent(train.pixels, architecture, "mirror"), train.labels)
+    phase = Phase(represent(train.pixels, architecture, "mirror", beat=beat), train.labels)
     how = Training(architecture, training["steps"], training["batch_size"], tuple(training["learning_rates"]))
-    seen = represent(val.pixels, architecture), val.labels
-    fitted = fit([phase], seen, len(names), how, pins["seed"], beat)
-    found = recalls(probabilities(fitted, test.pixels), test.labels, test.units, names)
+    seen = represent(val.pixels, architecture, beat=beat), val.labels
+    fitted = fit([phase], seen, len(names), how, pins["seed"], beat, partial(beat, 1))
+    found = recalls(probabilities(fitted, test.pixels, beat), test.labels, test.units, names)
     counts = {name: int((test.labels == label).sum()) for label, name in enumerate(names)}
     counts[CLASS_ALL] = len(test.labels)
     told = {n: {"value": share.value, "interval": list(share.interval), "n": counts[n]} for n, share in found.items()}

@@ -12,7 +12,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from busray.cluster.board import stopped, supervised, this_worker, watched
+from busray.cluster.board import Pulse, stopped, supervised, watched
 from busray.cluster.evaluate import BOX, SPLITS, Piece, features, synthetic_pieces
 from busray.cluster.run import Run
 from busray.cluster.session import session, use_threads
@@ -143,11 +143,11 @@ def _train(run: Run, truth: dict[str, Truth], pins: dict[str, Any], key: str) ->
 def _fit(store: Store, pins: dict[str, Any], key: str, splits: dict[str, Masked], threads: int, board: Any) -> None:
     """Train, score test, put the weights and then their record; those of the first that comes so far stay."""
     use_threads(threads)
-    me = this_worker()
-    board.add.remote(0, me)
-    fitted = unet.fit(splits["train"], splits["val"], pins["steps"], pins["seed"], partial(board.add.remote, 1, me))
+    beat = Pulse(board)
+    beat()
+    fitted = unet.fit(splits["train"], splits["val"], pins["steps"], pins["seed"], beat, looked=partial(beat, 1))
     test = splits["test"]
-    dice = unet.dice(unet.segment(fitted, test.pixels, test.boxes), test.masks)
+    dice = unet.dice(unet.segment(fitted, test.pixels, test.boxes, beat), test.masks)
     data = fitted.to_bytes()
     digest = sha256_bytes(data)
     weights = f"{key.removesuffix('.json')}-{digest[:16]}.safetensors"
@@ -161,7 +161,7 @@ def _fit(store: Store, pins: dict[str, Any], key: str, splits: dict[str, Masked]
         "digest": digest,
     }
     store.put_once(key, to_json(record))
-    board.rest.remote(me)
+    beat.rest()
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from busray.cluster.board import stopped, supervised, this_worker, watched
+from busray.cluster.board import Pulse, stopped, supervised, watched
 from busray.cluster.pipeline import add_to_report
 from busray.cluster.run import Run
 from busray.cluster.session import session, use_threads
@@ -336,9 +336,10 @@ def _represent(
     board: Any,
 ) -> np.ndarray:
     use_threads(threads)
-    board.add.remote(0, this_worker())
-    inputs = represent(pixels, architecture, augmentation, seed)
-    board.rest.remote(this_worker())
+    beat = Pulse(board)
+    beat()
+    inputs = represent(pixels, architecture, augmentation, seed, beat)
+    beat.rest()
     return inputs
 
 
@@ -346,7 +347,8 @@ def _represent(
 def _train(job: Job, task: Task, labels: dict[str, np.ndarray], names: list[str], board: Any, *arrays: Any) -> None:
     """Train, predict val, test and the external set, put the record; a record that is there already stays."""
     use_threads(job.threads)
-    me, started = this_worker(), time.perf_counter()
+    beat, started = Pulse(board), time.perf_counter()
+    beat()
     inputs = dict(zip(names, arrays, strict=True))
     classes = len(job.classes)
     phases, counts = [], []
@@ -355,7 +357,7 @@ def _train(job: Job, task: Task, labels: dict[str, np.ndarray], names: list[str]
         phases.append(_phase(diet, inputs, labels, real, synthetic))
         counts.append({"real": len(real), "synthetic": len(synthetic), "share": diet.share})
     seed = seed_for(job.seed, "all", task.number, 0, "study") % 2**31  # one for all arms: they are paired by it
-    fitted = fit(phases, (inputs["val"], labels["val"]), classes, job.training, seed, partial(board.add.remote, 0, me))
+    fitted = fit(phases, (inputs["val"], labels["val"]), classes, job.training, seed, beat)
     record = {
         "arm": task.arm.name,
         "number": task.number,
@@ -365,13 +367,13 @@ def _train(job: Job, task: Task, labels: dict[str, np.ndarray], names: list[str]
         "chosen": asdict(fitted.chosen),
         "trials": [asdict(trial) for trial in fitted.trials],
         "probabilities": {
-            name: predict(fitted, inputs[name]).tolist() for name in ("val", "test", "external") if name in inputs
+            name: predict(fitted, inputs[name], beat).tolist() for name in ("val", "test", "external") if name in inputs
         },
         "seconds": time.perf_counter() - started,
     }
     job.store.put_once(study_key(job.identity, task.arm.name, task.number), to_json(record))
-    board.add.remote(1, me)
-    board.rest.remote(me)
+    beat(1)
+    beat.rest()
 
 
 def _phase(

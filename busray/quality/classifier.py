@@ -94,11 +94,16 @@ class Classifier:
 
 
 def represent(
-    pixels: np.ndarray, architecture: Architecture, augmentation: Augmentation | None = None, seed: int = 0
+    pixels: np.ndarray,
+    architecture: Architecture,
+    augmentation: Augmentation | None = None,
+    seed: int = 0,
+    beat: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """uint8 [n, s, s] -> what the architecture's trainable part takes, [n, views, ...]; view 0 is the image itself.
 
     A frozen backbone sees the augmented views here, once; the CNN makes its own at every step, so it has one view.
+    beat is called after each view that is made and each batch that the backbone sees.
     """
     if pixels.ndim != 3 or pixels.dtype != np.uint8:
         raise TypeError(f"a classifier takes uint8 [n, s, s], not {pixels.dtype} {list(pixels.shape)}")
@@ -114,8 +119,10 @@ def represent(
     elif augmentation == "classical":
         noise = torch.Generator().manual_seed(seed)
         grey = torch.from_numpy(pixels)[:, None].float() / 255
-        views += [_bytes(augmented(grey, augmentation, noise)) for _ in range(VIEWS - 1)]
-    return np.stack([features(view) for view in views], axis=1)
+        for _ in range(VIEWS - 1):
+            views.append(_bytes(augmented(grey, augmentation, noise)))
+            beat()
+    return np.stack([features(view, beat) for view in views], axis=1)
 
 
 def _bytes(grey: Any) -> np.ndarray:
@@ -192,21 +199,23 @@ def fit(
     training: Training,
     seed: int,
     beat: Callable[[], None] = lambda: None,
+    looked: Callable[[], None] = lambda: None,
 ) -> Classifier:
     """Train on the phases in turn; keep the learning rate and step whose calibrated likelihood on val is best.
 
-    val: (inputs [n, views, ...], labels [n]). beat is called at every look at val.
+    val: (inputs [n, views, ...], labels [n]). beat is called after every optimiser step and every
+    batch of val, looked after each look at val.
     """
     if not np.isclose(sum(phase.share for phase in phases), 1):
         raise ValueError("the phases' shares of the steps do not add up to 1")
     best: tuple[Trial, dict[str, np.ndarray]] | None = None
     trials: list[Trial] = []
     for rate in training.learning_rates:
-        for trial, weights in _train(phases, val, classes, training, rate, seed):
+        for trial, weights in _train(phases, val, classes, training, rate, seed, beat):
             trials.append(trial)
             if best is None or trial.nll < best[0].nll:
                 best = trial, weights()
-            beat()
+            looked()
     assert best is not None
     return Classifier(training.architecture, classes, best[1], best[0], tuple(trials))
 
@@ -218,6 +227,7 @@ def _train(
     training: Training,
     rate: float,
     seed: int,
+    beat: Callable[[], None],
 ) -> Any:
     """Yields (trial, its weights' copy on demand) at each look at val."""
     import torch
@@ -244,8 +254,9 @@ def _train(
                 loss.backward()
                 optimiser.step()
                 done += 1
+                beat()
                 if done in looks:
-                    logits = _logits(network, val[0], training.architecture)
+                    logits = _logits(network, val[0], training.architecture, beat)
                     temperature = calibrate(logits, val[1])
                     nll = negative_log_likelihood(logits / temperature, val[1])
                     accuracy = float((logits.argmax(1) == val[1]).mean())
@@ -312,33 +323,32 @@ def _network(architecture: Architecture, classes: int) -> Any:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.3), nn.Linear(inside, classes))
 
 
-def _logits(network: Any, inputs: np.ndarray, architecture: Architecture) -> np.ndarray:
+def _logits(network: Any, inputs: np.ndarray, architecture: Architecture, beat: Callable[[], None]) -> np.ndarray:
     """float64 [n, classes] of the images themselves (view 0)."""
     import torch
 
     network.eval()
+    batches = []
     with torch.inference_mode():
-        batches = [
-            network(
-                _grey(inputs[at : at + 256, 0]) if architecture == "cnn" else torch.from_numpy(inputs[at : at + 256, 0])
-            )
-            for at in range(0, len(inputs), 256)
-        ]
+        for at in range(0, len(inputs), 256):
+            images = inputs[at : at + 256, 0]
+            batches.append(network(_grey(images) if architecture == "cnn" else torch.from_numpy(images)))
+            beat()
     return torch.cat(batches).double().numpy()
 
 
 # ---- using ----------------------------------------------------------------------------------------------------------
 
 
-def predict(classifier: Classifier, inputs: np.ndarray) -> np.ndarray:
-    """Calibrated probabilities float64 [n, classes] of inputs from `represent`."""
+def predict(classifier: Classifier, inputs: np.ndarray, beat: Callable[[], None] = lambda: None) -> np.ndarray:
+    """Calibrated probabilities float64 [n, classes] of inputs from `represent`. beat is called after each batch."""
     import torch
 
     network = _network(classifier.architecture, classifier.classes)
     network.load_state_dict({name: torch.from_numpy(value) for name, value in classifier.weights.items()})
     if not len(inputs):
         return np.zeros((0, classifier.classes))
-    return softmax(_logits(network, inputs, classifier.architecture) / classifier.chosen.temperature)
+    return softmax(_logits(network, inputs, classifier.architecture, beat) / classifier.chosen.temperature)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

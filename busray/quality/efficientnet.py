@@ -6,6 +6,7 @@ name. Lite0 is EfficientNet-B0 (Tan and Le 2019, arXiv 1905.11946) without squee
 
 import hashlib
 import importlib.metadata
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,11 @@ def find_weights() -> Path:
     return path
 
 
-def features(images: np.ndarray) -> np.ndarray:
-    """uint8 [n, h, w] grey -> float32 [n, 1280], pooled features of the last convolution."""
+def features(images: np.ndarray, beat: Callable[[], None] = lambda: None) -> np.ndarray:
+    """uint8 [n, h, w] grey -> float32 [n, 1280], pooled features of the last convolution.
+
+    beat is called after each batch.
+    """
     import torch
 
     if images.dtype != np.uint8:
@@ -60,6 +64,7 @@ def features(images: np.ndarray) -> np.ndarray:
         for at in range(0, len(images), BATCH):
             batch = torch.from_numpy(np.ascontiguousarray(images[at : at + BATCH]))[:, None].float()
             parts.append(network(((batch - 127) / 128).expand(-1, 3, -1, -1)).numpy())
+            beat()
     return np.concatenate(parts) if parts else np.zeros((0, FEATURES), np.float32)
 
 

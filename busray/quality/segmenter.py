@@ -66,12 +66,20 @@ class Segmenter:
 # ---- fitting --------------------------------------------------------------------------------------------------------
 
 
-def fit(train: Masked, val: Masked, steps: int, seed: int, beat: Callable[[], None] = lambda: None) -> Segmenter:
+def fit(
+    train: Masked,
+    val: Masked,
+    steps: int,
+    seed: int,
+    beat: Callable[[], None] = lambda: None,
+    looked: Callable[[], None] = lambda: None,
+) -> Segmenter:
     """Train for so many optimiser steps of BATCH images; keep the step whose Dice on val is best.
 
     The loss is cross entropy and soft Dice (Milletari et al. 2016, arXiv 1606.04797) over a batch's content pixels:
     padding carries none. Images are mirrored, turned, moved, scaled and toned as the classifiers' under `classical`.
-    beat is called at every look at val. ValueError where there is no lesion to learn from.
+    beat is called after every optimiser step and every batch of val, looked after each look at val. ValueError where
+    there is no lesion to learn from.
     """
     if not train.masks.any():
         raise ValueError("no training image has a lesion in its mask")
@@ -100,12 +108,13 @@ def fit(train: Masked, val: Masked, steps: int, seed: int, beat: Callable[[], No
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
+            beat()
             if step in checked:
-                found = _enlarged(_logits(network, shown), val.masks.shape[1]) > 0
+                found = _enlarged(_logits(network, shown, beat), val.masks.shape[1]) > 0
                 looks.append(Look(step, float(np.nan_to_num(dice(_inside(found, val.boxes), val.masks), nan=1).mean())))
                 if best is None or looks[-1].dice > best[0].dice:
                     best = looks[-1], {k: v.detach().numpy().copy() for k, v in network.state_dict().items()}
-                beat()
+                looked()
     assert best is not None
     return Segmenter(best[1], best[0], tuple(looks))
 
@@ -187,14 +196,18 @@ def _inside(masks: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
     return kept
 
 
-def _logits(network: Any, shown: np.ndarray) -> Any:
+def _logits(network: Any, shown: np.ndarray, beat: Callable[[], None]) -> Any:
     """float [n, 1, SIDE, SIDE] of uint8 [n, SIDE, SIDE]."""
     import torch
 
     network.eval()
     with torch.inference_mode():
         grey = torch.from_numpy(np.ascontiguousarray(shown))[:, None].float() / 255
-        return torch.cat([network(batch) for batch in grey.split(32)])
+        batches = []
+        for batch in grey.split(32):
+            batches.append(network(batch))
+            beat()
+        return torch.cat(batches)
 
 
 def _enlarged(logits: Any, side: int) -> np.ndarray:
@@ -209,15 +222,20 @@ def _enlarged(logits: Any, side: int) -> np.ndarray:
 # ---- using ----------------------------------------------------------------------------------------------------------
 
 
-def segment(segmenter: Segmenter, pixels: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
-    """Pseudo-masks bool [n, s, s] of images uint8 [n, s, s]; inside the content, likelier lesion than not."""
+def segment(
+    segmenter: Segmenter, pixels: np.ndarray, boxes: Sequence[Box], beat: Callable[[], None] = lambda: None
+) -> np.ndarray:
+    """Pseudo-masks bool [n, s, s] of images uint8 [n, s, s]; inside the content, likelier lesion than not.
+
+    beat is called after each batch.
+    """
     import torch
 
     if not len(pixels):
         return np.zeros(pixels.shape, bool)
     network = _network()
     network.load_state_dict({name: torch.from_numpy(value) for name, value in segmenter.weights.items()})
-    return _inside(_enlarged(_logits(network, reduced(pixels)), pixels.shape[1]) > 0, boxes)
+    return _inside(_enlarged(_logits(network, reduced(pixels), beat), pixels.shape[1]) > 0, boxes)
 
 
 def dice(found: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -103,6 +103,20 @@ def test_val_chooses_the_step_and_the_learning_rate_and_every_trial_is_kept(side
     assert found.chosen == min(found.trials, key=lambda trial: trial.nll)
 
 
+def test_each_step_and_each_batch_of_val_is_a_sign_of_life(sides: dict[str, Any]) -> None:
+    beats: list[int] = []
+    looks: list[int] = []
+    (pixels, labels), (other, others) = sides["train"], sides["val"]
+    inputs, val = represent(pixels, "cnn"), (represent(other, "cnn"), others)
+    training = Training("cnn", 10, 4, (1e-3, 1e-2))
+    found = fit([Phase(inputs, labels)], val, 2, training, 1, lambda: beats.append(1), lambda: looks.append(1))
+    assert len(looks) == len(found.trials) == 2 * CHECKS
+    assert len(beats) == 2 * (10 + CHECKS)
+    beats.clear()
+    predict(found, np.repeat(val[0], 22, 0), lambda: beats.append(1))
+    assert len(beats) == 2
+
+
 def test_the_kept_weights_are_those_of_the_chosen_step(sides: dict[str, Any]) -> None:
     found = fitted(sides)
     pixels, labels = sides["val"]
@@ -213,6 +227,20 @@ def test_the_network_has_the_shapes_of_lite0() -> None:
     assert weights == 4_652_008
     with torch.inference_mode():
         assert network(torch.zeros(1, 3, 65, 33)).shape == (1, efficientnet.FEATURES)
+
+
+def test_each_batch_and_each_view_of_a_frozen_backbone_is_a_sign_of_life(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(efficientnet, "load", lambda: efficientnet.build().eval())
+    beats: list[int] = []
+    pixels, _ = blobs(rng, 2 * efficientnet.BATCH + 1, side=32)
+    efficientnet.features(pixels, lambda: beats.append(1))
+    assert len(beats) == 3
+    for augmentation, expected in ((None, 3), ("mirror", 2 * 3), ("classical", 7 + 8 * 3)):
+        beats.clear()
+        represent(pixels, "efficientnet-lite0", augmentation, beat=lambda: beats.append(1))
+        assert len(beats) == expected
 
 
 def test_frozen_features_learn_the_same_task(backbone: Path, sides: dict[str, Any]) -> None:

@@ -62,13 +62,23 @@ def test_the_same_seed_and_threads_give_the_same_bytes_and_another_seed_others(s
 
 
 def test_val_chooses_the_step_and_the_kept_weights_are_its(splits: dict[str, Masked]) -> None:
-    beats: list[int] = []
+    looks: list[int] = []
     val = splits["val"]
-    found = fit(splits["train"], val, 30, seed=1, beat=lambda: beats.append(1))
-    assert len(found.looks) == len(beats) == CHECKS and found.looks[-1].step == 30
+    found = fit(splits["train"], val, 30, seed=1, looked=lambda: looks.append(1))
+    assert len(found.looks) == len(looks) == CHECKS and found.looks[-1].step == 30
     assert found.chosen.dice == max(look.dice for look in found.looks)
     scores = dice(segment(found, val.pixels, val.boxes), val.masks)
     assert np.nan_to_num(scores, nan=1).mean() == pytest.approx(found.chosen.dice)
+
+
+def test_each_step_and_each_batch_of_val_and_test_is_a_sign_of_life(splits: dict[str, Masked]) -> None:
+    beats: list[int] = []
+    val = splits["val"]
+    found = fit(splits["train"], val, 20, seed=1, beat=lambda: beats.append(1))
+    assert len(beats) == 20 + CHECKS
+    beats.clear()
+    segment(found, np.repeat(val.pixels, 5, 0), val.boxes * 5, lambda: beats.append(1))
+    assert len(beats) == 2
 
 
 def test_bytes_bring_the_segmenter_back(splits: dict[str, Masked]) -> None:
