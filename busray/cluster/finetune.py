@@ -6,8 +6,9 @@ beyond the rounding of a sum; checkpoints go through Store, not through Ray, and
 
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from busray import config as settings
-from busray.cluster.board import brief, supervised, this_worker, watched
+from busray.cluster.board import Pulse, brief, supervised, watched
 from busray.cluster.run import Run, fetch_folder
 from busray.cluster.session import device_of, session, use_threads
 from busray.data.frame import content_box
@@ -261,7 +262,8 @@ def _worker(loop: dict[str, Any]) -> None:
         start, log = checkpoint.step, checkpoint.log
     log = replace(log, workers=(*log.workers, (start, world)))
     losses: list[float] = []
-    board, me = loop["board"], this_worker()
+    board, beat = loop["board"], Pulse(loop["board"])
+    beat_for_all = partial(beat, for_all=True)  # while this worker looks, the others wait for its next gradients
     for step in range(start, job.adapters.steps):
         loss = tuner.accumulate(step, range(rank, job.adapters.batch_size, world))
         losses.append(_add_up(tuner.trainable(), loss, world) / job.adapters.batch_size)
@@ -269,21 +271,22 @@ def _worker(loop: dict[str, Any]) -> None:
         done = step + 1
         last = done == job.adapters.steps
         if rank:
-            board.add.remote(0, me)
+            beat()
             continue
-        board.put.remote(done - loop["started_at"], me)
+        board.put.remote(done - loop["started_at"], beat.me)
         if done % LOG_EVERY == 0 or last:
             log = replace(log, loss=(*log.loss, (done, float(np.mean(losses)))))
             losses.clear()
         if done % job.adapters.validate_every == 0 or last:
-            value = tuner.validation_loss(encoded["val"], job.captions["val"])
+            beat_for_all()
+            value = tuner.validation_loss(encoded["val"], job.captions["val"], beat_for_all)
             log = replace(log, validation=(*log.validation, (done, value)))
-            _draw_grid(job, tuner, done)
+            _draw_grid(job, tuner, done, beat_for_all)
         if done % job.adapters.checkpoint_every == 0 or last:
             put_checkpoint(job.store, Checkpoint(done, tuner.state_bytes(), log))
     if rank == 0:
         _commit(job, tuner, log)
-    board.rest.remote(me)
+    beat.rest()
     ray.train.report({"step": job.adapters.steps})
 
 
@@ -314,7 +317,8 @@ def _add_up(parameters: Any, loss: float, world: int) -> float:
     return float(flat[-1])
 
 
-def _draw_grid(job: FinetuneJob, tuner: Any, step: int) -> None:
+def _draw_grid(job: FinetuneJob, tuner: Any, step: int, beat: Callable[[], None]) -> None:
+    """Images to look at, put into the store; beat is called after each class."""
     from busray.corpus.encode import png_bytes
     from busray.model.sample import Sampler
     from busray.quality.contact_sheet import contact_sheet
@@ -326,6 +330,7 @@ def _draw_grid(job: FinetuneJob, tuner: Any, step: int) -> None:
     for name in names:
         specs = [spec for spec in job.grid if spec.class_name == name]
         rows.append([png_bytes(drawn.image, {}) for drawn in sampler.draw(specs)])
+        beat()
     job.store.replace(f"finetune/grids/{step:08d}.png", contact_sheet(rows, [], row_labels=names))
 
 

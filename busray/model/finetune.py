@@ -4,7 +4,7 @@ What a step sees follows from (seed, step, position in the global batch) and nev
 trains the same adapters up to the rounding of a sum.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -193,8 +193,13 @@ class FineTuner:
                 self.ema[name].lerp_(parameter.detach(), 1 - decay)
 
     @torch.no_grad()
-    def validation_loss(self, encoded: EncodedImages, captions: Sequence[str]) -> float:
-        """Mean loss over up to VALIDATION_IMAGES images, spread evenly, with noise and timesteps that never change."""
+    def validation_loss(
+        self, encoded: EncodedImages, captions: Sequence[str], beat: Callable[[], None] = lambda: None
+    ) -> float:
+        """Mean loss over up to VALIDATION_IMAGES images, spread evenly, with noise and timesteps that never change.
+
+        beat is called after each batch.
+        """
         rows = np.unique(np.linspace(0, encoded.images - 1, min(VALIDATION_IMAGES, encoded.images)).round().astype(int))
         total = 0.0
         for at in range(0, len(rows), VALIDATION_BATCH):
@@ -207,6 +212,7 @@ class FineTuner:
             picked = torch.from_numpy(batch)
             texts = [captions[int(row)] for row in batch]
             total += float(self._losses(encoded.mean[picked], encoded.weight[picked], noise, timesteps, texts).sum())
+            beat()
         return total / len(rows)
 
     # ---- what is kept -----------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from safetensors.torch import load
 
 from busray.config import Adapters, Base
 from busray.data.phantom import CLASSES, PROBES, phantom
+from busray.model import finetune
 from busray.model.adapters import adapter_sha256
 from busray.model.base import load_pipeline
 from busray.model.finetune import FineTuner
@@ -152,6 +153,13 @@ def test_training_lowers_the_loss_on_what_it_sees(encoded: EncodedImages) -> Non
     before = made.validation_loss(encoded, CAPTIONS)
     train(made, 0, 25)
     assert made.validation_loss(encoded, CAPTIONS) < before
+
+
+def test_each_batch_of_validation_is_a_sign_of_life(encoded: EncodedImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finetune, "VALIDATION_BATCH", 4)
+    beats: list[int] = []
+    tuner(encoded).validation_loss(encoded, CAPTIONS, lambda: beats.append(1))
+    assert len(beats) == 2  # of six images
 
 
 def test_snr_weighting_weakens_easy_steps_only(encoded: EncodedImages) -> None:
