@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from busray.cluster import board as board_module
-from busray.cluster.board import Pulse, supervised, watched
+from busray.cluster.board import PATIENCE, Pulse, supervised, watched
 from busray.records import Stopped
 
 HANG = 5.0
@@ -25,12 +25,10 @@ def watch(task: Any, *arguments: Any, hang: float = HANG) -> Any:
         return supervised(board, "a stage", hang, lambda: ray.get(task.remote(board, *arguments)))
 
 
-def test_a_worker_that_beats_and_counts_nothing_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(board_module, "PATIENCE", 3)  # as short as the start of a worker allows
-
+def test_a_worker_that_beats_and_counts_nothing_is_left_alone() -> None:
     @ray.remote(max_retries=0)
     def slow(board: Any) -> str:
-        beat, end = Pulse(board), time.monotonic() + 3.5 * HANG
+        beat, end = Pulse(board), time.monotonic() + (PATIENCE + 0.5) * HANG
         while time.monotonic() < end:
             beat()
             time.sleep(0.01)
@@ -40,7 +38,11 @@ def test_a_worker_that_beats_and_counts_nothing_is_left_alone(monkeypatch: pytes
     assert watch(slow) == "done"
 
 
-def test_a_worker_that_falls_silent_is_killed_and_its_work_done_by_another(tmp_path: Path) -> None:
+def test_a_worker_that_falls_silent_is_killed_and_its_work_done_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board_module, "PATIENCE", 40)  # new processes may take longer to start than a hanging limit
+
     @ray.remote(max_retries=3)
     def hangs_once(board: Any) -> int:
         beat = Pulse(board)
@@ -56,19 +58,16 @@ def test_a_worker_that_falls_silent_is_killed_and_its_work_done_by_another(tmp_p
     assert {path.name for path in tmp_path.iterdir()} > {str(pid)}
 
 
-def test_a_stage_in_which_each_worker_hangs_where_the_last_one_did_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stage_whose_workers_begin_and_are_not_heard_of_again_ends(tmp_path: Path) -> None:
     @ray.remote(max_retries=-1)
     def hangs(board: Any) -> None:
         (tmp_path / str(os.getpid())).touch()
         Pulse(board)()
         time.sleep(600)
 
-    monkeypatch.setattr(board_module, "PATIENCE", 6)  # time for two workers to start, whatever runs beside
-    with pytest.raises(Stopped, match="a stage: nothing moved for 30 s"):
+    with pytest.raises(Stopped, match=f"a stage: nothing moved for {PATIENCE * HANG:.0f} s"):
         watch(hangs)
-    assert len(list(tmp_path.iterdir())) > 1, "a test of nothing: no worker was killed"
+    assert list(tmp_path.iterdir()), "a test of nothing: no worker began"
 
 
 def test_a_stage_whose_work_never_begins_ends() -> None:
