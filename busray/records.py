@@ -347,6 +347,7 @@ def data_shard(key: str) -> Shard | None:
 
 
 def features_key(digest: str, column: str, extractor: str) -> str:
+    """extractor: a name that weights of its own have alone, since features under a key are never computed again."""
     return f"features/{extractor}/{digest[:32]}-{column}.npy"
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from busray.identity import sha256_file
 from busray.records import UserError
 
 if TYPE_CHECKING:
@@ -41,10 +42,17 @@ UNUSED = "mask_token"
 
 @dataclass(frozen=True)
 class DinoWeights:
-    """A safetensors file with the tensor names of DINOv2's authors, and the extractor's name (`dinov2-vit-l-14`)."""
+    """A safetensors file with the tensor names of DINOv2's authors."""
 
     path: Path
-    name: str
+    size: str
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """The extractor's, such as `dinov2-vit-l-14-0123456789abcdef`: stored features are found by it, and those of
+        other weights of the same shapes, such as a fine-tuned network's, must not be."""
+        return f"dinov2-vit-{self.size}-14-{self.sha256[:16]}"
 
 
 def find_dino_weights(path: str | None) -> DinoWeights:
@@ -73,7 +81,7 @@ def find_dino_weights(path: str | None) -> DinoWeights:
             f"evaluate.dinov2: {path} is not DINOv2 ViT-S/14, B/14 or L/14 without registers, with its authors' names "
             "of tensors, such as blocks.0.attn.qkv.weight"
         )
-    return DinoWeights(Path(path), f"dinov2-vit-{size}-14")
+    return DinoWeights(Path(path), size, sha256_file(Path(path)))
 
 
 class DinoFeatures:
@@ -83,6 +91,11 @@ class DinoFeatures:
         import torch
         from safetensors.torch import load_file
 
+        if sha256_file(weights.path) != weights.sha256:
+            raise UserError(
+                f"evaluate.dinov2: {weights.path} is not the file that this command started with: it has changed, or "
+                "this node has another; put the same one on every node and run the command again"
+            )
         self.device = torch.device(device)
         state = load_file(weights.path)
         self.state = {name: tensor.float().to(self.device) for name, tensor in state.items()}

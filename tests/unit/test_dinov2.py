@@ -1,5 +1,6 @@
 """DINOv2's features are torch-fidelity's, given the same network; other files are refused."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from busray.quality import dinov2
 from busray.quality.dinov2 import BLOCK, OUTER, DinoFeatures, DinoWeights, find_dino_weights, position_embedding
-from busray.records import UserError
+from busray.records import UserError, distance_names, features_key
 
 WIDTH, DEPTH = 384, 12
 
@@ -93,7 +94,7 @@ def test_features_are_those_of_torch_fidelity_on_transformers_network(
         (wanted,) = theirs(torch.from_numpy(images)[:, None].expand(-1, 3, -1, -1))
     extractor = DinoFeatures(weights)
     features = extractor(images)
-    assert weights.name == "dinov2-vit-s-14" and features.shape == (2, 384) and features.dtype == np.float32
+    assert weights.name.startswith("dinov2-vit-s-14-") and features.shape == (2, 384) and features.dtype == np.float32
     np.testing.assert_allclose(features, wanted.numpy(), atol=1e-5)
     assert np.abs(features[0] - features[1]).max() > 1e-2  # else the weights are too small to show anything
     np.testing.assert_array_equal(extractor(np.repeat(images[..., None], 3, 3)), features)
@@ -136,7 +137,7 @@ def test_the_authors_file_is_used_once_converted_as_the_error_says(
     with pytest.raises(UserError, match="is no safetensors file"):
         find_dino_weights("dinov2_vitl14_pretrain.pth")
     save_file(torch.load("dinov2_vitl14_pretrain.pth", weights_only=True), "dinov2_vitl14.safetensors")
-    assert find_dino_weights("dinov2_vitl14.safetensors").name == "dinov2-vit-s-14"  # by what is in it
+    assert find_dino_weights("dinov2_vitl14.safetensors").name.startswith("dinov2-vit-s-14-")  # by what is in it
 
 
 @pytest.mark.parametrize("change", ["registers", "a tensor missing", "a block missing", "another layout"])
@@ -154,4 +155,22 @@ def test_other_networks_are_refused(state: dict[str, torch.Tensor], tmp_path: Pa
 
 def test_a_file_without_the_mask_token_is_as_good(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     save_file({name: tensor for name, tensor in state.items() if name != "mask_token"}, tmp_path / "w.safetensors")
-    assert find_dino_weights(str(tmp_path / "w.safetensors")).name == "dinov2-vit-s-14"
+    assert find_dino_weights(str(tmp_path / "w.safetensors")).name.startswith("dinov2-vit-s-14-")
+
+
+def test_other_weights_of_the_same_shapes_are_another_extractor_with_features_of_its_own(
+    state: dict[str, torch.Tensor], weights: DinoWeights, tmp_path: Path
+) -> None:
+    save_file(random_state(seed=1), tmp_path / "other.safetensors")
+    save_file(state, tmp_path / "again.safetensors")
+    other, again = (find_dino_weights(str(tmp_path / f"{name}.safetensors")) for name in ("other", "again"))
+    assert weights.name == f"dinov2-vit-s-14-{hashlib.sha256(weights.path.read_bytes()).hexdigest()[:16]}"
+    assert features_key("0" * 64, "image", other.name) != features_key("0" * 64, "image", weights.name)
+    assert again.name == weights.name
+    assert distance_names(other.name) == distance_names(weights.name) == ("fd-dinov2", "kd-dinov2")
+
+
+def test_a_file_that_has_changed_since_it_was_named_is_not_computed_with(weights: DinoWeights) -> None:
+    save_file(random_state(seed=1), weights.path)
+    with pytest.raises(UserError, match=r"evaluate\.dinov2: .*w\.safetensors is not the file"):
+        DinoFeatures(weights)

@@ -34,7 +34,7 @@ def test_extractors_come_in_the_order_asked_for_and_texture_needs_no_weights(mon
 def test_distances_are_named_by_the_family_of_their_extractor() -> None:
     assert distance_names(INCEPTION) == ("fid", "kid")
     assert distance_names("texture-1") == ("fd-texture", "kd-texture")
-    assert distance_names("dinov2-vit-l-14") == ("fd-dinov2", "kd-dinov2")
+    assert distance_names("dinov2-vit-l-14-0123456789abcdef") == ("fd-dinov2", "kd-dinov2")
     assert distance_names("inception-v3-2016") == ("fd-inception", "kd-inception")
 
 
