@@ -377,6 +377,7 @@ class Config(Settings):
     dataset: Dataset = Dataset()
     base: Base = Base()
     classes: Annotated[dict[str, Class], Field(min_length=1)]
+    """By name, which is a folder of dataset.path; sorted by it, so that the file's order means nothing."""
     adapters: Adapters = Adapters()
     sampling: Sampling = Sampling()
     refine: Refine | None = Refine()
@@ -397,11 +398,12 @@ class Config(Settings):
 
     @field_validator("classes")
     @classmethod
-    def _class_names_are_plain(cls, value: dict[str, Class]) -> dict[str, Class]:
+    def _class_names_are_plain_and_sorted(cls, value: dict[str, Class]) -> dict[str, Class]:
         for name in value:
             if not NAME.fullmatch(name) or name == "all":
                 raise ValueError(f"{name!r} is no class name: letters, digits, `_`, `.`, `-`, at most 64, not `all`")
-        return value
+        # a class's place is its label, and stored settings have their keys sorted: another order would be other labels
+        return dict(sorted(value.items()))
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Config":

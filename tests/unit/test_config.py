@@ -1,5 +1,6 @@
 """Settings: one file, flags over it, every mistake named with its path, its value and what is allowed."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from busray.config import load_config, split_arm, template_fields, validate
-from busray.records import UserError
+from busray.records import UserError, to_json
 
 ROOT = Path(__file__).parents[2]
 MINIMAL: dict[str, Any] = {"dataset": {"path": "data"}, "classes": {"benign": {}, "malignant": {}}}
@@ -72,6 +73,14 @@ def test_a_config_cannot_be_changed(tmp_path: Path) -> None:
 def test_a_stored_config_reads_back_as_itself() -> None:
     config = validate({**MINIMAL, "name": "again", "refine": None, "evaluate": {"arms": ["base"]}})
     assert validate(config.model_dump(mode="json")) == config
+
+
+def test_the_order_of_classes_is_no_setting_and_is_the_stored_one() -> None:
+    names = ["normal", "benign", "malignant"]
+    config = validate({**MINIMAL, "classes": {name: {} for name in names}})
+    assert list(config.classes) == list(config.tokens()) == sorted(names)
+    stored = validate(json.loads(to_json(config.model_dump(mode="json"))))
+    assert list(stored.classes) == list(config.classes)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
