@@ -416,7 +416,7 @@ def _outcome(run: Run, job: Job, tasks: list[Task], external: CheckReport | None
         },
         probabilities={
             name: {
-                arm: np.array([record["probabilities"][name] for record in records if record["arm"] == arm])
+                arm: np.array([_probabilities(r, name, job.classes) for r in records if r["arm"] == arm])
                 for arm in arms
             }
             for name in sets
@@ -424,6 +424,12 @@ def _outcome(run: Run, job: Job, tasks: list[Task], external: CheckReport | None
         tasks=len(records),
         seconds=sum(record["seconds"] for record in records),
     )
+
+
+def _probabilities(record: dict[str, Any], name: str, classes: tuple[str, ...]) -> np.ndarray:
+    """What a training says of a set's images, [n, classes]: records of before classes were sorted have them as the
+    config named them."""
+    return np.array(record["probabilities"][name])[:, [record["classes"].index(c) for c in classes]]
 
 
 def _configurations(store: Store) -> list[dict[str, Any]]:
