@@ -91,14 +91,24 @@ def test_padding_carries_no_loss(encoded: EncodedImages) -> None:
     assert all(torch.isfinite(g).all() for g in gradients.values())
 
 
-def test_splitting_a_batch_over_workers_gives_the_same_adapters(encoded: EncodedImages) -> None:
-    """Each tensor as a whole, and with room: Adam turns the rounding of a gradient near 0 into a step of any sign."""
+def test_splitting_a_batch_over_workers_gives_the_same_gradients(encoded: EncodedImages) -> None:
+    """Not the same steps: Adam turns the rounding of a gradient near 0 into a step of any sign.
+
+    With room: tiny's text path turns fp32's rounding into per cents of some gradients; in float64 they are equal.
+    """
     alone, shared = tuner(encoded), tuner(encoded)
-    start = values(alone)
-    assert train(alone, 0, 3) == pytest.approx(train(shared, 0, 3, shares=2), rel=1e-5)
-    for name, value in values(alone).items():
-        moved = (value - start[name]).norm()
-        assert moved > 0 and (value - values(shared)[name]).norm() < 0.1 * moved, name
+    for step in range(3):
+        shared.load_state(alone.state_bytes())
+        whole = alone.accumulate(step, range(4))
+        parts = sum(shared.accumulate(step, range(rank, 4, 2)) for rank in range(2))
+        assert parts == pytest.approx(whole, rel=1e-5)
+        for name, parameter in alone.parameters.items():
+            grad, summed = parameter.grad, shared.parameters[name].grad
+            assert grad is not None and summed is not None
+            assert bool(grad.norm() > 0) == (step > 0 or "lora_A" not in name), name  # B is 0 at the start
+            assert (grad - summed).norm() <= 0.05 * grad.norm(), name
+        alone.apply(step)
+        shared.apply(step)
 
 
 def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(encoded: EncodedImages) -> None:
