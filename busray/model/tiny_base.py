@@ -310,7 +310,7 @@ def denoising_loss(error: torch.Tensor, snr: torch.Tensor) -> torch.Tensor:
 def fastest_dtype() -> torch.dtype:
     """bf16 where the processor has it (8 scans, a core: 0.37 s, fp32 0.54); elsewhere fp32.
 
-    Without AVX-512 BF16 a step of 16 scans took 26 s in bf16, 1.4 in fp32.
+    On two cores without AVX-512 the first step of 16 scans took 26 s in bf16; in fp32 a step took 1.4 to 1.6.
     """
     return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16") else torch.float32
 
