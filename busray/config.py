@@ -425,6 +425,15 @@ class Config(Settings):
         """class -> placeholder token."""
         return {name: settings.token or f"<{name.lower()}>" for name, settings in self.classes.items()}
 
+    def prompts(self, class_name: str) -> tuple[str, ...]:
+        """A class's prompts; a token typed out in them reads `{token}`, so that arms without it get its stand-in."""
+        token = self.tokens()[class_name]
+        return tuple(prompt.replace(token, "{token}") for prompt in self.classes[class_name].prompts)
+
+    def caption(self, class_name: str) -> str:
+        """A class's caption, its token as in `prompts`."""
+        return self.classes[class_name].caption.replace(self.tokens()[class_name], "{token}")
+
     @property
     def uses_tokens(self) -> bool:
         return "ti" in self.adapters.method.split("+")

@@ -279,9 +279,10 @@ def _worker(loop: dict[str, Any]) -> None:
             losses.clear()
         if done % job.adapters.validate_every == 0 or last:
             beat_for_all()
-            value = tuner.validation_loss(encoded["val"], job.captions["val"], beat_for_all)
+            with tuner.released():
+                value = tuner.validation_loss(encoded["val"], job.captions["val"], beat_for_all)
+                _draw_grid(job, tuner, done, beat_for_all)
             log = replace(log, validation=(*log.validation, (done, value)))
-            _draw_grid(job, tuner, done, beat_for_all)
         if done % job.adapters.checkpoint_every == 0 or last:
             put_checkpoint(job.store, Checkpoint(done, tuner.state_bytes(), log))
     if rank == 0:

@@ -2,24 +2,25 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 from busray.cluster.session import Tell
 from busray.config import Config, validate
 from busray.corpus.arms import compared_images
-from busray.corpus.recipe import quotas
+from busray.corpus.recipe import possible_prompts, quotas
 from busray.corpus.run import differences
 from busray.data.frame import content_box
 from busray.data.prepare import materialise_phantoms, prepare
 from busray.data.read import scan
 from busray.data.templates import fill
 from busray.identity import fingerprint
-from busray.model.adapters import check_adapters
-from busray.model.base import BaseIdentity, identify_base
+from busray.model.adapters import check_adapters, token_vectors
+from busray.model.base import BaseIdentity, identify_base, refuse_cut_off
 from busray.model.checkpoints import read_adapters
 from busray.quality.extractors import Extractor, find_extractors, refuse_small_content
 from busray.quality.figures import FEWEST, OTHER
@@ -72,7 +73,7 @@ class Run:
         tokens = self.config.tokens()
         return [
             fill(
-                self.config.classes[image.class_name].caption,
+                self.config.caption(image.class_name),
                 token=tokens[image.class_name] if self.config.uses_tokens else self.stand_in(image.class_name),
                 class_name=image.class_name,
                 columns=image.columns,
@@ -108,18 +109,22 @@ def open_run(
     dataset, findings = _dataset(config, store, folder, tell)
     framed = [(i.file, content_box(i.width, i.height, dataset.size, dataset.frame)) for i in dataset.split("all")]
     refuse_small_content(extractors, framed)
+    tokens = config.tokens() if config.uses_tokens else {}
+    vectors = dict.fromkeys(tokens.values(), config.adapters.vectors)
     if config.adapters.path:
         local = fetch_folder(config.adapters.path, _cache(config.adapters.path))
-        tokens = config.tokens() if config.uses_tokens else {}
         offered = check_adapters(local, config.adapters.method, tokens, base, dataset.hash)
         kept = read_adapters(store)
         if kept and kept["sha256"] != offered["sha256"]:
             raise UserError(f"adapters.path: {config.output} has other adapters already: give another output")
+        vectors = token_vectors(local, vectors)
     run = Run(config, store, tell, dataset, folder, base, extractors, command)
-    quotas(config, dataset)
+    columns = quotas(config, dataset)
+    texts: list[Iterable[str]] = [possible_prompts(config, columns, use) for use in {False, config.uses_tokens}]
     if not config.adapters.path:
-        for split in ("train", "val"):
-            run.captions(dataset.split(split))
+        texts += [run.captions(dataset.split(split)) for split in ("train", "val")]
+    if writes:
+        refuse_cut_off(config.base, chain(*texts), vectors)
     if needs_inception:
         _refuse_too_few(config, dataset)
     if writes:

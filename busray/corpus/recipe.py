@@ -1,6 +1,8 @@
 """What turns a shard into image specifications, and what makes a corpus that corpus."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from busray.config import Config, template_fields
@@ -52,7 +54,7 @@ def make_recipe(config: Config, dataset: DataSet, fingerprint: str, use_tokens: 
     return Recipe(
         fingerprint=fingerprint,
         seed=config.seed,
-        prompts={name: settings.prompts for name, settings in config.classes.items()},
+        prompts={name: config.prompts(name) for name in config.classes},
         stand_ins=_stand_ins(config, use_tokens),
         boxes=_boxes(dataset),
         quotas=quotas(config, dataset),
@@ -82,7 +84,7 @@ def corpus_identity(
         "adapters": adapter_sha256,
         "dataset": dataset_hash,
         "seed": config.seed,
-        "prompts": {name: list(c.prompts) for name, c in config.classes.items()},
+        "prompts": {name: list(config.prompts(name)) for name in config.classes},
         "quotas": {name: c.quotas for name, c in config.classes.items()},
         "stand_ins": _stand_ins(config, adapter_sha256 is not None and config.uses_tokens),
         "sampling": config.sampling.model_dump(exclude={"batch_size"}),
@@ -107,6 +109,18 @@ def _stand_ins(config: Config, use_tokens: bool) -> dict[str, str]:
 def _boxes(dataset: DataSet) -> tuple[Box, ...]:
     boxes = [content_box(image.width, image.height, dataset.size, dataset.frame) for image in dataset.train]
     return tuple(sorted(boxes, key=lambda b: (b.left, b.top, b.width, b.height)))
+
+
+def possible_prompts(config: Config, quotas: Mapping[str, Mapping[str, Iterable[str]]], use_tokens: bool) -> set[str]:
+    """Every prompt that some image of a corpus may have. quotas: class -> column -> values."""
+    found = set()
+    for name, stand_in in _stand_ins(config, use_tokens).items():
+        for template in config.prompts(name):
+            columns = sorted(template_fields(template) - {"token", "class"})
+            for values in product(*(quotas[name][column] for column in columns)):
+                chosen = dict(zip(columns, values, strict=True))
+                found.add(fill(template, token=stand_in, class_name=name, columns=chosen))
+    return found
 
 
 def quotas(config: Config, dataset: DataSet) -> dict[str, dict[str, dict[str, float]]]:

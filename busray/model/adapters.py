@@ -6,7 +6,7 @@ token, with `adapter.json` of ours beside them. Nothing here reads a pickle.
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +216,12 @@ def _check_token(path: Path, token: str, where: str, width: int) -> None:
         raise UserError(f"{where}: {path.name} holds {', '.join(header)}, not the token {token} alone")
     if header[token][-1] != width:
         raise UserError(f"{where}: {path.name}: vectors of {header[token][-1]}, this base has {width}: another base's")
+
+
+def token_vectors(folder: Path, tokens: Iterable[str]) -> dict[str, int]:
+    """token -> how many embedding vectors its file holds."""
+    shapes = {token: _header(folder / token_file(token))[token] for token in tokens}
+    return {token: shape[0] if len(shape) > 1 else 1 for token, shape in shapes.items()}
 
 
 def load_adapters(pipe: Any, folder: Path, method: str, tokens: Mapping[str, str]) -> None:

@@ -5,6 +5,7 @@ safetensors only, no remote code, no custom pipelines, no safety checker (it jud
 
 import json
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,28 @@ def _fetch(settings: config.Base) -> Path:
             "give a local folder where the hub is out of reach"
         ) from error
     return Path(folder)
+
+
+def refuse_cut_off(settings: config.Base, texts: Iterable[str], vectors: Mapping[str, int]) -> None:
+    """UserError for a caption or prompt that the base's text encoder would cut off in silence.
+
+    vectors: learned token -> its embedding vectors, each of which takes a place of its own.
+    """
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(base_folder(settings) / "tokenizer", local_files_only=True)
+    names = {token: [token, *(f"{token}_{i}" for i in range(1, n))] for token, n in vectors.items()}
+    tokenizer.add_tokens([name for several in names.values() for name in several])
+    for text in sorted(set(texts)):
+        whole = text
+        for token, several in names.items():
+            whole = whole.replace(token, " ".join(several))
+        length = len(tokenizer(whole, verbose=False).input_ids)
+        if length > tokenizer.model_max_length:
+            raise UserError(
+                f"classes: {text!r}, a caption or prompt, has {length} tokens and this base reads "
+                f"{tokenizer.model_max_length}: the rest would be cut off, so write less"
+            )
 
 
 def load_pipeline(settings: config.Base, device: str = "cpu", dtype: str | None = None) -> Any:

@@ -4,7 +4,8 @@ What a step sees follows from (seed, step, position in the global batch) and nev
 trains the same adapters up to the rounding of a sum.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -240,16 +241,25 @@ class FineTuner:
             if self.ema is not None:
                 self.ema[name] = tensors[f"ema/{name}"].to(self.device)
 
-    def adapter_files(self, metadata: Mapping[str, Any]) -> dict[str, bytes]:
-        """file name -> bytes of the adapters (their moving average, where that is on)."""
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Within it the weights are those that will be given out: their moving average, where that is on."""
+        if self.ema is None:
+            yield
+            return
         kept = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-        if self.ema is not None:
-            self._put(self.ema)
-        lora = lora_bytes(self.pipe, self.settings.text_encoder) if self.lora else None
-        rows = self.tokens.by_token() if self.tokens is not None else {}
-        files = adapter_files(lora, rows, metadata)
-        self._put(kept)
-        return files
+        self._put(self.ema)
+        try:
+            yield
+        finally:
+            self._put(kept)
+
+    def adapter_files(self, metadata: Mapping[str, Any]) -> dict[str, bytes]:
+        """file name -> bytes of the adapters, as `released`."""
+        with self.released():
+            lora = lora_bytes(self.pipe, self.settings.text_encoder) if self.lora else None
+            rows = self.tokens.by_token() if self.tokens is not None else {}
+            return adapter_files(lora, rows, metadata)
 
     def _put(self, values: Mapping[str, torch.Tensor]) -> None:
         with torch.no_grad():

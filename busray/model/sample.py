@@ -261,7 +261,7 @@ def scheduler_for(name: str, settings: Any) -> Any:
 def check_length(pipe: Any, prompt: str) -> None:
     """UserError for a prompt that the text encoder would cut off in silence."""
     tokenizer = pipe.tokenizer
-    ids = tokenizer(pipe.maybe_convert_prompt(prompt, tokenizer)).input_ids
+    ids = tokenizer(pipe.maybe_convert_prompt(prompt, tokenizer), verbose=False).input_ids
     if len(ids) > tokenizer.model_max_length:
         raise UserError(f"prompt {prompt!r} has {len(ids)} tokens; this base reads {tokenizer.model_max_length}")
 

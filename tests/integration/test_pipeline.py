@@ -16,7 +16,7 @@ import pytest
 import ray
 import torch
 import yaml
-from safetensors.numpy import load
+from safetensors.numpy import load, save
 
 from busray.cli import main
 from busray.cluster.evaluate import evaluate
@@ -233,17 +233,19 @@ def test_a_run_that_lost_its_newest_work_comes_to_the_same_result(finished: Run,
 def test_a_prompt_that_cannot_be_drawn_costs_its_images_alone_and_the_exit_status(
     finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Every other image's prompt has more tokens than the base reads."""
-    prompts = ["{token} ultrasound image", "{token} " + "zq" * 60]
+    """Every other image's prompt has a token whose embedding is infinite."""
+    prompts = ["ultrasound image", "{token} ultrasound image"]
     changes = {name: {"images": 4, "token": f"<us-{name}>", "prompts": prompts} for name in finished.config.classes}
-    adapters = f"{finished.store.url}/{finetune(finished)['folder']}"
-    config = settings(tmp_path / "run", classes=changes, adapters={"path": adapters})
+    adapters = shutil.copytree(f"{finished.store.url}/{finetune(finished)['folder']}", tmp_path / "adapters")
+    for file in adapters.glob("us-*.safetensors"):
+        file.write_bytes(save({name: np.full_like(rows, np.inf) for name, rows in load(file.read_bytes()).items()}))
+    config = settings(tmp_path / "run", classes=changes, adapters={"path": str(adapters)})
     (tmp_path / "poisoned.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     assert main(["finetune", str(tmp_path / "poisoned.yaml")]) == 0
     assert main(["generate", str(tmp_path / "poisoned.yaml")]) == 1
     assert "4 of 8 planned images are quarantined" in capsys.readouterr().err
     rejects = [reject for commit in read_commits(Store(config.output)) for reject in commit.rejects]
-    assert len(rejects) == 4 and all("tokens; this base reads 77" in reason for _, reason in rejects)
+    assert len(rejects) == 4 and all("not finite" in reason for _, reason in rejects)
     assert main(["verify", config.output]) == 0
 
 

@@ -191,6 +191,19 @@ def test_the_moving_average_is_what_is_kept(encoded: EncodedImages) -> None:
     assert not torch.equal(kept, made.parameters["tokens"][:2])
 
 
+def test_what_is_looked_at_during_training_is_the_moving_average(encoded: EncodedImages) -> None:
+    made, captions = tuner(encoded, ema=0.5, method="ti"), ["a <us-benign>"] * encoded.images
+    train(made, 0, 3)
+    raw = {name: value.clone() for name, value in values(made).items()}
+    with made.released():
+        within = made.validation_loss(encoded, captions)
+    assert all(torch.equal(value, raw[name]) for name, value in values(made).items())
+    assert within != made.validation_loss(encoded, captions)
+    assert made.ema is not None
+    made._put(made.ema)
+    assert within == made.validation_loss(encoded, captions)
+
+
 def test_a_token_that_is_a_word_of_the_base_is_refused(encoded: EncodedImages) -> None:
     pipe = pipeline()
     FineTuner(pipe, Adapters(method="ti"), TOKENS, WORDS, encoded, CAPTIONS, seed=5)

@@ -77,6 +77,14 @@ def test_a_misspelt_setting_is_named_with_the_nearest_one(capsys: pytest.Capture
     assert "steps" in message
 
 
+@pytest.mark.parametrize("field", ["caption", "prompts"])
+def test_a_text_too_long_for_the_base_is_quoted(capsys: pytest.CaptureFixture, folder: Path, field: str) -> None:
+    text = "{token} " + "dark " * 80
+    classes = {"benign": {"images": 4, field: text if field == "caption" else [text]}, "malignant": {"images": 4}}
+    message = refused(capsys, folder, "run", write_config(folder, classes=classes))
+    assert "'<benign> dark dark" in message and "this base reads 77" in message
+
+
 def test_a_value_out_of_bounds_is_named_with_the_bound(capsys: pytest.CaptureFixture, folder: Path) -> None:
     message = refused(capsys, folder, "run", write_config(folder), "--refine.strength=1.5")
     assert "refine.strength" in message

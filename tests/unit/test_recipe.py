@@ -7,7 +7,7 @@ import pytest
 
 from busray.config import Config, validate
 from busray.corpus.arms import arm_sources, arms_to_draw, compared_images, gated_arm, released_arm
-from busray.corpus.recipe import corpus_identity, make_recipe
+from busray.corpus.recipe import corpus_identity, make_recipe, possible_prompts, quotas
 from busray.identity import fingerprint
 from busray.records import DataSet, Shard, SourceImage
 
@@ -96,6 +96,25 @@ def test_arms_share_seeds_frames_and_quotas_and_differ_in_their_words(dataset: D
         )
         assert ours.prompt.replace("<benign>", "ultrasound") == theirs.prompt
         assert ours.image_id != theirs.image_id
+
+
+def test_a_token_typed_out_in_a_prompt_gives_way_to_its_stand_in_too(dataset: DataSet) -> None:
+    def asking(prompt: str) -> Config:
+        return config(classes={"benign": {"token": "<us>", "prompts": [prompt], "initializer": "dark"}})
+
+    typed, curly = asking("scan, <us>"), asking("scan, {token}")
+    said = [make_recipe(typed, dataset, "f" * 64, use_tokens=use).spec("benign", 0).prompt for use in (True, False)]
+    assert said == ["scan, <us>", "scan, dark"]
+    assert identity(typed) == identity(curly)
+
+
+def test_the_possible_prompts_are_those_that_images_get(dataset: DataSet) -> None:
+    found = quotas(config(), dataset)
+    for use_tokens in (True, False):
+        recipe = make_recipe(config(), dataset, "f" * 64, use_tokens)
+        drawn = {s.prompt for name in config().classes for s in recipe.specs(Shard(name, 0, 200))}
+        assert possible_prompts(config(), found, use_tokens) == drawn
+        assert len(drawn) == 4
 
 
 def test_templates_take_turns_and_columns_follow_the_training_splits_shares(dataset: DataSet) -> None:
