@@ -137,6 +137,8 @@ def _check(options: argparse.Namespace, flags: list[str]) -> int:
     from busray.records import to_json
 
     _refuse(flags)
+    if options.json and not options.json.absolute().parent.is_dir():
+        raise UserError(f"--json: no folder {options.json.parent}: make it first, or name another")
     with reporter() as tell:
         report = check(options.data, None, options.metadata, lambda done, total: tell("check", done, total))
     for table in report.tables():
@@ -243,9 +245,10 @@ def _evaluate(options: argparse.Namespace, flags: list[str]) -> int:
     with reporter() as tell:
         run = _open(config, tell, command=f"busray evaluate {options.config} {shlex.join(flags)}".strip())
         from busray.cluster.generate import generate
-        from busray.cluster.pipeline import measure, said, timed, write_report
+        from busray.cluster.pipeline import measure, refuse_unfinished, said, timed, write_report
         from busray.corpus.arms import arms_to_draw
 
+        refuse_unfinished(run)
         for arm in arms_to_draw(config):
             timed(run, f"generate {arm}", lambda arm=arm: generate(run, arm))
         figures = measure(run)

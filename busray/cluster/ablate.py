@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.exceptions import RayError
 
 from busray import __version__
 from busray import config as settings
-from busray.cluster.board import watched
+from busray.cluster.board import Pulse, stopped, supervised, watched
 from busray.cluster.evaluate import Piece, by_chance, features, synthetic_pieces
 from busray.cluster.finetune import finetune
 from busray.cluster.generate import generate
@@ -212,9 +213,16 @@ def _reconstructed(run: Run, extractor: str) -> dict[str, list[Piece]]:
         cluster = run.config.cluster
         task = ray.remote(num_cpus=cluster.cpus_per_actor, num_gpus=cluster.gpus_per_actor)(_reconstruct)
         with watched(run.tell, "autoencoder", sum(len(block.images) for block in missing)) as board:
-            for block in missing:
-                pixels = load_images(run.folder, block.images, run.dataset.size, run.dataset.frame)
-                ray.get(task.remote(run.config, run.store, block.key, pixels, _boxes(run, block), board))
+
+            def work() -> None:
+                for block in missing:
+                    pixels = load_images(run.folder, block.images, run.dataset.size, run.dataset.frame)
+                    ray.get(task.remote(run.config, run.store, block.key, pixels, _boxes(run, block), board))
+
+            try:
+                supervised(board, "autoencoder", cluster.hang_seconds, work)
+            except RayError as error:
+                raise stopped("autoencoder", error) from error
     wanted: dict[str, list[Piece]] = {}
     for block in blocks:
         pixels, key = ray.put(_pixels(run.store, block)), features_key(block.content, "vae", extractor)
@@ -252,12 +260,14 @@ def _reconstruct(
     from busray.model.latents import reconstruct
 
     use_threads(config.cluster.threads)
+    beat = Pulse(board)
+    beat()
     pipe = load_pipeline(config.base, device_of(config.cluster.gpus_per_actor))
-    made = reconstruct(pipe, pixels, boxes, config.sampling.batch_size)
+    made = reconstruct(pipe, pixels, boxes, config.sampling.batch_size, beat)
     buffer = io.BytesIO()
     np.save(buffer, made, allow_pickle=False)
     store.put_once(key, buffer.getvalue())
-    board.add.remote(len(made))
+    beat.rest()
 
 
 # ---- what comes of it -----------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from busray.corpus.commit import (
     rejected_first_draws,
 )
 from busray.corpus.encode import png_pixels
+from busray.corpus.manifest import quarantine
 from busray.data.frame import content_box
 from busray.data.prepare import load_images
 from busray.identity import bottom_k, draw_id, fingerprint, index_of
@@ -43,10 +44,10 @@ from busray.quality.consistency import (
     gate_figures,
 )
 from busray.quality.extractors import Extractor
-from busray.quality.figures import Real, arm_figures, clean_figures
+from busray.quality.figures import FEWEST, Real, arm_figures, clean_figures
 from busray.quality.frechet import MOST
 from busray.quality.segmenter import Segmenter
-from busray.records import CHECK, INCEPTION, Box, Commit, Figure, features_key
+from busray.records import CHECK, INCEPTION, Box, Commit, Figure, Stopped, features_key
 from busray.storage import Store
 
 SPLITS = ("train", "val", "test")
@@ -116,6 +117,7 @@ def _before_and_after(run: Run, extractor: str) -> Drawn:
     gate, and must not be missing before. Where that is a whole class, nothing is left to be compared. Where it is an
     image that would be compared, later rows hold other images, and the two are not seed-paired."""
     before = synthetic_pieces(run, arm_sources(run.config), extractor)
+    _stop_at_too_few(run, before)
     arms, real = features(run, before, extractor)
     gated, released = gated_arm(run.config), released_arm(run.config)
     if not gated:
@@ -126,6 +128,19 @@ def _before_and_after(run: Run, extractor: str) -> Drawn:
         return Drawn(arms, {}, [], real)
     same = released in arms and _chosen(run, before) == _chosen(run, after)
     return Drawn(arms, {gated: found}, [(released, gated)] * same, real)
+
+
+def _stop_at_too_few(run: Run, drawn: dict[str, list[Piece]]) -> None:
+    """Stopped where so many images of a class are quarantined that nothing can be compared."""
+    chosen = _chosen(run, drawn)
+    for name, settings in run.config.classes.items():
+        if settings.images and (n := len(chosen.get(name, ()))) < FEWEST:
+            corpora = (run.store.sub(s.prefix) if s.prefix else run.store for s in arm_sources(run.config).values())
+            reasons = [f" ({reason})" for store in corpora for _, reason in quarantine(store).examples]
+            raise Stopped(
+                f"evaluate: every arm has {n} images of {name}, at least {FEWEST} are needed to compare anything, and "
+                f"the others were quarantined{''.join(reasons[:1])}: mend the cause and draw into another output"
+            )
 
 
 def _class_figures(run: Run) -> list[Figure]:

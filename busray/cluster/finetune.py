@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import ray
 import ray.train
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from busray import config as settings
-from busray.cluster.board import Pulse, brief, supervised, watched
+from busray.cluster.board import Pulse, brief, stopped, supervised, watched
 from busray.cluster.run import Run, fetch_folder
 from busray.cluster.session import device_of, session, use_threads
 from busray.data.frame import content_box
@@ -152,11 +153,18 @@ def _encode_once(run: Run, job: FinetuneJob) -> None:
     total = sum(len(run.dataset.split(split)) for split in missing)
     task = ray.remote(num_cpus=cluster.cpus_per_actor, num_gpus=cluster.gpus_per_actor)(_encode)
     with watched(run.tell, "encode", total) as board:
-        for split in missing:
-            images = run.dataset.split(split)
-            pixels = load_images(run.folder, images, run.dataset.size, run.dataset.frame)
-            mirror = job.adapters.mirror and split == "train"
-            ray.get(task.remote(job, split, ray.put(pixels), _boxes(images, run), mirror, board))
+
+        def work() -> None:
+            for split in missing:
+                images = run.dataset.split(split)
+                pixels = load_images(run.folder, images, run.dataset.size, run.dataset.frame)
+                mirror = job.adapters.mirror and split == "train"
+                ray.get(task.remote(job, split, ray.put(pixels), _boxes(images, run), mirror, board))
+
+        try:
+            supervised(board, "encode", cluster.hang_seconds, work)
+        except RayError as error:
+            raise stopped("encode", error) from error
 
 
 def _boxes(images: tuple[SourceImage, ...], run: Run) -> list[Box]:
@@ -168,16 +176,19 @@ def _encode(job: FinetuneJob, split: str, pixels: np.ndarray, boxes: list[Box], 
     from busray.model.latents import encode_images
 
     use_threads(job.threads)
+    beat = Pulse(board)
+    beat()
     pipe = load_pipeline(job.base, job.device, "float32")
     told = 0
 
     def progress(done: int, total: int) -> None:
         nonlocal told
-        board.add.remote(done - told)
+        beat(done - told)
         told = done
 
     encoded = encode_images(pipe, pixels, boxes, mirror=mirror, batch_size=job.sampling.batch_size, progress=progress)
     job.store.put_once(job.latents[split], encoded.to_bytes())
+    beat.rest()
 
 
 def _train(run: Run, job: FinetuneJob) -> None:

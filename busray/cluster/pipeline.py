@@ -20,7 +20,7 @@ from busray.corpus.arms import arms_to_draw, corpora
 from busray.corpus.commit import committed_shards, find_image, in_threads, read_commit, read_rows
 from busray.corpus.encode import png_bytes, png_pixels
 from busray.corpus.manifest import published_rows
-from busray.corpus.plan import read_segments, shards
+from busray.corpus.plan import pending, read_segments, shards
 from busray.data.prepare import load_images
 from busray.model.checkpoints import read_adapters
 from busray.quality.consistency import consistency_section, consistency_sentences
@@ -59,6 +59,19 @@ def run_all(run: Run) -> list[Figure]:
         figures = measure(run)
     write_report(run, figures)
     return figures
+
+
+def refuse_unfinished(run: Run) -> None:
+    """UserError where the released corpus lacks images that are wanted of it, so that figures would be of fewer."""
+    segments = read_segments(run.store)
+    planned = {name: sum(s.count for s in segments if s.class_name == name) for name in run.config.classes}
+    missing = pending(shards(segments), committed_shards(run.store))
+    short = [name for name, settings in run.config.classes.items() if settings.images > planned[name]]
+    if missing or short:
+        what = (
+            f"{len(missing)} planned shards have no record" if missing else f"{', '.join(short)}: fewer images planned"
+        )
+        raise UserError(f"output: the corpus in {run.store.url} is not finished ({what}): run `busray generate` first")
 
 
 def measure(run: Run) -> list[Figure]:

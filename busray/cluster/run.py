@@ -1,18 +1,19 @@
 """A run: its settings, storage, checked data set and pinned base. Opening one is where a user's mistake ends."""
 
 import json
+import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 from busray.cluster.session import Tell
 from busray.config import Config, validate
 from busray.corpus.arms import compared_images
-from busray.corpus.recipe import possible_prompts, quotas
+from busray.corpus.recipe import longest_prompts, quotas
 from busray.corpus.run import differences
 from busray.data.frame import content_box
 from busray.data.prepare import materialise_phantoms, prepare
@@ -20,8 +21,8 @@ from busray.data.read import scan
 from busray.data.templates import fill
 from busray.identity import fingerprint
 from busray.model.adapters import check_adapters, token_vectors
-from busray.model.base import BaseIdentity, identify_base, refuse_cut_off
-from busray.model.checkpoints import read_adapters
+from busray.model.base import BaseIdentity, TextPlaces, identify_base
+from busray.model.checkpoints import fetch_adapters, read_adapters
 from busray.quality.extractors import Extractor, find_extractors, refuse_small_content
 from busray.quality.figures import FEWEST, OTHER
 from busray.records import BASE, CHECK, CONFIG, DATASET, DataSet, SourceImage, UserError, to_json
@@ -90,8 +91,8 @@ def open_run(
 ) -> Run:
     """Check everything a user can get wrong, prepare the data set once, and refuse changed settings of an old run.
 
-    Nothing is written before every check that needs no writing has passed; then, unless the work `writes` nothing, the
-    store must show that it creates only.
+    Nothing is left behind before every check that needs no writing has passed; then, unless the work `writes` nothing,
+    the store must show that it creates only.
     """
     store = Store(config.output)
     _refuse_changed_settings(store, config)
@@ -103,43 +104,68 @@ def open_run(
         (c.images for c in config.classes.values() if c.images), default=0
     ):
         raise UserError("evaluate.images: above the smallest classes.<class>.images, so arms would have unequal n")
-    if needs_inception and compared_images(config) < 2:
-        raise UserError("classes: at least 2 images a class are needed to compare anything (classes.<class>.images)")
-    folder = _folder(config, store)
-    dataset, findings = _dataset(config, store, folder, tell)
-    framed = [(i.file, content_box(i.width, i.height, dataset.size, dataset.frame)) for i in dataset.split("all")]
-    refuse_small_content(extractors, framed)
-    tokens = config.tokens() if config.uses_tokens else {}
-    vectors = dict.fromkeys(tokens.values(), config.adapters.vectors)
-    if config.adapters.path:
-        local = fetch_folder(config.adapters.path, _cache(config.adapters.path))
-        offered = check_adapters(local, config.adapters.method, tokens, base, dataset.hash)
-        kept = read_adapters(store)
-        if kept and kept["sha256"] != offered["sha256"]:
-            raise UserError(f"adapters.path: {config.output} has other adapters already: give another output")
-        vectors = token_vectors(local, vectors)
-    run = Run(config, store, tell, dataset, folder, base, extractors, command)
-    columns = quotas(config, dataset)
-    texts: list[Iterable[str]] = [possible_prompts(config, columns, use) for use in {False, config.uses_tokens}]
-    if not config.adapters.path:
-        texts += [run.captions(dataset.split(split)) for split in ("train", "val")]
-    if writes:
-        refuse_cut_off(config.base, chain(*texts), vectors)
-    if needs_inception:
-        _refuse_too_few(config, dataset)
+    if needs_inception and compared_images(config) < FEWEST:
+        raise UserError(
+            f"classes: at least {FEWEST} images a class are needed to compare anything (classes.<class>.images, "
+            "evaluate.images)"
+        )
+    with _folder(config, store) as folder:
+        dataset, findings = _dataset(config, store, folder, tell)
+        framed = [(i.file, content_box(i.width, i.height, dataset.size, dataset.frame)) for i in dataset.split("all")]
+        refuse_small_content(extractors, framed)
+        vectors = _vectors(config, store, base, dataset)
+        run = Run(config, store, tell, dataset, folder, base, extractors, command)
+        _refuse_unfit_texts(run, quotas(config, dataset), vectors)
+        if needs_inception:
+            _refuse_too_few(config, dataset)
     if writes:
         require_create_only(store)
+    # Of two drivers that start at once the first one's settings hold, and the other leaves nothing of its own behind.
+    store.put_once(CONFIG, to_json(config.model_dump(mode="json")))
+    _refuse_changed_settings(store, config)
+    if writes:
+        store.put_once(BASE, to_json(base.files))
+    _refuse_changed_base(store, base)
     if findings is not None:
         store.replace(CHECK, to_json(findings))
         store.put_once(DATASET, to_json(dataset))
-        # Of two drivers that start at once, the first one's.
-        run = replace(run, dataset=DataSet.from_json(store.read(DATASET)))
-    store.put_once(CONFIG, to_json(config.model_dump(mode="json")))
-    if writes:
-        store.put_once(BASE, to_json(base.files))
-    _refuse_changed_settings(store, config)  # again: of two drivers that start at once, the first one's settings hold
-    _refuse_changed_base(store, base)
+        run = replace(run, dataset=DataSet.from_json(store.read(DATASET)))  # the first one's here too
     return run
+
+
+def _vectors(config: Config, store: Store, base: BaseIdentity, dataset: DataSet) -> dict[str, int]:
+    """Learned token -> its embedding vectors; those of adapters.path, which are checked here, where it is set."""
+    tokens = config.tokens() if config.uses_tokens else {}
+    if not config.adapters.path:
+        return dict.fromkeys(tokens.values(), config.adapters.vectors)
+    kept = read_adapters(store)
+    with tempfile.TemporaryDirectory() as cache:
+        if kept and not any(True for _ in Store(config.adapters.path).list()):
+            local = fetch_adapters(store, Path(cache))  # adopted, so where they came from is needed no more
+        else:
+            local = fetch_folder(config.adapters.path, Path(cache))
+        offered = check_adapters(local, config.adapters.method, tokens, base, dataset.hash)
+        if kept and kept["sha256"] != offered["sha256"]:
+            raise UserError(f"adapters.path: {config.output} has other adapters already: give another output")
+        return token_vectors(local, tokens.values())
+
+
+def _refuse_unfit_texts(run: Run, quotas: dict[str, dict[str, dict[str, float]]], vectors: dict[str, int]) -> None:
+    """UserError for a caption or prompt that cannot be filled, or that the base's text encoder would cut off."""
+    places, texts = TextPlaces(run.config.base, vectors), {}
+    for use_tokens in {False, run.config.uses_tokens}:
+        for name, prompts in longest_prompts(run.config, quotas, use_tokens, places).items():
+            texts |= dict.fromkeys(prompts, f"classes.{name}.prompts")
+    if not run.config.adapters.path:
+        images = (*run.dataset.train, *run.dataset.val)
+        names = [f"classes.{image.class_name}.caption" for image in images]
+        texts |= dict(zip(run.captions(images), names, strict=True))
+    for text, where in texts.items():
+        if (taken := places(text)) > places.limit:
+            raise UserError(
+                f"{where}: {text!r} has {taken} tokens and this base reads {places.limit}: the rest would be cut off, "
+                "so write less"
+            )
 
 
 def _find_classifier_weights(config: Config, *, judges: bool, gates: bool) -> None:
@@ -182,17 +208,28 @@ def _cache(name: str) -> Path:
     return Path.home() / ".cache" / "busray" / fingerprint(name)[:16]
 
 
-def _folder(config: Config, store: Store) -> Path:
+@contextmanager
+def _folder(config: Config, store: Store) -> Iterator[Path]:
+    """The real images, or simulated ones: those of a new run are gone again where a check within the block fails."""
     phantoms = config.dataset.phantoms
     if phantoms is None:
         assert config.dataset.path is not None
         if not Path(config.dataset.path).is_dir():
             raise UserError(f"dataset.path: no folder {config.dataset.path}; --dataset.path=FOLDER says where it lies")
-        return Path(config.dataset.path)
-    name = f"phantoms-{fingerprint(phantoms.model_dump())[:12]}"
-    folder = (Path(store.url) if store.local else _cache(store.url)) / name
+        yield Path(config.dataset.path)
+        return
+    home = Path(store.url) if store.local else _cache(store.url)
+    folder = home / f"phantoms-{fingerprint(phantoms.model_dump())[:12]}"
+    new = not folder.exists()
     materialise_phantoms(phantoms, folder)
-    return folder
+    try:
+        yield folder
+    except UserError:
+        if new and store.read_or_none(CONFIG) is None:
+            shutil.rmtree(folder)
+            with suppress(OSError):  # something else is in it
+                home.rmdir()
+        raise
 
 
 def _dataset(config: Config, store: Store, folder: Path, tell: Tell) -> tuple[DataSet, dict[str, Any] | None]:

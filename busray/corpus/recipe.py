@@ -1,8 +1,7 @@
 """What turns a shard into image specifications, and what makes a corpus that corpus."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 from busray.config import Config, template_fields
@@ -111,15 +110,19 @@ def _boxes(dataset: DataSet) -> tuple[Box, ...]:
     return tuple(sorted(boxes, key=lambda b: (b.left, b.top, b.width, b.height)))
 
 
-def possible_prompts(config: Config, quotas: Mapping[str, Mapping[str, Iterable[str]]], use_tokens: bool) -> set[str]:
-    """Every prompt that some image of a corpus may have. quotas: class -> column -> values."""
-    found = set()
+def longest_prompts(
+    config: Config,
+    quotas: Mapping[str, Mapping[str, Iterable[str]]],
+    use_tokens: bool,
+    length: Callable[[str], int],
+) -> dict[str, list[str]]:
+    """class -> each of its templates, filled with each column's longest value. quotas: class -> column -> values."""
+    found: dict[str, list[str]] = {}
     for name, stand_in in _stand_ins(config, use_tokens).items():
-        for template in config.prompts(name):
-            columns = sorted(template_fields(template) - {"token", "class"})
-            for values in product(*(quotas[name][column] for column in columns)):
-                chosen = dict(zip(columns, values, strict=True))
-                found.add(fill(template, token=stand_in, class_name=name, columns=chosen))
+        longest = {column: max(values, key=length) for column, values in quotas[name].items()}
+        found[name] = [
+            fill(template, token=stand_in, class_name=name, columns=longest) for template in config.prompts(name)
+        ]
     return found
 
 

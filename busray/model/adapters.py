@@ -19,6 +19,8 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 METADATA_FILE = "adapter.json"
 DOWN = (".lora.down.weight", ".lora_A.weight")
 """Endings of a LoRA's first matrix in the two layouts that diffusers loads: its own and PEFT's."""
+UP = (".lora.up.weight", ".lora_B.weight")
+"""Of its second matrix, which is zero until it is trained."""
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 UNET_CONVOLUTIONS = ["conv1", "conv2"]
 """Of the residual blocks."""
@@ -198,6 +200,16 @@ def _check_lora(path: Path, where: str, modules: Mapping[str, tuple[int, int]]) 
             raise UserError(
                 f"{where}: {path.name}: unet.{module} is {width} wide, here {modules[module][1]}: another base's"
             )
+    if not _changes_something(path):
+        raise UserError(f"{where}: {path.name} would load nothing: every second matrix is zero, as before training")
+
+
+def _changes_something(path: Path) -> bool:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith("unet.") and name.endswith(UP)]  # noqa: SIM118
+        return any(bool(file.get_tensor(name).any()) for name in names)
 
 
 def _unet_modules(header: Mapping[str, list[int]]) -> dict[str, int]:
@@ -261,9 +273,11 @@ def _load_lora(pipe: Any, folder: Path) -> None:
     after = dict(pipe.unet.named_parameters())
     changed = {n.removesuffix(".weight") for n, weight in before.items() if not torch.equal(weight, after[n])}
     if not changed & expected:
-        raise RuntimeError(f"{folder / LORA_FILE}: loading it changed nothing of the UNet's {len(before)} projections")
+        raise RuntimeError(
+            f"{folder / LORA_FILE}: loading it changed nothing of the UNet's {len(before)} layers that a LoRA may be on"
+        )
 
 
 def _targeted(name: str) -> bool:
     module = name.removesuffix(".weight")
-    return any(module.endswith(f".{target}") for target in UNET_TARGETS)
+    return any(module.endswith(f".{target}") for target in UNET_TARGETS + UNET_CONVOLUTIONS)

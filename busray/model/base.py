@@ -5,7 +5,7 @@ safetensors only, no remote code, no custom pipelines, no safety checker (it jud
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,9 @@ def base_folder(settings: config.Base) -> Path:
         raise UserError(f"base.path: no folder {settings.path}; give `tiny`, a folder, or a hub id such as owner/name")
     if not (folder / "model_index.json").is_file():
         raise UserError(f"base.path: {folder} has no model_index.json, so it is no base in diffusers' layout")
+    for part in PARTS:
+        if not (folder / part).is_dir():
+            raise UserError(f"base.path: {folder} has no folder {part}, so it is no base in diffusers' layout")
     for part in ("unet", "vae", "text_encoder"):
         if not any((folder / part).glob("*.safetensors")):
             raise UserError(
@@ -98,26 +101,24 @@ def _fetch(settings: config.Base) -> Path:
     return Path(folder)
 
 
-def refuse_cut_off(settings: config.Base, texts: Iterable[str], vectors: Mapping[str, int]) -> None:
-    """UserError for a caption or prompt that the base's text encoder would cut off in silence.
+class TextPlaces:
+    """How many of the `limit` places of the base's text encoder a text takes; it would be cut off there in silence.
 
     vectors: learned token -> its embedding vectors, each of which takes a place of its own.
     """
-    from transformers import CLIPTokenizer
 
-    tokenizer = CLIPTokenizer.from_pretrained(base_folder(settings) / "tokenizer", local_files_only=True)
-    names = {token: [token, *(f"{token}_{i}" for i in range(1, n))] for token, n in vectors.items()}
-    tokenizer.add_tokens([name for several in names.values() for name in several])
-    for text in sorted(set(texts)):
-        whole = text
-        for token, several in names.items():
-            whole = whole.replace(token, " ".join(several))
-        length = len(tokenizer(whole, verbose=False).input_ids)
-        if length > tokenizer.model_max_length:
-            raise UserError(
-                f"classes: {text!r}, a caption or prompt, has {length} tokens and this base reads "
-                f"{tokenizer.model_max_length}: the rest would be cut off, so write less"
-            )
+    def __init__(self, settings: config.Base, vectors: Mapping[str, int]) -> None:
+        from transformers import CLIPTokenizer
+
+        self.tokenizer = CLIPTokenizer.from_pretrained(base_folder(settings) / "tokenizer", local_files_only=True)
+        self.limit: int = self.tokenizer.model_max_length
+        self.names = {token: [token, *(f"{token}_{i}" for i in range(1, n))] for token, n in vectors.items()}
+        self.tokenizer.add_tokens([name for names in self.names.values() for name in names])
+
+    def __call__(self, text: str) -> int:
+        for token, names in self.names.items():
+            text = text.replace(token, " ".join(names))
+        return len(self.tokenizer(text, verbose=False).input_ids)
 
 
 def load_pipeline(settings: config.Base, device: str = "cpu", dtype: str | None = None) -> Any:

@@ -65,10 +65,11 @@ def reconstruct(
     images: np.ndarray,
     boxes: Sequence[Box],
     batch_size: int,
+    progress: Callable[[int], None] = lambda more: None,
 ) -> np.ndarray:
     """Grey images uint8 [n, s, s], encoded (posterior mean) and decoded: what the autoencoder alone makes of them.
 
-    ValueError where what comes out is not finite.
+    ValueError where what comes out is not finite. progress is told how many more are done.
     """
     vae, made = pipe.vae, []
     for at in range(0, len(images), batch_size):
@@ -78,4 +79,5 @@ def reconstruct(
         if not bool(finite.all()):
             raise ValueError("the autoencoder's output is not finite: load it in float32")
         made.append(decoded)
+        progress(len(decoded))
     return np.concatenate(made)

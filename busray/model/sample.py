@@ -32,6 +32,10 @@ SCHEDULERS = {
 }
 
 
+KEPT_PROMPTS = 256
+"""Prompts whose text embeddings are kept: with columns filled in, nearly every image may have a prompt of its own."""
+
+
 @dataclass(frozen=True)
 class Drawn:
     """An image uint8 [s, s], the one before refinement where kept, and why it cannot be used, if so."""
@@ -148,8 +152,10 @@ class Sampler:
         return {"prompt_embeds": prompts, "negative_prompt_embeds": negative, "guidance_scale": guidance_scale}
 
     def _embedding(self, prompt: str) -> torch.Tensor:
-        """Text embedding [1, tokens, width] of a prompt, computed once."""
+        """Text embedding [1, tokens, width] of a prompt, computed once while it is among the last KEPT_PROMPTS."""
         if prompt not in self.embeddings:
+            if len(self.embeddings) == KEPT_PROMPTS:
+                del self.embeddings[next(iter(self.embeddings))]
             check_length(self.pipe, prompt)
             encoded, _ = self.pipe.encode_prompt(prompt, self.device, 1, do_classifier_free_guidance=False)
             self.embeddings[prompt] = encoded

@@ -136,6 +136,14 @@ def test_a_lora_of_zeros_is_an_error_because_loading_it_changes_nothing(folder: 
         load_adapters(load_pipeline(Base()), folder, "lora", {})
 
 
+def test_a_lora_on_convolutions_alone_loads(tmp_path: Path) -> None:
+    layer = "unet.down_blocks.0.resnets.0.conv1"
+    whole = {"down": torch.ones(2, 64, 3, 3), "up": torch.ones(64, 2, 1, 1)}
+    save_file({f"{layer}.lora.{part}.weight": tensor for part, tensor in whole.items()}, tmp_path / LORA_FILE)
+    check_adapters(tmp_path, "lora", {}, identify_base(Base()), None)
+    load_adapters(load_pipeline(Base()), tmp_path, "lora", {})
+
+
 def test_a_missing_file_is_named(folder: Path, base: BaseIdentity) -> None:
     (folder / "us-benign.safetensors").unlink()
     assert "us-benign.safetensors is missing" in refused(folder, base)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from busray.config import Base
-from busray.model.base import TINY, identify_base, refuse_cut_off
+from busray.model.base import TINY, TextPlaces, identify_base
 from busray.records import UserError
 
 
@@ -51,12 +51,17 @@ def test_a_folder_that_is_no_base_is_named(tmp_path: Path) -> None:
         identify_base(Base(path="./nowhere"))
 
 
-def test_a_text_of_which_the_base_would_read_a_part_only_is_refused() -> None:
-    """77 places: begin and end, 70 words and a token of five vectors fill them."""
-    words = "dark " * 70 + "<us>"
-    refuse_cut_off(Base(), [words, "dark"], {"<us>": 5})
-    with pytest.raises(UserError, match=r"has 78 tokens and this base reads 77"):
-        refuse_cut_off(Base(), [words, "dark"], {"<us>": 6})
+def test_every_vector_of_a_token_takes_a_place_of_the_text_encoder() -> None:
+    """Begin and end take one each."""
+    places = TextPlaces(Base(), {"<us>": 5})
+    assert places.limit == 77
+    assert [places(text) for text in ("dark", "dark " * 70, "dark " * 70 + "<us>", "<us> <us>")] == [3, 72, 77, 12]
+
+
+def test_a_base_without_its_tokenizer_is_refused(copy: Path) -> None:
+    shutil.rmtree(copy / "tokenizer")
+    with pytest.raises(UserError, match=r"base\.path: .* has no folder tokenizer"):
+        identify_base(Base(path=str(copy)))
 
 
 def test_a_hub_id_has_to_be_pinned() -> None:

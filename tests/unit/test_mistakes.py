@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from safetensors.numpy import save_file
 
 from busray.cli import main
 
@@ -82,7 +83,39 @@ def test_a_text_too_long_for_the_base_is_quoted(capsys: pytest.CaptureFixture, f
     text = "{token} " + "dark " * 80
     classes = {"benign": {"images": 4, field: text if field == "caption" else [text]}, "malignant": {"images": 4}}
     message = refused(capsys, folder, "run", write_config(folder, classes=classes))
-    assert "'<benign> dark dark" in message and "this base reads 77" in message
+    assert f"classes.benign.{field}: " in message and "this base reads 77" in message
+
+
+def test_a_lora_that_was_never_trained_is_refused(capsys: pytest.CaptureFixture, folder: Path) -> None:
+    down = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora.down.weight"
+    matrices = {
+        down: np.ones((4, 96), np.float32),
+        down.replace("down.weight", "up.weight"): np.zeros((96, 4), np.float32),
+    }
+    (folder / "lora").mkdir()
+    method = ("--adapters.method=lora", "--evaluate.arms=[base, lora]", f"--adapters.path={folder / 'lora'}")
+    save_file(matrices, folder / "lora" / "pytorch_lora_weights.safetensors")
+    assert "would load nothing" in refused(capsys, folder, "run", write_config(folder), *method)
+    older = {name.removeprefix("unet.").replace(".lora.", "_lora."): matrix for name, matrix in matrices.items()}
+    save_file(older, folder / "lora" / "pytorch_lora_weights.safetensors")
+    assert "would load nothing" in refused(capsys, folder, "run", write_config(folder), *method)
+
+
+def test_simulated_images_of_a_run_that_is_refused_are_gone_again(capsys: pytest.CaptureFixture, folder: Path) -> None:
+    config = write_config(folder, dataset={"phantoms": {"images": 8}}, classes={"cyst": {"images": 4}})
+    assert "cyst" in refused(capsys, folder, "run", config)
+
+
+def test_a_table_that_cannot_be_written_is_refused_before_the_check(
+    capsys: pytest.CaptureFixture, folder: Path
+) -> None:
+    message = refused(capsys, folder, "check", folder / "data", f"--json={folder / 'nowhere' / 'check.json'}")
+    assert "--json: no folder" in message
+
+
+def test_too_few_images_to_compare_are_refused(capsys: pytest.CaptureFixture, folder: Path) -> None:
+    config = write_config(folder, classes={"benign": {"images": 2}, "malignant": {"images": 4}})
+    assert "at least 3 images a class" in refused(capsys, folder, "run", config)
 
 
 def test_a_value_out_of_bounds_is_named_with_the_bound(capsys: pytest.CaptureFixture, folder: Path) -> None:

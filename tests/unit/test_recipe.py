@@ -7,7 +7,7 @@ import pytest
 
 from busray.config import Config, validate
 from busray.corpus.arms import arm_sources, arms_to_draw, compared_images, gated_arm, released_arm
-from busray.corpus.recipe import corpus_identity, make_recipe, possible_prompts, quotas
+from busray.corpus.recipe import corpus_identity, longest_prompts, make_recipe, quotas
 from busray.identity import fingerprint
 from busray.records import DataSet, Shard, SourceImage
 
@@ -108,13 +108,14 @@ def test_a_token_typed_out_in_a_prompt_gives_way_to_its_stand_in_too(dataset: Da
     assert identity(typed) == identity(curly)
 
 
-def test_the_possible_prompts_are_those_that_images_get(dataset: DataSet) -> None:
-    found = quotas(config(), dataset)
-    for use_tokens in (True, False):
-        recipe = make_recipe(config(), dataset, "f" * 64, use_tokens)
-        drawn = {s.prompt for name in config().classes for s in recipe.specs(Shard(name, 0, 200))}
-        assert possible_prompts(config(), found, use_tokens) == drawn
-        assert len(drawn) == 4
+def test_the_longest_prompt_of_a_template_has_the_longest_value_of_each_column(dataset: DataSet) -> None:
+    columns = {"side": {"left": 0.5, "right": 0.5}, "birads": {"3": 0.5, "4a, later 5": 0.5}}
+    prompts = ["{token}, {side}, {birads}", "{token} {side}"]
+    asked = config(classes={"benign": {"prompts": prompts, "quotas": columns, "initializer": "dark"}})
+    found = longest_prompts(asked, quotas(asked, dataset), use_tokens=False, length=len)
+    assert found == {"benign": ["dark, right, 4a, later 5", "dark right"]}
+    drawn = make_recipe(asked, dataset, "f" * 64, use_tokens=False).specs(Shard("benign", 0, 200))
+    assert max(len(spec.prompt) for spec in drawn) == len(found["benign"][0])
 
 
 def test_templates_take_turns_and_columns_follow_the_training_splits_shares(dataset: DataSet) -> None:

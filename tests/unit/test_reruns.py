@@ -1,6 +1,7 @@
 """Commands on a run whose settings have changed where they may: what is there already serves, and is told as it is."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save, save_file
 
 from busray.cluster import pipeline
 from busray.cluster.ablate import Opened, _draw, _open
+from busray.cluster.evaluate import _before_and_after
 from busray.cluster.generate import DrawJob, draw_job, generate
 from busray.cluster.run import TIMINGS, Run, open_run
 from busray.config import validate
@@ -19,8 +22,21 @@ from busray.corpus.commit import commit_shard
 from busray.corpus.encode import Row
 from busray.corpus.manifest import publish_manifest, published_rows
 from busray.corpus.plan import extend_plan, read_segments, shards
+from busray.model.adapters import LORA_FILE, adapter_sha256
 from busray.model.checkpoints import commit_adapters
-from busray.records import Box, Commit, Execution, ImageSpec, Segment, Shard, UserError, to_json
+from busray.records import (
+    INCEPTION,
+    Box,
+    Commit,
+    Execution,
+    ImageSpec,
+    Segment,
+    Shard,
+    Stopped,
+    UserError,
+    commit_key,
+    to_json,
+)
 from busray.storage import Store
 
 EXECUTION = Execution("cpu", "float32", 2, 1, {})
@@ -71,6 +87,48 @@ def fill(store: Store, images: dict[str, int], seconds: float = 1.0) -> None:
     for shard in shards(segments):
         commit(store, shard, seconds)
     publish_manifest(store, segments)
+
+
+def test_a_corpus_that_is_not_finished_is_not_measured(run: Run) -> None:
+    with pytest.raises(UserError, match=r"benign, malignant: fewer images planned.*run `busray generate` first"):
+        pipeline.refuse_unfinished(run)
+    fill(run.store, {"benign": 6, "malignant": 6})
+    pipeline.refuse_unfinished(run)
+    run.store.delete(commit_key(Shard("malignant", 4, 2)))
+    with pytest.raises(UserError, match="1 planned shards have no record"):
+        pipeline.refuse_unfinished(run)
+
+
+def test_a_class_that_was_quarantined_ends_the_figures_with_its_reason(run: Run) -> None:
+    arm = run.store.sub("arms/base")
+    extend_plan(arm, {"benign": 6, "malignant": 6}, 6)
+    commit(arm, Shard("benign", 0, 6))
+    rejects = [(f"f-malignant-{i:08d}", "latents or pixels are not finite") for i in range(6)]
+    commit_shard(arm, Shard("malignant", 0, 6), [], rejects, {"fingerprint": "f" * 64}, EXECUTION, "parquet", 1.0)
+    publish_manifest(arm, read_segments(arm))
+    with pytest.raises(Stopped, match=r"0 images of malignant.*quarantined \(latents or pixels are not finite\)"):
+        _before_and_after(run, INCEPTION)
+
+
+def test_adopted_adapters_are_needed_where_they_came_from_no_more(tmp_path: Path) -> None:
+    layer = "unet.down_blocks.0.resnets.0.conv1.lora"
+    matrices = {f"{layer}.down.weight": np.ones((2, 64, 3, 3)), f"{layer}.up.weight": np.ones((64, 2, 1, 1))}
+    (tmp_path / "given").mkdir()
+    save_file(matrices, tmp_path / "given" / LORA_FILE)
+    tree: dict[str, Any] = {
+        "output": str(tmp_path / "run"),
+        "dataset": {"phantoms": {"images": 12, "seed": 3}},
+        "classes": {"benign": {"images": 6}, "malignant": {"images": 6}},
+        "adapters": {"method": "lora", "path": str(tmp_path / "given")},
+        "evaluate": {"arms": ["base"]},
+    }
+    first = open_run(validate(tree), quiet, needs_inception=False)
+    shutil.rmtree(tmp_path / "given")
+    with pytest.raises(UserError, match=r"adapters\.path: no folder"):
+        open_run(validate(tree), quiet, needs_inception=False)
+    record = {"method": "lora", "sha256": adapter_sha256({LORA_FILE: save(matrices)})}
+    commit_adapters(first.store, {LORA_FILE: save(matrices)}, record)
+    open_run(validate(tree), quiet, needs_inception=False)
 
 
 # ---- fewer images are compared than are there -----------------------------------------------------------------------

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from busray.config import Base, Refine, Sampling
+from busray.model import sample
 from busray.model.base import load_pipeline
 from busray.model.latents import reconstruct
 from busray.model.sample import SCHEDULERS, Sampler, scheduler_for
@@ -143,6 +144,19 @@ def test_a_broken_image_is_reported_and_its_neighbour_is_untouched(monkeypatch: 
     assert drawn[0].problem == "latents or pixels are not finite"
     assert drawn[1].problem is None
     assert np.array_equal(drawn[1].image, good[1].image)
+
+
+def test_a_prompt_is_encoded_once_while_it_is_among_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "KEPT_PROMPTS", 2)
+    made, encoded = sampler(), []
+    encode = made.pipe.encode_prompt
+    monkeypatch.setattr(
+        made.pipe, "encode_prompt", lambda prompt, *a, **k: encoded.append(prompt) or encode(prompt, *a, **k)
+    )
+    for prompt in ("dark", "bright", "dark", "oval", "bright", "dark"):
+        made._embedding(prompt)
+    assert encoded == ["dark", "bright", "oval", "dark"]
+    assert list(made.embeddings) == ["oval", "dark"]
 
 
 def test_a_prompt_that_would_be_cut_off_is_refused(plain: Sampler) -> None:
