@@ -88,6 +88,15 @@ def test_a_run_leaves_every_planned_image_once_with_its_record(finished: Run) ->
     assert len(set(seeds)) == 12
 
 
+def test_training_leaves_a_grid_and_a_validation_loss_at_each_interval(finished: Run) -> None:
+    assert list(finished.store.list("finetune/grids")) == ["finetune/grids/00000006.png"]
+    assert png_pixels(finished.store.read("finetune/grids/00000006.png")).std() > 10
+    record = json.loads(finished.store.read("adapters.json"))
+    ((step, loss),) = record["validation"]
+    assert step == 6 and 0 < loss < 3
+    assert finished.log_file.exists()
+
+
 def test_the_report_has_every_arm_with_its_protocol_and_n(finished: Run) -> None:
     report = json.loads(finished.store.read("report.json"))
     figures = [f for f in report["figures"] if f["protocol"] == "synthetic-only" and f["class"] == "all"]

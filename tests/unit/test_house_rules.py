@@ -33,6 +33,12 @@ def test_nothing_heavy_is_loaded_before_it_is_needed(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_the_readme_has_a_line_for_every_module() -> None:
+    tree = (ROOT / "README.md").read_text().partition("## What is where")[2]
+    modules = [p for folder in ("busray", "jobs") for p in (ROOT / folder).rglob("*.py") if p.name != "__init__.py"]
+    assert [path.name for path in modules if path.name not in tree] == []
+
+
 def test_jobs_are_thin() -> None:
     for path in (ROOT / "jobs").glob("*.py"):
         assert len(path.read_text().splitlines()) <= 60, path

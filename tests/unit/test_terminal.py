@@ -1,8 +1,16 @@
-"""What the commands print where there is no terminal."""
+"""What the commands print: tables, and progress on a terminal and elsewhere."""
 
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
+from PIL import Image
 
-from busray.cli import print_table
+from busray import cli
+from busray.cli import main, print_table, reporter
 
 
 def test_a_table_written_to_a_file_folds_no_cell(capsys: pytest.CaptureFixture[str]) -> None:
@@ -11,3 +19,52 @@ def test_a_table_written_to_a_file_folds_no_cell(capsys: pytest.CaptureFixture[s
     lines = capsys.readouterr().out.splitlines()
     assert any(all(column in line for column in columns) for line in lines)
     assert any(line.count("0.123456789 [0.1, 0.2]") == 12 for line in lines)
+
+
+def test_progress_is_a_plain_line_now_and_then_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(cli.time, "monotonic", lambda: now)
+    with reporter() as tell:
+        for done in range(101):
+            tell("generate", done, 100)
+            now += 1.0
+        tell("generate", 100, 100)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "generate: 0/100" and lines[-1] == "generate: 100/100"
+    assert 5 <= len(lines) <= 15
+    assert all(line.endswith(f", 1.0/s, {100 - i} s left") for i, line in [(10, lines[1]), (20, lines[2])])
+
+
+def test_progress_is_a_bar_a_stage_with_its_rate_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys, "stderr", screen)
+    with reporter() as tell:
+        for done in range(5):
+            tell("finetune", done, 4)
+            tell("generate", 0, 12)
+    shown = screen.getvalue()
+    assert "finetune" in shown and "4/4" in shown and "/s" in shown
+    assert "generate" in shown and "0/12" in shown
+
+
+def test_check_prints_its_tables_and_keeps_them_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("benign", "malignant"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(3):
+            pixels = rng.integers(0, 256, (40, 50), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{name} ({i}).png")
+    (tmp_path / "data" / "benign" / "benign (9).png").write_bytes(b"no image")
+    assert main(["check", str(tmp_path / "data"), f"--json={tmp_path / 'check.json'}"]) == 0
+    found = json.loads((tmp_path / "check.json").read_text())
+    shown = capsys.readouterr().out
+    assert "benign (9).png" in shown and "benign (9).png" in json.dumps(found)
+    assert all(f"{name}" in shown for name in ("benign", "malignant"))
