@@ -26,7 +26,7 @@ CONSISTENCY, EXCESS = "class_consistency", "class_consistency_excess"
 JUDGE, GATE = "judge_accuracy", "gate_accuracy"
 """Share of the real test images that the judge, or the gate, takes for their class. Overall, the mean over classes."""
 ACCEPTANCE = "gate_acceptance"
-"""Share of first draws that the gate let pass."""
+"""Share of the first draws that the gate saw which it let pass."""
 FIRST_DRAW, AFTER_GATE = "first-draw", "after-gate"
 """Protocols of CONSISTENCY: as drawn; among the images that a gate let pass, which says little, being chosen so."""
 
@@ -110,12 +110,14 @@ class GateCounts:
 
     planned: int
     first: int
-    """First draws that it let pass, or that could not be drawn at all."""
+    """First draws that it let pass."""
     redrawn: int
     """Images that it let pass later."""
     spent: int
     """Images whose draws were all rejected, or whose redraw could not be drawn: quarantined."""
     draws: int
+    undrawn: int = 0
+    """Images that could not be drawn or encoded: quarantined without a word of the gate."""
 
 
 def gate_counts(commits: Sequence[Commit], attempts: int) -> dict[str, GateCounts]:
@@ -126,7 +128,10 @@ def gate_counts(commits: Sequence[Commit], attempts: int) -> dict[str, GateCount
         again = [one for commit in mine for one in commit.redrawn]
         planned, kept = sum(commit.count for commit in mine), sum(one.kept is not None for one in again)
         further = sum(min(len(one.rejected), attempts - 1) for one in again)
-        counts[name] = GateCounts(planned, planned - len(again), kept, len(again) - kept, planned + further)
+        judged = {one.image_id for one in again}
+        undrawn = sum(image_id not in judged for commit in mine for image_id, _ in commit.rejects)
+        first = planned - undrawn - len(again)
+        counts[name] = GateCounts(planned, first, kept, len(again) - kept, planned + further, undrawn)
     return counts
 
 
@@ -135,11 +140,13 @@ def gate_figures(
 ) -> list[Figure]:
     """ACCEPTANCE a class, and the mean over them; the gate's own accuracy on real test images, from its record."""
     tested, about = record["images"]["test"], (record["architecture"],)
-    passed = {name: Estimate(c.first / c.planned, wilson(c.first, c.planned)) for name, c in counts.items()}
-    planned = {CLASS_ALL: sum(c.planned for c in counts.values()), **{n: c.planned for n, c in counts.items()}}
+    seen = {name: c.planned - c.undrawn for name, c in counts.items() if c.planned > c.undrawn}
+    passed = {name: Estimate(counts[name].first / n, wilson(counts[name].first, n)) for name, n in seen.items()}
+    shown = {CLASS_ALL: mean(list(passed.values())), **passed} if passed else {}
     figures = []
-    for name, found in {CLASS_ALL: mean(list(passed.values())), **passed}.items():
-        common = (planned[name], tested, "test", FIRST_DRAW, *about, name, arm, frame, size)
+    for name, found in shown.items():
+        n = sum(seen.values()) if name == CLASS_ALL else seen[name]
+        common = (n, tested, "test", FIRST_DRAW, *about, name, arm, frame, size)
         figures.append(Figure(ACCEPTANCE, found.value, found.interval, *common))
     for name, found in record["test"].items():
         low, high = found["interval"]
@@ -180,6 +187,8 @@ def consistency_rows(figures: Sequence[Json]) -> tuple[list[str], list[list[str]
     for f in (f for f in figures if f["metric"] == CONSISTENCY):
         more = excess[f["arm"], f["protocol"], f["class"]]
         lost = "no" if more["value"] <= 0 else "yes" if more["interval"][0] > 0 else "perhaps"
+        if f["protocol"] == AFTER_GATE:
+            lost = NONE  # selected to agree: more agreement says nothing of the model
         cells = (_cell(f), _cell(own[f["class"]]), _cell(more, "+"), lost)
         rows.append([f["arm"], f["protocol"], f["class"], str(f["n"]), *cells])
     columns = ["arm", "protocol", "class", "n", "agreement [95 % interval]", "judge on real test images", "difference"]
@@ -199,7 +208,8 @@ def consistency_section(figures: Sequence[Json], gate: Json | None) -> str:
             f"calibrated on validation images and tested on {own['n_reference']} real test images. Agreement is the "
             "share of first draws that it takes for their class, before any rejection. It errs on real images; where "
             "it errs less on drawn ones, these are easier than real ones: lost diversity (perhaps: the interval "
-            f"contains 0). Overall, the classes count alike.</p>{table(*rows)}"
+            "contains 0; –: after a gate, which selects images to agree). Overall, the classes count alike.</p>"
+            f"{table(*rows)}"
         )
     return "".join([*parts, _gate(gate, figures) if gate else "", "</section>"])
 
@@ -219,8 +229,16 @@ def _gate(gate: Json, figures: Sequence[Json]) -> str:
 
 def gate_rows(gate: Json) -> tuple[list[str], list[list[str]]]:
     """(columns, rows) of what the class gate did with each class."""
-    rows = [[name, *map(str, counts.values())] for name, counts in gate["classes"].items()]
-    return ["class", "planned", "first draw passed", "later draw passed", "budget spent", "draws"], rows
+    columns = {
+        "planned": "planned",
+        "first": "first draw passed",
+        "redrawn": "later draw passed",
+        "spent": "budget spent",
+        "undrawn": "not drawn",
+        "draws": "draws",
+    }
+    rows = [[name, *(str(counts.get(c, NONE)) for c in columns)] for name, counts in gate["classes"].items()]
+    return ["class", *columns.values()], rows
 
 
 def copying_rows(figures: Sequence[Json]) -> tuple[list[str], list[list[str]]]:
