@@ -15,7 +15,7 @@ import yaml
 from busray.config import Card, Config
 from busray.corpus.arms import gated_arm, released_arm
 from busray.data.split import SPLITS
-from busray.quality.consistency import AFTER_GATE, FIRST_DRAW
+from busray.quality.consistency import AFTER_GATE, FIRST_DRAW, SEEN_AS
 from busray.quality.copies_page import of_now
 from busray.quality.figures import REAL
 from busray.quality.tables import markdown_table
@@ -66,6 +66,7 @@ def data_card(report: Json, config: Config, shards: Sequence[Mapping[str, Any]],
         figures = []  # the floor alone says nothing of this corpus
     ours = (arm, released_arm(config), REAL)  # a gated corpus's first draws are of the released arm
     models = [f for f in report["figures"] if f["arm"] in ours and f["protocol"] in MODELS]
+    models = [f for f in models if not f["metric"].startswith(SEEN_AS)]  # cells of a matrix, which the report draws
     parts = [
         _header(config, counts),
         f"# {config.name}: synthetic breast-ultrasound images\n",

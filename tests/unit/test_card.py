@@ -207,6 +207,7 @@ def test_what_the_judge_the_gate_and_the_segmenter_found_stands_in_the_card() ->
         model("class_consistency", "base", "first-draw", 0.777),
         model("class_consistency", "lora+ti+refine+gate", "after-gate", 0.4375),
         model("judge_accuracy", "real", "single-split", 0.5625),
+        figure("seen_as_benign", "real", 0.123, protocol="single-split"),
         model("lesion_dice", "real", "single-split", 0.6875),
         figure("lesion_area_distance_floor", "real val", 0.0625, protocol="real-against-real"),
     ]
@@ -220,7 +221,7 @@ def test_what_the_judge_the_gate_and_the_segmenter_found_stands_in_the_card() ->
         "| lesion_area_distance_floor | all | real val | 0.0625 |",
     ):
         assert row in told
-    assert "0.777" not in told
+    assert "0.777" not in told and "seen_as" not in told
 
 
 def test_a_corpus_that_has_grown_since_it_was_measured_says_so() -> None:

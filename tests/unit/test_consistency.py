@@ -13,7 +13,9 @@ from busray.quality.consistency import (
     FIRST_DRAW,
     GATE,
     JUDGE,
+    SEEN_AS,
     GateCounts,
+    confusions,
     consistency_figures,
     consistency_rows,
     consistency_section,
@@ -117,6 +119,38 @@ def test_agreement_stands_beside_the_judges_own_accuracy_with_what_both_are_of()
     one = found(figures, CONSISTENCY, "benign")
     assert (one.n, one.n_reference, one.reference, one.protocol) == (20, 10, "test", "first-draw")
     assert (one.extractor, one.frame, one.size) == ("cnn", "letterbox", 128)
+
+
+def test_what_the_judge_sees_is_counted_by_class_for_real_images_and_first_draws() -> None:
+    arms = {"lora+ti": {"benign": said(*[0] * 15, *[1] * 5), "malignant": said(*[1] * 10, *[0] * 10)}}
+    figures = consistency_figures(arms, real(*SEVEN_OF_TEN), NAMES, FIRST_DRAW)
+    cells = {
+        (f.arm, f.class_name, f.metric.removeprefix(SEEN_AS)): (round(f.value * f.n), f.n, f.protocol)
+        for f in figures
+        if f.metric.startswith(SEEN_AS)
+    }
+    assert cells == {
+        ("real", "benign", "benign"): (7, 10, "single-split"),
+        ("real", "benign", "malignant"): (3, 10, "single-split"),
+        ("real", "malignant", "benign"): (3, 10, "single-split"),
+        ("real", "malignant", "malignant"): (7, 10, "single-split"),
+        ("lora+ti", "benign", "benign"): (15, 20, "first-draw"),
+        ("lora+ti", "benign", "malignant"): (5, 20, "first-draw"),
+        ("lora+ti", "malignant", "benign"): (10, 20, "first-draw"),
+        ("lora+ti", "malignant", "malignant"): (10, 20, "first-draw"),
+    }
+
+
+def test_the_page_draws_a_matrix_of_real_images_and_of_each_arm_with_counts_and_n() -> None:
+    drawn = {"benign": said(*[0] * 1500, *[1] * 500), "malignant": said(*[1] * 20)}
+    figures = [f.to_dict() for f in consistency_figures({"<b>": drawn}, real(*SEVEN_OF_TEN), NAMES, FIRST_DRAW)]
+    page = consistency_section(figures, None)
+    assert page.count("<svg") == 2 and "First draws of &lt;b&gt;" in page
+    for words in ("n = 20 (benign 10, malignant 10)", "n = 2,020 (benign 2,000, malignant 20)", ">1,500<", ">0.25<"):
+        assert words in page
+    assert (
+        confusions([f for f in figures if not f["metric"].startswith(SEEN_AS)]) == ""
+    )  # a report of before it was told
 
 
 def test_after_the_gate_the_judge_is_not_scored_again() -> None:
