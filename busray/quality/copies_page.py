@@ -125,10 +125,11 @@ def _space_plot(title: str, axis: str, counted: Json) -> str:
             x(threshold), TOP - 12, f"threshold {threshold:.3f}", anchor="end" if x(threshold) > 220 else "start"
         )
     marks += text(222, BOTTOM + 34, axis, "soft", "middle")
-    legend = f"Share of images in a bin (logarithmic); n = {sum(real):,} real images held out and {sum(ours):,} of the "
-    legend += "corpus. " + (
-        "Nothing is decided by it, so it has no threshold." if threshold is None else "Beyond the dashed line: copies."
-    )
+    decides = "Nothing is decided by it, so it has no threshold."
+    if threshold is not None:
+        decides = "What lies beyond the dashed line is a copy; a bin that the line cuts may hold both."
+    n = f"n = {sum(real):,} real images held out and {sum(ours):,} of the corpus"
+    legend = f"Share of images in a bin, on a logarithmic axis; {n}. {decides}"
     drawing = svg(400, BOTTOM + 40, f"{title}: how near training images are", marks)
     return f"<figure><h3>{title}</h3>{drawing}<figcaption>{legend}</figcaption></figure>"
 
