@@ -313,7 +313,7 @@ class Study(Settings):
     """`busray study`: what synthetic images are worth to a classifier of real ones."""
 
     primary: Primary | None = None
-    """Needed by `busray study`, and kept with its results: it cannot change once they are there."""
+    """Needed by `busray study`. It, the ratios and the seeds are kept before any result is there, and cannot change."""
     ratios: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], Field(min_length=1)] = (0.25, 0.5, 1.0)
     """Synthetic images for each real training image, class by class; with corpus.gate also as they were without it."""
     seeds: Annotated[int, Field(ge=2, le=100)] = 5

@@ -303,7 +303,9 @@ STUDY_JSON = "study.json"
 GEOMETRY_JSON = "geometry.json"
 GEOMETRY_PNG = "geometry.png"
 STUDY_CSV = "study.csv"
+STUDY_DECLARED = "study/declared.json"
 STUDY_PRIMARY = "study/primary.json"
+"""What studies declared before they declared their ratios and seeds too."""
 
 
 def segment_key(number: int) -> str:

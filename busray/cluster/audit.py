@@ -45,6 +45,7 @@ from busray.quality.copy_audit import (
     Sighting,
     audit_figures,
     audit_sentences,
+    audit_spread,
     closest_rows,
     description,
     tally,
@@ -122,6 +123,7 @@ def audit(run: Run) -> tuple[list[Figure], list[str], int]:
         "sentences": sentences,
         "figures": [figure.to_dict() for figure in figures],
         "closest": {"columns": columns, "rows": rows},
+        "spread": audit_spread(of),
     }
     store.replace(AUDIT_PANELS, _panels(run, commits, of.tally.closest))
     store.replace(AUDIT_JSON, to_json(part))

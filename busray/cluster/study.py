@@ -46,6 +46,7 @@ from busray.records import (
     CHECK,
     RUN,
     STUDY_CSV,
+    STUDY_DECLARED,
     STUDY_JSON,
     STUDY_PRIMARY,
     Figure,
@@ -245,18 +246,35 @@ def _external(run: Run) -> CheckReport | None:
 
 
 def _declare(run: Run, pins: dict[str, Any], identity: str) -> None:
-    """Keep what is compared before its results exist; UserError where another primary was declared."""
-    assert run.config.study.primary is not None
-    primary = run.config.study.primary.model_dump(mode="json")
-    run.store.put_once(STUDY_PRIMARY, to_json(primary))
-    declared = json.loads(run.store.read(STUDY_PRIMARY))
-    if declared != primary:
-        changes = "; ".join(f"{key}: {text}" for key, text in differences(declared, primary).items())
+    """Keep what is compared before its results exist; UserError where another comparison, or another number of arms or
+    trainings, was declared: to add seeds until p is small, or to drop ratios and so comparisons that Holm corrects for,
+    is not to have declared."""
+    store, settings = run.store, run.config.study
+    assert settings.primary is not None
+    primary = settings.primary.model_dump(mode="json")
+    declaration = {"primary": primary, "ratios": sorted(set(settings.ratios)), "seeds": settings.seeds}
+    # Listed before the declaration is looked for: another driver's trainings come after its declaration.
+    begun = any(key.count("/") == 2 and not key.endswith("/identity.json") for key in store.list("study"))
+    old = store.read_or_none(STUDY_PRIMARY)
+    if begun and not store.exists(STUDY_DECLARED):
         raise UserError(
-            f"study.primary: another comparison was declared in {run.store.url} before its results ({changes}): "
-            "take that one back, or give another output"
+            f"study.ratios, study.seeds: {store.url} has trainings of a study that did not declare them, so whether "
+            f"they are still {declaration['ratios']} and {declaration['seeds']} cannot be told: give another output"
         )
-    run.store.put_once(study_identity_key(identity), to_json(pins))
+    if old is not None:
+        _refuse_other(store, {**declaration, "primary": json.loads(old)}, declaration)
+    store.put_once(STUDY_DECLARED, to_json(declaration))
+    _refuse_other(store, json.loads(store.read(STUDY_DECLARED)), declaration)
+    store.put_once(study_identity_key(identity), to_json(pins))
+
+
+def _refuse_other(store: Store, declared: dict[str, Any], now: dict[str, Any]) -> None:
+    changes = "; ".join(f"study.{field}: {values}" for field, values in differences(declared, now).items())
+    if changes:
+        raise UserError(
+            f"{changes}. Another study was declared in {store.url} before its results: take the declared values back, "
+            "or give another output"
+        )
 
 
 # ---- training -------------------------------------------------------------------------------------------------------

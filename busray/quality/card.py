@@ -14,6 +14,10 @@ import yaml
 
 from busray.config import Card, Config
 from busray.corpus.arms import gated_arm, released_arm
+from busray.data.split import SPLITS
+from busray.quality.consistency import AFTER_GATE, FIRST_DRAW, SEEN_AS
+from busray.quality.copies_page import of_now
+from busray.quality.figures import REAL
 from busray.quality.tables import markdown_table
 from busray.records import MANIFEST, TOLD_APART
 
@@ -22,6 +26,10 @@ UNDECLARED = "undeclared"
 NOT_MEASURED = "Not measured.\n"
 PROTOCOLS = ("synthetic-only", "real-against-real")
 """The mixture of real and synthetic images is left out: it says little of the synthetic ones."""
+FLOORS = (REAL, *(f"{REAL} {split}" for split in SPLITS))
+"""Arms of real images against real images."""
+MODELS = (FIRST_DRAW, AFTER_GATE, "single-split")
+"""Protocols of what classifiers see in the corpus and, on real test images, of what these and the segmenter reach."""
 CONGRUENCE = ("fid", "fid_infinity", "kid", "kid_p_value", TOLD_APART, "precision", "density")
 COVERAGE = ("recall", "coverage")
 OTHER_DISTANCES = ("fd-", "kd-")
@@ -53,15 +61,19 @@ def data_card(report: Json, config: Config, shards: Sequence[Mapping[str, Any]],
     """
     counts = {name: sum(row["rows"] for row in shards if row["class"] == name) for name in config.classes}
     arm = gated_arm(config) or released_arm(config)
-    figures = [f for f in report["figures"] if f["arm"] in (arm, "real") and f["protocol"] in PROTOCOLS]
+    figures = [f for f in report["figures"] if f["arm"] in (arm, *FLOORS) and f["protocol"] in PROTOCOLS]
     if not any(f["arm"] == arm for f in figures):
         figures = []  # the floor alone says nothing of this corpus
+    ours = (arm, released_arm(config), REAL)  # a gated corpus's first draws are of the released arm
+    models = [f for f in report["figures"] if f["arm"] in ours and f["protocol"] in MODELS]
+    models = [f for f in models if not f["metric"].startswith(SEEN_AS)]  # cells of a matrix, which the report draws
     parts = [
         _header(config, counts),
         f"# {config.name}: synthetic breast-ultrasound images\n",
         "**Synthetic. Not for clinical use.** No image is a scan; none may serve diagnosis or treatment.\n",
         _summary(report, config, counts, shards),
         *_seven_cs(report, config, counts, shards, figures, arm),
+        "## Further evidence\n\n" + _further(report, figures, models),
         _uses(report),
         _hashes(report, digest),
         "## Reference\n\nThe headings from Congruence to Consistency are those of Zamzmi et al., Scorecard for "
@@ -124,9 +136,7 @@ def _seven_cs(
     figures: Sequence[Json],
     arm: str,
 ) -> list[str]:
-    near = [f for f in figures if _metric(f) in CONGRUENCE or f["metric"].startswith(OTHER_DISTANCES)]
-    wide = [f for f in figures if _metric(f) in COVERAGE]
-    further = [f for f in figures if f not in near and f not in wide]
+    near, wide = filter(_is_near, figures), filter(_is_wide, figures)
     rejects = sum(row["rejects"] for row in shards)
     planned = sum(row["count"] for row in shards)
     measured = report["corpus"]["committed"]
@@ -134,9 +144,9 @@ def _seven_cs(
     return [
         "## Congruence\n\n"
         f"Nearness to real images: the arm `{arm}` is this corpus, `real` holds real images against real images, the "
-        f"floor. Compare rows of equal protocol and n only; FID depends on n.{grown}\n\n" + _table(near),
+        f"floor. Compare rows of equal protocol and n only; FID depends on n.{grown}\n\n" + _table(list(near)),
         "## Coverage\n\nHow much of the real images' variety is reached (Kynkäänniemi et al. 2019, Naeem et al. "
-        "2020).\n\n" + _table(wide),
+        "2020).\n\n" + _table(list(wide)),
         "## Constraint\n\nAnatomy and physics constrain nothing while images are drawn: none was checked for plausible "
         "anatomy, by a rule or by a sonographer, unless a figure under Further evidence says so.\n",
         "## Completeness\n\n"
@@ -145,15 +155,50 @@ def _seven_cs(
         "acquisition parameters. The class is what was asked for in drawing, not what a reader found.\n",
         "## Compliance\n\n"
         + _base_license(report)
-        + "Whether images repeat training images, and how much of a patient that would show, is measured only where a "
-        "figure under Further evidence says so. Every image carries the text chunk `SYNTHETIC`.\n",
+        + _copies(report, sum(counts.values()))
+        + "\nHow much of a patient a copy would show is not measured. Every image carries the text chunk "
+        "`SYNTHETIC`.\n",
         "## Comprehension\n\n" + _made(report, config),
         "## Consistency\n\n"
         "Every image follows from the settings, the files below and its seed: `busray reproduce` draws it again, with "
         "the same pixels on the same device model, libraries, batch and thread count. `busray verify` reads the whole "
         "corpus against its plan. Agreement between sites, scanners or patient groups: not measured.\n",
-        "## Further evidence\n\n" + _table(further),
     ]
+
+
+def _copies(report: Json, images: int) -> str:
+    """What the audit found of the corpus, which now has so many images."""
+    audit = report.get("audit")
+    if not audit:
+        return "Not audited: whether images repeat training images is not known (`busray audit` tells).\n"
+    now = of_now(audit, images)  # the corpus may have grown since the report was written
+    return "Whether images repeat training images, by `busray audit`:\n\n" + _list([now["outdated"], *now["sentences"]])
+
+
+def _further(report: Json, figures: Sequence[Json], models: Sequence[Json]) -> str:
+    study = report.get("study")
+    found = _list([study.get("outdated"), *study["sentences"]]) if study else None
+    return (
+        _table([f for f in figures if not _is_near(f) and not _is_wide(f)])
+        + "\n### Classifiers and segmenter\n\nWhether a classifier of real images, the judge, sees the class that was "
+        "asked for (before any rejection: first-draw; after-gate images are selected to agree); what it, a class gate "
+        "and the segmenter of lesions reach on real test images (Dice), n being the images they were trained on.\n\n"
+        + _table(models)
+        + "\n### Downstream study\n\n"
+        + (found or "Not studied: what the images are worth to a classifier is not known (`busray study` tells).\n")
+    )
+
+
+def _list(sentences: Sequence[str | None]) -> str:
+    return "".join(f"- {' '.join(sentence.split())}\n" for sentence in sentences if sentence)
+
+
+def _is_near(figure: Json) -> bool:
+    return _metric(figure) in CONGRUENCE or figure["metric"].startswith(OTHER_DISTANCES)
+
+
+def _is_wide(figure: Json) -> bool:
+    return _metric(figure) in COVERAGE
 
 
 def _metric(figure: Json) -> str:

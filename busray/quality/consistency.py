@@ -16,7 +16,7 @@ import numpy as np
 from busray.quality.ablation import DISTANCE
 from busray.quality.figures import REAL, Features, Real
 from busray.quality.kernel import Estimate
-from busray.quality.page import table
+from busray.quality.page import svg, table, text
 from busray.quality.readers import wilson
 from busray.quality.tables import NONE, Json
 from busray.records import CLASS_ALL, Commit, Figure
@@ -25,8 +25,11 @@ CONSISTENCY, EXCESS = "class_consistency", "class_consistency_excess"
 """Share of drawn images that the judge takes for their class; that less JUDGE."""
 JUDGE, GATE = "judge_accuracy", "gate_accuracy"
 """Share of the real test images that the judge, or the gate, takes for their class. Overall, the mean over classes."""
+SEEN_AS = "seen_as_"
+"""And a class: share of the images of a class, real test ones (REAL) or an arm's first draws, that the judge takes for
+that one. Rows of a confusion matrix, whose n is the row's images."""
 ACCEPTANCE = "gate_acceptance"
-"""Share of first draws that the gate let pass."""
+"""Share of the first draws that the gate saw which it let pass."""
 FIRST_DRAW, AFTER_GATE = "first-draw", "after-gate"
 """Protocols of CONSISTENCY: as drawn; among the images that a gate let pass, which says little, being chosen so."""
 
@@ -73,7 +76,7 @@ def difference(one: Estimate, other: Estimate) -> Estimate:
 
 
 def consistency_figures(arms: Mapping[str, Features], real: Real, names: Sequence[str], protocol: str) -> list[Figure]:
-    """CONSISTENCY and EXCESS of each arm overall and a class; for FIRST_DRAW also JUDGE.
+    """CONSISTENCY and EXCESS of each arm overall and a class; for FIRST_DRAW also JUDGE and what SEEN_AS says.
 
     arms, real: the judge's probabilities [n, classes] as features, columns in the order of names. real.extractor: the
     judge's architecture. Overall the classes count alike, in arms and real images.
@@ -92,8 +95,11 @@ def consistency_figures(arms: Mapping[str, Features], real: Real, names: Sequenc
     figures = []
     if protocol == FIRST_DRAW:
         figures += [figure(JUDGE, found, trained_on, name, REAL, "single-split") for name, found in accuracy.items()]
+        figures += _seen(real.features["test"], names, REAL, "single-split", real)
     for arm, by_class in arms.items():
         drawn = {name: rows for name, rows in by_class.items() if name in held_out}
+        if protocol == FIRST_DRAW:
+            figures += _seen(drawn, names, arm, protocol, real)
         labels = np.concatenate([np.full(len(rows), names.index(name)) for name, rows in drawn.items()])
         agreement = recalls(np.concatenate(list(drawn.values())), labels, np.arange(len(labels)), names)
         for name, found in agreement.items():
@@ -104,18 +110,31 @@ def consistency_figures(arms: Mapping[str, Features], real: Real, names: Sequenc
     return figures
 
 
+def _seen(images: Features, names: Sequence[str], arm: str, protocol: str, real: Real) -> list[Figure]:
+    """SEEN_AS of each class of images and each of names; without interval, which of the agreement CONSISTENCY has."""
+    figures = []
+    for name, rows in images.items():
+        common = (len(rows), len(real.features["test"][name]), "test", protocol, real.extractor, name, arm)
+        for label, other in enumerate(names):
+            share = float((rows.argmax(1) == label).mean())
+            figures.append(Figure(f"{SEEN_AS}{other}", share, None, *common, real.frame, real.size))
+    return figures
+
+
 @dataclass(frozen=True)
 class GateCounts:
     """What the class gate did with the images of a class."""
 
     planned: int
     first: int
-    """First draws that it let pass, or that could not be drawn at all."""
+    """First draws that it let pass."""
     redrawn: int
     """Images that it let pass later."""
     spent: int
     """Images whose draws were all rejected, or whose redraw could not be drawn: quarantined."""
     draws: int
+    undrawn: int = 0
+    """Images that could not be drawn or encoded: quarantined without a word of the gate."""
 
 
 def gate_counts(commits: Sequence[Commit], attempts: int) -> dict[str, GateCounts]:
@@ -126,7 +145,10 @@ def gate_counts(commits: Sequence[Commit], attempts: int) -> dict[str, GateCount
         again = [one for commit in mine for one in commit.redrawn]
         planned, kept = sum(commit.count for commit in mine), sum(one.kept is not None for one in again)
         further = sum(min(len(one.rejected), attempts - 1) for one in again)
-        counts[name] = GateCounts(planned, planned - len(again), kept, len(again) - kept, planned + further)
+        judged = {one.image_id for one in again}
+        undrawn = sum(image_id not in judged for commit in mine for image_id, _ in commit.rejects)
+        first = planned - undrawn - len(again)
+        counts[name] = GateCounts(planned, first, kept, len(again) - kept, planned + further, undrawn)
     return counts
 
 
@@ -135,11 +157,13 @@ def gate_figures(
 ) -> list[Figure]:
     """ACCEPTANCE a class, and the mean over them; the gate's own accuracy on real test images, from its record."""
     tested, about = record["images"]["test"], (record["architecture"],)
-    passed = {name: Estimate(c.first / c.planned, wilson(c.first, c.planned)) for name, c in counts.items()}
-    planned = {CLASS_ALL: sum(c.planned for c in counts.values()), **{n: c.planned for n, c in counts.items()}}
+    seen = {name: c.planned - c.undrawn for name, c in counts.items() if c.planned > c.undrawn}
+    passed = {name: Estimate(counts[name].first / n, wilson(counts[name].first, n)) for name, n in seen.items()}
+    shown = {CLASS_ALL: mean(list(passed.values())), **passed} if passed else {}
     figures = []
-    for name, found in {CLASS_ALL: mean(list(passed.values())), **passed}.items():
-        common = (planned[name], tested, "test", FIRST_DRAW, *about, name, arm, frame, size)
+    for name, found in shown.items():
+        n = sum(seen.values()) if name == CLASS_ALL else seen[name]
+        common = (n, tested, "test", FIRST_DRAW, *about, name, arm, frame, size)
         figures.append(Figure(ACCEPTANCE, found.value, found.interval, *common))
     for name, found in record["test"].items():
         low, high = found["interval"]
@@ -180,10 +204,59 @@ def consistency_rows(figures: Sequence[Json]) -> tuple[list[str], list[list[str]
     for f in (f for f in figures if f["metric"] == CONSISTENCY):
         more = excess[f["arm"], f["protocol"], f["class"]]
         lost = "no" if more["value"] <= 0 else "yes" if more["interval"][0] > 0 else "perhaps"
+        if f["protocol"] == AFTER_GATE:
+            lost = NONE  # selected to agree: more agreement says nothing of the model
         cells = (_cell(f), _cell(own[f["class"]]), _cell(more, "+"), lost)
         rows.append([f["arm"], f["protocol"], f["class"], str(f["n"]), *cells])
     columns = ["arm", "protocol", "class", "n", "agreement [95 % interval]", "judge on real test images", "difference"]
     return [*columns, "lost diversity"], rows
+
+
+def confusions(figures: Sequence[Json]) -> str:
+    """What the judge sees, drawn: a matrix of real test images and one of each arm's first draws. Empty where figures
+    have no SEEN_AS, as those of before it was told."""
+    mine = [f for f in figures if f["metric"].startswith(SEEN_AS)]
+    arms = dict.fromkeys(f["arm"] for f in mine)
+    matrices = "".join(_confusion(arm, [f for f in mine if f["arm"] == arm]) for arm in arms)
+    said = (
+        "<p>Rows: the class that real images are of, or that was asked for; columns: the class that the judge sees. In "
+        "a cell: images, and their share of the row.</p>"
+    )
+    return f'{said}<div class="columns">{matrices}</div>' if matrices else ""
+
+
+def _confusion(arm: str, figures: Sequence[Json]) -> str:
+    """A matrix: a cell's count, its share of the row, and that share as shade; frames mark agreement."""
+    rows, columns = (
+        list(dict.fromkeys(names))
+        for names in ((f["class"] for f in figures), (f["metric"].removeprefix(SEEN_AS) for f in figures))
+    )
+    left, height = 24 + 6.6 * min(max(map(len, rows)), 16), 40
+    width = (400 - left) / len(columns)
+    drawn = text(0, 12, "true class" if arm == REAL else "asked for", "soft") + text(400, 12, "seen as", "soft", "end")
+    for i, name in enumerate(columns):
+        drawn += text(left + (i + 0.5) * width, 30, _short(name, int(width / 7)), "head", "middle")
+    for f in figures:
+        i, j = rows.index(f["class"]), columns.index(f["metric"].removeprefix(SEEN_AS))
+        x, y = left + j * width, 36 + i * height
+        box = f'x="{x + 1:.1f}" y="{y + 1:.1f}" width="{width - 2:.1f}" height="{height - 2:.1f}"'
+        frame = "currentColor" if rows[i] == columns[j] else "none"
+        drawn += f'<g class="c1"><rect {box} fill="currentColor" fill-opacity="{0.06 + 0.44 * f["value"]:.2f}" '
+        drawn += f'stroke="{frame}"/></g>'
+        drawn += text(x + width / 2, y + 18, f"{round(f['value'] * f['n']):,}", "head", "middle")
+        drawn += text(x + width / 2, y + 33, f"{f['value']:.2f}", anchor="middle")
+    for i, name in enumerate(rows):
+        drawn += text(left - 8, 36 + i * height + 24, _short(name, 16), "head", "end")
+    title = "Real test images" if arm == REAL else f"First draws of {arm}"
+    n = {f["class"]: f["n"] for f in figures}
+    parts = ", ".join(f"{name} {count:,}" for name, count in n.items())
+    legend = f"n = {sum(n.values()):,} ({parts}), seen by {figures[0]['extractor']}."
+    drawing = svg(400, 40 + height * len(rows), f"Classes that the judge sees: {title}", drawn)
+    return f"<figure><h3>{_e(title)}</h3>{drawing}<figcaption>{_e(legend)}</figcaption></figure>"
+
+
+def _short(name: str, most: int) -> str:
+    return name if len(name) <= most else f"{name[: max(most - 1, 1)]}…"
 
 
 def consistency_section(figures: Sequence[Json], gate: Json | None) -> str:
@@ -199,7 +272,8 @@ def consistency_section(figures: Sequence[Json], gate: Json | None) -> str:
             f"calibrated on validation images and tested on {own['n_reference']} real test images. Agreement is the "
             "share of first draws that it takes for their class, before any rejection. It errs on real images; where "
             "it errs less on drawn ones, these are easier than real ones: lost diversity (perhaps: the interval "
-            f"contains 0). Overall, the classes count alike.</p>{table(*rows)}"
+            "contains 0; –: after a gate, which selects images to agree). Overall, the classes count alike.</p>"
+            f"{table(*rows)}{confusions(figures)}"
         )
     return "".join([*parts, _gate(gate, figures) if gate else "", "</section>"])
 
@@ -219,8 +293,16 @@ def _gate(gate: Json, figures: Sequence[Json]) -> str:
 
 def gate_rows(gate: Json) -> tuple[list[str], list[list[str]]]:
     """(columns, rows) of what the class gate did with each class."""
-    rows = [[name, *map(str, counts.values())] for name, counts in gate["classes"].items()]
-    return ["class", "planned", "first draw passed", "later draw passed", "budget spent", "draws"], rows
+    columns = {
+        "planned": "planned",
+        "first": "first draw passed",
+        "redrawn": "later draw passed",
+        "spent": "budget spent",
+        "undrawn": "not drawn",
+        "draws": "draws",
+    }
+    rows = [[name, *(str(counts.get(c, NONE)) for c in columns)] for name, counts in gate["classes"].items()]
+    return ["class", *columns.values()], rows
 
 
 def copying_rows(figures: Sequence[Json]) -> tuple[list[str], list[list[str]]]:

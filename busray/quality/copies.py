@@ -189,6 +189,25 @@ def flagged(found: np.ndarray, limits: dict[str, tuple[float, Chance]]) -> np.nd
     return np.any([found[f"{kind}_score"] > limit for kind, (limit, _) in limits.items()], axis=0)
 
 
+# ---- how scores and distances lie -----------------------------------------------------------------------------------
+
+SPACES = {"image": "image_score", "lesion": "lesion_score", "features": "distance"}
+"""space -> its field of FOUND: the kinds' scores, higher is nearer; the distance by features, which decides nothing."""
+BINS = 50
+
+
+def bin_edges(held_out: np.ndarray) -> dict[str, np.ndarray]:
+    """space -> edges [BINS + 1] of histograms, from real images' FOUND rows: of scores from 0 to 1, of distances from 0
+    to twice the largest among them. A space in which nothing was looked for (no masks, no features) has none."""
+    found = {space: held_out[field] for space, field in SPACES.items() if held_out[field].any()}
+    return {space: np.linspace(0, 1 if space in KINDS else 2 * x.max(), BINS + 1) for space, x in found.items()}
+
+
+def histograms(found: np.ndarray, edges: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """space -> counts [BINS] of FOUND rows; what lies beyond the edges counts in the bin next to it."""
+    return {space: np.histogram(found[SPACES[space]].clip(ends[0], ends[-1]), ends)[0] for space, ends in edges.items()}
+
+
 # ---- planted copies -------------------------------------------------------------------------------------------------
 
 

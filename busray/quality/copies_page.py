@@ -1,10 +1,12 @@
 """The copy audit's part of report.html: what it found in words, its figures, the closest pairs side by side."""
 
 import base64
+import math
+from collections.abc import Sequence
 from html import escape as _e
 from typing import Any
 
-from busray.quality.page import folded, table
+from busray.quality.page import folded, scale, svg, table, text, ticks
 
 Json = dict[str, Any]
 NAMES = {
@@ -19,6 +21,14 @@ NAMES = {
     "auth_pct": "AuthPct, as a share (description only)",
     "c_t": "C_T; below 0: nearer to train than test images are (description only)",
 }
+SPACES = {
+    "image": ("The whole image", "score of the nearest training image (higher is nearer)"),
+    "lesion": ("The lesion", "score of the nearest training lesion (higher is nearer)"),
+    "features": ("Features", "distance to the nearest training image (smaller is nearer)"),
+}
+"""space -> title and axis of its plot"""
+TOP, BOTTOM = 40.0, 180.0
+"""Of a plot."""
 
 
 def audit_rows(figures: list[Json]) -> tuple[list[str], list[list[str]]]:
@@ -62,7 +72,79 @@ def copies_section(audit: Json, panels: bytes | None) -> str:
         "and lesions alone) and by features, are aligned with it and compared in fine detail. Thresholds are from real "
         "images that are in no training set.</p>"
         + table(*audit_rows(audit["figures"]))
+        + _spread(audit.get("spread") or {})
         + drawing
         + folded("The closest pairs", table(audit["closest"]["columns"], audit["closest"]["rows"], "words"))
         + "</section>"
     )
+
+
+def _spread(spaces: Json) -> str:
+    """A plot a space; empty for audits of before these were counted."""
+    plots = "".join(_space_plot(*SPACES[space], counted) for space, counted in spaces.items())
+    return f'<h3>Nearest training images</h3><div class="columns">{plots}</div>' if plots else ""
+
+
+def _space_plot(title: str, axis: str, counted: Json) -> str:
+    """Shares of real images held out (filled) and of the corpus (line) in each bin, with the threshold.
+
+    The shares' axis is logarithmic: a copy in a million images is to be seen.
+    """
+    real, ours, threshold = counted["held_out"], counted["corpus"], counted["threshold"]
+    width = (counted["ends"][1] - counted["ends"][0]) / len(real)
+    held = [counted["ends"][0] + i * width for i, both in enumerate(zip(real, ours, strict=True)) if any(both)]
+    low, high = min(held), max(held) + width
+    if threshold is not None:
+        low, high = min(low, threshold - width), max(high, threshold + width)
+    decades = math.ceil(math.log10(max(sum(real), sum(ours)))) or 1
+    x, y = scale(low, high, 52, 392), scale(-decades - 0.3, 0, BOTTOM, TOP)
+    marks = ""
+    for decade in range(-decades, 1):
+        marks += f'<path class="rule" d="M52 {y(decade):.1f}H392"/>'
+        marks += text(46, y(decade) + 4, f"{10.0**decade:g}", "soft", "end")
+    for t in ticks(low, high):
+        marks += text(x(t), BOTTOM + 16, f"{t:g}", "soft", "middle")
+    for colour, counts, fill in ((0, real, 0.3), (1, ours, 0.0)):
+        line = _steps(
+            [
+                (
+                    x(counted["ends"][0] + i * width),
+                    x(counted["ends"][0] + (i + 1) * width),
+                    y(math.log10(count / sum(counts))),
+                )
+                for i, count in enumerate(counts)
+                if count
+            ]
+        )
+        marks += f'<g class="c{colour}"><path stroke="currentColor" stroke-width="1.5" fill="currentColor" '
+        marks += f'fill-opacity="{fill}" d="{line}"/></g>'
+    marks += _key(52, 0, 0.3, "real, held out") + _key(170, 1, 0.0, "corpus")
+    if threshold is not None:
+        marks += f'<path class="floor" d="M{x(threshold):.1f} {TOP - 8}V{BOTTOM}"/>'
+        marks += text(
+            x(threshold), TOP - 12, f"threshold {threshold:.3f}", anchor="end" if x(threshold) > 220 else "start"
+        )
+    marks += text(222, BOTTOM + 34, axis, "soft", "middle")
+    decides = "Nothing is decided by it, so it has no threshold."
+    if threshold is not None:
+        decides = "What lies beyond the dashed line is a copy; a bin that the line cuts may hold both."
+    n = f"n = {sum(real):,} real images held out and {sum(ours):,} of the corpus"
+    legend = f"Share of images in a bin, on a logarithmic axis; {n}. {decides}"
+    drawing = svg(400, BOTTOM + 40, f"{title}: how near training images are", marks)
+    return f"<figure><h3>{title}</h3>{drawing}<figcaption>{legend}</figcaption></figure>"
+
+
+def _steps(bars: Sequence[tuple[float, float, float]]) -> str:
+    """The outline of bars (left, right, top), those that touch as one."""
+    path, at = "", None
+    for left, right, top in bars:
+        touches = at is not None and abs(left - at) < 0.01
+        path += f"V{top:.1f}" if touches else f"{'' if at is None else f'V{BOTTOM:g}'}M{left:.1f} {BOTTOM:g}V{top:.1f}"
+        path += f"H{right:.1f}"
+        at = right
+    return f"{path}V{BOTTOM:g}"
+
+
+def _key(left: float, colour: int, fill: float, words: str) -> str:
+    swatch = f'<rect x="{left}" y="3" width="14" height="10" fill="currentColor" fill-opacity="{fill}" '
+    return f'<g class="c{colour}">{swatch}stroke="currentColor" stroke-width="1.5"/></g>' + text(left + 20, 12, words)

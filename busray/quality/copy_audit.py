@@ -6,10 +6,20 @@ copying from a model that is merely poor (Stein et al. 2023, arXiv 2306.04675).
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from busray.quality.copies import FALSE_ALARMS, KINDS, METHOD, Chance, flagged, thresholds
+from busray.quality.copies import (
+    FALSE_ALARMS,
+    KINDS,
+    METHOD,
+    Chance,
+    bin_edges,
+    flagged,
+    histograms,
+    thresholds,
+)
 from busray.quality.neighbours import nearest, radii
 from busray.quality.readers import wilson
 from busray.records import CLASS_ALL, Figure
@@ -43,6 +53,10 @@ class Tally:
     limits: Mapping[str, tuple[float, Chance]]
     counts: Mapping[str, int]
     """class -> images of the corpus."""
+    edges: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """space -> edges of its histogram."""
+    spread: dict[str, np.ndarray] = field(default_factory=dict)
+    """space -> counts of the corpus's images."""
     images: int = 0
     copies: int = 0
     closest: list[Sighting] = field(default_factory=list)
@@ -53,6 +67,8 @@ class Tally:
         """Count rows of FOUND of one class."""
         self.images += len(found)
         self.copies += int(flagged(found, dict(self.limits)).sum())
+        for space, counts in histograms(found, dict(self.edges)).items():
+            self.spread[space] = self.spread.get(space, 0) + counts
         for kind, (limit, _) in self.limits.items():
             excess = found[f"{kind}_score"] - limit
             for i in np.nonzero(excess > 0)[0]:
@@ -100,7 +116,7 @@ class Evidence:
 
 def tally(held_out: np.ndarray, counts: Mapping[str, int], shards: Iterable[tuple[str, np.ndarray]]) -> Tally:
     """Count (class, FOUND rows) of a corpus, with thresholds from real images held out."""
-    result = Tally(thresholds(held_out, sum(counts.values())), counts)
+    result = Tally(thresholds(held_out, sum(counts.values())), counts, bin_edges(held_out))
     for class_name, found in shards:
         result.add(class_name, found)
     return result
@@ -152,6 +168,21 @@ def audit_sentences(of: Evidence) -> list[str]:
             f"among those {of.inside[1]}."
         )
     return said
+
+
+def audit_spread(of: Evidence) -> dict[str, dict[str, Any]]:
+    """space -> the ends of its histograms, their counts of real images held out and of the corpus, and the threshold
+    (None where none is): the same few numbers whatever the corpus's size."""
+    held_out = histograms(of.held_out, dict(of.tally.edges))
+    return {
+        space: {
+            "ends": [float(edges[0]), float(edges[-1])],
+            "threshold": of.tally.limits[space][0] if space in of.tally.limits else None,
+            "held_out": held_out[space].tolist(),
+            "corpus": of.tally.spread[space].tolist(),
+        }
+        for space, edges in of.tally.edges.items()
+    }
 
 
 # ---- description only -----------------------------------------------------------------------------------------------

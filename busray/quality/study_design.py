@@ -65,7 +65,7 @@ def study_arms(ratios: Sequence[float], gated: bool = False) -> list[Arm]:
         Arm(f"pretrained@{most:g}", (first, then)),
         Arm("real+classical", (Diet(True, augmentation="classical"),)),
         Arm("real+balanced", (Diet(True, balanced=True),)),
-        Arm("real+repeated", (Diet(True, repeated=most),)),
+        Arm(f"real+repeated@{most:g}", (Diet(True, repeated=most),)),
     ]
 
 

@@ -46,8 +46,19 @@ FIGURES = [
     figure("fid_floor", "real", 62.7),
     figure("recall", "lora+ti+refine", 0.4),
     figure("fd-texture", "lora+ti+refine", 5.5, extractor="texture-1"),
-    figure("copied", "lora+ti+refine", 0.015625),
+    figure("lesion_found", "lora+ti+refine", 0.015625),
 ]
+
+
+def model(metric: str, arm: str, protocol: str, value: float) -> dict[str, Any]:
+    return figure(metric, arm, value, protocol=protocol, extractor="cnn", interval=[value - 0.1, value + 0.1])
+
+
+def audit(copies: int = 0) -> dict[str, Any]:
+    """As busray.cluster.audit writes it, of the six images of shards()."""
+    said = f"Copies: {copies} of 6 images copy one of 17 training images ({copies} copied)."
+    found = figure("copies", "lora+ti+refine", copies / 6, protocol="copy-audit", n=6, extractor="aligned-1")
+    return {"sentences": [said, "Found of planted copies: blurred 100%."], "figures": [found], "closest": {}}
 
 
 def report(repository: str = "tiny", revision: str | None = None, figures: Any = FIGURES) -> dict[str, Any]:
@@ -72,6 +83,8 @@ def report(repository: str = "tiny", revision: str | None = None, figures: Any =
         },
         "corpus": {"committed": 6},
         "figures": list(figures),
+        "audit": None,
+        "study": None,
     }  # fmt: skip
 
 
@@ -158,8 +171,57 @@ def test_other_arms_and_the_mixture_are_not_this_corpus() -> None:
 def test_without_figures_of_this_corpus_nothing_counts_as_measured() -> None:
     text = card(report=report(figures=[FIGURES[2], FIGURES[4]]))
     assert "62.7" not in text
-    for name in ("Congruence", "Coverage", "Further evidence"):
+    for name in ("Congruence", "Coverage"):
         assert section(text, name).rstrip().endswith("Not measured.")
+    assert section(text, "Further evidence").count("Not measured.") == 2
+
+
+def test_copies_that_the_audit_found_stand_in_the_card() -> None:
+    told = section(card(report={**report(), "audit": audit(2)}), "Compliance")
+    assert "- Copies: 2 of 6 images copy one of 17 training images (2 copied).\n" in told
+    assert "- Found of planted copies: blurred 100%.\n" in told
+    assert "Not audited" not in told and "earlier state" not in told
+
+
+def test_an_audit_of_fewer_images_than_the_corpus_has_now_says_so() -> None:
+    told = section(card(report={**report(), "audit": audit()}, shards=shards(40, 2)), "Compliance")
+    assert "- The audit is of an earlier state of this corpus (6 of 42 images)" in told
+
+
+def test_what_was_neither_audited_nor_studied_is_said_not_to_be() -> None:
+    assert "Not audited" in section(card(), "Compliance")
+    assert "Not studied" in section(card(), "Further evidence")
+
+
+def test_the_studys_sentences_stand_in_the_card() -> None:
+    study = {"sentences": ["Primary comparison, declared beforehand: x.", "Single split: y."], "figures": []}
+    told = section(card(report={**report(), "study": study}), "Further evidence")
+    assert "- Primary comparison, declared beforehand: x.\n- Single split: y.\n" in told
+    assert "Not studied" not in told
+
+
+def test_what_the_judge_the_gate_and_the_segmenter_found_stands_in_the_card() -> None:
+    figures = [
+        *(figure("fid", arm, 1.5) for arm in ("lora+ti+refine+gate", "lora+ti+refine")),
+        model("class_consistency", "lora+ti+refine", "first-draw", 0.3125),
+        model("class_consistency", "base", "first-draw", 0.777),
+        model("class_consistency", "lora+ti+refine+gate", "after-gate", 0.4375),
+        model("judge_accuracy", "real", "single-split", 0.5625),
+        figure("seen_as_benign", "real", 0.123, protocol="single-split"),
+        model("lesion_dice", "real", "single-split", 0.6875),
+        figure("lesion_area_distance_floor", "real val", 0.0625, protocol="real-against-real"),
+    ]
+    gate = {"format": "parquet", "gate": {"architecture": "efficientnet-lite0"}}
+    told = section(card(report=report(figures=figures), config=config(corpus=gate)), "Further evidence")
+    for row in (
+        "| class_consistency | all | lora+ti+refine | 0.3125 | 0.2125 to 0.4125 | 31 | 17 test | first-draw |",
+        "| class_consistency | all | lora+ti+refine+gate | 0.4375 | 0.3375 to 0.5375 | 31 | 17 test | after-gate |",
+        "| judge_accuracy | all | real | 0.5625 |",
+        "| lesion_dice | all | real | 0.6875 |",
+        "| lesion_area_distance_floor | all | real val | 0.0625 |",
+    ):
+        assert row in told
+    assert "0.777" not in told and "seen_as" not in told
 
 
 def test_a_corpus_that_has_grown_since_it_was_measured_says_so() -> None:

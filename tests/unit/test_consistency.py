@@ -13,7 +13,9 @@ from busray.quality.consistency import (
     FIRST_DRAW,
     GATE,
     JUDGE,
+    SEEN_AS,
     GateCounts,
+    confusions,
     consistency_figures,
     consistency_rows,
     consistency_section,
@@ -119,6 +121,38 @@ def test_agreement_stands_beside_the_judges_own_accuracy_with_what_both_are_of()
     assert (one.extractor, one.frame, one.size) == ("cnn", "letterbox", 128)
 
 
+def test_what_the_judge_sees_is_counted_by_class_for_real_images_and_first_draws() -> None:
+    arms = {"lora+ti": {"benign": said(*[0] * 15, *[1] * 5), "malignant": said(*[1] * 10, *[0] * 10)}}
+    figures = consistency_figures(arms, real(*SEVEN_OF_TEN), NAMES, FIRST_DRAW)
+    cells = {
+        (f.arm, f.class_name, f.metric.removeprefix(SEEN_AS)): (round(f.value * f.n), f.n, f.protocol)
+        for f in figures
+        if f.metric.startswith(SEEN_AS)
+    }
+    assert cells == {
+        ("real", "benign", "benign"): (7, 10, "single-split"),
+        ("real", "benign", "malignant"): (3, 10, "single-split"),
+        ("real", "malignant", "benign"): (3, 10, "single-split"),
+        ("real", "malignant", "malignant"): (7, 10, "single-split"),
+        ("lora+ti", "benign", "benign"): (15, 20, "first-draw"),
+        ("lora+ti", "benign", "malignant"): (5, 20, "first-draw"),
+        ("lora+ti", "malignant", "benign"): (10, 20, "first-draw"),
+        ("lora+ti", "malignant", "malignant"): (10, 20, "first-draw"),
+    }
+
+
+def test_the_page_draws_a_matrix_of_real_images_and_of_each_arm_with_counts_and_n() -> None:
+    drawn = {"benign": said(*[0] * 1500, *[1] * 500), "malignant": said(*[1] * 20)}
+    figures = [f.to_dict() for f in consistency_figures({"<b>": drawn}, real(*SEVEN_OF_TEN), NAMES, FIRST_DRAW)]
+    page = consistency_section(figures, None)
+    assert page.count("<svg") == 2 and "First draws of &lt;b&gt;" in page
+    for words in ("n = 20 (benign 10, malignant 10)", "n = 2,020 (benign 2,000, malignant 20)", ">1,500<", ">0.25<"):
+        assert words in page
+    assert (
+        confusions([f for f in figures if not f["metric"].startswith(SEEN_AS)]) == ""
+    )  # a report of before it was told
+
+
 def test_after_the_gate_the_judge_is_not_scored_again() -> None:
     arms = {"lora+ti+gate": {"benign": said(*[0] * 5)}}
     figures = consistency_figures(arms, real(*SEVEN_OF_TEN), NAMES, AFTER_GATE)
@@ -149,6 +183,14 @@ def test_agreement_above_real_accuracy_is_flagged_as_lost_diversity_and_how_sure
     )
 
 
+def test_images_that_a_gate_selected_to_agree_say_nothing_of_lost_diversity() -> None:
+    chosen = {"benign": said(*[0] * 95), "malignant": said(*[1] * 95)}
+    before = consistency_figures({"lora+ti": chosen}, real(*SEVEN_OF_TEN), NAMES, FIRST_DRAW)
+    after = consistency_figures({"lora+ti+gate": chosen}, real(*SEVEN_OF_TEN), NAMES, AFTER_GATE)
+    _, rows = consistency_rows([f.to_dict() for f in before + after])
+    assert {(row[1], row[-1]) for row in rows} == {(FIRST_DRAW, "yes"), (AFTER_GATE, "–")}
+
+
 def test_nothing_is_said_of_arms_that_were_not_judged() -> None:
     assert consistency_sentences([]) == [] and consistency_section([], None) == ""
 
@@ -177,20 +219,30 @@ RECORD = {
 
 def test_draws_are_counted_from_the_records() -> None:
     counts = gate_counts([COMMIT, replace(COMMIT, first=10, redrawn=(), rejects=())], attempts=3)
-    assert counts == {"benign": GateCounts(planned=20, first=17, redrawn=2, spent=1, draws=20 + 1 + 2 + 2)}
+    assert counts == {"benign": GateCounts(planned=20, first=16, redrawn=2, spent=1, draws=20 + 1 + 2 + 2, undrawn=1)}
 
 
 def test_the_gates_figures_say_how_many_first_draws_passed_and_how_good_it_is_itself() -> None:
     figures = gate_figures(gate_counts([COMMIT], 3), RECORD, "lora+ti", "letterbox", 128)
     passed = found(figures, ACCEPTANCE, "benign")
-    assert (passed.value, passed.interval, passed.n) == (0.7, wilson(7, 10), 10)
+    assert (passed.value, passed.interval, passed.n) == (6 / 9, wilson(6, 9), 9)  # b-6 never came before the gate
     own = found(figures, GATE, "all", "real")
     assert (own.value, own.interval, own.n, own.n_reference) == (0.8, (0.6, 0.9), 50, 20)
 
 
+def test_a_class_of_which_nothing_came_before_the_gate_has_no_acceptance() -> None:
+    none = gate_counts([replace(COMMIT, count=1, rows=0, rejects=(("b-0", "not finite"),), redrawn=())], 3)
+    assert not any(f.metric == ACCEPTANCE for f in gate_figures(none, RECORD, "lora+ti", "letterbox", 128))
+    both = gate_figures({**none, "malignant": GateCounts(4, 3, 1, 0, 5)}, RECORD, "lora+ti", "letterbox", 128)
+    assert {f.class_name: f.value for f in both if f.metric == ACCEPTANCE} == {"all": 0.75, "malignant": 0.75}
+
+
 def test_the_page_names_the_gate_its_accuracy_and_what_became_of_each_class() -> None:
     gate = {**RECORD, "threshold": 0.5, "attempts": 3}
-    counts = GateCounts(20, 17, 2, 1, 25)
+    counts = GateCounts(20, 16, 2, 1, 25, undrawn=1)
     page = consistency_section([], {**gate, "classes": {"<b>": counts.__dict__}})
+    assert "<td>16</td><td>2</td><td>1</td><td>1</td><td>25</td>" in page
+    old = {key: value for key, value in counts.__dict__.items() if key != "undrawn"}  # a report of before it was told
+    assert "<td>1</td><td>–</td><td>25</td>" in consistency_section([], {**gate, "classes": {"<b>": old}})
     assert "trained on 50 real training images" in page and "all 0.80 [0.60, 0.90]" in page
     assert "&lt;b&gt;" in page and "<td>25</td>" in page

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu
 
-from busray.quality.copies import FALSE_ALARMS, FOUND, KINDS
+from busray.quality.copies import BINS, FALSE_ALARMS, FOUND, KINDS, bin_edges, histograms
 from busray.quality.copies_page import audit_rows, copies_section, of_now
 from busray.quality.copy_audit import (
     CLOSEST,
     Evidence,
     audit_figures,
     audit_sentences,
+    audit_spread,
     auth_pct,
     c_t,
     closest_rows,
@@ -96,6 +97,28 @@ def test_the_order_of_shards_changes_nothing(rng: np.random.Generator) -> None:
     assert (one.copies, one.copied) == (other.copies, other.copied)
 
 
+def test_every_image_counts_in_the_histograms_and_a_copy_lies_beyond_the_threshold(rng: np.random.Generator) -> None:
+    of = evidence(rng, {4_321: 5})
+    spread = audit_spread(of)
+    assert set(spread) == {"image", "lesion"}  # nothing was looked for by features
+    for counted in spread.values():
+        assert (sum(counted["held_out"]), sum(counted["corpus"])) == (300, 10_000)
+    image = spread["image"]
+    assert image["threshold"] == of.tally.limits["image"][0]
+    beyond = np.linspace(*image["ends"], len(image["corpus"]) + 1)[:-1] > image["threshold"]
+    assert np.array(image["corpus"])[beyond].sum() == 1 and not np.array(image["held_out"])[beyond].any()
+
+
+def test_distances_are_counted_up_to_twice_the_largest_of_real_images_and_farther_ones_in_the_last_bin(
+    rng: np.random.Generator,
+) -> None:
+    held_out, drawn = rows(rng, 4), rows(rng, 3)
+    held_out["distance"], drawn["distance"] = (1.0, 2.0, 3.0, 5.0), (0.0, 5.0, 99.0)
+    edges = bin_edges(held_out)
+    assert (edges["features"][0], edges["features"][-1]) == (0, 10)
+    assert np.nonzero(histograms(drawn, edges)["features"])[0].tolist() == [0, BINS // 2, BINS - 1]
+
+
 def test_auth_pct_is_that_of_a_brute_force_loop(rng: np.random.Generator) -> None:
     images, train = rng.normal(size=(40, 3)), rng.normal(size=(25, 3))
     authentic = 0
@@ -140,6 +163,10 @@ def test_the_page_shows_verdict_figures_and_pairs_and_escapes_names(rng: np.rand
     figures = [f.to_dict() for f in audit_figures(of)]
     part = {"sentences": audit_sentences(of), "figures": figures, "closest": {"columns": columns, "rows": pairs}}
     page = copies_section(part, b"png")
+    assert "<svg" not in page  # an audit of before histograms were counted
+    drawn = copies_section({**part, "spread": audit_spread(of)}, None)
+    assert drawn.count("<svg") == drawn.count("n = 300 real images held out and 10,000 of the corpus") == 2
+    assert f"threshold {of.tally.limits['image'][0]:.3f}<" in drawn
     assert "1 of 10,000" in page and "&lt;b&gt;.png" in page and "<b>.png" not in page
     assert "data:image/png;base64," in page
     assert copies_section({}, None) == ""

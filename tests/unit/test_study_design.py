@@ -45,8 +45,15 @@ def test_arms_are_real_synthetic_and_mixed_at_each_ratio_pretrained_and_three_co
         "pretrained@1",
         "real+classical",
         "real+balanced",
-        "real+repeated",
+        "real+repeated@1",
     ]
+
+
+def test_arms_of_one_name_are_fed_alike_whatever_the_other_ratios() -> None:
+    """Their names are those of their stored trainings."""
+    few, more = ({arm.name: arm.diets for arm in study_arms(ratios)} for ratios in ((0.5,), (0.5, 2.0)))
+    same = few.keys() & more.keys()
+    assert {name: few[name] for name in same} == {name: more[name] for name in same}
 
 
 def test_a_gated_corpus_has_each_mixture_without_the_gate_too_and_all_other_arms_as_they_were() -> None:
