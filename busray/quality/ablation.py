@@ -64,15 +64,26 @@ def reconstruction_figures(
 ) -> list[Figure]:
     """arm_figures of real images that the autoencoder encoded and decoded, units their labels of independent draws.
 
-    Of VAE the distances alone, without intervals: an image and its own reconstruction are not independent, which the
-    intervals, the permutations, the classifier's halves and a line through 1/n all take them to be.
+    Of VAE the Frechet distance alone, without interval: an image and its own reconstruction are not independent, which
+    the intervals, the permutations, the classifier's halves and a line through 1/n all take them to be. Nor has it a
+    kernel distance: the kernels of images with their own reconstructions would make it negative for a perfect
+    autoencoder. The Frechet distance's spread is over parts that must be independent: none where units repeat.
     """
-    made = [f for f in arm_figures(arms, real, reference, [], units) if f.protocol == "synthetic-only"]
-    figures = [replace(f, protocol=RECONSTRUCTION) for f in made if f.arm != VAE]
-    for f in made:
-        if f.arm == VAE and f.metric in distance_names(real.extractor):
-            figures.append(replace(f, protocol=RECONSTRUCTION, interval=None, replicates=None))
+    distance, _ = distance_names(real.extractor)
+    figures = []
+    for f in arm_figures(arms, real, reference, [], units):
+        if f.protocol != "synthetic-only" or (f.arm == VAE and f.metric != distance):
+            continue
+        made = replace(f, protocol=RECONSTRUCTION)
+        if f.metric == distance and (f.arm == VAE or _repeat(units[f.arm], f.class_name)):
+            made = replace(made, interval=None, replicates=None)
+        figures.append(made)
     return figures
+
+
+def _repeat(units: Mapping[str, np.ndarray], name: str) -> bool:
+    """Whether images of the class, or of any for CLASS_ALL, share a unit."""
+    return any(len(np.unique(labels)) < len(labels) for c, labels in units.items() if name in (c, CLASS_ALL))
 
 
 def median_interval(values: np.ndarray) -> tuple[float, float] | None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -212,21 +213,36 @@ def test_too_few_values_have_no_interval_and_very_many_have_one() -> None:
     assert 49_600 < low < 50_000 < high < 50_400
 
 
-def through_the_autoencoder(real: Real, arm: str, split: str, n: int) -> list[Figure]:
-    images = {name: rows[:n] + 0.1 * draws(n, 7) for name, rows in real.features[split].items()}
+def through_the_autoencoder(real: Real, arm: str, split: str, n: int, noise: float = 0.1) -> list[Figure]:
+    images = {name: rows[:n] + noise * draws(n, 7) for name, rows in real.features[split].items()}
     units = {name: labels[:n] for name, labels in real.units[split].items()}
     return reconstruction_figures({arm: images}, real, "test", {arm: units})
 
 
-def test_the_references_own_images_through_the_autoencoder_have_distances_and_no_inference(real: Real) -> None:
-    """An image and its reconstruction are not independent: no interval, no p-value and no AUC holds for them."""
+def test_the_references_own_images_through_the_autoencoder_have_a_frechet_distance_alone(real: Real) -> None:
+    """An image and its reconstruction are not independent: no interval, kernel distance or AUC holds for them."""
     itself, others = (through_the_autoencoder(real, *arm) for arm in (("vae", "test", 14), ("vae-train", "train", 14)))
     assert {f.protocol for f in itself + others} == {"reconstruction"}
-    assert {f.metric for f in itself} == {"fid", "kid"} and {f.class_name for f in itself} == {"all", "b", "m"}
+    assert {f.metric for f in itself} == {"fid"} and {f.class_name for f in itself} == {"all", "b", "m"}
     assert all(f.interval is None and f.replicates is None for f in itself)
     assert {"kid_p_value", "told_apart_auc", "recall"} < {f.metric for f in others}
     assert of(others, "kid", "vae-train").interval and of(others, "fid", "vae-train").interval
     assert of(itself, "fid", "vae").value < of(others, "fid", "vae-train").value
+
+
+def test_a_perfect_autoencoder_has_no_distance_below_that_of_the_images_to_themselves(real: Real) -> None:
+    perfect = through_the_autoencoder(real, "vae", "test", 14, noise=0.0)
+    assert perfect and all(f.value == pytest.approx(0, abs=1e-5) for f in perfect)
+
+
+def test_fid_of_decoded_real_images_of_shared_units_has_no_spread_over_parts(real: Real) -> None:
+    """Images 0 and 1 of class b are one patient's; those of class m are each on their own."""
+    twins = {**real.units["train"], "b": np.maximum(real.units["train"]["b"], 1)}
+    made = through_the_autoencoder(replace(real, units={**real.units, "train": twins}), "vae-train", "train", 14)
+    fid = {f.class_name: f for f in made if f.metric == "fid"}
+    assert fid["m"].interval is not None and fid["m"].replicates == 5
+    assert [(fid[name].interval, fid[name].replicates) for name in ("all", "b")] == [(None, None)] * 2
+    assert of(made, "kid", "vae-train").interval is not None
 
 
 def test_no_verdict_is_on_the_autoencoder(real: Real) -> None:
@@ -315,7 +331,8 @@ def test_the_page_is_whole_and_escaped_and_shows_every_arm_and_configuration(rep
 def test_tables_leave_blank_what_the_autoencoder_has_no_figure_of(report: dict) -> None:
     columns, rows = metrics_rows(compared(report))
     vae, train = (next(row for row in rows if row[0] == arm) for arm in ("vae", "vae-train"))
-    assert vae[1] == "reconstruction" and "[" not in "".join(vae) and vae[columns.index("AUC [95 % interval]")] == "–"
+    assert vae[1] == "reconstruction" and "[" not in "".join(vae)
+    assert [vae[columns.index(f"{name} [95 % interval]")] for name in ("KID x 1000", "AUC")] == ["–", "–"]
     assert "[" in train[columns.index("AUC [95 % interval]")]
     assert "vae" in {row[1] for row in class_rows(compared(report))[1]}
     assert {"vae", "vae-train"} & {row[1] for row in neighbour_rows(compared(report))[1]} == {"vae-train"}
