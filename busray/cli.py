@@ -539,6 +539,8 @@ def _print_ablation(report: dict[str, Any]) -> None:
     for metric in ("fid", "kid"):
         heading = f"{headed(metric)} against {ablation['reference']} images, synthetic-only where nothing else is said"
         print_table(heading, *narrow_rows(figures, metric))
+    for note in ablation["notes"]:
+        print(note)
     overall = [f for f in figures if (f["class"], f["extractor"]) == ("all", INCEPTION)]
     print_table("Seed-paired KID differences", *difference_rows(overall))
     print_table("Copying and class drift", *nearness_rows(figures, ablation["arms"], ablation["held_out"]))

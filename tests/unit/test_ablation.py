@@ -22,6 +22,7 @@ from busray.quality.ablation import (
     median_interval,
     nearness_figures,
     nearness_rows,
+    notes,
     reconstruction_figures,
     sentences,
     sweep_rows,
@@ -279,6 +280,7 @@ def report(real: Real) -> dict[str, Any]:
             "reference": "test",
             "sweep_reference": "val",
             "held_out": "test",
+            "notes": notes(arms, "lora+ti+refine"),
             "curves": of_sweeps,
             "configurations": [{"arm": "base", "steps": 20, "strength": None}, {"arm": "<b>", "strength": 0.5}],
         },
@@ -338,16 +340,37 @@ def test_tables_leave_blank_what_the_autoencoder_has_no_figure_of(report: dict) 
     assert {"vae", "vae-train"} & {row[1] for row in neighbour_rows(compared(report))[1]} == {"vae-train"}
 
 
-def test_sentences_say_the_fall_of_fid_on_both_protocols_and_the_best_of_the_sweep(report: dict) -> None:
+def test_sentences_say_the_fall_of_fid_against_test_images_and_the_best_of_the_sweep(report: dict) -> None:
     said = "\n".join(report["verdicts"])
     by = {f["arm"]: f["value"] for f in compared(report) if f["metric"] == "fid" and f["class"] == "all"
           and f["protocol"] == "synthetic-only"}  # fmt: skip
     change = 100 * (by["lora+ti+refine"] / by["base"] - 1)
-    assert f"synthetic-only: {by['base']:.1f} to {by['lora+ti+refine']:.1f}, {change:+.0f} %" in said
-    assert "paper-mixture: " in said
+    against = "synthetic-only, against 28 test images (n 24)"
+    assert f"{against}: {by['base']:.1f} to {by['lora+ti+refine']:.1f}, {change:+.0f} %." in said
+    assert "against 28 test images" in next(line for line in report["verdicts"] if "autoencoder" in line)
     kids = {f["arm"]: f["value"] for f in report["figures"]
             if (f["metric"], f["reference"], f["class"]) == ("kid", "val", "all")}  # fmt: skip
     assert f"{min(kids, key=lambda arm: kids[arm])} has the lowest KID" in said
+
+
+def test_the_fall_of_fid_in_the_mixture_is_a_note_beside_the_tables_and_no_verdict(report: dict) -> None:
+    assert not any("paper-mixture" in sentence for sentence in report["verdicts"])
+    (note,) = report["ablation"]["notes"]
+    assert note.startswith("FID from base to lora+ti+refine, paper-mixture, against 108 real images (n 132): ")
+    assert note.endswith("No verdict: the real images stand on both sides.")
+    assert note in Page(ablation_html(report, {})).text
+
+
+@pytest.mark.parametrize("reference", ["val", "train", "all"])
+def test_the_fall_of_fid_is_no_verdict_where_the_reference_is_not_test(real: Real, reference: str) -> None:
+    drawn = {arm: {"b": draws(8, 1, shift), "m": draws(8, 2, shift)} for arm, shift in (("base", 1.0), ("lora", 0.5))}
+    arms = arm_figures(drawn, real, reference)
+    assert sentences(arms, [], "lora", "val") == []
+    first, second = notes(arms, "lora")
+    n = sum(len(sample.units) for sample in real.split(reference).values())
+    named = "real" if reference == "all" else reference
+    assert f"synthetic-only, against {n} {named} images" in first and first.endswith("only test images carry one.")
+    assert "paper-mixture" in second
 
 
 def test_rows_have_a_cell_for_each_column(report: dict) -> None:
