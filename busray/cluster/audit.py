@@ -81,8 +81,8 @@ class Hunt:
     features: str | None = None
 
 
-def audit(run: Run) -> tuple[list[Figure], list[str], int]:
-    """(figures, sentences, images that copy a training image); audit.json, its panels and the report's part anew."""
+def audit(run: Run) -> tuple[list[Figure], list[str], bool]:
+    """(figures, sentences, whether it passes: Evidence.passes); audit.json, its panels and the report's part anew."""
     store, extractor = run.store, next(iter(run.extractors))
     commits = [c for c in in_threads(partial(read_commit, store), committed_shards(store)) if c.rows]
     if not commits:
@@ -108,6 +108,7 @@ def audit(run: Run) -> tuple[list[Figure], list[str], int]:
     of = Evidence(
         tally(real_rows, counts, ((c.class_name, _found(hunt)) for c, hunt in zip(commits, corpus))),
         real_rows,
+        _held_out_units(run, extractor),
         {name: _found(hunt) for name, hunt in copies.items()},
         _inside(store, commits),
         len(run.dataset.train),
@@ -128,7 +129,7 @@ def audit(run: Run) -> tuple[list[Figure], list[str], int]:
     store.replace(AUDIT_PANELS, _panels(run, commits, of.tally.closest))
     store.replace(AUDIT_JSON, to_json(part))
     add_to_report(run, "audit", part)
-    return figures, sentences, of.tally.copies
+    return figures, sentences, of.passes
 
 
 # ---- what is held against the training images -----------------------------------------------------------------------
@@ -170,6 +171,12 @@ def _held_out(run: Run, identity: str, extractor: str) -> list[Hunt]:
             boxes = _boxes(run, images)
             hunts.append(Hunt(Piece(run.store, found, pixels=pixels, boxes=boxes, images=len(images)), key))
     return hunts
+
+
+def _held_out_units(run: Run, extractor: str) -> np.ndarray:
+    """Labels of independent draws of _held_out's images, in their order."""
+    blocks = real_blocks(run, extractor)
+    return np.array([image.unit for _, split, _, images in blocks if split != "train" for image in images])
 
 
 def _planted(run: Run, identity: str) -> dict[str, Hunt]:
