@@ -32,7 +32,7 @@ COMMANDS = {
     "evaluate": "compare the config's arms with the real images and write the report",
     "ablate": "compare base, LoRA, textual inversion and both, each also refined, and sweep strength and guidance",
     "study": "train classifiers with and without a finished run's synthetic images and test them on real ones",
-    "audit": "look for copies of training images in a run's corpus; exit status 1 where there is one",
+    "audit": "look for copies of training images in a run's corpus; exit status 1 unless there is none",
     "reproduce": "make one image of a run again and compare its pixels",
     "card": "write a run's data-set card; --card.license, .source, .ethics and .contact state what it says",
     "readers": "a blinded reader study: real and synthetic images to be told apart, and the score of a returned sheet",
@@ -305,14 +305,14 @@ def _audit(options: argparse.Namespace, flags: list[str]) -> int:
         from busray.cluster.audit import audit
         from busray.cluster.pipeline import timed
 
-        figures, sentences, copies = timed(run, "audit", lambda: audit(run))
+        figures, sentences, passes = timed(run, "audit", lambda: audit(run))
     from busray.quality.copies_page import audit_rows
     from busray.records import AUDIT_JSON
 
     print_table("Copies of training images", *audit_rows([figure.to_dict() for figure in figures]))
     print("\n".join(sentences))
     print(f"figures: {options.run.rstrip('/')}/{AUDIT_JSON}")
-    return 1 if copies else 0
+    return 0 if passes else 1
 
 
 def _reopen(url: str, flags: list[str], tell: Any, *, needs_inception: bool = False, writes: bool = False) -> Any:
@@ -542,6 +542,8 @@ def _print_ablation(report: dict[str, Any]) -> None:
     for metric in ("fid", "kid"):
         heading = f"{headed(metric)} against {ablation['reference']} images, synthetic-only where nothing else is said"
         print_table(heading, *narrow_rows(figures, metric))
+    for note in ablation["notes"]:
+        print(note)
     overall = [f for f in figures if (f["class"], f["extractor"]) == ("all", INCEPTION)]
     print_table("Seed-paired KID differences", *difference_rows(overall))
     print_table("Copying and class drift", *nearness_rows(figures, ablation["arms"], ablation["held_out"]))

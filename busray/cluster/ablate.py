@@ -31,7 +31,7 @@ from busray.data.frame import content_box
 from busray.data.prepare import load_images
 from busray.identity import fingerprint
 from busray.model.checkpoints import commit_adapters, read_adapters
-from busray.quality.ablation import VAE, ablation_html, nearness_figures, reconstruction_figures, sentences
+from busray.quality.ablation import VAE, ablation_html, nearness_figures, notes, reconstruction_figures, sentences
 from busray.quality.contact_sheet import contact_sheet
 from busray.quality.figures import OTHER, arm_figures, verdicts
 from busray.quality.tables import figures_csv
@@ -306,6 +306,7 @@ def _report(run: Run, found: list[Opened], arms: list[Figure], sweep: list[Figur
             "reference": reference,
             "sweep_reference": SWEEP_REFERENCE,
             "held_out": _held_out(reference),
+            "notes": notes(arms, refined),
             "curves": curves(run.config, _parts(found)),
             "configurations": _configurations(run, found),
         },

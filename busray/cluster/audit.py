@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 
 from busray.cluster.board import stopped, supervised, this_worker, watched
 from busray.cluster.evaluate import (
+    BOX,
     Piece,
     extract,
     features,
@@ -29,14 +30,14 @@ from busray.cluster.evaluate import (
 from busray.cluster.pipeline import add_to_report
 from busray.cluster.run import Run
 from busray.cluster.session import session, use_threads
-from busray.corpus.arms import Source, released_arm
+from busray.corpus.arms import Source, gated_arm, released_arm
 from busray.corpus.commit import committed_shards, in_threads, read_commit, read_rows
-from busray.corpus.encode import png_bytes
+from busray.corpus.encode import png_bytes, png_pixels
 from busray.data.align import aligned_pairs, shrink
 from busray.data.check import ALIGNED
 from busray.data.frame import content_box
 from busray.data.prepare import load_images, load_masks
-from busray.identity import fingerprint, seed_for, sha256_bytes
+from busray.identity import bottom_k, draw_id, fingerprint, seed_for, sha256_bytes
 from busray.quality.contact_sheet import contact_sheet
 from busray.quality.copies import METHOD, Originals, planted, unpadded
 from busray.quality.copy_audit import (
@@ -63,11 +64,12 @@ from busray.records import (
     found_key,
     to_json,
 )
+from busray.storage import Store
 
 PLANTED = 24
 """Training images that copies are made of."""
 INSIDE = 500
-"""Images at most that are compared with each other: of whole shards, chosen by their digests."""
+"""Images at most that are compared with each other, sampled over the whole corpus."""
 ACROSS = 3
 """Pairs a row of panels."""
 
@@ -80,8 +82,8 @@ class Hunt:
     features: str | None = None
 
 
-def audit(run: Run) -> tuple[list[Figure], list[str], int]:
-    """(figures, sentences, images that copy a training image); audit.json, its panels and the report's part anew."""
+def audit(run: Run) -> tuple[list[Figure], list[str], bool]:
+    """(figures, sentences, whether it passes: Evidence.passes); audit.json, its panels and the report's part anew."""
     store, extractor = run.store, next(iter(run.extractors))
     commits = [c for c in in_threads(partial(read_commit, store), committed_shards(store)) if c.rows]
     if not commits:
@@ -90,7 +92,7 @@ def audit(run: Run) -> tuple[list[Figure], list[str], int]:
         Piece(store, features_key(c.digest, "image", extractor), c, images=c.rows, class_name=c.class_name)
         for c in commits
     ]
-    arm = released_arm(run.config)
+    arm = gated_arm(run.config) or released_arm(run.config)
     with session(run.config.cluster, run.log_file):
         missing = [piece for piece in shards if not store.exists(piece.key)]
         if missing or real_pieces(run, extractor):
@@ -107,8 +109,9 @@ def audit(run: Run) -> tuple[list[Figure], list[str], int]:
     of = Evidence(
         tally(real_rows, counts, ((c.class_name, _found(hunt)) for c, hunt in zip(commits, corpus))),
         real_rows,
+        _held_out_units(run, extractor),
         {name: _found(hunt) for name, hunt in copies.items()},
-        _inside(run, commits),
+        _inside(store, commits),
         len(run.dataset.train),
         arm,
         run.dataset.frame,
@@ -128,7 +131,7 @@ def audit(run: Run) -> tuple[list[Figure], list[str], int]:
     store.replace(AUDIT_PANELS, _panels(run, commits, of.tally.closest))
     store.replace(AUDIT_JSON, to_json(part))
     add_to_report(run, "audit", part)
-    return figures, sentences, of.tally.copies
+    return figures, sentences, of.passes
 
 
 # ---- what is held against the training images -----------------------------------------------------------------------
@@ -170,6 +173,12 @@ def _held_out(run: Run, identity: str, extractor: str) -> list[Hunt]:
             boxes = _boxes(run, images)
             hunts.append(Hunt(Piece(run.store, found, pixels=pixels, boxes=boxes, images=len(images)), key))
     return hunts
+
+
+def _held_out_units(run: Run, extractor: str) -> np.ndarray:
+    """Labels of independent draws of _held_out's images, in their order."""
+    blocks = real_blocks(run, extractor)
+    return np.array([image.unit for _, split, _, images in blocks if split != "train" for image in images])
 
 
 def _planted(run: Run, identity: str) -> dict[str, Hunt]:
@@ -251,16 +260,26 @@ def _found(hunt: Hunt) -> np.ndarray:
 # ---- what is shown --------------------------------------------------------------------------------------------------
 
 
-def _inside(run: Run, commits: list[Commit]) -> tuple[int, int]:
-    """(images with a near-duplicate among the sampled, images sampled): of whole shards chosen by digest."""
-    smalls: list[np.ndarray] = []
-    for commit in sorted(commits, key=lambda c: c.digest):
-        if smalls and len(smalls) + commit.rows > INSIDE:
-            break
-        piece = Piece(run.store, "", commit)
-        smalls += [shrink(content) for content in unpadded(*piece_pixels(piece))][:INSIDE]
+def _inside(store: Store, commits: list[Commit]) -> tuple[int, int]:
+    """(images with a near-duplicate among the sampled, images sampled)."""
+    smalls = _sampled(store, commits)
     alike = {i for a, b, match in aligned_pairs(smalls) if match.score >= ALIGNED for i in (a, b)}
     return len(alike), len(smalls)
+
+
+def _sampled(store: Store, commits: list[Commit]) -> list[np.ndarray]:
+    """INSIDE images of the whole corpus, by the hashes of their ids, from shrink(). Shards without one are not read, of
+    the others one at a time, and only sampled images are decoded."""
+    drawn = ((commit.class_name, index) for commit in commits for index in rows_of(Piece(store, "", commit)))
+    chosen = set(bottom_k(drawn, INSIDE, lambda one: draw_id(*one)))
+    smalls = []
+    for commit in commits:
+        rows = [row for index, row in rows_of(Piece(store, "", commit)).items() if (commit.class_name, index) in chosen]
+        if rows:
+            for cell in read_rows(store, commit, columns=["image", *BOX]).take(rows).to_pylist():
+                box = Box(**{side: cell[side] for side in BOX})
+                smalls += [shrink(content) for content in unpadded([png_pixels(cell["image"]["bytes"])], [box])]
+    return smalls
 
 
 def _panels(run: Run, commits: list[Commit], closest: list[Sighting]) -> bytes:

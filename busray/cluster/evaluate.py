@@ -44,7 +44,7 @@ from busray.quality.consistency import (
     gate_figures,
 )
 from busray.quality.extractors import Extractor
-from busray.quality.figures import FEWEST, Real, arm_figures, clean_figures
+from busray.quality.figures import FEWEST, Real, arm_figures, clean_figures, clean_sentences
 from busray.quality.frechet import MOST
 from busray.quality.segmenter import Segmenter
 from busray.records import CHECK, INCEPTION, Box, Commit, Figure, Stopped, features_key
@@ -90,7 +90,7 @@ def evaluate(run: Run) -> list[Figure]:
         run.tell("figures", done, len(run.extractors))
         figures += arm_figures({**arms, **gated}, real, reference, [*pairwise(arms), *pairs])
         if reference == "test":
-            figures += clean_figures(arms, real, clean)
+            figures += clean_figures({**arms, **gated}, real, clean, [*pairwise(arms), *pairs])
         if gated:
             before = {released: arms[released]} if released in arms else {}
             figures += nearness_figures(
@@ -171,6 +171,14 @@ def _clean(run: Run) -> dict[str, dict[str, np.ndarray]]:
     for _, split, name, images in real_blocks(run, ""):
         clean[split].setdefault(name, []).extend(image.file not in annotated for image in images)
     return {split: {name: np.array(kept) for name, kept in by.items()} for split, by in clean.items()}
+
+
+def clean_reason(run: Run) -> list[str]:
+    """In a sentence why no figures are on test images without annotations, where there are annotated ones."""
+    if run.config.evaluate.reference != "test":
+        return []
+    drawn = [name for name, settings in run.config.classes.items() if settings.images]
+    return clean_sentences(_units(run), _clean(run), drawn)
 
 
 def gated_counts(run: Run) -> dict[str, GateCounts]:
@@ -378,14 +386,20 @@ def _arm_features(run: Run, pieces: list[Piece], chosen: dict[str, list[int]]) -
 
 def _real_images(run: Run, extractor: str) -> Real:
     features: dict[str, dict[str, list[np.ndarray]]] = {split: {} for split in SPLITS}
-    units: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
-    for key, split, name, images in real_blocks(run, extractor):
+    for key, split, name, _ in real_blocks(run, extractor):
         features[split].setdefault(name, []).append(load_features(run.store, key))
-        units[split].setdefault(name, []).extend(image.unit for image in images)
     return Real(
         {split: {name: np.concatenate(blocks) for name, blocks in by.items()} for split, by in features.items()},
-        {split: {name: np.array(labels) for name, labels in by.items()} for split, by in units.items()},
+        _units(run),
         extractor,
         run.dataset.frame,
         run.dataset.size,
     )
+
+
+def _units(run: Run) -> dict[str, dict[str, np.ndarray]]:
+    """split -> class -> labels of independent draws, in the order of _real_images."""
+    units: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
+    for _, split, name, images in real_blocks(run, ""):
+        units[split].setdefault(name, []).extend(image.unit for image in images)
+    return {split: {name: np.array(labels) for name, labels in by.items()} for split, by in units.items()}

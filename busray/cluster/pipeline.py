@@ -10,7 +10,7 @@ import numpy as np
 
 from busray import __version__
 from busray.cluster.classify import classifier_record
-from busray.cluster.evaluate import evaluate, gated_counts
+from busray.cluster.evaluate import clean_reason, evaluate, gated_counts
 from busray.cluster.finetune import finetune
 from busray.cluster.generate import draw_job, generate, redraw
 from busray.cluster.geometry import geometry
@@ -83,7 +83,7 @@ def measure(run: Run) -> list[Figure]:
 def said(run: Run, figures: list[Figure]) -> list[str]:
     """What the figures come to, as sentences."""
     lesions = geometry_sentences(figures, (_geometry(run) or {}).get("reason"))
-    return [*verdicts(figures), *consistency_sentences(figures), *lesions]
+    return [*verdicts(figures), *clean_reason(run), *consistency_sentences(figures), *lesions]
 
 
 def write_report(run: Run, figures: list[Figure]) -> None:

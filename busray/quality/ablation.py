@@ -64,15 +64,26 @@ def reconstruction_figures(
 ) -> list[Figure]:
     """arm_figures of real images that the autoencoder encoded and decoded, units their labels of independent draws.
 
-    Of VAE the distances alone, without intervals: an image and its own reconstruction are not independent, which the
-    intervals, the permutations, the classifier's halves and a line through 1/n all take them to be.
+    Of VAE the Frechet distance alone, without interval: an image and its own reconstruction are not independent, which
+    the intervals, the permutations, the classifier's halves and a line through 1/n all take them to be. Nor has it a
+    kernel distance: the kernels of images with their own reconstructions would make it negative for a perfect
+    autoencoder. The Frechet distance's spread is over parts that must be independent: none where units repeat.
     """
-    made = [f for f in arm_figures(arms, real, reference, [], units) if f.protocol == "synthetic-only"]
-    figures = [replace(f, protocol=RECONSTRUCTION) for f in made if f.arm != VAE]
-    for f in made:
-        if f.arm == VAE and f.metric in distance_names(real.extractor):
-            figures.append(replace(f, protocol=RECONSTRUCTION, interval=None, replicates=None))
+    distance, _ = distance_names(real.extractor)
+    figures = []
+    for f in arm_figures(arms, real, reference, [], units):
+        if f.protocol != "synthetic-only" or (f.arm == VAE and f.metric != distance):
+            continue
+        made = replace(f, protocol=RECONSTRUCTION)
+        if f.metric == distance and (f.arm == VAE or _repeat(units[f.arm], f.class_name)):
+            made = replace(made, interval=None, replicates=None)
+        figures.append(made)
     return figures
+
+
+def _repeat(units: Mapping[str, np.ndarray], name: str) -> bool:
+    """Whether images of the class, or of any for CLASS_ALL, share a unit."""
+    return any(len(np.unique(labels)) < len(labels) for c, labels in units.items() if name in (c, CLASS_ALL))
 
 
 def median_interval(values: np.ndarray) -> tuple[float, float] | None:
@@ -92,22 +103,15 @@ def median_interval(values: np.ndarray) -> tuple[float, float] | None:
 
 
 def sentences(arms: Sequence[Figure], sweep: Sequence[Figure], full: str, sweep_reference: str) -> list[str]:
-    """What the arms' order does not say: FID from base to `full`, what the autoencoder costs, what the sweeps found."""
+    """What the arms' order does not say: FID from base to `full` where it is a verdict, against test images; what the
+    autoencoder costs; what the sweeps found."""
     overall = [f for f in arms if f.class_name == CLASS_ALL]
-    said = []
-    for protocol in ("synthetic-only", "paper-mixture"):
-        found = {f.arm: f for f in overall if (f.metric, f.protocol) == ("fid", protocol)}
-        if "base" in found and full in found:
-            after, change = found[full], 100 * (found[full].value / found["base"].value - 1)
-            said.append(
-                f"FID from base to {full}, {protocol}: {found['base'].value:.1f} to {after.value:.1f}, {change:+.0f} % "
-                f"(n {after.n} against {after.n_reference} real images)."
-            )
+    said = [_from_base(*pair) + "." for pair in _steps(arms, full) if pair[1].reference == "test"]
     floor = next((f for f in overall if f.metric == "fid_floor"), None)
     for f in overall:
         if (f.metric, f.protocol) == ("fid", RECONSTRUCTION):
             beside = f"; such images as they are {floor.value:.1f}" if floor and f.arm != VAE else ""
-            said.append(f"The autoencoder alone, {f.arm}: FID {f.value:.1f} (n {f.n} against {f.n_reference}){beside}.")
+            said.append(f"The autoencoder alone, {f.arm}: FID {f.value:.1f} (n {f.n} against {_real(f)}){beside}.")
     tried = {f.arm: f for f in sweep if (f.metric, f.class_name) == ("kid", CLASS_ALL)}
     near = {
         f.arm: f.value
@@ -122,6 +126,40 @@ def sentences(arms: Sequence[Figure], sweep: Sequence[Figure], full: str, sweep_
             f"nearest training image, real {sweep_reference} images {near[f'{REAL} {sweep_reference}']:.2f}."
         )
     return said
+
+
+def notes(arms: Sequence[Figure], full: str) -> list[str]:
+    """FID from base to `full` where it is no verdict: in the mixture with real images, and against others than test."""
+    said = []
+    for before, after in _steps(arms, full):
+        if after.protocol == "paper-mixture":
+            said.append(f"{_from_base(before, after)}. No verdict: the real images stand on both sides.")
+        elif after.reference != "test":
+            said.append(f"{_from_base(before, after)}. No verdict: only test images carry one.")
+    return said
+
+
+def _steps(arms: Sequence[Figure], full: str) -> list[tuple[Figure, Figure]]:
+    """(FID of base, FID of `full`) overall by each protocol that has both, the mixture last."""
+    pairs = []
+    for protocol in ("synthetic-only", "paper-mixture"):
+        found = {f.arm: f for f in arms if (f.metric, f.class_name, f.protocol) == ("fid", CLASS_ALL, protocol)}
+        if "base" in found and full in found:
+            pairs.append((found["base"], found[full]))
+    return pairs
+
+
+def _from_base(before: Figure, after: Figure) -> str:
+    change = 100 * (after.value / before.value - 1)
+    return (
+        f"FID from base to {after.arm}, {after.protocol}, against {_real(after)} (n {after.n}): {before.value:.1f} to "
+        f"{after.value:.1f}, {change:+.0f} %"
+    )
+
+
+def _real(figure: Figure) -> str:
+    """How many real images a figure is against, and which."""
+    return f"{figure.n_reference} {'real' if figure.reference == 'all' else figure.reference} images"
 
 
 def compared(report: Json) -> list[Json]:
@@ -204,8 +242,20 @@ def _with_interval(figure: Json, factor: float, decimals: int) -> str:
 def ablation_html(report: Json, sheets: Mapping[str, bytes]) -> str:
     """The page: the arms as in a run's report, then the sweeps and every configuration. sheets: title -> PNG."""
     ablation, figures, arms = report["ablation"], report["figures"], compared(report)
-    sections = [_sheets(sheets), _nearness(arms, ablation), _sweeps(figures, ablation), _configurations(ablation)]
+    sections = [
+        _notes(ablation),
+        _sheets(sheets),
+        _nearness(arms, ablation),
+        _sweeps(figures, ablation),
+        _configurations(ablation),
+    ]
     return report_html({**report, "figures": arms}, {}, sections)
+
+
+def _notes(ablation: Json) -> str:
+    """Below the figures, whose tables they are about."""
+    said = "".join(f'<p class="soft">{escape(note)}</p>' for note in ablation["notes"])
+    return f"<section><h3>Beside the tables</h3>{said}</section>" if said else ""
 
 
 def _sheets(sheets: Mapping[str, bytes]) -> str:

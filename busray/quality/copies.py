@@ -27,7 +27,7 @@ SMALLEST_PATCH = 0.5
 MARGIN = 1.25
 """Side of a lesion's square over that of its bounding box."""
 FALSE_ALARMS = 0.05
-"""Expected among all of a corpus's images together, shared by the kinds."""
+"""Allowed, as an expected number, among all of a corpus's images together, shared by the kinds."""
 
 FOUND = np.dtype(
     [("index", "<i8"), ("nearest", "<i4"), ("distance", "<f4")]
@@ -229,8 +229,9 @@ def _noise(content: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (content * rng.normal(1, 0.2, content.shape)).clip(0, 255).astype(np.uint8)
 
 
+IDENTICAL = "identical"
 TRANSFORMATIONS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
-    "identical": lambda content, rng: content,
+    IDENTICAL: lambda content, rng: content,
     "mirrored": lambda content, rng: content[:, ::-1],
     "cropped": _crop,
     "blurred": _blur,

@@ -11,8 +11,8 @@ from busray.quality.page import folded, scale, svg, table, text, ticks
 Json = dict[str, Any]
 NAMES = {
     "copies": "share of the corpus that copies a training image",
-    "copy_false_positives": "share of real images held out taken for copies",
-    "copy_false_alarms_expected": "false alarms expected in the corpus",
+    "copy_false_positives": "share of clusters of real images held out with one taken for a copy",
+    "copy_false_alarms_expected": "false alarms allowed in the corpus",
     "copy_threshold_image": "score above which an image is a copy",
     "copy_threshold_lesion": "score above which its lesion is one",
     "copy_sensitivity": "share of planted copies found",

@@ -1,7 +1,8 @@
 """The copy audit's statistics: a corpus's found rows to figures and sentences. Which images are copies: copies.py.
 
-The gate is the count of copies. AuthPct and C_T describe, and decide nothing: there is no value of theirs that tells
-copying from a model that is merely poor (Stein et al. 2023, arXiv 2306.04675).
+The gate is the count of copies, by a search that finds every training image planted as it is. AuthPct and C_T describe,
+and decide nothing: there is no value of theirs that tells copying from a model that is merely poor (Stein et al. 2023,
+arXiv 2306.04675).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 
 from busray.quality.copies import (
     FALSE_ALARMS,
+    IDENTICAL,
     KINDS,
     METHOD,
     Chance,
@@ -88,6 +90,8 @@ class Evidence:
     tally: Tally
     held_out: np.ndarray
     """FOUND rows of real val and test images against train."""
+    units: np.ndarray
+    """Labels of independent draws (SourceImage.unit) of these images."""
     planted: Mapping[str, np.ndarray]
     """transformation -> FOUND rows of copies made of training images."""
     inside: tuple[int, int]
@@ -96,6 +100,28 @@ class Evidence:
     arm: str
     frame: str
     size: int
+
+    @property
+    def false_positives(self) -> tuple[int, int]:
+        """(units of the held-out images of which one is taken for a copy, units): near-duplicates are no independent
+        trials."""
+        wrong = flagged(self.held_out, dict(self.tally.limits))
+        return len(np.unique(self.units[wrong])), len(np.unique(self.units))
+
+    @property
+    def found(self) -> dict[str, int]:
+        """transformation -> planted copies that are found."""
+        return {name: int(flagged(rows, dict(self.tally.limits)).sum()) for name, rows in self.planted.items()}
+
+    @property
+    def sees(self) -> bool:
+        """Whether every training image planted as it is was found: a search that misses one proves no absence."""
+        return self.found.get(IDENTICAL, -1) == len(self.planted.get(IDENTICAL, ()))
+
+    @property
+    def passes(self) -> bool:
+        """No copy in the corpus, by a search that would have seen it."""
+        return self.sees and not self.tally.copies
 
     def figure(self, metric: str, value: float, interval: tuple[float, float] | None, n: int, arm: str = "") -> Figure:
         return Figure(
@@ -125,20 +151,18 @@ def tally(held_out: np.ndarray, counts: Mapping[str, int], shards: Iterable[tupl
 def audit_figures(of: Evidence) -> list[Figure]:
     """Copies; what the test errs by and finds; training images copied against corpus size; near-duplicates inside."""
     n, limits = of.tally.images, dict(of.tally.limits)
-    wrong, held = int(flagged(of.held_out, limits).sum()), len(of.held_out)
-    low, high = wilson(wrong, held)
+    (wrong, units), held = of.false_positives, len(of.held_out)
     chance = n * sum(law.exceeds(limit) for limit, law in limits.values())
     figures = [
         of.figure("copies", of.tally.copies / n, wilson(of.tally.copies, n), n),
-        of.figure("copy_false_positives", wrong / held, (low, high), held, "real"),
+        of.figure("copy_false_positives", wrong / units, wilson(wrong, units), units, "real"),
         of.figure("copy_false_alarms_expected", chance, None, n),
     ]
     for kind in KINDS:
         figures.append(of.figure(f"copy_threshold_{kind}", limits[kind][0], None, held, "real"))
-    for name, found in of.planted.items():
-        hits = int(flagged(found, limits).sum())
-        interval = wilson(hits, len(found))
-        figures.append(of.figure("copy_sensitivity", hits / len(found), interval, len(found), f"planted {name}"))
+    for name, hits in of.found.items():
+        made = len(of.planted[name])
+        figures.append(of.figure("copy_sensitivity", hits / made, wilson(hits, made), made, f"planted {name}"))
     for share in SIZES:
         copied = sum(at <= share for at in of.tally.copied.values())
         figures.append(of.figure("training_images_copied", copied / of.training, None, round(share * n)))
@@ -148,19 +172,25 @@ def audit_figures(of: Evidence) -> list[Figure]:
 
 
 def audit_sentences(of: Evidence) -> list[str]:
-    """The verdict first, then how far it can be trusted."""
-    n, copies, held = of.tally.images, of.tally.copies, len(of.held_out)
-    wrong = int(flagged(of.held_out, dict(of.tally.limits)).sum())
-    low, high = wilson(wrong, held)
-    found = {name: float(flagged(rows, dict(of.tally.limits)).mean()) for name, rows in of.planted.items()}
+    """The verdict with the search's sensitivity first, then how far it can be trusted."""
+    n, copies, training = of.tally.images, of.tally.copies, of.training
+    wrong, units = of.false_positives
+    low, high = wilson(wrong, units)
+    found = ", ".join(f"{name} {hits / len(of.planted[name]):.0%}" for name, hits in of.found.items())
+    if copies:
+        verdict = f"{copies} of {n:,} images copy one of {training} training images ({len(of.tally.copied)} copied)"
+    elif of.sees:
+        verdict = f"none of {n:,} images was found to copy one of {training} training images"
+    else:
+        verdict = (
+            f"no verdict on {n:,} images, since the search misses training images planted among them as they are, "
+            f"{of.found.get(IDENTICAL, 0)} of {len(of.planted.get(IDENTICAL, ()))} found"
+        )
     said = [
-        f"Copies: {copies} of {n:,} images copy one of {of.training} training images ({len(of.tally.copied)} copied)."
-        if copies
-        else f"Copies: none of {n:,} images was found to copy one of {of.training} training images.",
-        f"Expected false alarms among {n:,} images: {FALSE_ALARMS:g}, if the scores of images that are no copies "
-        f"follow the law fitted to {held} real images held out, of which {wrong} are above the thresholds (95 % "
-        f"interval of the rate {low:.2%} to {high:.2%}).",
-        "Found of planted copies: " + ", ".join(f"{name} {share:.0%}" for name, share in found.items()) + ".",
+        f"Copies: {verdict}; found of planted copies: {found or 'nothing was planted'}.",
+        f"False alarms allowed among {n:,} images: {FALSE_ALARMS:g}, kept if the scores of images that are no copies "
+        f"follow the law fitted to {len(of.held_out)} real images held out; of their {units} clusters {wrong} have one "
+        f"above the thresholds (95 % interval of the rate {low:.2%} to {high:.2%}).",
     ]
     if of.inside[1]:
         said.append(

@@ -169,21 +169,49 @@ def some(sample: Sample, n: int) -> Sample:
     return sample.rows(np.random.default_rng(0).permutation(len(sample.units))[:n])
 
 
+Kept = Mapping[str, Mapping[str, np.ndarray]]
+"""split -> class -> bool [n]: images without burned-in annotations."""
+
+
 def clean_figures(
-    arms: Mapping[str, Features], real: Real, clean: Mapping[str, Mapping[str, np.ndarray]]
+    arms: Mapping[str, Features], real: Real, clean: Kept, pairs: Sequence[tuple[str, str]] | None = None
 ) -> list[Figure]:
-    """arm_figures against the test images without burned-in annotations (`clean`: split -> class -> bool [n]).
+    """arm_figures of the arms and pairs against the test images without burned-in annotations.
 
     None where every test image is clean, or where a class has too few clean ones for figures of its own.
     """
-    if all(kept.all() for kept in clean["test"].values()):
+    if _all_clean(clean) or too_few_clean(real.units, clean, list(next(iter(arms.values())))):
         return []
-    left = real.only(clean)
-    classes = next(iter(arms.values()))
-    sides = [left.units[split].get(name, np.empty(0)) for split in ("test", OTHER["test"]) for name in classes]
-    if min(len(np.unique(units)) for units in sides) < FEWEST:
+    found = arm_figures(arms, real.only(clean), "test", pairs)
+    return [replace(f, reference=CLEAN_TEST) for f in found if f.reference == "test"]
+
+
+def _all_clean(clean: Kept) -> bool:
+    return all(kept.all() for kept in clean["test"].values())
+
+
+def too_few_clean(
+    units: Mapping[str, Mapping[str, np.ndarray]], clean: Kept, classes: Sequence[str]
+) -> dict[tuple[str, str], int]:
+    """(split, class) -> independent clean images, where these are fewer than FEWEST; of test and its floor's split."""
+    counts = {
+        (split, name): len(np.unique(units[split][name][clean[split][name]])) if name in units[split] else 0
+        for split in ("test", OTHER["test"])
+        for name in classes
+    }
+    return {side: n for side, n in counts.items() if n < FEWEST}
+
+
+def clean_sentences(units: Mapping[str, Mapping[str, np.ndarray]], clean: Kept, classes: Sequence[str]) -> list[str]:
+    """Why there are no figures on the clean test images, where some are annotated and clean_figures has none."""
+    few = {} if _all_clean(clean) else too_few_clean(units, clean, classes)
+    if not few:
         return []
-    return [replace(f, reference=CLEAN_TEST) for f in arm_figures(arms, left, "test") if f.reference == "test"]
+    there = ", ".join(f"{n} of {name} in {split}" for (split, name), n in few.items())
+    return [
+        "No figures without burned-in annotations: each class needs "
+        f"{FEWEST} independent images that have none in test and {OTHER['test']}, and there are {there}."
+    ]
 
 
 class _About(NamedTuple):

@@ -14,8 +14,6 @@ POWER = 0.8
 LEVEL = 0.05
 METRICS = ("accuracy", "macro_f1", "auc", "recall")
 """`auc` and `recall` also exist for each class; `auc` of all is the mean of one-vs-rest, `recall` of all the mean."""
-SHARES = ("accuracy", "recall")
-"""Metrics that are shares of test images."""
 OVERALL = None
 """In place of a class's number."""
 
@@ -42,9 +40,10 @@ class Difference:
     """Ends of the 95 % interval, within [-1, 1]."""
     p_value: float
     """Two-sided, of no difference."""
-    detectable: float
-    """The smallest true difference that this design finds with probability POWER at level LEVEL, by the t law. There is
-    none where this is above 1, nor with fewer than 6 clusters, whose p-value cannot be below LEVEL."""
+    detectable: float | None
+    """The smallest true difference that this design finds with probability POWER at level LEVEL, by the t law. None
+    where that is above 1, which no difference is, and with fewer than 6 clusters, whose p-value cannot be below
+    LEVEL."""
 
 
 # ---- metrics --------------------------------------------------------------------------------------------------------
@@ -143,7 +142,7 @@ def score(probabilities: np.ndarray, labels: np.ndarray, clusters: np.ndarray, s
 
 def estimate(scores: Scores, key: Key) -> Interval:
     """An arm's metric, averaged over its seeds."""
-    value, error, freedom = _spread(scores.point[key], scores.samples[key], key, scores.clusters[key[1]])
+    value, error, freedom = _spread(scores.point[key], scores.samples[key], scores.clusters[key[1]])
     half = t_quantile(1 - LEVEL / 2, freedom) * error
     return Interval(value, max(value - half, 0.0), min(value + half, 1.0))
 
@@ -156,14 +155,16 @@ def compare(arm: Scores, against: Scores, key: Key) -> Difference:
     """
     point, samples = arm.point[key] - against.point[key], arm.samples[key] - against.samples[key]
     clusters = arm.clusters[key[1]]
-    value, error, freedom = _spread(point, samples, key, clusters)
+    value, error, freedom = _spread(point, samples, clusters)
     reach = t_quantile(1 - LEVEL / 2, freedom)
     low, high = max(value - reach * error, -1.0), min(value + reach * error, 1.0)
-    p_value = min(max(2 * (1 - t_cdf(abs(value) / error, freedom)), 2 * 0.5**clusters), 1.0)
-    return Difference(value, low, high, p_value, (reach + t_quantile(POWER, freedom)) * error)
+    smallest = 2 * 0.5**clusters
+    p_value = min(max(2 * (1 - t_cdf(abs(value) / error, freedom)), smallest), 1.0)
+    detectable = (reach + t_quantile(POWER, freedom)) * error
+    return Difference(value, low, high, p_value, detectable if detectable <= 1 and smallest < LEVEL else None)
 
 
-def _spread(point: np.ndarray, samples: np.ndarray, key: Key, clusters: int) -> tuple[float, float, float]:
+def _spread(point: np.ndarray, samples: np.ndarray, clusters: int) -> tuple[float, float, float]:
     """(mean over seeds, its standard error, degrees of freedom) from point [seeds] and samples [seeds, b].
 
     Two sources: test clusters, from the bootstrap of the seeds' mean; trainings, from the variance between seeds over
@@ -172,15 +173,13 @@ def _spread(point: np.ndarray, samples: np.ndarray, key: Key, clusters: int) -> 
     (a class's own): few of them or few seeds give wide intervals.
 
     Images that are all right, or pairs that are all alike, have no spread to resample, and yet others may be wrong or
-    differ. So the clusters' part of a share's variance, or of a difference's, is at least that of k right of k after
-    Agresti and Coull (1998, doi 10.1080/00031305.1998.10480550), who add two right and two wrong: about 2 / k^2. That
-    of another metric is where its samples are all alike. A mean over classes counts all clusters, though a small class
-    may decide it.
+    differ. So the clusters' part of a variance is at least that of k right of k after Agresti and Coull (1998, doi
+    10.1080/00031305.1998.10480550), who add two right and two wrong: about 2 / k^2. That is made for shares, and other
+    metrics take it too: of few mistakes their samples have little spread, and one mistake more must not make an
+    interval narrower. A mean over classes counts all clusters, though a small class may decide it.
     """
-    from_clusters = float(samples.mean(0).var(ddof=1))
-    if key[0] in SHARES or from_clusters == 0:
-        right = (clusters + 2) / (clusters + 4)
-        from_clusters = max(from_clusters, right * (1 - right) / clusters)
+    right = (clusters + 2) / (clusters + 4)
+    from_clusters = max(float(samples.mean(0).var(ddof=1)), right * (1 - right) / clusters)
     from_seeds = float(point.var(ddof=1) / len(point)) if len(point) > 1 else 0.0
     total = from_clusters + from_seeds
     below = from_clusters**2 / max(clusters - 1, 1) + (from_seeds**2 / (len(point) - 1) if len(point) > 1 else 0.0)

@@ -20,7 +20,7 @@ PROTOCOL = "single-split"
 NAMES = {"accuracy": "accuracy", "macro_f1": "macro F1", "auc": "AUC", "recall": "recall"}
 DIFFERENCE, P_VALUE, P_HOLM, DETECTABLE = "_difference", "_difference_p_value", "_difference_p_holm", "_detectable"
 """What follows a metric's name: the difference of two arms; its p-value (primary), or that after Holm over all other
-comparisons of the study; the smallest true difference that is found with power POWER."""
+comparisons of the study; the smallest true difference that is found with power POWER, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ def study_figures(outcome: Outcome) -> list[Figure]:
         interval = (found.low, found.high)
         figures.append(_figure(outcome, name, key, pair, key[0] + DIFFERENCE, found.value, interval))
         figures.append(_figure(outcome, name, key, pair, key[0] + p_value[0], p_value[1], None))
-        figures.append(_figure(outcome, name, key, pair, key[0] + DETECTABLE, found.detectable, None))
+        if found.detectable is not None:
+            figures.append(_figure(outcome, name, key, pair, key[0] + DETECTABLE, found.detectable, None))
     return figures
 
 
@@ -128,14 +129,19 @@ def study_sentences(figures: list[Figure], outcome: Outcome) -> list[str]:
     pair = ("test", f"{primary.arm} - {primary.against}")
     found = at[*pair, primary.metric + DIFFERENCE, CLASS_ALL]
     p_value = at[*pair, primary.metric + P_VALUE, CLASS_ALL].value
-    detectable = at[*pair, primary.metric + DETECTABLE, CLASS_ALL].value
+    detectable = at.get((*pair, primary.metric + DETECTABLE, CLASS_ALL))
     seeds = len(next(iter(outcome.probabilities["test"].values())))
     independent = len(np.unique(outcome.clusters["test"]))
     said = "told apart" if p_value < LEVEL else "not told apart"
+    power = (
+        f"A true difference of {detectable.value:.3f} would be found with a probability of {POWER:.0%}."
+        if detectable
+        else f"With {independent} clusters of test images and {seeds} trainings an arm no true difference would be "
+        f"found with a probability of {POWER:.0%}."
+    )
     sentences = [
         f"Primary comparison, declared beforehand: {NAMES[primary.metric]} on test, {primary.arm} less "
-        f"{primary.against}: {_signed(found)}, p = {p_value:.3f}, so the two are {said}. A true difference of "
-        f"{detectable:.3f} would be found with a probability of {POWER:.0%}.",
+        f"{primary.against}: {_signed(found)}, p = {p_value:.3f}, so the two are {said}. {power}",
         f"{found.n_reference} test images in {independent} clusters, {seeds} trainings an arm, classifier "
         f"{outcome.architecture}: trained on {REAL} images alone it reaches an accuracy of "
         f"{_whole(at['test', REAL, 'accuracy', CLASS_ALL])} and a macro F1 of "
@@ -205,6 +211,7 @@ def comparison_rows(figures: list[Json], reference: str = "test") -> tuple[list[
             base = metric.removesuffix(DIFFERENCE)
             declared = mine.get((arm, base + P_VALUE, name))
             p_value = declared or mine[arm, base + P_HOLM, name]
+            detectable = mine.get((arm, base + DETECTABLE, name))
             low, high = found["interval"]
             rows.append(
                 [
@@ -214,7 +221,7 @@ def comparison_rows(figures: list[Json], reference: str = "test") -> tuple[list[
                     f"{found['value']:+.3f} [{low:+.3f}, {high:+.3f}]",
                     f"{p_value['value']:.3f}",
                     "primary" if declared else "after Holm",
-                    f"{mine[arm, base + DETECTABLE, name]['value']:.3f}",
+                    f"{detectable['value']:.3f}" if detectable else NONE,
                 ]
             )
     return columns, rows

@@ -125,7 +125,7 @@ def test_one_comparison_is_primary_and_all_others_are_corrected(studied: Any) ->
     assert [(f.metric, f.arm) for f in primary] == [("macro_f1_difference_p_value", "mixed@0.5 - real")]
     per_arm = 3 + 2  # accuracy, macro F1, AUC; recall of two classes
     assert sum(f.metric.endswith("_p_holm") for f in figures) == (len(ARMS) - 1) * per_arm - 1
-    assert sum(f.metric.endswith("_detectable") for f in figures) == (len(ARMS) - 1) * per_arm
+    assert not any(f.metric == "recall_detectable" for f in figures)  # a class has fewer than 6 test images
     assert "Primary comparison" in sentences[0] and any(s.startswith("Single split") for s in sentences)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from busray.quality.ablation import (
     median_interval,
     nearness_figures,
     nearness_rows,
+    notes,
     reconstruction_figures,
     sentences,
     sweep_rows,
@@ -212,21 +214,36 @@ def test_too_few_values_have_no_interval_and_very_many_have_one() -> None:
     assert 49_600 < low < 50_000 < high < 50_400
 
 
-def through_the_autoencoder(real: Real, arm: str, split: str, n: int) -> list[Figure]:
-    images = {name: rows[:n] + 0.1 * draws(n, 7) for name, rows in real.features[split].items()}
+def through_the_autoencoder(real: Real, arm: str, split: str, n: int, noise: float = 0.1) -> list[Figure]:
+    images = {name: rows[:n] + noise * draws(n, 7) for name, rows in real.features[split].items()}
     units = {name: labels[:n] for name, labels in real.units[split].items()}
     return reconstruction_figures({arm: images}, real, "test", {arm: units})
 
 
-def test_the_references_own_images_through_the_autoencoder_have_distances_and_no_inference(real: Real) -> None:
-    """An image and its reconstruction are not independent: no interval, no p-value and no AUC holds for them."""
+def test_the_references_own_images_through_the_autoencoder_have_a_frechet_distance_alone(real: Real) -> None:
+    """An image and its reconstruction are not independent: no interval, kernel distance or AUC holds for them."""
     itself, others = (through_the_autoencoder(real, *arm) for arm in (("vae", "test", 14), ("vae-train", "train", 14)))
     assert {f.protocol for f in itself + others} == {"reconstruction"}
-    assert {f.metric for f in itself} == {"fid", "kid"} and {f.class_name for f in itself} == {"all", "b", "m"}
+    assert {f.metric for f in itself} == {"fid"} and {f.class_name for f in itself} == {"all", "b", "m"}
     assert all(f.interval is None and f.replicates is None for f in itself)
     assert {"kid_p_value", "told_apart_auc", "recall"} < {f.metric for f in others}
     assert of(others, "kid", "vae-train").interval and of(others, "fid", "vae-train").interval
     assert of(itself, "fid", "vae").value < of(others, "fid", "vae-train").value
+
+
+def test_a_perfect_autoencoder_has_no_distance_below_that_of_the_images_to_themselves(real: Real) -> None:
+    perfect = through_the_autoencoder(real, "vae", "test", 14, noise=0.0)
+    assert perfect and all(f.value == pytest.approx(0, abs=1e-5) for f in perfect)
+
+
+def test_fid_of_decoded_real_images_of_shared_units_has_no_spread_over_parts(real: Real) -> None:
+    """Images 0 and 1 of class b are one patient's; those of class m are each on their own."""
+    twins = {**real.units["train"], "b": np.maximum(real.units["train"]["b"], 1)}
+    made = through_the_autoencoder(replace(real, units={**real.units, "train": twins}), "vae-train", "train", 14)
+    fid = {f.class_name: f for f in made if f.metric == "fid"}
+    assert fid["m"].interval is not None and fid["m"].replicates == 5
+    assert [(fid[name].interval, fid[name].replicates) for name in ("all", "b")] == [(None, None)] * 2
+    assert of(made, "kid", "vae-train").interval is not None
 
 
 def test_no_verdict_is_on_the_autoencoder(real: Real) -> None:
@@ -263,6 +280,7 @@ def report(real: Real) -> dict[str, Any]:
             "reference": "test",
             "sweep_reference": "val",
             "held_out": "test",
+            "notes": notes(arms, "lora+ti+refine"),
             "curves": of_sweeps,
             "configurations": [{"arm": "base", "steps": 20, "strength": None}, {"arm": "<b>", "strength": 0.5}],
         },
@@ -315,22 +333,44 @@ def test_the_page_is_whole_and_escaped_and_shows_every_arm_and_configuration(rep
 def test_tables_leave_blank_what_the_autoencoder_has_no_figure_of(report: dict) -> None:
     columns, rows = metrics_rows(compared(report))
     vae, train = (next(row for row in rows if row[0] == arm) for arm in ("vae", "vae-train"))
-    assert vae[1] == "reconstruction" and "[" not in "".join(vae) and vae[columns.index("AUC [95 % interval]")] == "–"
+    assert vae[1] == "reconstruction" and "[" not in "".join(vae)
+    assert [vae[columns.index(f"{name} [95 % interval]")] for name in ("KID x 1000", "AUC")] == ["–", "–"]
     assert "[" in train[columns.index("AUC [95 % interval]")]
     assert "vae" in {row[1] for row in class_rows(compared(report))[1]}
     assert {"vae", "vae-train"} & {row[1] for row in neighbour_rows(compared(report))[1]} == {"vae-train"}
 
 
-def test_sentences_say_the_fall_of_fid_on_both_protocols_and_the_best_of_the_sweep(report: dict) -> None:
+def test_sentences_say_the_fall_of_fid_against_test_images_and_the_best_of_the_sweep(report: dict) -> None:
     said = "\n".join(report["verdicts"])
     by = {f["arm"]: f["value"] for f in compared(report) if f["metric"] == "fid" and f["class"] == "all"
           and f["protocol"] == "synthetic-only"}  # fmt: skip
     change = 100 * (by["lora+ti+refine"] / by["base"] - 1)
-    assert f"synthetic-only: {by['base']:.1f} to {by['lora+ti+refine']:.1f}, {change:+.0f} %" in said
-    assert "paper-mixture: " in said
+    against = "synthetic-only, against 28 test images (n 24)"
+    assert f"{against}: {by['base']:.1f} to {by['lora+ti+refine']:.1f}, {change:+.0f} %." in said
+    assert "against 28 test images" in next(line for line in report["verdicts"] if "autoencoder" in line)
     kids = {f["arm"]: f["value"] for f in report["figures"]
             if (f["metric"], f["reference"], f["class"]) == ("kid", "val", "all")}  # fmt: skip
     assert f"{min(kids, key=lambda arm: kids[arm])} has the lowest KID" in said
+
+
+def test_the_fall_of_fid_in_the_mixture_is_a_note_beside_the_tables_and_no_verdict(report: dict) -> None:
+    assert not any("paper-mixture" in sentence for sentence in report["verdicts"])
+    (note,) = report["ablation"]["notes"]
+    assert note.startswith("FID from base to lora+ti+refine, paper-mixture, against 108 real images (n 132): ")
+    assert note.endswith("No verdict: the real images stand on both sides.")
+    assert note in Page(ablation_html(report, {})).text
+
+
+@pytest.mark.parametrize("reference", ["val", "train", "all"])
+def test_the_fall_of_fid_is_no_verdict_where_the_reference_is_not_test(real: Real, reference: str) -> None:
+    drawn = {arm: {"b": draws(8, 1, shift), "m": draws(8, 2, shift)} for arm, shift in (("base", 1.0), ("lora", 0.5))}
+    arms = arm_figures(drawn, real, reference)
+    assert sentences(arms, [], "lora", "val") == []
+    first, second = notes(arms, "lora")
+    n = sum(len(sample.units) for sample in real.split(reference).values())
+    named = "real" if reference == "all" else reference
+    assert f"synthetic-only, against {n} {named} images" in first and first.endswith("only test images carry one.")
+    assert "paper-mixture" in second
 
 
 def test_rows_have_a_cell_for_each_column(report: dict) -> None:

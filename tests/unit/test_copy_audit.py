@@ -1,5 +1,7 @@
 """The audit's statistics against closed forms and brute force; what it says of a corpus with and without copies."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu
@@ -34,8 +36,10 @@ def rows(rng: np.random.Generator, n: int, first: int = 0) -> np.ndarray:
     return found
 
 
-def evidence(rng: np.random.Generator, copies: dict[int, int]) -> Evidence:
-    """Of two classes of 5,000 images in five shards each; copies: index among the benign -> training image copied."""
+def evidence(rng: np.random.Generator, copies: dict[int, int], missed: int = 0) -> Evidence:
+    """Of two classes of 5,000 images in five shards each; copies: index among the benign -> training image copied.
+
+    Held-out images come in threes, and so many of the 20 planted as they are are missed."""
     held_out, shards = rows(rng, 300), []
     for name in ("benign", "malignant"):
         for first in range(0, 5000, 1000):
@@ -46,8 +50,12 @@ def evidence(rng: np.random.Generator, copies: dict[int, int]) -> Evidence:
             shards.append((name, found))
     planted = rows(rng, 20)
     planted["lesion_score"][:15] = 0.8
+    identical = rows(rng, 20)
+    identical["image_score"][missed:] = 1.0
+    units = np.array([f"cluster {i // 3}" for i in range(300)])
     counted = tally(held_out, {"benign": 5000, "malignant": 5000}, shards)
-    return Evidence(counted, held_out, {"blurred": planted}, (3, 400), TRAINING, "lora+ti", "letterbox", 128)
+    copied = {"identical": identical, "blurred": planted}
+    return Evidence(counted, held_out, units, copied, (3, 400), TRAINING, "lora+ti", "letterbox", 128)
 
 
 def test_one_copy_in_ten_thousand_fails_the_gate_and_stands_first_among_the_closest(rng: np.random.Generator) -> None:
@@ -59,12 +67,41 @@ def test_one_copy_in_ten_thousand_fails_the_gate_and_stands_first_among_the_clos
     assert (first.class_name, first.index, first.original, first.kind) == ("benign", 4_321, 5, "image")
     assert first.excess > 0 > of.tally.closest[1].excess
     assert "1 of 10,000 images copy one of 8 training images" in audit_sentences(of)[0]
+    assert not of.passes
 
 
 def test_a_corpus_without_copies_passes(rng: np.random.Generator) -> None:
     of = evidence(rng, {})
-    assert of.tally.copies == 0
-    assert "none of 10,000" in audit_sentences(of)[0]
+    assert of.tally.copies == 0 and of.passes
+    assert audit_sentences(of)[0] == (
+        "Copies: none of 10,000 images was found to copy one of 8 training images; found of planted copies: identical "
+        "100%, blurred 75%."
+    )
+
+
+def test_a_search_that_misses_a_copy_planted_as_it_is_passes_no_corpus(rng: np.random.Generator) -> None:
+    of = evidence(rng, {}, missed=1)
+    assert of.tally.copies == 0 and not of.passes
+    said = audit_sentences(of)[0]
+    assert "no verdict on 10,000 images" in said and "19 of 20 found" in said and "none of" not in said
+    unplanted = replace(of, planted={})
+    assert not unplanted.passes and "nothing was planted" in audit_sentences(unplanted)[0]
+
+
+def test_near_duplicates_held_out_count_as_one_trial_of_a_false_alarm(rng: np.random.Generator) -> None:
+    """Three images of one cluster and one of another are taken for copies, of 300 in 100 clusters."""
+    of = evidence(rng, {})
+    of.held_out["image_score"][[0, 1, 2, 30]] = 1.0
+    (figure,) = [f for f in audit_figures(of) if f.metric == "copy_false_positives"]
+    assert (figure.value, figure.interval, figure.n) == (2 / 100, wilson(2, 100), 100)
+    assert "300 real images held out; of their 100 clusters 2 have one above" in audit_sentences(of)[1]
+
+
+def test_what_is_set_beforehand_is_called_allowed_and_not_expected(rng: np.random.Generator) -> None:
+    of = evidence(rng, {})
+    assert audit_sentences(of)[1].startswith("False alarms allowed among 10,000 images: 0.05")
+    shown = [row[0] for row in audit_rows([f.to_dict() for f in audit_figures(of)])[1]]
+    assert "false alarms allowed in the corpus" in shown and not any("expected" in name for name in shown)
 
 
 def test_near_duplicates_are_told_of_the_sample_and_not_of_the_corpus(rng: np.random.Generator) -> None:
@@ -80,7 +117,7 @@ def test_figures_state_errors_sensitivity_and_copied_training_images_by_corpus_s
     figures = {(f.metric, f.arm, f.n): f for f in audit_figures(of)}
     assert figures["copies", "lora+ti", 10_000].value == 4e-4
     assert figures["copies", "lora+ti", 10_000].interval == wilson(4, 10_000)
-    assert figures["copy_false_positives", "real", 300].interval == wilson(0, 300)
+    assert figures["copy_false_positives", "real", 100].interval == wilson(0, 100)
     assert figures["copy_false_alarms_expected", "lora+ti", 10_000].value == pytest.approx(FALSE_ALARMS)
     assert figures["copy_sensitivity", "planted blurred", 20].value == 0.75
     copied = {n: f.value for (metric, _, n), f in figures.items() if metric == "training_images_copied"}

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from busray.quality.figures import Real, arm_figures, clean_figures, verdicts
+from busray.quality.figures import Real, arm_figures, clean_figures, clean_sentences, verdicts
 from busray.quality.frechet import Moments, frechet
 from busray.quality.kernel import kid, kid_difference, kid_p_value
 from busray.quality.neighbours import neighbourhood
@@ -302,5 +302,31 @@ def test_figures_are_repeated_without_annotated_images_and_say_so(real: Real, ar
     assert kept.value == pytest.approx(kid(arms["base"]["b"][:5], real.features["test"]["b"][3:]).value, abs=1e-9)
     whole = arm_figures(arms, real, "test")
     assert verdicts([*whole, *found]) == verdicts(whole)
+    assert clean_sentences(real.units, clean, ["b", "m"]) == []
+
+
+def test_a_gated_corpus_has_figures_without_annotated_images_too(real: Real, arms: dict) -> None:
+    """And differences of the pairs that are seed-paired alone: the gated arm with what it was before."""
+    clean = {split: {name: np.ones(len(rows), bool) for name, rows in by.items()}
+             for split, by in real.features.items()}  # fmt: skip
+    clean["test"]["b"][:3] = False
+    gated = {**arms, "lora+ti+gate": {"b": features(20, 8, 0.1), "m": features(20, 9, 1.1)}}
+    found = clean_figures(gated, real, clean, [("lora+ti", "lora+ti+gate")])
+    assert {f.arm for f in found if f.metric == "fid"} == set(gated)
+    assert {f.arm for f in found if f.metric == "kid_difference"} == {"lora+ti+gate - lora+ti"}
+
+
+def test_where_a_class_has_too_few_clean_images_a_sentence_says_so(real: Real, arms: dict) -> None:
+    clean = {split: {name: np.ones(len(rows), bool) for name, rows in by.items()}
+             for split, by in real.features.items()}  # fmt: skip
+    assert clean_sentences(real.units, clean, ["b", "m"]) == []
     clean["test"]["m"][2:] = False
     assert clean_figures(arms, real, clean) == []
+    (said,) = clean_sentences(real.units, clean, ["b", "m"])
+    assert said == (
+        "No figures without burned-in annotations: each class needs 3 independent images that have none in test and "
+        "train, and there are 2 of m in test."
+    )
+    clean["train"]["b"][:] = False
+    assert "2 of m in test, 0 of b in train" in clean_sentences(real.units, clean, ["b", "m"])[0]
+    assert clean_sentences(real.units, clean, ["n"]) != []

@@ -123,6 +123,7 @@ def test_holm_is_the_textbook_loop_and_keeps_the_family_wise_error(rng: np.rando
 # ---- intervals ------------------------------------------------------------------------------------------------------
 
 ACCURACY = ("accuracy", OVERALL)
+MACRO_F1, AUC = ("macro_f1", OVERALL), ("auc", OVERALL)
 RECALL = ("recall", 0)
 
 
@@ -206,7 +207,8 @@ def test_no_difference_is_called_one_no_more_often_than_the_level(rng: np.random
 
 
 def test_a_difference_as_large_as_the_detectable_one_is_found_four_times_in_five(rng: np.random.Generator) -> None:
-    detectable = float(np.median([d.detectable for d in worlds(rng, 4, gain=0.0, repeats=60, size=2)]))
+    none = worlds(rng, 4, gain=0.0, repeats=60, size=2)
+    detectable = float(np.median([d.detectable for d in none if d.detectable is not None]))
     found = worlds(rng, 4, gain=detectable, repeats=200, size=2)
     assert 0.7 <= np.mean([d.p_value < LEVEL for d in found]) <= 0.95
 
@@ -267,12 +269,50 @@ def test_an_arm_that_is_always_right_may_yet_be_wrong_elsewhere() -> None:
         assert (interval.value, interval.low, interval.high) == pytest.approx((1, low, 1), abs=1e-4), key
 
 
+def test_a_mistake_more_never_makes_an_interval_narrower_or_its_low_end_higher() -> None:
+    """40 images, 3 trainings, of which the first is wrong about none, one, two, ... of them."""
+    labels = np.arange(40) % 2
+    for key in (ACCURACY, MACRO_F1, AUC):
+        found = []
+        for wrong in range(5):
+            said = np.stack([np.where(np.arange(40) < wrong, 1 - labels, labels), labels, labels])
+            found.append(estimate(score(np.eye(2)[said], labels, np.arange(40)), key))
+        lows, halves = [f.low for f in found], [f.value - f.low for f in found]
+        assert lows == sorted(lows, reverse=True) and halves == sorted(halves), key
+        assert lows[0] == pytest.approx(0.933, abs=1e-3)
+
+
+def test_the_interval_of_a_macro_f1_near_1_covers_it(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 images, 3 % of them hard for every training, and each training errs by chance about 2 %."""
+    monkeypatch.setattr(study, "REPLICATES", 200)
+    labels, truth, covered = np.arange(40) % 2, 0.97 * 0.98, 0
+    for _ in range(150):
+        right = (rng.random((3, 40)) < 0.98) & (rng.random(40) < 0.97)
+        found = estimate(score(np.eye(2)[np.where(right, labels, 1 - labels)], labels, np.arange(40)), MACRO_F1)
+        covered += found.low <= truth <= found.high
+    assert covered >= 0.94 * 150
+
+
+def test_the_interval_of_an_auc_near_1_covers_it(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores of unit variance a class, a fifth of it each training's own, so far apart that the AUC is 0.98."""
+    monkeypatch.setattr(study, "REPLICATES", 200)
+    labels, truth, covered = np.arange(40) % 2, 0.98, 0
+    apart = stats.norm.ppf(truth) * np.sqrt(2)
+    for _ in range(150):
+        scores = apart * labels + rng.normal(0, 0.8**0.5, 40) + rng.normal(0, 0.2**0.5, (3, 40))
+        malignant = 1 / (1 + np.exp(apart / 2 - scores))
+        found = estimate(score(np.stack([1 - malignant, malignant], 2), labels, np.arange(40)), AUC)
+        covered += found.low <= truth <= found.high
+    assert covered >= 0.94 * 150
+
+
 def test_arms_that_answer_alike_have_no_difference_and_could_yet_have_one(rng: np.random.Generator) -> None:
     probabilities, labels = predictions(rng)
     both = score(np.stack([probabilities] * 2), labels, np.arange(len(labels)))
-    for key in (ACCURACY, ("macro_f1", OVERALL), ("auc", OVERALL)):
+    for key in (ACCURACY, MACRO_F1, AUC):
         found = compare(both, both, key)
         assert (found.value, found.p_value) == (0, 1)
+        assert found.detectable is not None
         assert found.low == -found.high and 0.05 < found.high < found.detectable < 0.3
 
 
@@ -285,7 +325,19 @@ def test_three_images_against_none_of_three_do_not_stand_out(wobble: int) -> Non
     arms = [score(np.eye(2)[said], labels, np.arange(23)) for said in (right, wrong)]
     found = compare(*arms, RECALL)
     assert found.p_value == 0.25 and found.low < 0 < found.value <= found.high <= 1
-    assert found.detectable > 1
+    assert found.detectable is None
+
+
+@pytest.mark.parametrize(("clusters", "there"), [(4, False), (5, False), (6, True)])
+def test_there_is_a_detectable_difference_only_where_a_p_value_can_be_below_the_level(
+    clusters: int, there: bool
+) -> None:
+    """Trainings and images that all agree, each image in ten near-duplicates: 2 * 0.5^5 is above 0.05."""
+    labels = np.repeat(np.arange(clusters) % 2, 10)
+    right = score(np.eye(2)[np.stack([labels] * 3)], labels, np.repeat(np.arange(clusters), 10))
+    found = compare(right, right, ACCURACY)
+    assert (found.detectable is not None) == there
+    assert there == (2 * 0.5**clusters < LEVEL)
 
 
 def test_a_large_difference_stands_out_of_many_comparisons(rng: np.random.Generator) -> None:

@@ -138,6 +138,21 @@ def test_the_sentences_name_the_primary_first_and_own_up_to_one_split(found: tup
     assert sentences[-1].startswith("Single split")
 
 
+def test_where_no_difference_can_be_found_none_is_called_detectable() -> None:
+    """Five clusters of test images: no p-value of theirs is below 0.05, however large a difference."""
+    made = outcome()
+    few = replace(made, clusters={"test": np.minimum(made.clusters["test"], 4)})
+    figures = study_figures(few)
+    assert not [f for f in figures if f.metric.endswith("_detectable")]
+    said = study_sentences(figures, few)[0]
+    assert said.endswith(
+        "With 5 clusters of test images and 2 trainings an arm no true difference would be found with a probability of "
+        "80%."
+    )
+    columns, rows = comparison_rows([figure.to_dict() for figure in figures])
+    assert rows and {row[columns.index("detectable")] for row in rows} == {"–"}
+
+
 def test_a_control_like_the_real_arm_is_not_told_apart() -> None:
     made = replace(outcome(), primary=Primary(metric="macro_f1", arm="real+balanced"))
     assert "so the two are not told apart" in study_sentences(study_figures(made), made)[0]
