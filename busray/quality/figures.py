@@ -21,6 +21,8 @@ FEWEST = 3
 """Independent images a side below which a class has no figure of its own."""
 NEIGHBOURS = 5
 """The k of precision, recall, density and coverage."""
+MIXTURE = "paper-mixture"
+"""Protocol: all real images against the same with the drawn ones added."""
 OTHER = {"train": "test", "val": "train", "test": "train"}
 """reference -> the split it is held against for the floor; `all` holds its own halves against each other."""
 
@@ -97,7 +99,8 @@ def arm_figures(
     spread further disjoint replicates tell, more are used. Overall figures pool the classes that are drawn and are on
     both sides of the floor, in the shares that they have in the reference: else a difference in class mix would count,
     and tell even real images from real ones.
-    `paper-mixture` holds all real images against the same images with the arm's added, as the ISBI 2026 paper seems to.
+    `paper-mixture` holds all real images against the same images with the arm's added, as the ISBI 2026 paper seems to;
+    it has no kernel distance, whose estimate takes the two sides for independent.
     pairs: (before, after) of KID differences; default: each arm and the one after it.
     units: arm -> class -> labels [n] of independent draws, of arms made from real images.
 
@@ -105,7 +108,8 @@ def arm_figures(
     """
     distance, kernel = distance_names(real.extractor)
     wanted = real.split(reference)
-    everything = Sample.joined(list(real.split("all").values()))
+    all_real = real.split("all")
+    everything = Sample.joined(list(all_real.values()))
     first = next(iter(arms.values()))
     against, beside = _halves(wanted) if reference == "all" else (wanted, real.split(OTHER[reference]))
     sizes = {name: min(len(features[name]) for features in arms.values()) for name in sorted(first)}
@@ -137,9 +141,10 @@ def arm_figures(
             if at_infinity is not None:
                 figures.append(replace(of.figure(f"{distance}_infinity", at_infinity), n=sum(most.values())))
             figures += _further(of)
-        mixture = Sample.joined([everything, *samples.values()])
-        of = _About(real, mixture, everything, "all", "paper-mixture", CLASS_ALL, arm)
-        figures.append(of.figure(distance, of.frechet()))
+        for name in [name for name, *_ in _sides(samples, wanted, shared)]:
+            whole, added = (everything, samples.values()) if name == CLASS_ALL else (all_real[name], [samples[name]])
+            of = _About(real, Sample.joined([whole, *added]), whole, "all", MIXTURE, name, arm)
+            figures.append(of.figure(distance, of.frechet()))
     for before, after in pairwise(arms) if pairs is None else pairs:
         for (name, images, others), (_, earlier, _) in zip(
             _sides(drawn[after], wanted, shared), _sides(drawn[before], wanted, shared), strict=True

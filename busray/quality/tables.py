@@ -65,10 +65,11 @@ def metrics_rows(figures: list[Json]) -> tuple[list[str], list[list[str]]]:
 
 
 def class_rows(figures: list[Json]) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows): the same of each class by itself, a row for each class and arm."""
+    """(columns, rows): the same of each class by itself, a row for each class and arm, and of the paper's mixture."""
     classes = classes_of(figures)
     single = sorted((f for f in figures if f["class"] != CLASS_ALL), key=lambda f: classes.index(f["class"]))
-    return _wide(single, ("class", "arm"))
+    mixed = {"paper-mixture": " (paper-mixture)"}
+    return _wide([{**f, "arm": f["arm"] + mixed.get(f["protocol"], "")} for f in single], ("class", "arm"))
 
 
 def _wide(figures: list[Json], by: tuple[str, str]) -> tuple[list[str], list[list[str]]]:
