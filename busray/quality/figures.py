@@ -130,7 +130,8 @@ def arm_figures(
         for arm, features in arms.items()
     }
     for arm, samples in drawn.items():
-        for name, images, others in _sides(samples, wanted, shared):
+        sides = list(_sides(samples, wanted, shared))
+        for name, images, others in sides:
             of = _About(real, images, others, reference, "synthetic-only", name, arm)
             pool = {c: arms[arm][c] for c in (shared if name == CLASS_ALL else [name])}
             compared = _mix({c: sizes[c] for c in pool}, wanted)
@@ -141,7 +142,7 @@ def arm_figures(
             if at_infinity is not None:
                 figures.append(replace(of.figure(f"{distance}_infinity", at_infinity), n=sum(most.values())))
             figures += _further(of)
-        for name in [name for name, *_ in _sides(samples, wanted, shared)]:
+        for name, *_ in sides:
             whole, added = (everything, samples.values()) if name == CLASS_ALL else (all_real[name], [samples[name]])
             of = _About(real, Sample.joined([whole, *added]), whole, "all", MIXTURE, name, arm)
             figures.append(of.figure(distance, of.frechet()))
