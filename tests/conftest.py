@@ -11,6 +11,16 @@ ROOT = Path(__file__).parents[1]
 BUSI = ROOT.parent / "shared" / "data" / "busi"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """How `make test` spreads tests over processes: what starts Ray on one, since two of its heads on a machine meet
+    each other's; of the rest a file at a time."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            group = "ray" if "integration" in item.path.parts else str(item.path)
+            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] != "ray")  # the longest first
+
+
 @pytest.fixture(scope="session")
 def busi() -> Path:
     """The folder of real images; read only."""

@@ -287,7 +287,8 @@ class Extract:
     def __init__(
         self, pieces: list[Piece], extractor: Extractor, batch_size: int, threads: int, device: str, board: Any
     ) -> None:
-        use_threads(threads)
+        if extractor.weights is not None:
+            use_threads(threads)  # without weights torch is not imported at all
         self.pieces = pieces
         self.batch_size = batch_size
         self.board = board

@@ -274,7 +274,8 @@ def test_a_run_on_object_storage_with_adopted_adapters_is_the_same_corpus(finish
     record = finetune(finished)
     adapters = f"{finished.store.url}/{record['folder']}"
     arms = ["lora+ti", "lora+ti+refine"]
-    run = open_run(settings(f"{bucket}/adopted", adapters={"path": adapters}, evaluate={"arms": arms}), quiet)
+    changes = {"adapters": {"path": adapters}, "evaluate": {"arms": arms, "judge": None}}
+    run = open_run(settings(f"{bucket}/adopted", **changes), quiet)
     assert finetune(run)["sha256"] == record["sha256"]
     assert generate(run) == generate(finished)
     local = {key(figure): figure.value for figure in evaluate(finished)}
