@@ -20,7 +20,7 @@ demo: .venv/runtime
 
 # On two processes: the tests of Ray, one after the other, and beside them a file at a time (tests/conftest.py).
 test: .venv/dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: .venv/dev
 	$(BIN)/python -m pytest -m slow

@@ -1,24 +1,30 @@
 """What several test files stand on: the real images where they are, a small simulated folder, hand-made images."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from busray.data.phantom import write_dataset
 
 ROOT = Path(__file__).parents[1]
 BUSI = ROOT.parent / "shared" / "data" / "busi"
+RAY_IN_CHAOS = ("test_driver_death", "test_million", "test_nodes", "test_secure_defaults", "test_submit")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """How `make test` spreads tests over processes: what starts Ray on one, since two of its heads on a machine meet
-    each other's; of the rest a file at a time."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            group = "ray" if "integration" in item.path.parts else str(item.path)
-            item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] != "ray")  # the longest first
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "RayOnOneProcess":
+    return RayOnOneProcess(config, log)
+
+
+class RayOnOneProcess(LoadFileScheduling):
+    """How `make test` spreads tests over processes: a file at a time, but all that start Ray one after the other on one
+    process, since two of its heads on a machine meet each other's."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return "ray" if "/integration/" in file or Path(file).stem in RAY_IN_CHAOS else file
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from heads import environment, head
 
 from busray.cluster.session import asks_for_token
-
-pytestmark = pytest.mark.xdist_group("ray")
 
 JOIN = """
 import sys
