@@ -1,6 +1,7 @@
 """One S3 server (moto) for the chaos tests of storage, with the fault proxy in front of it. No Ray here."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,11 +60,11 @@ def bucket_url(s3_server: str, request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home folder with a token; a short path, for Ray's sockets lie below it."""
-    folder = tmp_path_factory.mktemp("h")
-    (folder / ".ray").mkdir()
-    token = folder / ".ray" / "auth_token"
-    token.touch(0o600)
-    token.write_text("planted-ray-token-0123456789abcdef0123456789")
-    return folder
+def home() -> Iterator[Path]:
+    """A home folder with a token, not below pytest's own: Ray's sockets lie in it, and Linux takes 107 characters."""
+    with tempfile.TemporaryDirectory(prefix="busray-", ignore_cleanup_errors=True) as folder:
+        token = Path(folder) / ".ray" / "auth_token"
+        token.parent.mkdir()
+        token.touch(0o600)
+        token.write_text("planted-ray-token-0123456789abcdef0123456789")
+        yield Path(folder)
