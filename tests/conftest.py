@@ -20,7 +20,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "RayOnOnePro
 
 class RayOnOneProcess(LoadFileScheduling):
     """How `make test` spreads tests over processes: a file at a time, but all that start Ray one after the other on one
-    process, since two of its heads on a machine meet each other's."""
+    process, so that one Ray at a time shares the cores: its tests of what hangs have time limits."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
