@@ -15,9 +15,10 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 demo: .venv/runtime
 	$(BIN)/busray demo
 
-# On two processes: the tests of Ray, one after the other, and beside them a file at a time (tests/conftest.py).
+# On two processes: the tests of Ray, one after the other, and beside them a file at a time (tests/conftest.py). Of one
+# thread each: threads of processes that share cores wait for each other, busily.
 test: .venv/dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: .venv/dev
 	$(BIN)/python -m pytest -m slow

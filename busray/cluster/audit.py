@@ -33,7 +33,7 @@ from busray.cluster.session import session, use_threads
 from busray.corpus.arms import Source, gated_arm, released_arm
 from busray.corpus.commit import committed_shards, in_threads, read_commit, read_rows
 from busray.corpus.encode import png_bytes, png_pixels
-from busray.data.align import aligned_pairs, shrink
+from busray.data.align import Scan, aligned_pairs, shrink
 from busray.data.check import ALIGNED
 from busray.data.frame import content_box
 from busray.data.prepare import load_images, load_masks
@@ -267,8 +267,8 @@ def _inside(store: Store, commits: list[Commit]) -> tuple[int, int]:
     return len(alike), len(smalls)
 
 
-def _sampled(store: Store, commits: list[Commit]) -> list[np.ndarray]:
-    """INSIDE images of the whole corpus, by the hashes of their ids, from shrink(). Shards without one are not read, of
+def _sampled(store: Store, commits: list[Commit]) -> list[Scan]:
+    """INSIDE images of the whole corpus, by the hashes of their ids. Shards without one are not read, of
     the others one at a time, and only sampled images are decoded."""
     drawn = ((commit.class_name, index) for commit in commits for index in rows_of(Piece(store, "", commit)))
     chosen = set(bottom_k(drawn, INSIDE, lambda one: draw_id(*one)))

@@ -10,6 +10,7 @@ wherever they lie; turned and stretched copies are not, and a mirrored one is fo
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
@@ -48,6 +49,24 @@ Place = tuple[float, float, float]
 """(scale, dy, dx): pixel (y, x) of an image is pixel (scale y + dy, scale x + dx) of the other."""
 
 
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """An image that is aligned; its detail, which every pair that it is in needs, is made once."""
+
+    pixels: np.ndarray
+    """uint8 [h, w], the short side SIDE and the long side at most LONGEST times that."""
+
+    @cached_property
+    def coarse(self) -> np.ndarray:
+        """float32: fine detail at COARSE."""
+        return _detail(self.pixels, COARSE, FINE)
+
+    @cached_property
+    def broad(self) -> np.ndarray:
+        """float32: broad detail at COARSE."""
+        return _detail(self.pixels, COARSE, BROAD)
+
+
 @dataclass(frozen=True)
 class Match:
     """How two images match once aligned."""
@@ -64,19 +83,17 @@ class Match:
 NO_MATCH = Match(0.0, 1.0, 0.0)
 
 
-def shrink(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [h, w] of any size to one whose short side is SIDE and whose long side is at most LONGEST times that."""
+def shrink(pixels: np.ndarray) -> Scan:
+    """uint8 [h, w] of any size."""
     height, width = pixels.shape
     longest = SIDE * LONGEST
     ratio = SIDE / min(height, width)
     size = min(round(width * ratio), longest), min(round(height * ratio), longest)
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
+    return Scan(np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX)))
 
 
-def aligned_pairs(
-    images: Sequence[np.ndarray], others: Sequence[np.ndarray] | None = None
-) -> list[tuple[int, int, Match]]:
-    """(i, j, match) of the likeliest pairs of images from shrink(): of images with others, or i < j of one list."""
+def aligned_pairs(images: Sequence[Scan], others: Sequence[Scan] | None = None) -> list[tuple[int, int, Match]]:
+    """(i, j, match) of the likeliest pairs of scans: of images with others, or i < j of one list."""
     there = _search(images, images if others is None else others)
     back = there if others is None else _search(others or [], images)
     score = np.maximum(there.score, back.score.T)
@@ -94,23 +111,24 @@ def aligned_pairs(
     return pairs
 
 
-def align(image: np.ndarray, other: np.ndarray, template: Box, window: Box) -> Match:
-    """Refine the guess that a square of image is one of other; both images from shrink()."""
+def align(image: Scan, other: Scan, template: Box, window: Box) -> Match:
+    """Refine the guess that a square of image is one of other."""
     match, place = align_coarsely(image, other, template, window)
     return NO_MATCH if match.score < COARSE_MATCH else align_finely(image, other, place)
 
 
-def align_coarsely(image: np.ndarray, other: np.ndarray, template: Box, window: Box) -> tuple[Match, Place]:
+def align_coarsely(image: Scan, other: Scan, template: Box, window: Box) -> tuple[Match, Place]:
     """The guess refined by coarse detail, for align_finely; cheap, and its score tells likely pairs from others."""
     scale = window[0] / template[0]
     guess = (scale, (window[1] - scale * template[1]) * COARSE, (window[2] - scale * template[2]) * COARSE)
-    return _refine(*_details(image, other, COARSE), guess, COARSE_SCALES, reach=6)
+    return _refine(image.coarse, other.coarse, guess, COARSE_SCALES, reach=6)
 
 
-def align_finely(image: np.ndarray, other: np.ndarray, place: Place) -> Match:
+def align_finely(image: Scan, other: Scan, place: Place) -> Match:
     scale, dy, dx = place
     guess = (scale, dy * SIDE / COARSE, dx * SIDE / COARSE)
-    return _refine(*_details(image, other, SIDE), guess, FINE_SCALES, reach=5)[0]
+    image_detail, other_detail = (_detail(scan.pixels, SIDE, FINE) for scan in (image, other))
+    return _refine(image_detail, other_detail, guess, FINE_SCALES, reach=5)[0]
 
 
 # ---- the coarse search ----------------------------------------------------------------------------------------------
@@ -131,7 +149,7 @@ class _Found:
         return self.template_boxes[i][self.template[i, j]], self.window_boxes[j][self.window[i, j]]
 
 
-def _search(images: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> _Found:
+def _search(images: Sequence[Scan], others: Sequence[Scan]) -> _Found:
     made = [templates(image) for image in images]
     every = np.concatenate([vectors for vectors, _ in made]) if made else np.zeros((0, WINDOW**2), np.float32)
     n = len(images)
@@ -156,9 +174,9 @@ def _likely(score: np.ndarray) -> set[tuple[int, int]]:
     return {(i, int(j)) for i, row in enumerate(best) for j in row if score[i, j] >= CANDIDATE}
 
 
-def templates(image: np.ndarray) -> tuple[np.ndarray, list[Box]]:
+def templates(image: Scan) -> tuple[np.ndarray, list[Box]]:
     """Squares at the top, the middle and the bottom: float32 [TEMPLATES, WINDOW ** 2] of unit length, and where."""
-    small = _resized(_detail(image, COARSE, BROAD), WINDOW / TEMPLATE)
+    small = _resized(image.broad, WINDOW / TEMPLATE)
     down, right = small.shape[0] - WINDOW, small.shape[1] - WINDOW
     places = [(y, x) for y in (0, down) for x in (0, right // 2, right)] + [(down // 2, right // 2)]
     return _unit(np.stack([small[y : y + WINDOW, x : x + WINDOW] for y, x in places])), [
@@ -166,21 +184,20 @@ def templates(image: np.ndarray) -> tuple[np.ndarray, list[Box]]:
     ]
 
 
-def windows(image: np.ndarray) -> tuple[np.ndarray, list[Box]]:
+def windows(image: Scan) -> tuple[np.ndarray, list[Box]]:
     """The squares of an image at all places and SIZES: float32 [w, WINDOW ** 2] of unit length, and where each is."""
-    detail = _detail(image, COARSE, BROAD)
     vectors, boxes = [], []
     for size in SIZES:
-        small = _resized(detail, WINDOW / size)
+        small = _resized(image.broad, WINDOW / size)
         every = np.lib.stride_tricks.sliding_window_view(small, (WINDOW, WINDOW))
         vectors.append(_unit(every.reshape(-1, WINDOW, WINDOW)))
         boxes += [(size, y * size / WINDOW, x * size / WINDOW) for y, x in np.ndindex(every.shape[:2])]
     return np.concatenate(vectors), boxes
 
 
-def square(image: np.ndarray, box: Box) -> np.ndarray:
+def square(image: Scan, box: Box) -> np.ndarray:
     """Any square of an image as a template: float32 [WINDOW ** 2] of unit length."""
-    detail = _detail(image, COARSE, BROAD)
+    detail = image.broad
     side, top, left = (part * min(detail.shape) for part in box)
     # The sides of detail are rounded, so a square at the edge may lie a fraction of a pixel beyond.
     top, left = (min(at, whole - side) for at, whole in zip((top, left), detail.shape, strict=True))
@@ -204,10 +221,6 @@ def _detail(image: np.ndarray, side: int, blurs: tuple[int, int]) -> np.ndarray:
     return detail / (np.sqrt(_blurred(detail * detail, blurs[1])) + 3)
 
 
-def _details(image: np.ndarray, other: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    return _detail(image, side, FINE), _detail(other, side, FINE)
-
-
 def _resized(image: np.ndarray, side: float) -> np.ndarray:
     """float32 [h, w] to a short side, in pixels."""
     ratio = side / min(image.shape)
@@ -220,13 +233,12 @@ def _resized(image: np.ndarray, side: float) -> np.ndarray:
 
 def _blurred(image: np.ndarray, sigma: int) -> np.ndarray:
     """Two box blurs, of a Gaussian's variance; edges are repeated."""
-    reach = round(sigma * 6**0.5 / 2)
+    width = 2 * round(sigma * 6**0.5 / 2) + 1
     for axis in (0, 0, 1, 1):
-        padded = np.pad(image, [(reach + 1, reach) if axis == a else (0, 0) for a in (0, 1)], "edge")
-        sums = np.cumsum(padded, axis=axis, dtype=np.float64)
-        n = image.shape[axis]
-        upper, lower = (np.take(sums, np.arange(start, start + n), axis) for start in (2 * reach + 1, 0))
-        image = ((upper - lower) / (2 * reach + 1)).astype(np.float32)
+        around = np.arange(-(width // 2) - 1, image.shape[axis] + width // 2)
+        sums = np.cumsum(image.take(around, axis, mode="clip"), axis, dtype=np.float64)
+        upper, lower = (sums[cut] if axis == 0 else sums[:, cut] for cut in (slice(width, None), slice(-width)))
+        image = ((upper - lower) / width).astype(np.float32)
     return image
 
 
@@ -235,7 +247,7 @@ def _refine(image: np.ndarray, other: np.ndarray, guess: Place, scales: np.ndarr
 
     scales are relative to the guess, about a fixed middle; each is tried at the best of all shifts up to reach pixels.
     """
-    size = [2 ** int(np.ceil(np.log2(n + reach))) for n in image.shape]
+    size = [-(-(n + reach) // 16) * 16 for n in image.shape]  # mostly small factors, for the FFT
     spectrum = np.fft.rfft2(image, size)
     shifts = np.arange(-reach, reach + 1)
     best = NO_MATCH, guess

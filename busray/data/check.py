@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from busray.data.align import aligned_pairs, shrink
+from busray.data.align import Scan, aligned_pairs, shrink
 from busray.data.annotations import KINDS, find_annotations
 from busray.data.frame import cut_share
 from busray.data.read import READERS, class_names, read_grey, read_mask, read_rgb, scan
@@ -275,7 +275,7 @@ class Pair:
 class _Looked:
     thumbnail: np.ndarray
     detail: np.ndarray
-    small: np.ndarray
+    small: Scan
     digest: str
     brightest: int
     coloured: float

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from busray.data.align import Box, align_coarsely, align_finely, shrink, square, templates, windows
+from busray.data.align import Box, Scan, align_coarsely, align_finely, shrink, square, templates, windows
 from busray.quality.neighbours import nearest
 from busray.records import Box as Content
 
@@ -44,7 +44,7 @@ class Original:
     image: int
     kind: str
     mirrored: bool
-    small: np.ndarray
+    small: Scan
 
 
 @dataclass(frozen=True)

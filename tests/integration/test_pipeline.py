@@ -274,12 +274,15 @@ def test_a_run_on_object_storage_with_adopted_adapters_is_the_same_corpus(finish
     record = finetune(finished)
     adapters = f"{finished.store.url}/{record['folder']}"
     arms = ["lora+ti", "lora+ti+refine"]
-    changes = {"adapters": {"path": adapters}, "evaluate": {"arms": arms, "judge": None}}
+    compared = {"arms": arms, "judge": None, "extractors": ["texture"]}
+    changes = {"adapters": {"path": adapters}, "evaluate": compared}
     run = open_run(settings(f"{bucket}/adopted", **changes), quiet)
     assert finetune(run)["sha256"] == record["sha256"]
     assert generate(run) == generate(finished)
     local = {key(figure): figure.value for figure in evaluate(finished)}
-    for figure in evaluate(run):
+    figures = evaluate(run)
+    assert {"fd-texture", "kd-texture_difference"} <= {figure.metric for figure in figures}
+    for figure in figures:
         assert local[key(figure)] == pytest.approx(figure.value, rel=1e-6)
 
 

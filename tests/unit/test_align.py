@@ -68,15 +68,15 @@ def test_between_two_lists_only_pairs_across_are_compared(scans: list[np.ndarray
 
 
 def test_a_mirrored_copy_is_found_where_the_caller_mirrors(scans: list[np.ndarray]) -> None:
-    ours, mirrored = [shrink(scans[3])], [shrink(scans[3][:, ::-1])]
-    assert score(aligned_pairs(ours, mirrored), 0, 0) < ALIGNED
-    assert score(aligned_pairs(ours, [mirrored[0][:, ::-1]]), 0, 0) > 0.9
+    ours, mirrored = shrink(scans[3]), shrink(scans[3][:, ::-1])
+    assert score(aligned_pairs([ours], [mirrored]), 0, 0) < ALIGNED
+    assert score(aligned_pairs([ours], [shrink(mirrored.pixels[:, ::-1])]), 0, 0) > 0.9
 
 
 def test_empty_and_very_long_images_are_borne() -> None:
     black, white = np.zeros((300, 40), np.uint8), np.full((7, 9), 255, np.uint8)
     long = np.random.default_rng(0).integers(0, 255, (3, 60000), np.uint8)
-    assert shrink(long).shape == (SIDE, LONGEST * SIDE)
+    assert shrink(long).pixels.shape == (SIDE, LONGEST * SIDE)
     pairs = aligned_pairs([shrink(black), shrink(black), shrink(white), shrink(long)])
     assert all(match.score < ALIGNED for _, _, match in pairs)
 

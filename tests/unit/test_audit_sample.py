@@ -62,8 +62,8 @@ def test_near_duplicates_are_looked_for_among_images_of_all_shards_by_their_hash
     monkeypatch.setattr(module, "aligned_pairs", lambda smalls: compared.extend(smalls) or [])
     assert module._inside(store, read_commits(store)) == (0, min(k, 79))
     wanted = lowest_hashes(k)
-    assert all(len(np.unique(small)) == 1 for small in compared)
-    assert sorted(int(small[0, 0]) for small in compared) == sorted(level(*one) for one in wanted)
+    assert all(len(np.unique(small.pixels)) == 1 for small in compared)
+    assert sorted(int(small.pixels[0, 0]) for small in compared) == sorted(level(*one) for one in wanted)
     if k == 20:
         assert {name for name, _ in wanted} == set(CLASSES) and len({(c, i // EACH) for c, i in wanted}) > 5
 
