@@ -29,7 +29,7 @@ from busray.cluster.evaluate import (
 )
 from busray.cluster.pipeline import add_to_report
 from busray.cluster.run import Run
-from busray.cluster.session import session, use_threads
+from busray.cluster.session import session
 from busray.corpus.arms import Source, gated_arm, released_arm
 from busray.corpus.commit import committed_shards, in_threads, read_commit, read_rows
 from busray.corpus.encode import png_bytes, png_pixels
@@ -231,7 +231,6 @@ class Find:
     """The search actor: reads a hunt's images, puts their FOUND rows beside the corpus."""
 
     def __init__(self, hunts: list[Hunt], originals: Any, board: Any) -> None:
-        use_threads(1)
         self.hunts = hunts
         self.originals: Originals = ray.get(originals)
         self.board = board

@@ -17,7 +17,6 @@ import ray
 import ray.train
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 
 from busray import config as settings
 from busray.cluster.board import Pulse, brief, stopped, supervised, watched
@@ -213,6 +212,8 @@ def _train(run: Run, job: FinetuneJob) -> None:
 
 
 def _fit(run: Run, job: FinetuneJob, at: int) -> None:
+    from ray.train.torch import TorchConfig, TorchTrainer  # here, since it imports torch
+
     cluster = run.config.cluster
     gpus = cluster.gpus_per_actor
     resources = {"CPU": cluster.cpus_per_actor, **({"GPU": gpus} if gpus else {})}
