@@ -112,7 +112,7 @@ def _centres(grey: np.ndarray, axes: Axes, contrast: int) -> np.ndarray:
             arm = [np.maximum(at(y, x), at(y + ny, x + nx)) for y, x in places]
             sides = [np.maximum(at(y - 2 * ny, x - 2 * nx), at(y + 3 * ny, x + 3 * nx)) for y, x in places]
             sharp = [level - side >= contrast for level, side in zip(arm, sides, strict=True)]
-            meets &= np.sum(sharp, axis=0) > len(places) / 2
+            meets &= np.sum(sharp, axis=0, dtype=np.int8) > len(places) / 2
             dimmest.append(np.minimum.reduce(arm))
     darkest, lightest = np.minimum.reduce(dimmest), np.maximum.reduce(dimmest)
     return meets & (darkest >= DIM) & (lightest - darkest <= EVEN)
