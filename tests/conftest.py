@@ -1,5 +1,8 @@
 """What several test files stand on: the real images where they are, a small simulated folder, hand-made images."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,24 @@ def busi() -> Path:
     if not BUSI.is_dir():
         pytest.skip(f"the real images (BUSI) are not here: no folder {BUSI}")
     return BUSI
+
+
+@pytest.fixture(scope="session")
+def one_creator_wins() -> Iterator[None]:
+    """For every moto server: it looks whether an object is there and then writes it, so that of creators at once two
+    can win; S3 lets one."""
+    from moto.moto_server import threaded_moto_server as server
+
+    lock = threading.Lock()
+
+    class Application(server.DomainDispatcherApplication):
+        def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+            with lock if "HTTP_IF_NONE_MATCH" in environ else nullcontext():
+                return super().__call__(environ, start_response)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "DomainDispatcherApplication", Application)
+        yield
 
 
 @pytest.fixture(scope="session")

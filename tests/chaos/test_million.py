@@ -39,7 +39,7 @@ def resume() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def requests() -> Iterator[Counter[str]]:
+def requests(one_creator_wins: None) -> Iterator[Counter[str]]:
     """What an S3 server of this file's own was asked, as method and folder; its address is in the environment."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

@@ -16,7 +16,7 @@ PLANTED_KEY, PLANTED_SECRET = "AKIAPLANTED0000EXAMPLE", "planted/Secret+01234567
 
 
 @pytest.fixture(scope="session")
-def bucket() -> Iterator[str]:
+def bucket(one_creator_wins: None) -> Iterator[str]:
     """URL of an empty bucket on a loopback server; its address and keys are in the environment, as on a cluster."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
