@@ -216,8 +216,8 @@ def test_only_test_images_carry_a_verdict(real: Real, arms: dict) -> None:
 def test_fid_at_infinity_is_not_estimable_from_few_images_and_is_from_many(real: Real, arms: dict) -> None:
     said = " ".join(verdicts(arm_figures(arms, real, "test")))
     assert "FID-infinity: not estimable (it needs 2,048 reference images" in said and "here are 18 and 30" in said
-    large = of({"train": {"b": features(2100, 1)}, "val": {"b": features(9, 2)}, "test": {"b": features(2100, 3)}})
-    figures = arm_figures({"base": {"b": features(9000, 4, 0.1)}}, large, "test")
+    large = of({"train": {"b": features(60, 1)}, "val": {"b": features(9, 2)}, "test": {"b": features(2100, 3)}})
+    figures = arm_figures({"base": {"b": features(4400, 4, 0.1)}}, large, "test")
     found = one(figures, metric="fid_infinity", class_name="b")
     assert found.value < one(figures, metric="fid", class_name="b").value
     assert "not estimable" not in " ".join(verdicts(figures))
