@@ -7,6 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # On all cores at once, which pip does not: each of Ray's workers imports torch and diffusers anew, 31 s without bytecode
 # where the environment forbids writing it, 11 s with it. Files for other Pythons do not compile: no matter.
+# Libraries' own tests are left out.
 COMPILE := $(BIN)/python -m compileall -q -j 0 -x /tests/ .venv/lib >/dev/null 2>&1 || true
 export HF_HUB_DISABLE_TELEMETRY = 1
 

@@ -43,7 +43,7 @@ def short_trainings() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def local_ray(bucket: str) -> Iterator[None]:
     """Four logical CPUs whatever the machine has: two training workers beside Ray's own actors. Workers are as nice as
-    the unit tests beside them, which take as long as they or less; Ray's own niceness is 15."""
+    the unit tests beside them, by Ray's default of 15 they would wait for those."""
     config = {"worker_niceness": 0}
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _system_config=config)
     yield

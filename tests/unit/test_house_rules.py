@@ -33,6 +33,13 @@ def test_nothing_heavy_is_loaded_before_it_is_needed(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("module", ["busray.cluster.pipeline", "busray.cluster.audit"])
+def test_a_driver_and_the_audits_actors_load_torch_where_they_use_it(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_the_readme_has_a_line_for_every_module() -> None:
     tree = (ROOT / "README.md").read_text().partition("## What is where")[2]
     modules = [p for folder in ("busray", "jobs") for p in (ROOT / folder).rglob("*.py") if p.name != "__init__.py"]
