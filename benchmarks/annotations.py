@@ -12,8 +12,8 @@ from pathlib import Path
 from busray.data.annotations import KINDS, find_annotations
 from busray.data.check import check
 from busray.data.read import read_grey
-from busray.quality.readers import wilson
-from busray.quality.tables import markdown_table
+from busray.evidence.stats.intervals import wilson
+from busray.report.tables import markdown_table
 
 LABELS = Path(__file__).parent / "annotations-busi.csv"
 COLUMNS = ("sample", "images", "annotation", "labelled", "found", "both", "recall [95 %]", "precision [95 %]")

@@ -14,10 +14,11 @@ import numpy as np
 
 from busray.config import Dataset
 from busray.data.frame import content_box
-from busray.data.prepare import load_images, load_masks, prepare
+from busray.data.images import load_images, load_masks
+from busray.data.prepare import prepare
 from busray.data.read import class_names
-from busray.quality.copies import KINDS, Originals, flagged, planted, thresholds, unpadded
-from busray.quality.readers import wilson
+from busray.evidence.copies import KINDS, Originals, flagged, planted, thresholds, unpadded
+from busray.evidence.stats.intervals import wilson
 from busray.records import SourceImage
 
 SIZE = 128

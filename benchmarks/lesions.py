@@ -8,12 +8,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from busray.cluster.geometry import geometry
-from busray.cluster.run import open_run
-from busray.config import load_config
-from busray.quality.geometry import DICE, geometry_rows
-from busray.quality.tables import markdown_table
-from busray.records import GEOMETRY_JSON
+from busray.config_file import load_config
+from busray.evidence.lesions import DICE
+from busray.layout import GEOMETRY_JSON
+from busray.report.lesions import geometry_rows
+from busray.report.tables import markdown_table
+from busray.run.checks import open_run
+from busray.stages.lesions import geometry
 
 CONFIG = Path(__file__).parents[1] / "configs" / "busi-tiny.yaml"
 

@@ -24,7 +24,8 @@ from unittest.mock import patch
 
 from busray.corpus.plan import extend_plan, shards
 from busray.identity import fingerprint
-from busray.records import Commit, Execution, Shard, commit_key, data_key, to_json
+from busray.layout import commit_key, data_key
+from busray.records import Commit, Execution, Shard, to_json
 from busray.storage import Store
 
 CLASSES = ("benign", "malignant", "normal")
@@ -68,7 +69,7 @@ def write_local(store: Store, done: Iterable[Shard]) -> None:
 
 def drive(url: str, images: int, shard_size: int) -> dict[str, Any]:
     """`generate` on a run that is there, with a null sampler; the figures of this process."""
-    from busray.cluster import generate as driver
+    from busray.stages import generate as driver
 
     store, calls = Store(url), Counter[str]()
     drawn: list[Shard] = []

@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 
 from busray.corpus.commit import read_commits, read_rows
-from busray.quality.contact_sheet import contact_sheet
-from busray.quality.tables import (
+from busray.report.contact_sheet import contact_sheet
+from busray.report.tables import (
     by_extractor,
     class_rows,
     difference_rows,

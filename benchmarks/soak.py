@@ -23,13 +23,12 @@ import boto3
 import psutil
 from moto.server import ThreadedMotoServer
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "chaos"))
-from drivers import CLASSES, Driver, copied, digest_in, run, send, write_config
-
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from busray.corpus.manifest import orphans
 from busray.corpus.verify import verify
 from busray.data.phantom import write_dataset
 from busray.storage import Store
+from tests.support.drivers import CLASSES, Driver, copied, digest_in, run, send, write_config
 
 BUCKET = "busray-soak"
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}

@@ -18,11 +18,11 @@ from PIL import Image
 from busray.data.frame import frame
 from busray.data.phantom import CLASSES, PROBES, phantom
 from busray.data.read import read_grey
+from busray.evidence.stats.frechet import Moments, frechet
 from busray.model.sample import scheduler_for
-from busray.model.speckle import local_snr, radial_power, spectrum_slope
-from busray.model.tiny_corpus import captioned
-from busray.quality.frechet import Moments, frechet
-from busray.quality.inception import InceptionFeatures, find_weights
+from busray.vision.inception import InceptionFeatures, find_weights
+from busray.vision.speckle import local_snr, radial_power, spectrum_slope
+from tools.tiny_base.pictures import captioned
 
 TINY = Path(__file__).parents[1] / "busray" / "model" / "tiny"
 LESION = "an ultrasound image of breast tissue with a lesion, a {} spot, {}, "

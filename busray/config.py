@@ -4,32 +4,31 @@ Only what can be told from the settings alone is checked here; folders, bases an
 that reads them, before any work starts.
 """
 
-import difflib
 import re
 import string
 import unicodedata
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from busray.records import UserError
-
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
 TOKEN = re.compile(r"<[a-z0-9][a-z0-9_-]*>")
+
+
 HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 """Unicode categories of characters that do not show, or change how the others show."""
+
+
 SIGNED = re.compile(r"[?&]([\w-]*(signature|token|secret|password|key)|sig)=", re.IGNORECASE)
 
 
@@ -74,9 +73,17 @@ def _location(value: str) -> str:
 
 Location = Annotated[str, AfterValidator(_location)]
 """A path or URL, without credentials."""
+
+
 Positive = Annotated[int, Field(ge=1)]
+
+
 Count = Annotated[int, Field(ge=0)]
+
+
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 Workers = Annotated[int, Field(ge=1, le=512)]
 
 
@@ -483,91 +490,3 @@ def _arm_problems(config: Config) -> list[str]:
     if len(set(config.evaluate.arms)) < len(config.evaluate.arms):
         problems.append("evaluate.arms: an arm is named twice")
     return problems
-
-
-# ---- reading --------------------------------------------------------------------------------------------------------
-
-
-def load_config(path: str | Path, flags: list[str] | None = None) -> Config:
-    """The YAML file with `--a.b=c` flags merged in, validated at once; UserError lists every mistake."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = (error.strerror or error) if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"config file {path}: {reason}: give a YAML file, such as configs/demo.yaml") from error
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"config file {path} is not YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"config file {path} holds no settings: expected `classes:`, `dataset:` and so on")
-    tree.setdefault("name", path.stem)
-    return with_flags(tree, flags or [])
-
-
-def with_flags(tree: dict[str, Any], flags: Sequence[str]) -> Config:
-    """A Config from plain values and `--a.b=c` flags, which are merged into tree; UserError lists every mistake."""
-    for flag in flags:
-        _merge_flag(tree, flag)
-    return validate(tree)
-
-
-def validate(tree: dict[str, Any]) -> Config:
-    """A Config from plain values; UserError with one line a mistake."""
-    try:
-        config = Config.model_validate(tree)
-    except ValidationError as error:
-        raise UserError("\n".join(_explain(item) for item in error.errors())) from error
-    return config if config.output else config.model_copy(update={"output": f"runs/{config.name}"})
-
-
-def _merge_flag(tree: dict[str, Any], flag: str) -> None:
-    name, equals, text = flag.removeprefix("--").partition("=")
-    if not flag.startswith("--") or not equals or not name:
-        raise UserError(f"{flag}: settings are given as --a.b=value, such as --sampling.steps=25")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{flag}: the value is not YAML: {error}") from error
-    *parents, leaf = name.split(".")
-    for parent in parents:
-        below = tree.get(parent)
-        tree[parent] = below = {} if below is None else below
-        if not isinstance(below, dict):
-            raise UserError(f"{flag}: {parent} is a value, not a group of settings")
-        tree = below
-    tree[leaf] = value
-
-
-def _explain(item: Any) -> str:
-    location = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        known = sorted(_fields_at(item["loc"][:-1]))
-        close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
-        return f"{location}: no such setting; {hint}"
-    message = item["msg"].removeprefix("Value error, ")
-    if not location:
-        return message
-    given = "" if item["type"] == "missing" or credentials_in(repr(item["input"])) else f" (given: {item['input']!r})"
-    return f"{location}: {message}{given}"
-
-
-def _fields_at(location: tuple[Any, ...]) -> set[str]:
-    model: Any = Config
-    for part in location:  # a class's name (a key of `classes`) is no field and changes nothing
-        if part in model.model_fields:
-            model = _model_in(model.model_fields[part].annotation) or model
-    return set(model.model_fields)
-
-
-def _model_in(annotation: Any) -> Any:
-    """The settings class inside `X`, `X | None` or `dict[str, X]`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        found = _model_in(inner)
-        if found is not None:
-            return found
-    return None

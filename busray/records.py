@@ -1,15 +1,16 @@
-"""The nouns that stages hand on: frozen dataclasses, their JSON and Arrow forms, and the names of a run's objects.
-
-Nothing here reads, writes or computes.
-"""
+"""Features of every arm and of the real images -> the flat list of figures, and what they say in sentences."""
 
 import json
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+REAL = "real"
+
 
 IMAGE_COLUMNS = ("image", "image_txt2img")
+
+
 CLASS_ALL = "all"
 
 
@@ -29,9 +30,6 @@ def to_json(record: Any) -> bytes:
     """A record (dataclass) or plain dict as indented UTF-8 JSON."""
     value = record if isinstance(record, dict) else asdict(record)
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-# ---- data set -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -107,9 +105,6 @@ class DataSet:
             value[name] = tuple(SourceImage(**{**image, "masks": tuple(image["masks"])}) for image in value[name])
         value["left_out"] = tuple((file, reason) for file, reason in value["left_out"])
         return DataSet(**value)
-
-
-# ---- corpus ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -226,14 +221,14 @@ class Commit:
         return Commit(**value)
 
 
-# ---- evidence -------------------------------------------------------------------------------------------------------
-
 INCEPTION = "inception-v3-2015"
 """The one extractor whose distances are called FID and KID."""
 
 
 CLEAN_TEST = "test-clean"
 """Reference of figures on the test images that no text or caliper was found in; so are the real images of its floor."""
+
+
 TOLD_APART = "told_apart_auc"
 """Metric of how well a classifier on an extractor's features tells synthetic from real images."""
 
@@ -245,25 +240,38 @@ def distance_names(extractor: str) -> tuple[str, str]:
     return ("fid", "kid") if extractor == INCEPTION else (f"fd-{family}", f"kd-{family}")
 
 
+class Interval(NamedTuple):
+    """The ends of a 95 % interval."""
+
+    low: float
+    high: float
+
+    def excludes(self, value: float) -> bool:
+        return not self.low <= value <= self.high
+
+
+FLOOR_SUFFIX = "_floor"
+PAIR_SEPARATOR = " - "
+
+
 @dataclass(frozen=True)
 class Figure:
     """One number of the evidence with all that is needed to read it."""
 
     metric: str
-    """`kid_difference`, `fid_infinity`; `fid`, `kid`, `kid_p_value`, `precision`, `recall`, `density`, `coverage`,
-    TOLD_APART, and each of these with `_floor`. For `fid` and `kid`, other extractors than Inception have
-    distance_names. Class consistency and the class gate have those of quality/consistency; an ablation adds those of
-    quality/ablation, a study those of quality/study_figures."""
+    """Such as `fid`, `kid`, `kid_p_value`, `kid_difference`, `precision`, `told_apart_auc`. Other
+    extractors than Inception have distance_names. The modules of evidence/ name their own."""
     value: float
-    interval: tuple[float, float] | None
-    """95 % interval, or None where none is honest."""
+    interval: Interval | None
+    """95 % interval, or None where no valid one is known."""
     n: int
     n_reference: int
     reference: str
     """`train`, `val`, `test`, `all` or CLEAN_TEST."""
     protocol: str
-    """`synthetic-only`, `paper-mixture` or `real-against-real`; `reconstruction` in an ablation, `single-split` of a
-    classifier; `first-draw` or `after-gate` of what one says of drawn images; `copy-audit`."""
+    """`synthetic-only`, `paper-mixture` or `real-against-real`; `reconstruction` in an ablation;
+    `single-split` of a classifier; `first-draw` or `after-gate` of the classes that one sees in
+    drawn images; `copy-audit`."""
     extractor: str
     class_name: str
     arm: str
@@ -272,110 +280,35 @@ class Figure:
     size: int
     """Side of the square in pixels."""
     replicates: int | None = None
-    """Disjoint samples of drawn images that the interval is from; it is then conditional on the reference's images."""
+    """Disjoint samples of drawn images that the interval is from. The reference stays as it is."""
     drawn: int | None = None
-    """Of an arm's `fid`: how many images there are in the reference's shares of the classes, of which n are compared;
-    `fid_infinity`, where it is estimable, is of all of them."""
+    """Of an arm's `fid`: images in the reference's shares of the classes. n of them are compared;
+    `fid_infinity`, where it is estimable, uses all."""
+    floor: bool = False
+    """True where real images stand in for drawn ones: the best that an arm can reach."""
+    against: str | None = None
+    """Of a difference: the other arm. The figure is `arm` minus `against`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As in report.json, where the class is called `class`."""
+        """As in report.json: `class` for the class, `_floor` after a floor's metric, and the arms
+        of a difference in one name, `<arm> - <against>`."""
         value = asdict(self)
         value["class"] = value.pop("class_name")
         value["interval"] = list(self.interval) if self.interval else None
+        value["metric"] += FLOOR_SUFFIX if value.pop("floor") else ""
+        against = value.pop("against")
+        if against is not None:
+            value["arm"] += PAIR_SEPARATOR + against
         return value
 
-
-# ---- names of a run's objects ---------------------------------------------------------------------------------------
-
-RUN = "run.json"
-CONFIG = "config.json"
-DATASET = "dataset.json"
-BASE = "base.json"
-CHECK = "check.json"
-ADAPTERS = "adapters.json"
-MANIFEST = "manifest.parquet"
-REPORT_JSON = "report.json"
-REPORT_HTML = "report.html"
-CARD = "card.md"
-AUDIT_JSON = "audit.json"
-AUDIT_PANELS = "audit.png"
-STUDY_JSON = "study.json"
-GEOMETRY_JSON = "geometry.json"
-GEOMETRY_PNG = "geometry.png"
-STUDY_CSV = "study.csv"
-STUDY_DECLARED = "study/declared.json"
-STUDY_PRIMARY = "study/primary.json"
-"""What studies declared before they declared their ratios and seeds too."""
-
-
-def segment_key(number: int) -> str:
-    return f"plan/{number:04d}.json"
-
-
-def commit_key(shard: Shard) -> str:
-    return f"commits/{shard.class_name}/{shard.name}.json"
-
-
-def committed_shard(key: str) -> Shard:
-    """The shard whose record has this key; ValueError names a key that commit_key does not make."""
-    match = re.fullmatch(r"commits/([^/]+)/([0-9]+)-([0-9]+)\.json", key)
-    shard = Shard(match[1], int(match[2]), int(match[3])) if match else None
-    if shard is None or commit_key(shard) != key:
-        raise ValueError(f"{key!r} is no commit record's key: commits/<class>/<first>-<count>.json")
-    return shard
-
-
-def data_key(shard: Shard, digest: str, suffix: str) -> str:
-    return f"data/{shard.class_name}/{shard.name}-{digest[:16]}{suffix}"
-
-
-def first_draws_key(shard: Shard, digest: str) -> str:
-    return f"first-draws/{shard.class_name}/{shard.name}-{digest[:16]}.parquet"
-
-
-def png_prefix(shard: Shard) -> str:
-    """Under which the pictures of a shard of format `png` lie."""
-    return f"data/{shard.class_name}/{shard.name}"
-
-
-def data_shard(key: str) -> Shard | None:
-    """The shard that a data object, a picture or first draws belong to; None for a key that is no name of ours."""
-    match = re.fullmatch(
-        r"(?:data|first-draws)/([^/]+)/([0-9]+)-([0-9]+)(?:-[0-9a-f]{16}\.(?:parquet|jsonl)|/[^/]+-[0-9a-f]{16}\.png)",
-        key,
-    )
-    shard = Shard(match[1], int(match[2]), int(match[3])) if match else None
-    return shard if shard and f"/{shard.class_name}/{shard.name}" in key else None
-
-
-def features_key(digest: str, column: str, extractor: str) -> str:
-    """extractor: a name that weights of its own have alone, since features under a key are never computed again."""
-    return f"features/{extractor}/{digest[:32]}-{column}.npy"
-
-
-def segmenter_key(identity: str) -> str:
-    """The record of a run's segmenter of this identity."""
-    return f"segmenters/{identity[:16]}.json"
-
-
-def classifier_key(identity: str) -> str:
-    """The record of a run's classifier of this identity."""
-    return f"classifiers/{identity[:16]}.json"
-
-
-def found_key(identity: str, content: str) -> str:
-    """What a copy audit of this identity found of a shard (its digest) or of other images (their fingerprint)."""
-    return f"copies/{identity[:16]}/{content[:32]}.npy"
-
-
-def study_key(identity: str, arm: str, number: int) -> str:
-    """The result of an arm's number-th training in the study of this identity."""
-    return f"study/{identity[:16]}/{arm}-{number:02d}.json"
-
-
-def study_identity_key(identity: str) -> str:
-    return f"study/{identity[:16]}/identity.json"
-
-
-def arm_prefix(arm: str) -> str:
-    return f"arms/{arm}"
+    @staticmethod
+    def from_dict(value: Mapping[str, Any]) -> "Figure":
+        """Of a dict that to_dict made. A report from before 0.1.0 may lack frame and size."""
+        fields = {"frame": "", "size": 0, **value}
+        fields["class_name"] = fields.pop("class")
+        metric = fields["metric"]
+        fields["metric"], fields["floor"] = metric.removesuffix(FLOOR_SUFFIX), metric.endswith(FLOOR_SUFFIX)
+        arm, separator, against = fields["arm"].partition(PAIR_SEPARATOR)
+        fields["arm"], fields["against"] = arm, against if separator else None
+        fields["interval"] = Interval(*fields["interval"]) if fields["interval"] else None
+        return Figure(**fields)

@@ -11,9 +11,9 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 from busray.data.phantom import write_dataset
+from tests.support.paths import SHARED
 
-ROOT = Path(__file__).parents[1]
-BUSI = ROOT.parent / "shared" / "data" / "busi"
+BUSI = SHARED / "data" / "busi"
 RAY_IN_CHAOS = ("test_driver_death", "test_million", "test_nodes", "test_secure_defaults", "test_submit")
 
 

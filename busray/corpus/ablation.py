@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from busray.config import Config, Refine, Sampling, validate
+from busray.config import Config, Refine, Sampling
+from busray.config_file import validate
 from busray.corpus.arms import compared_images
 from busray.records import UserError
 

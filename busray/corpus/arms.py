@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from busray.config import Config, split_arm
-from busray.records import arm_prefix
+from busray.layout import arm_prefix
 from busray.storage import Store
 
 

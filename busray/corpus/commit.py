@@ -12,20 +12,8 @@ import pyarrow.parquet as pq
 
 from busray.corpus.encode import Row, encode_parquet, encode_png
 from busray.identity import sha256_bytes
-from busray.records import (
-    Commit,
-    Execution,
-    FirstDraws,
-    Redrawn,
-    Shard,
-    UserError,
-    commit_key,
-    committed_shard,
-    data_key,
-    first_draws_key,
-    png_prefix,
-    to_json,
-)
+from busray.layout import commit_key, committed_shard, data_key, first_draws_key, png_prefix
+from busray.records import Commit, Execution, FirstDraws, Redrawn, Shard, UserError, to_json
 from busray.storage import Store
 
 READERS = 16

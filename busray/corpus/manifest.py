@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from busray.corpus.commit import committed_shards, in_threads, read_commit
 from busray.corpus.plan import read_segments, shards
 from busray.identity import fingerprint_rows, sha256_bytes
-from busray.records import MANIFEST, Commit, Segment, Shard, Stopped, commit_key, data_shard
+from busray.layout import MANIFEST, commit_key, data_shard
+from busray.records import Commit, Segment, Shard, Stopped
 from busray.storage import Store
 
 SCHEMA = pa.schema(

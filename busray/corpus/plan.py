@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterable, Mapping
 from itertools import zip_longest
 
-from busray.records import Segment, Shard, UserError, segment_key, to_json
+from busray.layout import segment_key
+from busray.records import Segment, Shard, UserError, to_json
 from busray.storage import Store
 
 

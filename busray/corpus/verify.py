@@ -15,7 +15,8 @@ from busray.corpus.commit import committed_shards, in_threads, read_commit, read
 from busray.corpus.manifest import manifest_row
 from busray.corpus.plan import read_segments, shards
 from busray.identity import fingerprint_rows, image_id
-from busray.records import MANIFEST, RUN, Commit, Segment, Shard, UserError, commit_key
+from busray.layout import MANIFEST, RUN, commit_key
+from busray.records import Commit, Segment, Shard, UserError
 from busray.storage import Store
 
 READERS = 4

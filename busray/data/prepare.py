@@ -2,16 +2,11 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
 from busray import config
-from busray.data.check import CheckReport, check, lesion_mask
-from busray.data.frame import frame, frame_mask
+from busray.data.check import CheckReport, check
 from busray.data.phantom import PROBES, write_dataset
-from busray.data.read import READERS, read_grey
 from busray.data.split import SPLITS, split
 from busray.identity import fingerprint
 from busray.records import DataSet, SourceImage, UserError
@@ -69,32 +64,6 @@ def _annotated(report: CheckReport, images: Sequence[SourceImage]) -> tuple[tupl
     return tuple(
         (i.file, f"not trained on: burned-in {' and '.join(kinds[i.file])}") for i in images if i.file in kinds
     )
-
-
-def load_images(folder: Path, images: Sequence[SourceImage], size: int, policy: str) -> np.ndarray:
-    """The images, framed: uint8 [n, size, size]."""
-    if not images:
-        return np.zeros((0, size, size), np.uint8)
-    with ThreadPoolExecutor(READERS) as pool:
-        return np.stack(list(pool.map(lambda i: frame(read_grey(folder / i.file), size, policy), images)))
-
-
-def load_masks(folder: Path, images: Sequence[SourceImage], size: int, policy: str) -> tuple[np.ndarray, np.ndarray]:
-    """(lesions bool [n, size, size] framed as the images are, known bool [n]).
-
-    Several masks of an image are one; an empty one says that there is no lesion. An image without a mask, or with one
-    that cannot be used, says nothing: it is not known.
-    """
-
-    def read(image: SourceImage) -> tuple[np.ndarray, bool]:
-        mask, problems = lesion_mask(folder, image, (image.height, image.width))
-        if mask is None or any(problem != "empty" for _, problem in problems):
-            return np.zeros((size, size), bool), False
-        return frame_mask(mask, size, policy), True
-
-    with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(read, images))
-    return np.array([mask for mask, _ in found], bool).reshape(-1, size, size), np.array([ok for _, ok in found], bool)
 
 
 def materialise_phantoms(phantoms: config.Phantoms, folder: Path) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from busray.identity import sha256_bytes
-from busray.records import ADAPTERS, to_json
+from busray.layout import ADAPTERS
+from busray.records import to_json
 from busray.storage import Store
 
 FOLDER = "finetune/checkpoints"

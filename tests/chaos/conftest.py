@@ -7,9 +7,10 @@ from pathlib import Path
 
 import boto3
 import pytest
-from fault_proxy import FaultProxy
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
+
+from tests.support.fault_proxy import FaultProxy
 
 BUCKET = "busray-chaos"
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}

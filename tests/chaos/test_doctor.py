@@ -13,18 +13,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_proxy import FaultProxy, Rule, error
 
-from busray import storage, store_check
+from busray import doctor as store_check
+from busray import storage
 from busray.cli import main
-from busray.cluster.run import open_run
-from busray.config import load_config
+from busray.config_file import load_config
+from busray.doctor import complaint, examine, require_create_only
 from busray.records import UserError
+from busray.run.checks import open_run
 from busray.storage import Store
-from busray.store_check import complaint, examine, require_create_only
+from tests.support.fault_proxy import FaultProxy, Rule, error
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("fresh_connections")
-ROOT = Path(__file__).parents[2]
+
 RCLONE = Path(sys.executable).with_name("rclone")
 
 

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from drivers import Driver, copied, digest_in, run, trained_run
-from fault_proxy import DROP, FaultProxy, Request, Rule
 
 from busray.corpus.commit import read_commits
 from busray.corpus.manifest import orphans
 from busray.corpus.verify import verify
 from busray.storage import Store
+from tests.support.drivers import Driver, copied, digest_in, run, trained_run
+from tests.support.fault_proxy import DROP, FaultProxy, Request, Rule
 
 pytestmark = pytest.mark.slow
 

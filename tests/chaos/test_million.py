@@ -20,6 +20,7 @@ from moto.server import ThreadedMotoServer
 
 from busray.corpus.manifest import published_rows
 from busray.storage import Store
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +31,7 @@ BUCKET = "busray-million"
 @pytest.fixture(scope="module")
 def resume() -> ModuleType:
     """benchmarks/resume.py, which makes such runs and takes the figures."""
-    path = Path(__file__).parents[2] / "benchmarks" / "resume.py"
+    path = ROOT / "benchmarks" / "resume.py"
     spec = importlib.util.spec_from_file_location("resume", path)
     assert spec and spec.loader
     sys.modules["resume"] = module = importlib.util.module_from_spec(spec)

@@ -19,24 +19,26 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import ray
-from drivers import copied, write_config
 from ray.cluster_utils import Cluster
 from ray.train import ScalingConfig
 from safetensors.numpy import load
 
-from busray.cluster.evaluate import evaluate
-from busray.cluster.finetune import finetune
-from busray.cluster.generate import generate
-from busray.cluster.run import Run, open_run
-from busray.config import load_config
+from busray.config_file import load_config
 from busray.corpus.commit import read_commits
 from busray.corpus.verify import verify
 from busray.data.phantom import write_dataset
 from busray.model.adapters import LORA_FILE
 from busray.model.checkpoints import newest_checkpoint
+from busray.run.checks import open_run
+from busray.run.record import Run
+from busray.stages.evaluate import evaluate
+from busray.stages.finetune import finetune
+from busray.stages.generate import generate
 from busray.storage import Store
+from tests.support.drivers import copied, write_config
+from tests.support.paths import ROOT
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "deploy"))
+sys.path.insert(0, str(ROOT / "deploy"))
 from spot_watcher import drain_command
 
 pytestmark = pytest.mark.slow
@@ -234,7 +236,7 @@ def test_training_goes_on_with_the_workers_that_are_left_and_with_those_that_com
 ) -> None:
     """Two workers, one after a node is lost, two again; the global batch and so the adapters stay the same."""
     often = partial(ScalingConfig, elastic_resize_monitor_interval_s=5)  # of Ray's 60 s, which the training lasts
-    monkeypatch.setattr("busray.cluster.finetune.ScalingConfig", often)
+    monkeypatch.setattr("busray.stages.finetune.ScalingConfig", often)
     for _ in range(2):
         cluster.add_node(num_cpus=1)
     trigger = Trigger("finetune", 3)

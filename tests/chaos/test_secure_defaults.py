@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from heads import environment, head
-
 from busray.cluster.session import asks_for_token
+from tests.support.heads import environment, head
+from tests.support.paths import ROOT
 
 JOIN = """
 import sys
@@ -34,7 +34,7 @@ def join(home: Path, mode: str, settings: dict[str, object]) -> str:
 
 def drained_by_the_spot_watcher(home: Path, address: str) -> int:
     """Exit status of the watcher's drain with the real `ray` and the token: node id found, request taken."""
-    script = Path(__file__).parents[2] / "deploy" / "spot_watcher.py"
+    script = ROOT / "deploy" / "spot_watcher.py"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         [sys.executable, str(script), "--address", address, "--stopping-in", "600"],

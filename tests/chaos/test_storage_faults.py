@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fault_proxy import DROP, FaultProxy, Request, Rule, delay, drop, error
 
 from busray import storage
 from busray.cli import main
@@ -25,6 +24,7 @@ from busray.corpus.commit import commit_shard, read_commits
 from busray.corpus.encode import Row
 from busray.records import Box, Execution, ImageSpec, Shard, StoreError
 from busray.storage import Store
+from tests.support.fault_proxy import DROP, FaultProxy, Request, Rule, delay, drop, error
 
 SHARD = Shard("benign", 0, 3)
 

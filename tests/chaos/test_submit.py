@@ -6,14 +6,15 @@ import time
 from pathlib import Path
 
 import pytest
-from drivers import copied, trained_run
-from heads import environment, head
 
 from busray.corpus.verify import verify
 from busray.storage import Store
+from tests.support.drivers import copied, trained_run
+from tests.support.heads import environment, head
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
+
 ENDED = ("succeeded", "failed", "stopped")
 
 

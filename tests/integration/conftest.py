@@ -8,7 +8,7 @@ import pytest
 import ray
 from moto.server import ThreadedMotoServer
 
-from busray.cluster import classify
+from busray.stages import classifiers as classify
 
 BUCKET = "busray-integration"
 PLANTED_KEY, PLANTED_SECRET = "AKIAPLANTED0000EXAMPLE", "planted/Secret+0123456789abcdefghijklmn"

@@ -8,10 +8,11 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from busray.config import load_config, split_arm, template_fields, validate
+from busray.config import split_arm, template_fields
+from busray.config_file import load_config, validate
 from busray.records import UserError, to_json
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 MINIMAL: dict[str, Any] = {"dataset": {"path": "data"}, "classes": {"benign": {}, "malignant": {}}}
 
 

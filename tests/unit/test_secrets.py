@@ -6,10 +6,11 @@ import pytest
 import yaml
 
 from busray.cli import main
-from busray.cluster.run import open_run
-from busray.config import credentials_in, validate
-from busray.corpus.run import open_run as open_corpus
+from busray.config import credentials_in
+from busray.config_file import validate
+from busray.corpus.record import open_run as open_corpus
 from busray.records import UserError
+from busray.run.checks import open_run
 
 KEY, SECRET = "AKIAPLANTED0000EXAMPLE", "planted/Secret+0123456789abcdefghijklmn"
 LEAKY = [

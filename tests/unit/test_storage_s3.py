@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from busray.records import Shard, commit_key
+from busray.layout import commit_key
+from busray.records import Shard
 from busray.storage import Store
 
 boto3 = pytest.importorskip("boto3")

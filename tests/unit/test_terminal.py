@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from busray import cli
-from busray.cli import main, print_table, reporter
+from busray import commands as cli
+from busray.cli import main
+from busray.terminal import print_table, reporter
 
 
 def test_a_table_written_to_a_file_folds_no_cell(capsys: pytest.CaptureFixture[str]) -> None:

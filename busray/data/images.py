@@ -1,0 +1,105 @@
+"""A data set's images as the model sees them: framed squares, where their content lies, masks."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from busray.data.check import lesion_mask
+from busray.data.frame import content_box, frame, frame_mask
+from busray.data.read import READERS, read_grey
+from busray.records import Box, DataSet, SourceImage
+
+
+@dataclass(frozen=True)
+class Images:
+    """Real images as the model sees them, n of side s."""
+
+    pixels: np.ndarray
+    """uint8 [n, s, s]"""
+    boxes: tuple[Box, ...]
+    """Where each image's content lies in its square."""
+    labels: np.ndarray
+    """int64 [n]: the number of each image's class among ImageFolder.classes."""
+    units: np.ndarray
+    """str [n]: images of one unit (SourceImage.unit) count as one independent draw."""
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What the masks of n images say."""
+
+    lesions: np.ndarray
+    """bool [n, s, s], framed as the images are."""
+    known: np.ndarray
+    """bool [n]: False where an image has no mask, or one that cannot be used."""
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The checked data set and the local folder that holds its files."""
+
+    dataset: DataSet
+    path: Path
+    classes: tuple[str, ...]
+
+    def load(self, images: Sequence[SourceImage]) -> Images:
+        size, policy = self.dataset.size, self.dataset.frame
+        with ThreadPoolExecutor(READERS) as pool:
+            squares = list(pool.map(lambda i: frame(read_grey(self.path / i.file), size, policy), images))
+        return Images(
+            pixels=np.array(squares, np.uint8).reshape(-1, size, size),
+            boxes=self.boxes(images),
+            labels=np.array([self.classes.index(image.class_name) for image in images], np.int64),
+            units=np.array([image.unit for image in images], str),
+        )
+
+    def boxes(self, images: Sequence[SourceImage]) -> tuple[Box, ...]:
+        """Where the content of each image lies; from their sizes alone, nothing is read."""
+        size, policy = self.dataset.size, self.dataset.frame
+        return tuple(content_box(image.width, image.height, size, policy) for image in images)
+
+    def masks(self, images: Sequence[SourceImage]) -> Masks:
+        """Several masks of an image are joined. An empty mask says that there is no lesion."""
+        size, policy = self.dataset.size, self.dataset.frame
+
+        def read(image: SourceImage) -> np.ndarray | None:
+            mask, problems = lesion_mask(self.path, image, (image.height, image.width))
+            usable = mask is not None and all(problem == "empty" for _, problem in problems)
+            return frame_mask(mask, size, policy) if usable and mask is not None else None
+
+        with ThreadPoolExecutor(READERS) as pool:
+            found = list(pool.map(read, images))
+        nothing = np.zeros((size, size), bool)
+        lesions = [nothing if mask is None else mask for mask in found]
+        return Masks(
+            lesions=np.array(lesions, bool).reshape(-1, size, size),
+            known=np.array([mask is not None for mask in found], bool),
+        )
+
+
+def load_images(folder: Path, images: Sequence[SourceImage], size: int, policy: str) -> np.ndarray:
+    """The images, framed: uint8 [n, size, size]. Superseded by ImageFolder.load: to be removed."""
+    if not images:
+        return np.zeros((0, size, size), np.uint8)
+    with ThreadPoolExecutor(READERS) as pool:
+        return np.stack(list(pool.map(lambda i: frame(read_grey(folder / i.file), size, policy), images)))
+
+
+def load_masks(folder: Path, images: Sequence[SourceImage], size: int, policy: str) -> tuple[np.ndarray, np.ndarray]:
+    """(lesions bool [n, size, size], known bool [n]). Superseded by ImageFolder.masks: to be removed."""
+
+    def read(image: SourceImage) -> tuple[np.ndarray, bool]:
+        mask, problems = lesion_mask(folder, image, (image.height, image.width))
+        if mask is None or any(problem != "empty" for _, problem in problems):
+            return np.zeros((size, size), bool), False
+        return frame_mask(mask, size, policy), True
+
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(pool.map(read, images))
+    return np.array([mask for mask, _ in found], bool).reshape(-1, size, size), np.array([ok for _, ok in found], bool)

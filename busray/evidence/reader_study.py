@@ -1,0 +1,257 @@
+"""A blinded reader study: real and synthetic images that nothing but their pixels tells apart, and the returned sheets.
+
+The key lies outside the folder that readers are given. Order, names, encoder, size of the files and time stamps are
+the same for both sides or drawn by chance; what burned-in text or a
+maker's mark tells, they see.
+"""
+
+import csv
+import io
+import os
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from busray.corpus.commit import read_commit, read_rows
+from busray.corpus.encode import png_pixels
+from busray.corpus.manifest import published_rows
+from busray.data.images import load_images
+from busray.evidence.stats.intervals import Estimate, wilson
+from busray.evidence.stats.separability import auc
+from busray.identity import sha256_bytes
+from busray.records import DataSet, UserError
+from busray.storage import Store
+
+SHEET = "sheet.csv"
+
+
+INSTRUCTIONS = "instructions.txt"
+
+
+SHEET_COLUMNS = ("image", "real_or_synthetic", "class")
+
+
+KEY_COLUMNS = ("image", "side", "class", "source", "sha256")
+
+
+SURE_REAL, SURE_SYNTHETIC = 1, 5
+
+
+SIDES = ("real", "synthetic")
+
+
+WRITTEN = 946_684_800
+"""Seconds since 1970 that every file is dated: 2000-01-01 UTC."""
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One image of the study before it is blinded: pixels uint8 [h, w], the side and where it came from."""
+
+    pixels: np.ndarray
+    side: str
+    class_name: str
+    source: str
+    """A real image's file, a synthetic one's id."""
+
+
+def real_exhibits(dataset: DataSet, folder: Path, classes: Sequence[str], n: int, seed: int) -> list[Exhibit]:
+    """n test images a class, framed as training images are; of near-duplicates one. UserError where there are fewer."""
+    chance = random.Random(seed)
+    exhibits = []
+    for name in classes:
+        alone = {image.unit: image for image in dataset.test if image.class_name == name}
+        _enough(name, "test images that are no duplicates of each other", len(alone), n)
+        drawn = [alone[unit] for unit in chance.sample(sorted(alone), n)]
+        pixels = load_images(folder, drawn, dataset.size, dataset.frame)
+        exhibits += [Exhibit(p, "real", name, image.file) for p, image in zip(pixels, drawn, strict=True)]
+    return exhibits
+
+
+def synthetic_exhibits(store: Store, classes: Sequence[str], n: int, seed: int) -> list[Exhibit]:
+    """n images a class of the released corpus, each as likely as any other; UserError where there are fewer."""
+    chance = random.Random(seed)
+    published = published_rows(store)
+    exhibits = []
+    for name in classes:
+        shards = [(shard, row["rows"]) for shard, row in published.items() if shard.class_name == name]
+        total = sum(rows for _, rows in shards)
+        _enough(name, "synthetic images", total, n)
+        wanted = set(chance.sample(range(total), n))
+        first = 0
+        for shard, rows in shards:
+            places = sorted(place - first for place in wanted if first <= place < first + rows)
+            first += rows
+            if places:
+                table = read_rows(store, read_commit(store, shard)).take(places)
+                for row in table.to_pylist():
+                    exhibits.append(Exhibit(png_pixels(row["image"]["bytes"]), "synthetic", name, row["image_id"]))
+    return exhibits
+
+
+def _enough(name: str, what: str, there: int, wanted: int) -> None:
+    if there < wanted:
+        raise UserError(f"--images={wanted}: class {name} has {there} {what}; ask for no more than {there}")
+
+
+def blind(exhibits: Sequence[Exhibit], seed: int) -> tuple[dict[str, bytes], bytes]:
+    """(file name -> bytes of the readers' folder, key.csv): shuffled by seed, named by place in the shuffled order.
+
+    seed decides which name is which side, so it is to be drawn by chance and kept with the key.
+    """
+    shapes = {exhibit.pixels.shape for exhibit in exhibits}
+    if len(shapes) != 1:
+        raise ValueError(f"images of one size are needed, not of {sorted(shapes)}")
+    order = list(exhibits)
+    random.Random(seed).shuffle(order)
+    digits = len(str(len(order)))
+    names = [f"{i + 1:0{digits}d}.png" for i in range(len(order))]
+    images = {name: plain_png(exhibit.pixels) for name, exhibit in zip(names, order, strict=True)}
+    key = [
+        (name, exhibit.side, exhibit.class_name, exhibit.source, sha256_bytes(images[name]))
+        for name, exhibit in zip(names, order, strict=True)
+    ]
+    classes = sorted({exhibit.class_name for exhibit in exhibits})
+    sheet = _csv(SHEET_COLUMNS, [(name, "", "") for name in names])
+    return {**images, SHEET: sheet, INSTRUCTIONS: instructions(classes).encode()}, _csv(KEY_COLUMNS, key)
+
+
+def plain_png(pixels: np.ndarray) -> bytes:
+    """uint8 [h, w] as a grey PNG without text chunks and without compression: its length tells the size alone."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "png", compress_level=0)
+    return buffer.getvalue()
+
+
+def instructions(classes: Sequence[str]) -> str:
+    return f"""Some of these breast-ultrasound images are scans of patients, some are synthetic; how many is not told.
+
+Fill in {SHEET}, one line an image, in any order. Leave the lines' first column as it is.
+
+real_or_synthetic   1 surely real, 2 probably real, 3 cannot tell, 4 probably synthetic, 5 surely synthetic
+class               one of: {", ".join(classes)}
+
+Look at each image once, at the same magnification, without editing it. Do not talk about it with other readers
+before all have handed in their sheets. Save the sheet as CSV under your name or initials.
+Not for clinical use.
+"""
+
+
+def write_study(folder: Path, files: Mapping[str, bytes], key: bytes) -> Path:
+    """Write the readers' folder and, beside it, the key; returns the key's path. UserError where either is there."""
+    key_path = folder.with_name(f"{folder.name}-key.csv")
+    for path in (folder, key_path):
+        if path.exists():
+            raise UserError(f"{path}: is there already; name another folder, so that no study overwrites another's key")
+    folder.mkdir(parents=True)
+    key_path.write_bytes(key)
+    for name, data in sorted(files.items()):
+        (folder / name).write_bytes(data)
+        os.utime(folder / name, (WRITTEN, WRITTEN))
+    return key_path
+
+
+@dataclass(frozen=True)
+class Share:
+    """part of whole, with Wilson's 95 % interval."""
+
+    part: int
+    whole: int
+
+    @property
+    def estimate(self) -> Estimate:
+        return Estimate(self.part / self.whole, wilson(self.part, self.whole))
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one reader's sheet comes to."""
+
+    auc: Estimate
+    """Of telling synthetic from real by the 1 to 5 scale; 0.5 is guessing."""
+    real: int
+    synthetic: int
+    class_real: Share
+    """Real images whose class was named as labelled."""
+    class_synthetic: Share
+    """Synthetic images whose class was named as asked for in drawing them."""
+
+
+def score(sheet: Path, key: Path) -> Score:
+    """Score a returned sheet; UserError, one message, where it is incomplete, altered or of another study."""
+    truth = {row["image"]: row for row in _rows(key, KEY_COLUMNS, "key")}
+    answers = _answers(_rows(sheet, SHEET_COLUMNS, "sheet"), truth, sheet)
+    sides = {side: [name for name in truth if truth[name]["side"] == side] for side in SIDES}
+    if not all(sides.values()):
+        raise UserError(f"key {key}: it needs images of both sides, {' and '.join(SIDES)}")
+    scale = {side: np.array([int(answers[n]["real_or_synthetic"]) for n in names]) for side, names in sides.items()}
+    right = {
+        side: Share(sum(answers[n]["class"].strip() == truth[n]["class"] for n in names), len(names))
+        for side, names in sides.items()
+    }
+    return Score(
+        auc(scale["synthetic"], scale["real"]),
+        len(sides["real"]),
+        len(sides["synthetic"]),
+        right["real"],
+        right["synthetic"],
+    )
+
+
+def _answers(
+    rows: Sequence[Mapping[str, str]], truth: Mapping[str, Mapping[str, str]], sheet: Path
+) -> dict[str, Mapping[str, str]]:
+    counts = Counter(row["image"] for row in rows)
+    classes = sorted({row["class"] for row in truth.values()})
+    scale = [str(value) for value in range(SURE_REAL, SURE_SYNTHETIC + 1)]
+    problems = {
+        "not images of this study": sorted(set(counts) - set(truth)),
+        "lines missing": sorted(set(truth) - set(counts)),
+        "named more than once": sorted(name for name, n in counts.items() if n > 1),
+        f"real_or_synthetic is not one of {', '.join(scale)}": [
+            row["image"] for row in rows if row["real_or_synthetic"].strip() not in scale
+        ],
+        f"class is not one of {', '.join(classes)}": [
+            row["image"] for row in rows if row["class"].strip() not in classes
+        ],
+    }
+    told = [f"{what}: {len(names)} ({', '.join(names[:3])})" for what, names in problems.items() if names]
+    if told:
+        raise UserError(
+            f"sheet {sheet}: {'; '.join(told)}. Nothing was scored: complete the sheet as it was handed out"
+        )
+    return {row["image"]: row for row in rows}
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return buffer.getvalue().encode()
+
+
+def _rows(path: Path, columns: Sequence[str], what: str) -> list[dict[str, str]]:
+    """The rows of a CSV with these columns, separated by commas or, as some spreadsheets save it, semicolons."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (error.strerror or error) if isinstance(error, OSError) else "not UTF-8 text; save it as CSV UTF-8"
+        raise UserError(f"{what} {path}: {reason}") from error
+    separator = ";" if ";" in text.partition("\n")[0] else ","
+    reader = csv.DictReader(io.StringIO(text), delimiter=separator, strict=True)
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise UserError(f"{what} {path}: no CSV: {error}") from error
+    if tuple(reader.fieldnames or ()) != tuple(columns):
+        raise UserError(f"{what} {path}: its columns are {reader.fieldnames}, expected {', '.join(columns)}")
+    torn = [i for i, row in enumerate(rows, 2) if None in row or None in row.values()]
+    if torn:
+        raise UserError(f"{what} {path}: line {torn[0]} does not have {len(columns)} cells")
+    return rows

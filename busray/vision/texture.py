@@ -1,0 +1,198 @@
+"""Ultrasound texture: documented radiomics and speckle features of an image, and the space that distances are taken in.
+
+Pure NumPy. Only an image's content counts, never its padding: drawn and real images alike carry their content's Box.
+First-order and co-occurrence features follow the Image Biomarker Standardisation Initiative (IBSI; Zwanenburg et al.
+2020, doi 10.1148/radiol.2020191145; its reference manual is arXiv 1612.07003), at 32 fixed grey levels of 8 of 256.
+
+Compared with the Frechet Radiomic Distance (Konz et al., arXiv 2412.01496): it too is a Frechet distance between
+standardised radiomic features of whole images. It takes 464 of PyRadiomics, also of wavelet and Laplacian-of-Gaussian
+images, standardises on its reference images and gives a logarithm. These are 59, which fewer reference images
+determine; direction matters, since a scanner resolves depth and width differently; the scale is the training images',
+so every arm and the floor share it; and the distance is given as it is. Its values are not FRD's.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from busray.records import Box
+from busray.vision.speckle import local_snr, spectrum_slope
+
+NAME = "texture-1"
+"""Of the extractor. Another definition of any feature is another number: stored features are found by it."""
+
+
+LEVELS = 32
+
+
+BIN = 256 // LEVELS
+
+
+PERCENTILES = (10, 25, 50, 75, 90)
+
+
+DISTANCES = (1, 2, 4)
+"""Of co-occurring pixels, in px; diagonally as many steps both ways."""
+
+
+DIRECTIONS = ("axial", "lateral", "diagonal")
+
+
+HARALICK = ("contrast", "homogeneity", "energy", "correlation", "entropy")
+
+
+SMALLEST = 16
+"""Shortest side of a content box in px."""
+
+
+FEATURES = (
+    *("mean", "sd", "skewness", "kurtosis", "entropy"),
+    *(f"p{p}" for p in PERCENTILES),
+    *(f"glcm_{name}_{direction}_{d}" for d in DISTANCES for direction in DIRECTIONS for name in HARALICK),
+    *("width_axial", "width_lateral", "speckle_snr", "spectrum_slope"),
+)
+
+
+def texture_features(images: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
+    """uint8 [n, s, s] and where each one's content lies -> float64 [n, 59], columns as in FEATURES; always finite.
+
+    TypeError where images are not 8-bit; ValueError where a content box has a side below SMALLEST.
+    """
+    if images.dtype != np.uint8:
+        raise TypeError(f"features are of 8-bit images, not {images.dtype}")
+    features = np.empty((len(images), len(FEATURES)))
+    for row, image, box in zip(features, images, boxes, strict=True):
+        if min(box.width, box.height) < SMALLEST:
+            raise ValueError(f"a content box of {box.width} x {box.height} px is too small for texture: {SMALLEST}")
+        content = image[box.top : box.top + box.height, box.left : box.left + box.width]
+        widths = correlation_widths(content, len(image) // 16)
+        row[:] = [*first_order(content), *co_occurrence(content), *widths, *_speckle(content)]
+    return features
+
+
+def standardised(
+    arms: Mapping[str, Mapping[str, np.ndarray]], real: Mapping[str, Mapping[str, np.ndarray]]
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, np.ndarray]]]:
+    """(arms, real), both name -> class -> features [n, d], in units of the real training images: their mean is 0 and
+    their standard deviation 1. A feature that is the same in all of them is only centred."""
+    train = np.concatenate(list(real["train"].values())).astype(np.float64)
+    mean, sd = train.mean(0), train.std(0)
+    sd[sd == 0] = 1
+
+    def scaled(sides: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
+        return {side: {name: (rows - mean) / sd for name, rows in by.items()} for side, by in sides.items()}
+
+    return scaled(arms), scaled(real)
+
+
+def first_order(content: np.ndarray) -> list[float]:
+    """Of uint8 [h, w], N pixels x: intensity statistics (IBSI 3.3) and the histogram's entropy (IBSI 3.4).
+
+    mean m = sum x / N; sd s = sqrt(sum (x - m)^2 / N); skewness = sum ((x - m) / s)^3 / N; excess kurtosis =
+    sum ((x - m) / s)^4 / N - 3 (both 0 where s = 0); entropy = - sum p log2 p [bit] of the shares p of 32 grey levels;
+    percentile q: the least grey value that at least q % of the pixels do not exceed.
+    """
+    counts = np.bincount(content.ravel(), minlength=256)
+    grey, share = np.arange(256), counts / content.size
+    mean = float(share @ grey)
+    moments = [float(share @ (grey - mean) ** k) for k in (2, 3, 4)]
+    sd = np.sqrt(moments[0])
+    skewness, kurtosis = (moments[1] / sd**3, moments[2] / sd**4 - 3) if sd else (0.0, 0.0)
+    entropy = _entropy(share.reshape(LEVELS, BIN).sum(1))
+    ranks = np.ceil(np.array(PERCENTILES) * content.size / 100)
+    return [mean, sd, skewness, kurtosis, float(entropy), *np.searchsorted(counts.cumsum(), ranks)]
+
+
+def co_occurrence(content: np.ndarray) -> np.ndarray:
+    """Haralick's features (Haralick et al. 1973, doi 10.1109/TSMC.1973.4309314; IBSI 3.6) of uint8 [h, w] -> [45].
+
+    p(i, j): the share of pixel pairs at an offset with grey levels i and j, counted both ways, so p(i, j) = p(j, i).
+    Offsets: DISTANCES px down (axial), across (lateral), and along both diagonals, whose pairs are counted together,
+    so that a mirrored image has the same features. With mean m and variance v of the levels under p:
+
+    contrast = sum (i - j)^2 p; homogeneity (inverse difference moment) = sum p / (1 + (i - j)^2); energy (angular
+    second moment) = sum p^2; correlation = (sum i j p - m^2) / v, 1 where v = 0; entropy = - sum p log2 p [bit].
+    """
+    levels = content.astype(np.intp) // BIN
+    p = np.stack([_pairs(levels, d, direction) for d in DISTANCES for direction in DIRECTIONS])
+    i = np.arange(LEVELS)
+    apart = (i[:, None] - i) ** 2
+    level_shares = p.sum(2)
+    mean = level_shares @ i
+    variance = level_shares @ i**2 - mean**2
+    covariance = (p * np.outer(i, i)).sum((1, 2)) - mean**2
+    spread = variance > 1e-12  # rounding leaves this much of a single level's 0
+    features = (
+        (p * apart).sum((1, 2)),
+        (p / (1 + apart)).sum((1, 2)),
+        (p**2).sum((1, 2)),
+        np.where(spread, covariance / np.where(spread, variance, 1), 1.0),
+        _entropy(p.reshape(len(p), -1)),
+    )
+    return np.stack(features, axis=1).ravel()
+
+
+def _pairs(levels: np.ndarray, d: int, direction: str) -> np.ndarray:
+    """Shares [LEVELS, LEVELS] of pairs of levels at the offset, counted both ways."""
+    ends = {
+        "axial": [(levels[d:], levels[:-d])],
+        "lateral": [(levels[:, d:], levels[:, :-d])],
+        "diagonal": [(levels[d:, d:], levels[:-d, :-d]), (levels[d:, :-d], levels[:-d, d:])],
+    }[direction]
+    counts = sum(np.bincount((a * LEVELS + b).ravel(), minlength=LEVELS**2) for a, b in ends)
+    square = np.reshape(counts, (LEVELS, LEVELS))
+    both = square + square.T
+    return both / both.sum()
+
+
+def _entropy(shares: np.ndarray) -> np.ndarray:
+    """- sum p log2 p over the last axis, [bit]."""
+    return -(shares * np.log2(np.where(shares > 0, shares, 1))).sum(-1)
+
+
+def correlation_widths(content: np.ndarray, reach: int) -> tuple[float, float]:
+    """(axial, lateral) size of a speckle in px: full width at half maximum of the autocovariance of [h, w] along an
+    axis (Wagner et al. 1983, doi 10.1109/T-SU.1983.31404).
+
+    The local mean, over a square of 2 reach + 1 px, is taken off first: what changes more slowly is tissue. At lag k
+    the autocovariance is the mean product of all pairs k px apart. The crossing of half the variance is interpolated
+    between lags; it lies at `reach` where there is none before, and at 0 where nothing is left.
+    """
+    rest = content - _local_mean(content, reach)
+    variance = float((rest**2).mean())
+    if variance == 0:
+        return 0.0, 0.0
+    return _half_width(rest, reach, variance), _half_width(rest.T, reach, variance)
+
+
+def _half_width(rest: np.ndarray, reach: int, variance: float) -> float:
+    before = 1.0
+    for lag in range(1, min(reach, len(rest) - 1) + 1):
+        value = float((rest[lag:] * rest[:-lag]).mean()) / variance
+        if value < 0.5:
+            return 2 * (lag - 1 + (before - 0.5) / (before - value))
+        before = value
+    return 2.0 * reach
+
+
+def _local_mean(content: np.ndarray, reach: int) -> np.ndarray:
+    """Over squares of 2 reach + 1 px, at the border over the part that lies inside; from a summed-area table."""
+    height, width = content.shape
+    table = np.zeros((height + 1, width + 1), np.int64)
+    table[1:, 1:] = content.cumsum(0, dtype=np.int64).cumsum(1)
+    top, bottom = np.maximum(np.arange(height) - reach, 0), np.minimum(np.arange(height) + reach + 1, height)
+    left, right = np.maximum(np.arange(width) - reach, 0), np.minimum(np.arange(width) + reach + 1, width)
+    rows = table[bottom] - table[top]
+    return (rows[:, right] - rows[:, left]) / np.outer(bottom - top, right - left)
+
+
+def _speckle(content: np.ndarray) -> tuple[float, float]:
+    """Speckle SNR, 0 where no part is bright and uneven enough to have one, and the slope of the radial power spectrum
+    of the content's central square, 0 where that is flat. Both: busray.model.speckle."""
+    height, width = content.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = content[top : top + side, left : left + side]
+    snr = local_snr(content[None])
+    slope = spectrum_slope(square[None]) if square.min() < square.max() else 0.0
+    return 0.0 if np.isnan(snr) else snr, slope

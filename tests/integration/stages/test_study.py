@@ -1,0 +1,232 @@
+"""The downstream study of a finished run on a local Ray: small, resumable, and closed to leaks."""
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from busray.cli import main
+from busray.config import Config
+from busray.config_file import validate
+from busray.data.phantom import write_dataset
+from busray.records import Figure, UserError
+from busray.run.checks import open_run
+from busray.run.record import Run
+from busray.stages import study as module
+from busray.stages.finetune import finetune
+from busray.stages.generate import generate
+from busray.stages.study import study
+
+pytestmark = pytest.mark.slow  # two minutes and more of training; `make slow` runs it
+
+ARMS = ["real", "synthetic@0.5", "mixed@0.5", "pretrained@0.5", "real+classical", "real+balanced", "real+repeated@0.5"]
+SEEDS = 2
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    pass
+
+
+def settings(output: Path, **changes: Any) -> Config:
+    """Two classes of twelve real and four synthetic images; trainings of ten steps."""
+    tree: dict[str, Any] = {
+        "output": str(output),
+        "dataset": {"phantoms": {"images": 12, "seed": 3}, "val": 0.2, "test": 0.3},
+        "classes": {name: {"images": 4, "token": f"<us-{name}>"} for name in ("benign", "malignant")},
+        "adapters": {"steps": 2, "batch_size": 2, "checkpoint_every": 2, "validate_every": 2},
+        "sampling": {"steps": 2, "guidance_scale": 2.0, "batch_size": 4},
+        "refine": None,
+        "corpus": {"shard_size": 3},
+        "evaluate": {"arms": ["base", "lora+ti"]},
+        "study": {
+            "primary": {"metric": "macro_f1", "arm": "mixed@0.5"},
+            "ratios": [0.5],
+            "seeds": SEEDS,
+            "steps": 10,
+            "batch_size": 4,
+        },
+        "cluster": {"threads": 1},
+    }
+    for key, value in changes.items():
+        tree[key] = {**tree[key], **value}
+    return validate(tree)
+
+
+def opened(output: Path, **changes: Any) -> Run:
+    return open_run(settings(output, **changes), quiet, needs_inception=False)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with adapters and a corpus; read only."""
+    output = tmp_path_factory.mktemp("drawn") / "run"
+    run = opened(output)
+    finetune(run)
+    generate(run)
+    return output
+
+
+@pytest.fixture(scope="module")
+def studied(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Figure], list[str]]:
+    """That run with its study; read only."""
+    output = tmp_path_factory.mktemp("studied") / "run"
+    shutil.copytree(drawn, output)
+    return output, *study(opened(output))
+
+
+@pytest.fixture
+def copy(studied: tuple[Path, list[Figure], list[str]], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(studied[0], tmp_path / "run"))
+
+
+def records(output: Path) -> dict[str, Any]:
+    files = sorted(path for path in (output / "study").glob("*/*.json") if path.name != "identity.json")
+    return {path.stem: json.loads(path.read_bytes()) for path in files}
+
+
+def no_training(*arguments: Any) -> None:
+    raise AssertionError("a training was started")
+
+
+def test_every_training_is_a_record_with_what_it_was_fed_and_all_it_tried(studied: Any) -> None:
+    found = records(studied[0])
+    assert sorted(found) == sorted(f"{arm}-{i:02d}" for arm in ARMS for i in range(SEEDS))
+    mixed, real = found["mixed@0.5-00"], found["real-00"]
+    assert mixed["fed"][0]["synthetic"] > 0 and mixed["fed"][0]["real"] == real["fed"][0]["real"]
+    assert found["synthetic@0.5-00"]["fed"][0]["real"] == 0
+    assert mixed["seed"] == real["seed"] != found["real-01"]["seed"]
+    assert all(record["trials"][-1]["step"] == 10 and len(record["trials"]) == 10 for record in found.values())
+    assert mixed["probabilities"]["test"] != real["probabilities"]["test"]
+
+
+def test_figures_are_the_records_and_stand_in_the_csv_with_all_their_fields(studied: Any) -> None:
+    output, figures, _ = studied
+    run = opened(output)
+    labels = [list(run.config.classes).index(image.class_name) for image in run.dataset.test]
+    right = [
+        np.mean(np.argmax(records(output)[f"real-{i:02d}"]["probabilities"]["test"], axis=1) == labels)
+        for i in range(SEEDS)
+    ]
+    (accuracy,) = [f for f in figures if (f.metric, f.arm, f.class_name) == ("accuracy", "real", "all")]
+    assert accuracy.value == pytest.approx(np.mean(right))
+    assert (accuracy.reference, accuracy.protocol, accuracy.extractor) == ("test", "single-split", "cnn")
+    rows = list(csv.DictReader(io.StringIO((output / "study.csv").read_text())))
+    fields = figures[0].to_dict().keys() - {"interval"} | {"interval_low", "interval_high"}
+    assert len(rows) == len(figures) and rows[0].keys() == fields
+    assert float(rows[0]["value"]) == figures[0].value
+
+
+def test_one_comparison_is_primary_and_all_others_are_corrected(studied: Any) -> None:
+    _, figures, sentences = studied
+    primary = [f for f in figures if f.metric.endswith("_p_value")]
+    assert [(f.metric, f.arm) for f in primary] == [("macro_f1_difference_p_value", "mixed@0.5 - real")]
+    per_arm = 3 + 2  # accuracy, macro F1, AUC; recall of two classes
+    assert sum(f.metric.endswith("_p_holm") for f in figures) == (len(ARMS) - 1) * per_arm - 1
+    assert not any(f.metric == "recall_detectable" for f in figures)  # a class has fewer than 6 test images
+    assert "Primary comparison" in sentences[0] and any(s.startswith("Single split") for s in sentences)
+
+
+def test_a_rerun_trains_nothing_and_says_the_same(copy: Path, studied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_train_all", no_training)
+    figures, sentences = study(opened(copy))
+    assert (figures, sentences) == studied[1:]
+
+
+def test_a_lost_training_alone_is_done_again_and_comes_out_the_same(copy: Path, studied: Any) -> None:
+    (lost,) = (copy / "study").glob("*/mixed@0.5-01.json")
+    before = json.loads(lost.read_bytes())
+    kept = {path: path.stat().st_mtime_ns for path in (copy / "study").glob("*/*.json") if path != lost}
+    lost.unlink()
+    assert study(opened(copy)) == studied[1:]
+    after = json.loads(lost.read_bytes())
+    assert {**after, "seconds": 0} == {**before, "seconds": 0}
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_the_primary_cannot_change_once_it_was_declared(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_train_all", no_training)
+    with pytest.raises(UserError, match=r"study.primary.metric: 'macro_f1' there, 'auc' now"):
+        study(opened(copy, study={"primary": {"metric": "auc", "arm": "mixed@0.5"}}))
+
+
+def test_every_configuration_tried_is_listed(copy: Path) -> None:
+    study(opened(copy, study={"steps": 20, "seeds": 2}))
+    tried = json.loads((copy / "study.json").read_bytes())["tried"]
+    assert sorted((t["training"]["steps"], t["trainings"]) for t in tried) == [(10, 14), (20, 14)]
+
+
+def test_an_external_set_of_one_class_is_tested_on_and_never_trained_on(copy: Path, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "elsewhere", 4, seed=77)
+    shutil.rmtree(tmp_path / "elsewhere" / "malignant")
+    figures, _ = study(opened(copy, study={"external": str(tmp_path / "elsewhere"), "ratios": [0.5]}))
+    outside = [f for f in figures if f.reference == "external"]
+    assert {f.class_name for f in outside} == {"all", "benign"} and not any(f.metric == "auc" for f in outside)
+    assert next(f for f in outside if f.metric == "accuracy").n_reference == 4
+    inside = {
+        (f.metric, f.arm, f.class_name): f.value for f in figures if f.reference == "test" and "p_" not in f.metric
+    }
+    old = {(f.metric, f.arm, f.class_name): f.value for f in study(opened(copy))[0] if "p_" not in f.metric}
+    assert inside == old
+
+
+# ---- mistakes and leaks ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def untouched(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the run without a study, in which no training may start."""
+    monkeypatch.setattr(module, "_train_all", no_training)
+    return Path(shutil.copytree(drawn, tmp_path / "untouched"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"primary": None}, "study.primary: declare"),
+        ({"primary": {"metric": "auc", "arm": "mixed@3"}}, "study.primary.arm: no arm 'mixed@3'"),
+        ({"primary": {"metric": "auc", "arm": "real"}}, "the same arm"),
+        ({"ratios": [0.5, 5]}, "study.ratios: 5 needs"),
+        ({"external": "/no/such/folder"}, "no such folder"),
+    ],
+)
+def test_a_mistake_ends_before_anything_is_trained_or_written(untouched: Path, changes: Any, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        study(opened(untouched, study=changes))
+    assert not (untouched / "study").exists()
+
+
+def test_planted_leaks_are_refused(untouched: Path) -> None:
+    run = opened(untouched)
+    held, taken = run.dataset.test[0].file, run.dataset.train[0].file
+    check = json.loads((untouched / "check.json").read_bytes())
+    linked = {**check, "near_duplicates": [*check["near_duplicates"], [held, taken]]}
+    (untouched / "check.json").write_text(json.dumps(linked))
+    with pytest.raises(UserError, match="near-duplicate cluster"):
+        study(run)
+    (untouched / "check.json").write_text(json.dumps(check))
+    adapters = json.loads((untouched / "adapters.json").read_bytes())
+    (untouched / "adapters.json").write_text(json.dumps({**adapters, "dataset_hash": "0" * 64}))
+    with pytest.raises(UserError, match="carries the split hash 0000"):
+        study(run)
+
+
+def test_an_external_set_of_our_own_images_is_refused(untouched: Path) -> None:
+    (folder,) = untouched.glob("phantoms-*")
+    with pytest.raises(UserError, match="is, or is nearly, the data set's"):
+        study(opened(untouched, study={"external": str(folder)}))
+
+
+def test_a_run_without_a_corpus_is_told_what_to_do_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "_train_all", no_training)
+    config = tmp_path / "config.yaml"
+    tree = settings(tmp_path / "run").model_dump(mode="json")
+    config.write_text(json.dumps(tree))  # JSON is YAML
+    assert main(["study", str(config)]) == 2
+    assert "run `busray run` or `busray generate` first" in capsys.readouterr().err

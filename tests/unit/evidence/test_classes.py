@@ -1,0 +1,242 @@
+"""Class consistency: shares and their intervals against closed forms, and agreement beyond real accuracy is flagged."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from busray.evidence.classes import (
+    ACCEPTANCE,
+    AFTER_GATE,
+    CONSISTENCY,
+    EXCESS,
+    FIRST_DRAW,
+    GATE,
+    JUDGE,
+    SEEN_AS,
+    GateCounts,
+    consistency_figures,
+    gate_counts,
+    gate_figures,
+    recalls,
+)
+from busray.evidence.stats.intervals import Estimate, difference_of_estimates, mean_of_estimates, wilson
+from busray.evidence.stats.samples import Real
+from busray.records import Commit, Execution, Figure, Redrawn
+from busray.report.classes import confusions, consistency_rows, consistency_section, consistency_sentences
+
+NAMES = ["benign", "malignant"]
+
+
+def said(*labels: int) -> np.ndarray:
+    """Probabilities of a judge that is rather sure."""
+    return np.eye(2)[list(labels)] * 0.8 + 0.1
+
+
+def share(part: int, whole: int) -> Estimate:
+    return Estimate(part / whole, wilson(part, whole))
+
+
+def real(benign: tuple[int, ...], malignant: tuple[int, ...]) -> Real:
+    """What the judge says of real test images, each its own patient."""
+    test = {"benign": said(*benign), "malignant": said(*malignant)}
+    train = {"benign": said(*[0] * 30), "malignant": said(*[1] * 20)}
+    units = {
+        split: {name: np.array([f"{name} {i}" for i in range(len(rows))]) for name, rows in by.items()}
+        for split, by in (("train", train), ("test", test))
+    }
+    return Real({"train": train, "test": test}, units, "cnn", "letterbox", 128)
+
+
+def found(figures: list[Figure], metric: str, name: str, arm: str = "lora+ti") -> Figure:
+    (figure,) = [f for f in figures if (f.metric, f.class_name, f.arm) == (metric, name, arm)]
+    return figure
+
+
+# ---- intervals ------------------------------------------------------------------------------------------------------
+
+
+def test_the_difference_of_two_shares_is_newcombes_published_one() -> None:
+    """Newcombe 1998, table II, example (a): 56/70 less 48/80, method 10 gives 0.0524 to 0.3339."""
+    both = difference_of_estimates(share(56, 70), share(48, 80))
+    assert both.value == pytest.approx(0.2)
+    assert both.interval == pytest.approx((0.0524, 0.3339), abs=5e-5)
+
+
+def test_the_mean_of_one_is_itself_and_of_equals_is_narrower_by_the_root_of_their_number() -> None:
+    one = Estimate(0.5, (0.4, 0.62))
+    assert mean_of_estimates([one]).interval == pytest.approx(one.interval)
+    four = mean_of_estimates([one] * 4)
+    assert four.value == 0.5 and four.interval == pytest.approx((0.45, 0.56))
+
+
+@pytest.mark.parametrize("truth", [(0.5, 0.8, 0.95), (0.97, 0.97, 0.97)])
+def test_the_means_interval_holds_the_truth_as_often_as_it_says(
+    truth: tuple[float, ...], rng: np.random.Generator
+) -> None:
+    held = []
+    for _ in range(2000):
+        drawn = mean_of_estimates([share(int(rng.binomial(40, p)), 40) for p in truth])
+        held.append(drawn.interval[0] <= np.mean(truth) <= drawn.interval[1])
+    assert 0.92 < np.mean(held) < 0.98
+
+
+def test_recalls_are_shares_of_each_class_and_their_mean_whatever_its_number_of_images() -> None:
+    probabilities, labels = said(0, 0, 0, 1, 1, 0), np.array([0, 0, 0, 0, 1, 1])
+    got = recalls(probabilities, labels, np.arange(6), NAMES)
+    assert {name: e.value for name, e in got.items()} == {"all": 0.625, "benign": 0.75, "malignant": 0.5}
+    assert got["benign"].interval == wilson(3, 4)
+
+
+def test_images_of_one_patient_count_as_one_in_the_interval_and_never_give_a_certain_one() -> None:
+    labels = np.zeros(8, int)
+    alone = recalls(said(*[0] * 8), labels, np.arange(8), NAMES)["benign"]
+    paired = recalls(said(*[0] * 8), labels, np.arange(8) // 2, NAMES)["benign"]
+    assert alone.value == paired.value == 1
+    assert alone.interval == wilson(8, 8) and paired.interval == wilson(4, 4)
+    assert paired.interval[0] < alone.interval[0] < 1
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------
+
+SEVEN_OF_TEN = (0,) * 7 + (1,) * 3, (1,) * 7 + (0,) * 3
+
+
+def test_agreement_stands_beside_the_judges_own_accuracy_with_what_both_are_of() -> None:
+    arms = {"lora+ti": {"benign": said(*[0] * 15, *[1] * 5), "malignant": said(*[1] * 10, *[0] * 10)}}
+    figures = consistency_figures(arms, real(*SEVEN_OF_TEN), NAMES, FIRST_DRAW)
+    assert [found(figures, CONSISTENCY, name).value for name in ("all", *NAMES)] == [0.625, 0.75, 0.5]
+    assert found(figures, EXCESS, "malignant").value == pytest.approx(-0.2)
+    assert found(figures, EXCESS, "malignant").interval == difference_of_estimates(share(10, 20), share(7, 10)).interval
+    own = found(figures, JUDGE, "benign", "real")
+    assert (own.value, own.n, own.n_reference, own.protocol) == (0.7, 50, 10, "single-split")
+    one = found(figures, CONSISTENCY, "benign")
+    assert (one.n, one.n_reference, one.reference, one.protocol) == (20, 10, "test", "first-draw")
+    assert (one.extractor, one.frame, one.size) == ("cnn", "letterbox", 128)
+
+
+def test_what_the_judge_sees_is_counted_by_class_for_real_images_and_first_draws() -> None:
+    arms = {"lora+ti": {"benign": said(*[0] * 15, *[1] * 5), "malignant": said(*[1] * 10, *[0] * 10)}}
+    figures = consistency_figures(arms, real(*SEVEN_OF_TEN), NAMES, FIRST_DRAW)
+    cells = {
+        (f.arm, f.class_name, f.metric.removeprefix(SEEN_AS)): (round(f.value * f.n), f.n, f.protocol)
+        for f in figures
+        if f.metric.startswith(SEEN_AS)
+    }
+    assert cells == {
+        ("real", "benign", "benign"): (7, 10, "single-split"),
+        ("real", "benign", "malignant"): (3, 10, "single-split"),
+        ("real", "malignant", "benign"): (3, 10, "single-split"),
+        ("real", "malignant", "malignant"): (7, 10, "single-split"),
+        ("lora+ti", "benign", "benign"): (15, 20, "first-draw"),
+        ("lora+ti", "benign", "malignant"): (5, 20, "first-draw"),
+        ("lora+ti", "malignant", "benign"): (10, 20, "first-draw"),
+        ("lora+ti", "malignant", "malignant"): (10, 20, "first-draw"),
+    }
+
+
+def test_the_page_draws_a_matrix_of_real_images_and_of_each_arm_with_counts_and_n() -> None:
+    drawn = {"benign": said(*[0] * 1500, *[1] * 500), "malignant": said(*[1] * 20)}
+    figures = [f.to_dict() for f in consistency_figures({"<b>": drawn}, real(*SEVEN_OF_TEN), NAMES, FIRST_DRAW)]
+    page = consistency_section(figures, None)
+    assert page.count("<svg") == 2 and "First draws of &lt;b&gt;" in page
+    for words in ("n = 20 (benign 10, malignant 10)", "n = 2,020 (benign 2,000, malignant 20)", ">1,500<", ">0.25<"):
+        assert words in page
+    assert (
+        confusions([f for f in figures if not f["metric"].startswith(SEEN_AS)]) == ""
+    )  # a report of before it was told
+
+
+def test_after_the_gate_the_judge_is_not_scored_again() -> None:
+    arms = {"lora+ti+gate": {"benign": said(*[0] * 5)}}
+    figures = consistency_figures(arms, real(*SEVEN_OF_TEN), NAMES, AFTER_GATE)
+    assert {f.metric for f in figures} == {CONSISTENCY, EXCESS} and {f.protocol for f in figures} == {AFTER_GATE}
+    assert found(figures, CONSISTENCY, "all", "lora+ti+gate").value == 1  # of the class that is there
+    assert consistency_figures({}, real(*SEVEN_OF_TEN), NAMES, AFTER_GATE) == []
+
+
+def test_agreement_above_real_accuracy_is_flagged_as_lost_diversity_and_how_surely() -> None:
+    images = (0,) * 70 + (1,) * 30, (1,) * 70 + (0,) * 30
+    arms = {
+        "sure": {"benign": said(*[0] * 95, *[1] * 5), "malignant": said(*[1] * 95, *[0] * 5)},
+        "slight": {"benign": said(*[0] * 73, *[1] * 27), "malignant": said(*[1] * 60, *[0] * 40)},
+    }
+    figures = consistency_figures(arms, real(*images), NAMES, FIRST_DRAW)
+    columns, rows = consistency_rows([f.to_dict() for f in figures])
+    flagged = {(row[0], row[2]): row[columns.index("lost diversity")] for row in rows}
+    assert flagged == {
+        **{("sure", name): "yes" for name in ("all", *NAMES)},
+        ("slight", "all"): "no",
+        ("slight", "benign"): "perhaps",
+        ("slight", "malignant"): "no",
+    }
+    told, lost = consistency_sentences(figures)
+    assert "by a cnn that gets 0.70 [" in told and "slight 0.67 [" in told
+    assert lost.endswith(
+        "sure all +0.25, sure benign +0.25, sure malignant +0.25, slight benign +0.03 (may be chance)."
+    )
+
+
+def test_images_that_a_gate_selected_to_agree_say_nothing_of_lost_diversity() -> None:
+    chosen = {"benign": said(*[0] * 95), "malignant": said(*[1] * 95)}
+    before = consistency_figures({"lora+ti": chosen}, real(*SEVEN_OF_TEN), NAMES, FIRST_DRAW)
+    after = consistency_figures({"lora+ti+gate": chosen}, real(*SEVEN_OF_TEN), NAMES, AFTER_GATE)
+    _, rows = consistency_rows([f.to_dict() for f in before + after])
+    assert {(row[1], row[-1]) for row in rows} == {(FIRST_DRAW, "yes"), (AFTER_GATE, "–")}
+
+
+def test_nothing_is_said_of_arms_that_were_not_judged() -> None:
+    assert consistency_sentences([]) == [] and consistency_section([], None) == ""
+
+
+# ---- the gate -------------------------------------------------------------------------------------------------------
+
+COMMIT = Commit(
+    class_name="benign",
+    first=0,
+    count=10,
+    object="",
+    digest="",
+    bytes=0,
+    rows=8,
+    rejects=(("b-5", "class gate"), ("b-6", "not finite")),
+    execution=Execution("cpu", "float32", 4, 1, {}),
+    seconds=1.0,
+    redrawn=(Redrawn("b-3", (0.1,), 1), Redrawn("b-4", (0.1, 0.2), 2), Redrawn("b-5", (0.1, 0.1, 0.1), None)),
+)
+RECORD = {
+    "architecture": "efficientnet-lite0",
+    "images": {"train": 50, "val": 10, "test": 20},
+    "test": {"all": {"value": 0.8, "interval": [0.6, 0.9], "n": 20}},
+}
+
+
+def test_draws_are_counted_from_the_records() -> None:
+    counts = gate_counts([COMMIT, replace(COMMIT, first=10, redrawn=(), rejects=())], attempts=3)
+    assert counts == {"benign": GateCounts(planned=20, first=16, redrawn=2, spent=1, draws=20 + 1 + 2 + 2, undrawn=1)}
+
+
+def test_the_gates_figures_say_how_many_first_draws_passed_and_how_good_it_is_itself() -> None:
+    figures = gate_figures(gate_counts([COMMIT], 3), RECORD, "lora+ti", "letterbox", 128)
+    passed = found(figures, ACCEPTANCE, "benign")
+    assert (passed.value, passed.interval, passed.n) == (6 / 9, wilson(6, 9), 9)  # b-6 never came before the gate
+    own = found(figures, GATE, "all", "real")
+    assert (own.value, own.interval, own.n, own.n_reference) == (0.8, (0.6, 0.9), 50, 20)
+
+
+def test_a_class_of_which_nothing_came_before_the_gate_has_no_acceptance() -> None:
+    none = gate_counts([replace(COMMIT, count=1, rows=0, rejects=(("b-0", "not finite"),), redrawn=())], 3)
+    assert not any(f.metric == ACCEPTANCE for f in gate_figures(none, RECORD, "lora+ti", "letterbox", 128))
+    both = gate_figures({**none, "malignant": GateCounts(4, 3, 1, 0, 5)}, RECORD, "lora+ti", "letterbox", 128)
+    assert {f.class_name: f.value for f in both if f.metric == ACCEPTANCE} == {"all": 0.75, "malignant": 0.75}
+
+
+def test_the_page_names_the_gate_its_accuracy_and_what_became_of_each_class() -> None:
+    gate = {**RECORD, "threshold": 0.5, "attempts": 3}
+    counts = GateCounts(20, 16, 2, 1, 25, undrawn=1)
+    page = consistency_section([], {**gate, "classes": {"<b>": counts.__dict__}})
+    assert "<td>16</td><td>2</td><td>1</td><td>1</td><td>25</td>" in page
+    old = {key: value for key, value in counts.__dict__.items() if key != "undrawn"}  # a report of before it was told
+    assert "<td>1</td><td>–</td><td>25</td>" in consistency_section([], {**gate, "classes": {"<b>": old}})
+    assert "trained on 50 real training images" in page and "all 0.80 [0.60, 0.90]" in page
+    assert "&lt;b&gt;" in page and "<td>25</td>" in page

@@ -1,0 +1,163 @@
+"""Each promise, broken alone, is found and named: on a disk whose Store is made to break it."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from busray.doctor import complaint, examine, require_create_only
+from busray.records import UserError
+from busray.run import checks as opening
+from busray.storage import Store
+from tests.support.paths import ROOT
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "run"))
+
+
+def overwrites(real: Callable[..., Any]) -> Callable[..., Any]:
+    """Ignores the condition."""
+
+    def put_once(self: Store, key: str, data: bytes) -> bool:
+        self.replace(key, data)
+        return True
+
+    return put_once
+
+
+def looks_before_it_writes(real: Callable[..., Any]) -> Callable[..., Any]:
+    """As a server does that checks the condition first and writes later: one writer at a time is refused correctly."""
+
+    def put_once(self: Store, key: str, data: bytes) -> bool:
+        if self.exists(key):
+            return self.read(key) == data
+        time.sleep(0.05)
+        self.replace(key, data)
+        return True
+
+    return put_once
+
+
+def changes_what_it_refuses(real: Callable[..., Any]) -> Callable[..., Any]:
+    def put_once(self: Store, key: str, data: bytes) -> bool:
+        created = real(self, key, data)
+        if not created:
+            self.replace(key, data)
+        return created
+
+    return put_once
+
+
+def reads_late(real: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, key: None
+
+
+def lists_late(real: Callable[..., Any]) -> Callable[..., Any]:
+    def listing(self: Store, prefix: str = "") -> Iterator[str]:
+        return iter(())
+
+    return listing
+
+
+def does_nothing(real: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *arguments: None
+
+
+BROKEN = {
+    "refuses to create an object twice": ("put_once", overwrites),
+    "of 8 creators at once, one wins": ("put_once", looks_before_it_writes),
+    "reads back what was just written": ("read_or_none", reads_late),
+    "lists a new object at once": ("list", lists_late),
+    "replaces an object": ("replace", does_nothing),
+    "a deleted object is gone": ("delete", does_nothing),
+}
+
+
+@pytest.mark.parametrize("promise", BROKEN)
+def test_a_broken_promise_is_found(promise: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, breaking = BROKEN[promise]
+    monkeypatch.setattr(Store, method, breaking(getattr(Store, method)))
+    findings = {finding.promise: finding for finding in examine(store)}
+    assert findings[promise].held is False
+    said = complaint(store, list(findings.values()))
+    assert said and f"{promise}: " in said and "mend: " in said
+
+
+def test_a_store_that_looks_before_it_writes_is_found_by_the_race_alone(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "put_once", looks_before_it_writes(Store.put_once))
+    assert [f.promise for f in examine(store) if not f.held] == ["of 8 creators at once, one wins"]
+
+
+def test_a_refusal_that_changes_the_object_is_no_refusal(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "put_once", changes_what_it_refuses(Store.put_once))
+    said = complaint(store, examine(store))
+    assert said and "the second creation was refused and yet changed the object" in said
+
+
+def test_all_is_well_on_a_disk(store: Store) -> None:
+    findings = examine(store)
+    assert all(finding.held for finding in findings)
+    assert complaint(store, findings) is None
+    assert not Path(store.url).exists()
+
+
+def test_nothing_but_its_own_objects_is_touched(store: Store) -> None:
+    store.put_once("run.json", b"x")
+    before = sorted(Path(store.url).rglob("*"))
+    examine(store)
+    require_create_only(store)
+    assert sorted(Path(store.url).rglob("*")) == before
+
+
+def test_two_doctors_at_once_do_not_meet(store: Store) -> None:
+    verdicts: list[str | None] = []
+    doctors = [threading.Thread(target=lambda: verdicts.append(complaint(store, examine(store)))) for _ in range(3)]
+    for doctor in doctors:
+        doctor.start()
+    for doctor in doctors:
+        doctor.join()
+    assert verdicts == [None] * 3
+
+
+def test_the_cheap_part_refuses_an_unsafe_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "put_once", overwrites(Store.put_once))
+    with pytest.raises(UserError, match=r"output: .* is unsafe: it lets an object be created twice"):
+        require_create_only(store)
+    assert list(store.list()) == []
+
+
+def test_a_disk_without_hard_links_is_refused_with_the_mend(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*names: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", no_links)
+    with pytest.raises(UserError, match=r"Operation not permitted; choose a folder .* with hard links"):
+        require_create_only(store)
+
+
+def test_a_run_looks_before_it_writes_its_first_object(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(checked: Store) -> None:
+        assert checked.url == store.url
+        raise UserError("output: unsafe")
+
+    monkeypatch.setattr(opening, "require_create_only", refused)
+    config = opening.Config.model_validate(demo_settings(store))
+    with pytest.raises(UserError, match="output: unsafe"):
+        opening.open_run(config, lambda *progress: None, needs_inception=False)
+    simulated = "phantoms-"  # of a local run: the images that it starts from
+    assert [key for key in store.list() if not key.startswith(simulated)] == []
+
+
+def demo_settings(store: Store) -> dict[str, Any]:
+    from busray.config_file import load_config
+
+    demo = ROOT / "configs" / "demo.yaml"
+    settings = load_config(demo, ["--dataset.phantoms.images=8"]).model_dump(mode="json")
+    return {**settings, "output": store.url}
