@@ -16,23 +16,23 @@ from ray.exceptions import RayError
 
 from busray.cluster.liveness import stopped, supervised, this_worker, watched
 from busray.cluster.session import session
-from busray.corpus.arms import Source, gated_arm, released_arm
+from busray.corpus.arms import gated_arm, released_arm
 from busray.corpus.commit import committed_shards, in_threads, read_commit, read_rows
 from busray.corpus.encode import png_bytes, png_pixels
 from busray.data.align import Scan, aligned_pairs, shrink
 from busray.data.check import ALIGNED
 from busray.data.frame import content_box
 from busray.data.images import load_images, load_masks
-from busray.evidence.audit import PROTOCOL, Evidence, Sighting, audit_figures, audit_spread, description, tally
+from busray.evidence.audit import Evidence, Sighting, audit_figures, audit_spread, tally
 from busray.evidence.copies import METHOD, Originals, planted, unpadded
 from busray.identity import bottom_k, draw_id, fingerprint, seed_for, sha256_bytes
 from busray.layout import AUDIT_JSON, AUDIT_PANELS, features_key, found_key
 from busray.records import CLASS_ALL, Box, Commit, Figure, SourceImage, UserError, to_json
 from busray.report.audit import audit_sentences, closest_rows
 from busray.report.contact_sheet import contact_sheet
-from busray.run.pieces import BOX, Piece, load_features, piece_pixels, real_blocks, rows_of, synthetic_pieces
+from busray.run.pieces import BOX, Piece, load_features, piece_pixels, real_blocks, rows_of
 from busray.run.record import Run
-from busray.stages.features import extract, features, real_pieces
+from busray.stages.features import extract, real_pieces
 from busray.stages.report import add_to_report
 from busray.storage import Store
 
@@ -77,7 +77,6 @@ def audit(run: Run) -> tuple[list[Figure], list[str], bool]:
         ]
         held_out, copies = _held_out(run, identity, extractor), _planted(run, identity)
         _find(run, originals, [*held_out, *copies.values(), *corpus])
-        arms, real = features(run, synthetic_pieces(run, {arm: Source("", "image")}, extractor), extractor)
     counts = {c.class_name: max(o.first + o.count for o in commits if o.class_name == c.class_name) for c in commits}
     real_rows = np.concatenate([_found(hunt) for hunt in held_out])
     of = Evidence(
@@ -92,9 +91,6 @@ def audit(run: Run) -> tuple[list[Figure], list[str], bool]:
         run.dataset.size,
     )
     figures, sentences = audit_figures(of), audit_sentences(of)
-    for metric, side, value, n, n_reference in description(arms[arm], real.features, run.config.seed):
-        common = (n, n_reference, "train", PROTOCOL, extractor, CLASS_ALL, arm if side == "drawn" else f"real {side}")
-        figures.append(Figure(metric, value, None, *common, run.dataset.frame, run.dataset.size))
     columns, rows = closest_rows(of.tally.closest, [image.file for image in run.dataset.train])
     part = {
         "sentences": sentences,

@@ -68,7 +68,6 @@ def test_a_planted_copy_fails_the_audit_is_named_and_shown(run: Run, capsys: pyt
     figures = {(f["metric"], f["arm"]): f for f in part["figures"] if f["metric"] != "training_images_copied"}
     assert figures["copies", "lora+ti+refine"]["value"] == 1 / 20
     assert figures["copy_sensitivity", "planted identical"]["value"] == 1
-    assert {"auth_pct", "c_t"} <= {metric for metric, _ in figures}
     panels = Image.open(io.BytesIO(run.store.read("audit.png")))
     assert panels.width > 6 * 128
 

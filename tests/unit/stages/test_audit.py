@@ -82,7 +82,7 @@ def test_no_shard_is_read_that_has_no_sampled_image(store: Store, monkeypatch: p
 
 
 class Asked(Exception):
-    """The arms whose features the audit wants."""
+    """The arm that the audit's figures are to be of."""
 
 
 @pytest.mark.parametrize(("gate", "arm"), [({}, "lora+ti+refine+gate"), (None, "lora+ti+refine")])
@@ -91,18 +91,22 @@ def test_an_audit_is_of_the_arm_that_the_corpus_is(
 ) -> None:
     """A gated corpus is not what was drawn first, which is the arm without the gate."""
 
-    def asked(run: Any, wanted: dict[str, Any], extractor: str) -> Any:
-        raise Asked(list(wanted))
+    def asked(evidence: Any) -> Any:
+        raise Asked(evidence.arm)
 
     replaced = {
         "session": lambda *_: nullcontext(),
         "extract": lambda *_: None,
         "real_pieces": lambda *_: [],
         "_originals": lambda *_: (None, "identity"),
-        "_held_out": lambda *_: [],
+        "_held_out": lambda *_: [None],
+        "_held_out_units": lambda *_: np.zeros(0),
         "_planted": lambda *_: {},
         "_find": lambda *_: None,
-        "features": asked,
+        "_found": lambda _: np.zeros(0),
+        "tally": lambda *_: None,
+        "_inside": lambda *_: (0, 0),
+        "audit_figures": asked,
     }
     for name, stand_in in replaced.items():
         monkeypatch.setattr(module, name, stand_in)
@@ -112,6 +116,9 @@ def test_an_audit_is_of_the_arm_that_the_corpus_is(
         "classes": {name: {"images": SHARDS * EACH} for name in CLASSES},
         "corpus": {"gate": gate},
     }
-    run: Any = SimpleNamespace(store=store, extractors={"texture-1": None}, config=validate(tree), log_file=None)
-    with pytest.raises(Asked, match=rf"^\['{arm}'\]$".replace("+", r"\+")):
+    dataset = SimpleNamespace(train=(), frame="pad", size=10)
+    run: Any = SimpleNamespace(
+        store=store, extractors={"texture-1": None}, config=validate(tree), log_file=None, dataset=dataset
+    )
+    with pytest.raises(Asked, match=rf"^{arm}$".replace("+", r"\+")):
         module.audit(run)
