@@ -55,10 +55,6 @@ STUDY_CSV = "study.csv"
 STUDY_DECLARED = "study/declared.json"
 
 
-STUDY_PRIMARY = "study/primary.json"
-"""What studies declared before they declared their ratios and seeds too."""
-
-
 def segment_key(number: int) -> str:
     return f"plan/{number:04d}.json"
 

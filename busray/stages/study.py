@@ -43,7 +43,6 @@ from busray.layout import (
     STUDY_CSV,
     STUDY_DECLARED,
     STUDY_JSON,
-    STUDY_PRIMARY,
     study_identity_key,
     study_key,
 )
@@ -252,14 +251,11 @@ def _declare(run: Run, pins: dict[str, Any], identity: str) -> None:
     declaration = {"primary": primary, "ratios": sorted(set(settings.ratios)), "seeds": settings.seeds}
     # Listed before the declaration is looked for: another driver's trainings come after its declaration.
     begun = any(key.count("/") == 2 and not key.endswith("/identity.json") for key in store.list("study"))
-    old = store.read_or_none(STUDY_PRIMARY)
     if begun and not store.exists(STUDY_DECLARED):
         raise UserError(
             f"study.ratios, study.seeds: {store.url} has trainings of a study that did not declare them, so whether "
             f"they are still {declaration['ratios']} and {declaration['seeds']} cannot be told: give another output"
         )
-    if old is not None:
-        _refuse_other(store, {**declaration, "primary": json.loads(old)}, declaration)
     store.put_once(STUDY_DECLARED, to_json(declaration))
     _refuse_other(store, json.loads(store.read(STUDY_DECLARED)), declaration)
     store.put_once(study_identity_key(identity), to_json(pins))

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from busray.config_file import validate
-from busray.layout import STUDY_PRIMARY, study_key
+from busray.layout import study_key
 from busray.records import UserError, to_json
 from busray.run.record import Run
 from busray.stages.study import _declare
@@ -53,17 +53,7 @@ def test_another_design_than_the_declared_one_is_refused_and_that_one_may_run_ag
     declare(store, ratios=[1.0, 0.5])  # in whatever order
 
 
-def test_an_older_declaration_without_ratios_and_seeds_takes_these_while_there_is_no_training(store: Store) -> None:
-    store.put_once(STUDY_PRIMARY, to_json(PRIMARY))
-    with pytest.raises(UserError, match=r"study.primary.metric"):
-        declare(store, primary={**PRIMARY, "metric": "auc"})
-    declare(store)
-    with pytest.raises(UserError, match=r"study.seeds"):
-        declare(store, seeds=6)
-
-
-def test_trainings_of_an_older_study_that_did_not_declare_its_seeds_are_not_gone_on_with(store: Store) -> None:
-    store.put_once(STUDY_PRIMARY, to_json(PRIMARY))
+def test_trainings_of_a_study_that_declared_nothing_are_not_gone_on_with(store: Store) -> None:
     train(store)
     with pytest.raises(UserError, match=r"study.ratios, study.seeds: .* did not declare them.*give another output"):
         declare(store)
