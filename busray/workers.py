@@ -1,6 +1,6 @@
 """What a stage may ask of a cluster. Nothing here knows Ray.
 
-`cluster/` has the Workers that run on Ray; tests/support/workers.py has one that runs in this process.
+`cluster/` has the Workers that run on Ray; those of tests/support/workers.py need one process.
 """
 
 from collections.abc import Callable, Sequence
@@ -86,6 +86,10 @@ class Training(Protocol):
     num_workers: tuple[int, int]
     """Fewest and most workers."""
 
+    def scratch(self) -> tuple[Any, str]:
+        """(pyarrow file system, path) that all workers reach, for the trainer's own state."""
+        ...
+
     def start(self, world: int) -> TrainingLoop:
         """Load models and data, once in each of `world` workers."""
         ...
@@ -115,7 +119,7 @@ class Workers(Protocol):
     def call_all(
         self, stage: str, total: int, task: Callable[..., T], items: Sequence[Any], *arguments: Any, done: int = 0
     ) -> list[Shared[T]]:
-        """task(beat, item, *arguments) for each item, side by side; the first failure ends them all.
+        """task(beat, item, *arguments) for each item, side by side; the first failure ends all.
 
         `total` and `done`: items of the whole stage, and those of them that were done before.
         """

@@ -1,0 +1,78 @@
+"""Generation as a Ray Data stream: a plan of shards -> actors that draw -> tasks that commit."""
+
+from collections import deque
+from collections.abc import Sequence
+from random import sample
+from typing import Any
+
+import ray
+import ray.data
+
+from busray import config
+from busray.cluster.liveness import Pulse
+from busray.cluster.session import use_threads
+from busray.records import Shard
+from busray.workers import Drawing
+
+MOST_BEGINNINGS = 5
+"""Times a shard is begun before the command ends: it may be the shard that kills its workers.
+
+Ray's own max_task_retries will not do: calls to a lost node's actor use them up within seconds.
+"""
+
+
+def draw_and_commit(settings: config.Cluster, drawing: Drawing, shards: Sequence[Shard], liveness: Any) -> int:
+    """Draw and commit the shards; returns how often one was begun again as its worker was lost."""
+    # In a random order: drivers that run beside each other then share the work.
+    rows = [{"shard": shard} for shard in sample(shards, len(shards))]
+    plan = ray.data.from_items(rows, override_num_blocks=len(rows))
+    drawn = plan.map(
+        DrawShards,  # pyright: ignore[reportArgumentType] (Ray's types leave callable classes out)
+        fn_constructor_args=(drawing, settings.threads, liveness),
+        compute=ray.data.ActorPoolStrategy(min_size=settings.min_actors, max_size=settings.max_actors),
+        num_cpus=settings.cpus_per_actor,
+        num_gpus=settings.gpus_per_actor,
+    )
+    committed = drawn.map(CommitShard(drawing, liveness), num_cpus=1)
+    deque(committed.iter_rows(), maxlen=0)
+    return ray.get(liveness.again.remote())
+
+
+class DrawShards:
+    """The sampling actor: loads the models once, then draws shard after shard."""
+
+    def __init__(self, drawing: Drawing, threads: int, liveness: Any) -> None:
+        use_threads(threads)
+        self.drawing, self.liveness = drawing, liveness
+        self.beat = Pulse(liveness)
+        self.draw = drawing.start()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        shard: Shard = row["shard"]
+        if self.drawing.is_committed(shard):  # by another driver, or before its node was lost
+            self.beat(shard.count)
+            self.beat.rest()
+            return {"drawn": None}
+        beginnings: Any = ray.get(self.liveness.begin.remote(f"{shard.class_name}/{shard.name}", self.beat.me))
+        if beginnings > MOST_BEGINNINGS:
+            raise RuntimeError(
+                f"shard {shard.class_name}/{shard.name} was begun {MOST_BEGINNINGS} times and its workers died"
+            )
+        drawn = self.draw(shard, self.beat)
+        self.beat.rest()
+        return {"drawn": drawn}
+
+
+class CommitShard:
+    """The CPU task behind it: encodes, hashes, puts once and records what was drawn."""
+
+    def __init__(self, drawing: Drawing, liveness: Any) -> None:
+        self.drawing, self.liveness = drawing, liveness
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        if row["drawn"] is not None:
+            beat = Pulse(self.liveness)
+            beat()
+            self.drawing.commit(row["drawn"])
+            beat.rest()
+        return {"committed": row["drawn"] is not None}

@@ -1,0 +1,178 @@
+"""The Workers that run on Ray: one task, many tasks, a pool of actors, drawing and training."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import ray
+import ray.data
+from ray.exceptions import RayError
+
+from busray import config
+from busray.cluster.draw import draw_and_commit
+from busray.cluster.liveness import Pulse, stopped, supervised, watched
+from busray.cluster.session import device_of, session, use_threads
+from busray.cluster.train import fit
+from busray.records import Shard
+from busray.workers import Drawing, Kind, Report, Shared, Training
+
+T = TypeVar("T")
+
+TASK_RETRIES = 3
+"""Times that Ray starts a task again whose worker died."""
+
+
+@contextmanager
+def ray_workers(settings: config.Cluster, log_file: Path, report: Report) -> Iterator["RayWorkers"]:
+    """Workers on Ray, started or joined at their first use and left at the end of the block.
+
+    A session that already runs in this process is used and left running.
+    """
+    with ExitStack() as at_exit:
+        yield RayWorkers(settings, report, cache(lambda: at_exit.enter_context(session(settings, log_file))))
+
+
+class SharedObject(Generic[T]):
+    """A value in Ray's object store; pickled, it is a reference only."""
+
+    def __init__(self, reference: Any) -> None:
+        self.reference = reference
+
+    def get(self) -> T:
+        return ray.get(self.reference)
+
+
+class RayWorkers:
+    """busray.workers.Workers on Ray. start_session() comes before each use; the first one acts."""
+
+    def __init__(self, settings: config.Cluster, report: Report, start_session: Callable[[], None]) -> None:
+        self.settings = settings
+        self.report = report
+        self.start_session = start_session
+        self.device = device_of(settings.gpus_per_actor)
+
+    def labelled(self, prefix: str) -> "RayWorkers":
+        def report(stage: str, done: int, total: int) -> None:
+            self.report(f"{prefix}: {stage}", done, total)
+
+        return RayWorkers(self.settings, report, self.start_session)
+
+    def share(self, value: T) -> Shared[T]:
+        self.start_session()
+        return SharedObject(ray.put(value))
+
+    def call(self, stage: str, total: int, task: Callable[..., T], *arguments: Any, kind: Kind = "cpu") -> T:
+        def work(liveness: Any) -> T:
+            remote: Any = ray.remote(**self._resources(kind), max_retries=TASK_RETRIES)(_run_task)
+            return ray.get(remote.remote(self._threads(kind), liveness, task, *arguments))
+
+        return self._monitored(stage, total, work)
+
+    def call_all(
+        self, stage: str, total: int, task: Callable[..., T], items: Sequence[Any], *arguments: Any, done: int = 0
+    ) -> list[Shared[T]]:
+        def work(liveness: Any) -> list[Shared[T]]:
+            resources = self._resources("cpu")
+            remote: Any = ray.remote(**resources, max_retries=TASK_RETRIES, num_returns=2)(_run_task_of_many)
+            threads = self._threads("cpu")
+            ends, results = [], []
+            for item in items:
+                end, result = remote.remote(threads, liveness, task, item, *arguments)
+                ends.append(end)
+                results.append(SharedObject(result))
+            while ends:  # the first failure ends the stage at once, not when its turn in the list comes
+                ended, ends = ray.wait(ends)
+                ray.get(ended)
+            return results
+
+        return self._monitored(stage, total, work, done)
+
+    def map(
+        self,
+        stage: str,
+        total: int,
+        start: Callable[[], Callable[[Any, Any], None]],
+        items: Sequence[Any],
+        kind: Kind,
+    ) -> None:
+        cluster = self.settings
+        width = max(1, int(cluster.cpus_per_actor)) if kind == "core" else 1
+        pool = ray.data.ActorPoolStrategy(min_size=cluster.min_actors, max_size=width * cluster.max_actors)
+
+        def work(liveness: Any) -> None:
+            rows = [{"item": i} for i in range(len(items))]
+            arguments = (self._threads(kind), liveness, start, ray.put(list(items)))
+            stream = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+                _PoolWorker,  # pyright: ignore[reportArgumentType] (Ray's types leave callable classes out)
+                fn_constructor_args=arguments,
+                compute=pool,
+                **self._resources(kind),
+            )
+            deque(stream.iter_rows(), maxlen=0)
+
+        if items:
+            self._monitored(stage, total, work)
+
+    def draw(self, stage: str, drawing: Drawing, shards: Sequence[Shard], planned: int) -> None:
+        done = planned - sum(shard.count for shard in shards)
+        again = self._monitored(
+            stage, planned, lambda liveness: draw_and_commit(self.settings, drawing, shards, liveness), done
+        )
+        if again:
+            self.report(f"{stage}, shards begun again", again, again)
+
+    def train(self, stage: str, training: Training, *, done: int) -> None:
+        self._monitored(stage, training.steps, lambda liveness: fit(self.settings, training, liveness, done), done)
+
+    def _monitored(self, stage: str, total: int, work: Callable[[Any], T], done: int = 0) -> T:
+        self.start_session()
+        with watched(self.report, stage, total, done) as liveness:
+            try:
+                return supervised(liveness, stage, self.settings.hang_seconds, lambda: work(liveness))
+            except RayError as error:
+                raise stopped(stage, error) from error
+
+    def _resources(self, kind: Kind) -> dict[str, Any]:
+        """Of one worker."""
+        cluster = self.settings
+        cpus = 1 if kind == "core" else cluster.cpus_per_actor
+        return {"num_cpus": cpus, "num_gpus": cluster.gpus_per_actor if kind == "model" else 0}
+
+    def _threads(self, kind: Kind) -> int | None:
+        """torch's threads; None where torch is not used, since to set them imports it."""
+        return None if kind == "core" else self.settings.threads
+
+
+def _run_task(threads: int | None, liveness: Any, task: Callable[..., T], *arguments: Any) -> T:
+    if threads is not None:
+        use_threads(threads)
+    beat = Pulse(liveness)
+    beat()
+    result = task(beat, *arguments)
+    beat.rest()
+    return result
+
+
+def _run_task_of_many(threads: int | None, liveness: Any, task: Callable[..., T], *arguments: Any) -> tuple[None, T]:
+    """The first result tells that the task ended well; the second may be large and stays there."""
+    return None, _run_task(threads, liveness, task, *arguments)
+
+
+class _PoolWorker:
+    """An actor of the pool: loads once what its work needs, then takes item after item."""
+
+    def __init__(self, threads: int | None, liveness: Any, start: Callable[[], Any], items: Any) -> None:
+        if threads is not None:
+            use_threads(threads)
+        self.items = ray.get(items)
+        self.work = start()
+        self.beat = Pulse(liveness)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        self.beat()
+        self.work(self.items[int(row["item"])], self.beat)
+        self.beat.rest()
+        return row

@@ -1,0 +1,105 @@
+"""Training on Ray Train: workers share each batch by position and add their gradients up."""
+
+import uuid
+from functools import partial
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+from busray import config
+from busray.cluster.liveness import Pulse, brief
+from busray.cluster.session import use_threads
+from busray.records import UserError
+from busray.workers import Training, TrainingFailed
+
+
+def fit(settings: config.Cluster, training: Training, liveness: Any, done: int) -> None:
+    """Train to the end once, with as many workers as there is room for, of fewest to most.
+
+    Raises UserError where a worker found a mistake, TrainingFailed where one failed or was lost.
+    """
+    from ray.train.torch import TorchConfig, TorchTrainer  # here, since it imports torch
+
+    gpus = settings.gpus_per_actor
+    fewest, most = training.num_workers
+    filesystem, path = training.scratch()
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"training": training, "liveness": liveness, "threads": settings.threads, "done": done},
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=most if fewest == most else (fewest, most),
+            use_gpu=bool(gpus),
+            resources_per_worker={"CPU": settings.cpus_per_actor, **({"GPU": gpus} if gpus else {})},
+        ),
+        run_config=RunConfig(
+            name=f"finetune-{uuid.uuid4().hex[:12]}",  # Ray's own state is this fit's alone; ours is in the store
+            storage_path=f"{path}/ray",
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=0),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        for failure in getattr(error, "worker_failures", {}).values():
+            if isinstance(failure, UserError):
+                raise failure from error
+        raise TrainingFailed(brief(error)) from error
+
+
+def train_worker(arguments: dict[str, Any]) -> None:
+    """What each worker runs: its share of each step, from the newest checkpoint to the end."""
+    training: Training = arguments["training"]
+    liveness = arguments["liveness"]
+    use_threads(arguments["threads"])
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    beat = Pulse(liveness)
+    beat_for_all = partial(beat, for_all=True)  # while rank 0 validates, the others wait for its next gradients
+
+    loop = training.start(world)
+    checkpoint = same_everywhere(loop.checkpoint() if rank == 0 else None, world)
+    if checkpoint is not None:
+        loop.resume(checkpoint)
+    for _ in range(loop.step, training.steps):
+        loss = loop.accumulate(range(rank, training.batch_size, world))
+        loop.apply(add_up(loop.parameters(), loss, world))
+        if rank == 0:
+            liveness.put.remote(loop.step - arguments["done"], beat.me)
+            loop.record(beat_for_all)
+        else:
+            beat()
+    if rank == 0:
+        loop.commit()
+    beat.rest()
+    ray.train.report({"step": loop.step})
+
+
+def same_everywhere(checkpoint: Any, world: int) -> Any:
+    """Rank 0's checkpoint on every rank: a newer one written meanwhile must not split them."""
+    if world == 1:
+        return checkpoint
+    import torch.distributed as dist
+
+    box = [checkpoint]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def add_up(parameters: Any, loss: float, world: int) -> float:
+    """Sum gradients and loss over the workers in one message; returns the summed loss."""
+    import torch
+
+    if world == 1:
+        return loss
+    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    flat = torch.cat([*(g.reshape(-1).float() for g in grads), torch.tensor([loss], device=grads[0].device)])
+    torch.distributed.all_reduce(flat)
+    at = 0
+    for parameter, grad in zip(parameters, grads, strict=True):
+        parameter.grad = flat[at : at + grad.numel()].view_as(grad).to(grad.dtype)
+        at += grad.numel()
+    return float(flat[-1])

@@ -1,0 +1,86 @@
+"""Workers of one process: a stage's work runs here and now, without Ray."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from busray.records import Shard, Stopped, UserError
+from busray.workers import Drawing, Kind, Report, Shared, Training
+from tests.support.runs import quiet
+
+T = TypeVar("T")
+
+
+class Value:
+    """A Shared that is the value itself."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def get(self) -> Any:
+        return self.value
+
+
+class InProcessWorkers:
+    device = "cpu"
+
+    def __init__(self, report: Report = quiet) -> None:
+        self.report = report
+
+    def labelled(self, prefix: str) -> "InProcessWorkers":
+        return InProcessWorkers(lambda stage, done, total: self.report(f"{prefix}: {stage}", done, total))
+
+    def share(self, value: T) -> Shared[T]:
+        return Value(value)
+
+    def call(self, stage: str, total: int, task: Callable[..., T], *arguments: Any, kind: Kind = "cpu") -> T:
+        with self._reported(stage, total) as beat:
+            return task(beat, *arguments)
+
+    def call_all(
+        self, stage: str, total: int, task: Callable[..., T], items: Sequence[Any], *arguments: Any, done: int = 0
+    ) -> list[Shared[T]]:
+        with self._reported(stage, total, done) as beat:
+            return [Value(task(beat, item, *arguments)) for item in items]
+
+    def map(self, stage: str, total: int, start: Callable[[], Any], items: Sequence[Any], kind: Kind) -> None:
+        with self._reported(stage, total) as beat:
+            work = start()
+            for item in items:
+                work(item, beat)
+
+    def draw(self, stage: str, drawing: Drawing, shards: Sequence[Shard], planned: int) -> None:
+        with self._reported(stage, planned, planned - sum(shard.count for shard in shards)) as beat:
+            draw = drawing.start()
+            for shard in shards:
+                if not drawing.is_committed(shard):
+                    drawing.commit(draw(shard, beat))
+
+    def train(self, stage: str, training: Training, *, done: int) -> None:
+        with self._reported(stage, training.steps, done) as beat:
+            loop = training.start(1)
+            checkpoint = loop.checkpoint()
+            if checkpoint is not None:
+                loop.resume(checkpoint)
+            while loop.step < training.steps:
+                loop.apply(loop.accumulate(range(training.batch_size)))
+                loop.record(beat)
+                beat(1)
+            loop.commit()
+
+    @contextmanager
+    def _reported(self, stage: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+        """A beat that reports what it counts; what fails ends as it does on Ray."""
+
+        def beat(n: int = 0) -> None:
+            nonlocal done
+            done += n
+            self.report(stage, done, total)
+
+        try:
+            beat()
+            yield beat
+        except (UserError, Stopped):
+            raise
+        except Exception as error:
+            raise Stopped(f"{stage}: {error}") from error
