@@ -25,8 +25,8 @@ def _doctor(options: argparse.Namespace, flags: list[str]) -> int:
     store = Store(options.url)
     findings = examine(store)
     answers = {True: "yes", False: "NO", None: "not tried"}
-    rows = [(finding.promise, answers[finding.held]) for finding in findings]
-    print_table(f"{store.url}: is it safe to run on?", ("promise", "kept"), rows)
+    rows = [(finding.check, answers[finding.passed]) for finding in findings]
+    print_table(f"{store.url}: is it safe to run on?", ("check", "passed"), rows)
     problem = complaint(store, findings)
     if problem:
         raise UserError(problem)

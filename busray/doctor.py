@@ -1,8 +1,8 @@
-"""Whether a store keeps its promises: what `busray doctor` proves, and the cheap part of it that a run does at start.
+"""Whether a store can hold a run: `busray doctor`, and the short check when a run starts.
 
-The whole design stands on one promise: the *store* refuses the second creation of a key. Some S3 servers ignore the
-condition (If-None-Match) and overwrite without a word, and a look before the write would not notice. Only objects of
-its own are written, under a fresh name, and removed.
+The whole design needs one property: the *store* refuses to create a key that exists. Some S3
+servers ignore the condition (If-None-Match) and overwrite silently, so it is tried and not assumed.
+The checks write temporary objects under a fresh name and remove them.
 """
 
 import secrets
@@ -10,69 +10,65 @@ import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from busray.records import StoreError, UserError
-from busray.storage import Store, words
+from busray.storage import Store, describe_error
 
-PATIENCE = 30.0
-"""Seconds an operation is tried by `examine`: a wrong address is told soon."""
-
+PROBE_RETRY_SECONDS = 30.0
+"""How long `examine` retries an operation: far less than a run, so that a wrong address is reported
+soon."""
 
 ROUNDS = 5
-
+"""Times that each check of consistency is repeated: a store that fails only sometimes is found."""
 
 CREATORS = 8
-"""Threads that create one key at once, in each round of the race."""
-
+"""Threads that create one key at the same moment, in each round of the race."""
 
 S3_ACTIONS = {"write": "s3:PutObject", "read": "s3:GetObject", "list": "s3:ListBucket", "delete": "s3:DeleteObject"}
 
-
 KEYS_REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed")
-
 
 NO_KEYS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError")
 
-
-TWICE = "two drivers of one run would overwrite each other's records without a word"
-
+TWICE = "two drivers of one run would overwrite each other's records silently"
 
 SAFE_STORE = "use a store that honours If-None-Match on writes, such as AWS S3, or a folder on a local disk"
 
-
-ANOTHER_STORE = "use another store: a run cannot tell there what is done"
+ANOTHER_STORE = "use another store: a run on this one cannot know which shards are done"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One promise: held (True), broken (False), or not tried (None) as something that it needs is broken."""
+    """The result of one check: passed (True), failed (False), or not tried (None) because something
+    that it needs failed."""
 
-    promise: str
-    held: bool | None
+    check: str
+    """What is checked, such as `refuses to create an object twice`."""
+    passed: bool | None
     seen: str
-    mend: str = ""
+    fix: str = ""
 
 
 def require_create_only(store: Store) -> None:
-    """Raise UserError unless the store creates an object, refuses to create it again, and deletes it: 4 requests.
+    """UserError unless the store creates an object, refuses to create it again, and deletes it.
 
-    StoreError where it does not answer.
+    It takes 4 requests. StoreError if the store does not answer.
     """
     key = f"doctor-{secrets.token_hex(8)}"
     doing = "write"
     try:
         store.put_once(key, b"first")
-        twice = store.put_once(key, b"second")
+        created_twice = store.put_once(key, b"second")
         doing = "delete"
         store.delete(key)
     except StoreError:
         raise
     except Exception as error:
-        seen, mend = _failure(store, doing, error)
-        raise UserError(f"output: {store.url}: {seen}; {mend}") from error
-    if twice:
+        seen, fix = _explain(store, doing, error)
+        raise UserError(f"output: {store.url}: {seen}; {fix}") from error
+    if created_twice:
         raise UserError(
             f"output: {store.url} is unsafe: it lets an object be created twice, so that {TWICE}; {SAFE_STORE} "
             f"(`busray doctor {store.url}` tells more)"
@@ -80,42 +76,41 @@ def require_create_only(store: Store) -> None:
 
 
 def examine(store: Store) -> list[Finding]:
-    """Every promise, tried on objects of its own. What fails is told and not raised."""
+    """Run every check on temporary objects; failures are returned, never raised."""
     probe = store.sub(f"doctor-{secrets.token_hex(8)}")
-    probe.patience = PATIENCE
-    unmade = _unmade_folders(probe)
+    probe.retry_seconds = PROBE_RETRY_SECONDS
+    new_folders = _missing_folders(probe)
     findings: dict[str, Finding] = {}
     answers = True
     try:
-        for name, check in CHECKS.items():
-            broken = [need for need in check.needs if not findings[need].held]
-            if not answers or broken:
-                findings[name] = Finding(_named(store, name), None, "not tried")
-                continue
-            findings[name], answers = _tried(probe, name, check)
+        for name, check in STORE_CHECKS.items():
+            needs_met = all(findings[need].passed for need in check.needs)
+            if answers and needs_met:
+                findings[name], answers = _run_check(probe, name, check)
+            else:
+                findings[name] = Finding(_title(store, name), None, "not tried")
     finally:
-        _clean_up(probe, unmade)
-    if findings["write"].held and not findings["delete"].held:
-        left = findings["delete"]
-        findings["delete"] = Finding(
-            left.promise, left.held, f"{left.seen}; its objects stay under {probe.url}", left.mend
-        )
+        _clean_up(probe, new_folders)
+    refused = findings["delete"]
+    if findings["write"].passed and not refused.passed:
+        findings["delete"] = replace(refused, seen=f"{refused.seen}; its objects stay under {probe.url}")
     return list(findings.values())
 
 
 def complaint(store: Store, findings: Collection[Finding]) -> str | None:
-    """One message that names everything that fails and the mend; None where all is well."""
-    broken = [finding for finding in findings if finding.held is False]
-    if not broken:
+    """One message with every failed check and how to fix it; None if none failed."""
+    failed = [finding for finding in findings if finding.passed is False]
+    if not failed:
         return None
     lines = [f"{store.url} is not fit for a run:"]
-    lines += [f"  {finding.promise}: {finding.seen}" for finding in broken]
-    lines += [f"mend: {mend}" for mend in dict.fromkeys(finding.mend for finding in broken if finding.mend)]
+    lines += [f"  {finding.check}: {finding.seen}" for finding in failed]
+    fixes = dict.fromkeys(finding.fix for finding in failed if finding.fix)  # each once, in order
+    lines += [f"fix: {fix}" for fix in fixes]
     return "\n".join(lines)
 
 
-class _Broken(Exception):
-    """A promise is broken; the message says what was seen."""
+class _Failed(Exception):
+    """A check failed; the message says what was seen."""
 
 
 def _may_write(probe: Store) -> None:
@@ -123,7 +118,7 @@ def _may_write(probe: Store) -> None:
 
 
 def _may_read(probe: Store) -> None:
-    with suppress(FileNotFoundError):  # where nothing could be written, this answer too means that reading is allowed
+    with suppress(FileNotFoundError):  # if writing failed, this answer too shows that reading is allowed
         probe.read("written")
 
 
@@ -141,18 +136,20 @@ def _reads_what_it_wrote(probe: Store) -> None:
         data = secrets.token_bytes(1024)
         probe.put_once(f"read-{i}", data)
         if probe.read_or_none(f"read-{i}") != data:
-            raise _Broken("an object that was just written is not there, or holds other bytes")
+            raise _Failed("an object that was just written is not there, or holds other bytes")
 
 
 def _creates_once(probe: Store) -> None:
     probe.put_once("created", b"first")
     if probe.put_once("created", b"second"):
-        raise _Broken("an object was created twice: the store ignores the condition If-None-Match, so that " + TWICE)
+        raise _Failed("an object was created twice: the store ignores the condition If-None-Match, so that " + TWICE)
     if probe.read_or_none("created") != b"first":
-        raise _Broken("the second creation was refused and yet changed the object")
+        raise _Failed("the second creation was refused and yet changed the object")
 
 
 def _one_creator_wins(probe: Store) -> None:
+    """A server that looks first and writes later passes `_creates_once`; only writers at the same
+    moment show it."""
     for i in range(ROUNDS):
         start = threading.Barrier(CREATORS)
 
@@ -161,45 +158,47 @@ def _one_creator_wins(probe: Store) -> None:
             return probe.put_once(key, b"creator %d" % creator)
 
         with ThreadPoolExecutor(CREATORS) as pool:
-            won = [creator for creator, won in enumerate(pool.map(create, range(CREATORS))) if won]
-        if len(won) != 1:
-            raise _Broken(f"{len(won)} of {CREATORS} creators of one object were told that theirs is kept")
-        if probe.read_or_none(f"race-{i}") != b"creator %d" % won[0]:
-            raise _Broken("the object is not the one whose creator was told that it is kept")
+            created = list(pool.map(create, range(CREATORS)))
+        if sum(created) != 1:
+            raise _Failed(f"{sum(created)} of {CREATORS} creators of one object were told that theirs is kept")
+        if probe.read_or_none(f"race-{i}") != b"creator %d" % created.index(True):
+            raise _Failed("the object is not the one whose creator was told that it is kept")
 
 
 def _lists_at_once(probe: Store) -> None:
     for i in range(ROUNDS):
         probe.put_once(f"listed/{i}", b"x")
         if f"listed/{i}" not in list(probe.list("listed")):
-            raise _Broken("a listing does not show an object that was just written")
+            raise _Failed("a listing does not show an object that was just written")
 
 
 def _replaces(probe: Store) -> None:
     probe.replace("replaced", b"old")
     probe.replace("replaced", b"new")
     if probe.read_or_none("replaced") != b"new":
-        raise _Broken("an object that was replaced still gives its old bytes")
+        raise _Failed("an object that was replaced still gives its old bytes")
 
 
 def _deletes(probe: Store) -> None:
     probe.put_once("deleted", b"x")
     probe.delete("deleted")
     if probe.read_or_none("deleted") is not None:
-        raise _Broken("an object that was deleted is still read")
+        raise _Failed("an object that was deleted is still read")
     if "deleted" in list(probe.list()):
-        raise _Broken("an object that was deleted is still listed")
+        raise _Failed("an object that was deleted is still listed")
 
 
 @dataclass(frozen=True)
 class _Check:
-    promise: str
-    look: Callable[[Store], None]
+    title: str
+    run: Callable[[Store], None]
+    """Raises _Failed, or the error of the store's operation."""
     needs: tuple[str, ...] = ()
-    mend: str = ANOTHER_STORE
+    """Permissions without which the check would only report again that they are missing."""
+    fix: str = ANOTHER_STORE
 
 
-CHECKS = {
+STORE_CHECKS = {
     "write": _Check("may write", _may_write),
     "read": _Check("may read", _may_read),
     "list": _Check("may list", _may_list),
@@ -211,64 +210,66 @@ CHECKS = {
     "replace": _Check("replaces an object", _replaces, ("write", "read")),
     "gone": _Check("a deleted object is gone", _deletes, ("write", "read", "list", "delete")),
 }
-"""In this order; `needs` are the permissions without which a check would only tell again that they are missing."""
+"""In the order in which they run."""
 
 
-def _named(store: Store, name: str) -> str:
+def _title(store: Store, name: str) -> str:
     action = S3_ACTIONS.get(name) if store.url.startswith(("s3:", "s3a:")) else None
-    return f"{CHECKS[name].promise} ({action})" if action else CHECKS[name].promise
+    return f"{STORE_CHECKS[name].title} ({action})" if action else STORE_CHECKS[name].title
 
 
-def _tried(probe: Store, name: str, check: _Check) -> tuple[Finding, bool]:
-    """The finding, and whether the store is there at all: without an answer the other checks would only wait."""
-    promise = _named(probe, name)
+def _run_check(probe: Store, name: str, check: _Check) -> tuple[Finding, bool]:
+    """The finding, and whether the store answers: if not, further checks would only wait."""
+    title = _title(probe, name)
     try:
-        check.look(probe)
-    except _Broken as broken:
-        return Finding(promise, False, str(broken), check.mend), True
+        check.run(probe)
+    except _Failed as failed:
+        return Finding(title, False, str(failed), check.fix), True
     except Exception as error:
-        nowhere = isinstance(error, (StoreError, FileNotFoundError)) or type(error).__name__ in NO_KEYS
-        return Finding(promise, False, *_failure(probe, name, error)), not nowhere
-    return Finding(promise, True, "yes"), True
+        unreachable = isinstance(error, (StoreError, FileNotFoundError)) or type(error).__name__ in NO_KEYS
+        return Finding(title, False, *_explain(probe, name, error)), not unreachable
+    return Finding(title, True, "yes"), True
 
 
-def _failure(store: Store, doing: str, error: Exception) -> tuple[str, str]:
-    """(what was seen, the mend) of an error that is none of the promises."""
-    said = words(error)
+def _explain(store: Store, doing: str, error: Exception) -> tuple[str, str]:
+    """(what was seen, how to fix it) for an error that the store or its client raised."""
+    text = describe_error(error)
     if store.local:
-        return f"{said}", "choose a folder that you may write to, on a file system with hard links"
-    if any(code in said for code in KEYS_REFUSED) or type(error).__name__ in NO_KEYS:
-        return f"the keys are missing or not accepted ({said})", "set AWS_ACCESS_KEY_ID and its like, or give a role"
+        return text, "choose a folder that you may write to, on a file system with hard links"
+    if any(code in text for code in KEYS_REFUSED) or type(error).__name__ in NO_KEYS:
+        return f"the keys are missing or not accepted ({text})", "set AWS_ACCESS_KEY_ID and its like, or give a role"
     if isinstance(error, PermissionError):
         action = S3_ACTIONS.get(doing, "a permission")
-        return f"no permission {action} ({said})", f"allow {action} in the bucket's or the role's policy"
+        return f"no permission {action} ({text})", f"allow {action} in the bucket's or the role's policy"
     if isinstance(error, FileNotFoundError):
-        return f"no such bucket ({said})", "create the bucket, or mend its name"
+        return f"no such bucket ({text})", "create the bucket, or fix its name"
     if isinstance(error, StoreError):
         return str(error), "check the store's address (AWS_ENDPOINT_URL_S3) and that it is up"
-    return said, ANOTHER_STORE
+    return text, ANOTHER_STORE
 
 
-def _unmade_folders(probe: Store) -> list[Path]:
-    """On a local disk: the folders that writing the probe makes, the deepest first."""
+def _missing_folders(probe: Store) -> list[Path]:
+    """On a local disk: the folders that writing the probe creates, the deepest first."""
     if not probe.local:
         return []
-    return [folder for folder in (Path(probe.url, "listed"), *Path(probe.url, "listed").parents) if not folder.exists()]
+    deepest = Path(probe.url, "listed")
+    return [folder for folder in (deepest, *deepest.parents) if not folder.exists()]
 
 
-def _clean_up(probe: Store, unmade: list[Path]) -> None:
+def _clean_up(probe: Store, new_folders: list[Path]) -> None:
     keys = ["written", "created", "replaced", "deleted"]
-    keys += [f"{kind}{i}" for kind in ("read-", "race-", "listed/") for i in range(ROUNDS)]
+    for i in range(ROUNDS):
+        keys += [f"read-{i}", f"race-{i}", f"listed/{i}"]
     for key in keys:
         try:
             probe.delete(key)
         except FileNotFoundError:
             continue
         except Exception:
-            break  # may not delete, or gone: both are findings by now
-    with suppress(Exception):  # a store that mixes up writers at once may bring an object of the race back
+            break  # the store may not delete or does not answer: both are findings already
+    with suppress(Exception):  # a store that mixes up concurrent writers may show an object again
         for key in list(probe.list()):
             probe.delete(key)
-    for folder in unmade:
-        with suppress(OSError):  # not ours alone any more
+    for folder in new_folders:
+        with suppress(OSError):  # another process uses the folder now
             folder.rmdir()

@@ -1,10 +1,12 @@
-"""Store: the only code that touches a URL or a path of the run.
+"""Store: the only code that touches a URL or a path of a run.
 
-An object is written whole or not at all. `put_once` creates and never overwrites, so that of two writers of one key
-the first wins and both learn it; `replace` is for derived files only (manifest, reports).
+An object is written whole or not at all. `put_once` creates an object and never overwrites one: of
+two writers of one key the first wins, and both learn which. `replace` is for derived files only
+(manifest, reports).
 
-Object storage answers late, twice or not at all. Each request is tried a few times within seconds by botocore; the
-whole operation is tried again by Store, for PATIENCE seconds, before StoreError ends it. A local disk is asked once.
+Object storage may answer late, twice or not at all, so there are two layers of retries. botocore
+retries each request within seconds. Around it, Store retries the whole operation for RETRY_SECONDS
+and then raises StoreError. A local disk is asked once.
 """
 
 import errno
@@ -25,30 +27,31 @@ from busray.records import StoreError, UserError
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-TEMPORARY = ".tmp-"
-"""How names of unfinished files on a local disk begin; no listing shows them."""
+TEMPORARY_PREFIX = ".tmp-"
+"""Start of the name of an unfinished file on a local disk; no listing shows such a file."""
 
-PATIENCE = 600.0
-"""Seconds for which an operation is tried again: enough for 40 refusals in a row with room for slow answers."""
+RETRY_SECONDS = 600.0
+"""How long an operation is retried: 40 refusals in a row fit in, with room for slow answers."""
 LONGEST_ATTEMPT = 600.0
-"""Seconds after which one attempt is given up: no connection that swallows bytes in silence holds a worker for good."""
+"""Seconds after which one attempt is given up: a connection that never answers must not block a
+worker forever."""
 FIRST_DELAY = 0.5
-"""Seconds, at most, before the second try; doubled before each further one up to LONGEST_DELAY."""
+"""Most seconds before the second attempt; doubled before each further one, up to LONGEST_DELAY."""
 LONGEST_DELAY = 10.0
 
 S3_CLIENT = {"connect_timeout": 10, "read_timeout": 60, "retries": {"mode": "standard", "total_max_attempts": 3}}
-"""botocore's settings, seconds and tries a request: a page of a listing or a part of an upload is asked again alone."""
+"""botocore's settings (seconds, attempts) for one request, such as a page of a listing."""
 
 TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
 TRANSIENT_CODES = {"ConditionalRequestConflict", "IncompleteBody", "OperationAborted", "RequestTimeout", "SlowDown"}
-"""S3's own words where the HTTP status alone (400, 409) does not tell."""
+"""S3's error codes to retry whose HTTP status (400, 409) also has permanent errors."""
 
 
-def delays() -> Iterator[float]:
-    """Seconds to wait before each further try, without end.
+def retry_delays() -> Iterator[float]:
+    """Seconds to wait before each further attempt, without end: exponential back-off with jitter.
 
-    Doubling up to LONGEST_DELAY, each drawn from the upper half of its range: a fleet that was throttled at one moment
-    does not come back at one moment.
+    Each delay is drawn from the upper half of its range, so that workers that were throttled at the
+    same moment do not all return at the same moment.
     """
     longest = FIRST_DELAY
     while True:
@@ -56,15 +59,16 @@ def delays() -> Iterator[float]:
         longest = min(2 * longest, LONGEST_DELAY)
 
 
-def transient(error: BaseException) -> bool:
-    """Whether the same request may succeed later: no answer, server errors, throttling, a conditional write in flight.
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed later: no answer, a server error, throttling, or another
+    conditional write of the same key in flight.
 
-    Missing objects, existing ones (412) and missing permissions are answers and never worth another try.
+    A missing object, an existing one (412) and a missing permission are answers: never retried.
     """
     from aiohttp import ClientError as NetworkError
     from botocore import exceptions as boto
 
-    broken = (
+    network_errors = (
         TimeoutError,
         ConnectionError,
         NetworkError,
@@ -76,38 +80,38 @@ def transient(error: BaseException) -> bool:
     answer = _answer(error)
     if answer is not None:
         return answer[0] in TRANSIENT_STATUS or answer[1] in TRANSIENT_CODES
-    return isinstance(error, broken) or getattr(error, "errno", None) in (errno.EBUSY, errno.EREMOTEIO)
+    return isinstance(error, network_errors) or getattr(error, "errno", None) in (errno.EBUSY, errno.EREMOTEIO)
 
 
 def _answer(error: BaseException) -> tuple[int, str, str] | None:
-    """(HTTP status, S3's code, its message) where the store answered; None where it did not, or is not S3."""
+    """(HTTP status, S3's code, its message) if S3 answered; else None."""
     cause: BaseException | None = error
     while cause is not None:  # s3fs translates botocore's errors and keeps them as the cause
         response = getattr(cause, "response", None)
         if isinstance(response, dict) and "Error" in response:
-            said = response["Error"]
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            return status, said.get("Code", ""), said.get("Message", "")
+            return status, response["Error"].get("Code", ""), response["Error"].get("Message", "")
         cause = cause.__cause__
     return None
 
 
-def words(error: BaseException) -> str:
-    """An error in one line for people, in the store's own words where it answered."""
+def describe_error(error: BaseException) -> str:
+    """An error in one line for people; the store's own message if it answered."""
     answer = _answer(error)
     if answer is None:
         text = f"{type(error).__name__}: {error}"
     else:
         status, code, message = answer
-        text = f"{status}: {message}" if code == str(status) else f"{status} {code}: {message}"  # HEAD has no body
+        # The answer to a HEAD request has no body: S3's code is then the status again.
+        text = f"{status}: {message}" if code == str(status) else f"{status} {code}: {message}"
     return " ".join(text.split()).rstrip(": ")[:300]
 
 
 class Store:
     """A folder of objects: a local directory or any fsspec URL (s3://bucket/prefix). Keys use `/`.
 
-    Picklable, so that it travels to workers; each process opens its own connection. Every operation may raise
-    StoreError once the store has not done it for `patience` seconds.
+    A Store can be pickled for a worker; each process opens its own connection. Every operation may
+    raise StoreError after `retry_seconds` without success.
     """
 
     def __init__(self, url: str, **options: Any) -> None:
@@ -115,7 +119,7 @@ class Store:
         self.local = scheme == "file"
         self.url = (str(Path(url.removeprefix("file://")).absolute()) if self.local else url).rstrip("/")
         self.options = options
-        self.patience = PATIENCE
+        self.retry_seconds = RETRY_SECONDS
         self._s3 = scheme in ("s3", "s3a")
         self._fs: Any = None
         self._root = self.url
@@ -128,6 +132,7 @@ class Store:
 
     @property
     def fs(self) -> Any:
+        """The fsspec file system, opened at first use. UserError if the URL cannot be opened."""
         if self._fs is None:
             settings = {"config_kwargs": S3_CLIENT} if self._s3 else {}
             try:
@@ -135,9 +140,16 @@ class Store:
             except (ValueError, ImportError) as error:
                 raise UserError(f"output: cannot open {self.url!r}: {error}") from error
             if self._s3:
-                fs.retries = 1  # botocore's tries are inside a request, ours around it; a third layer multiplies both
+                # botocore retries inside a request and Store around the operation: a third layer
+                # between them would multiply both.
+                fs.retries = 1
             self._fs, self._root = fs, root.rstrip("/")
         return self._fs
+
+    def _folder(self) -> str:
+        """The folder's path as fsspec names it, known once the file system is open."""
+        _ = self.fs  # opening it sets _root
+        return self._root
 
     def _path(self, key: str) -> str:
         parts = key.split("/")
@@ -151,94 +163,97 @@ class Store:
 
         if self.local:
             return arrow_fs.LocalFileSystem(), self._folder()
-        fs, _ = fsspec.core.url_to_fs(self.url, **self.options)  # with the tries of s3fs, as Ray has no others
+        # Ray does not retry by itself, so this file system keeps the retries of s3fs.
+        fs, _ = fsspec.core.url_to_fs(self.url, **self.options)
         return arrow_fs.PyFileSystem(arrow_fs.FSSpecHandler(fs)), self._folder()
-
-    def _folder(self) -> str:
-        fs = self.fs  # resolves _root
-        del fs
-        return self._root
 
     def sub(self, prefix: str) -> "Store":
         """The store of the keys under prefix."""
-        below = Store(f"{self.url}/{prefix}", **self.options)
-        below.patience = self.patience
-        return below
+        store = Store(f"{self.url}/{prefix}", **self.options)
+        store.retry_seconds = self.retry_seconds
+        return store
 
-    def _patiently(self, doing: str, key: str, attempt: Callable[[], T]) -> T:
-        """The attempt's result, tried again with growing delays while its error is transient; then StoreError."""
+    def _with_retries(self, doing: str, key: str, attempt: Callable[[], T]) -> T:
+        """attempt()'s result; retried while its error is transient, then StoreError."""
         started = time.monotonic()
-        for tries, delay in enumerate(delays(), 1):
+        for tries, delay in enumerate(retry_delays(), 1):
             try:
                 return attempt()
             except Exception as error:
-                if self.local or not transient(error):
+                if self.local or not is_transient(error):
                     raise
-                spent = time.monotonic() - started
-                if spent + delay > self.patience:
+                elapsed = time.monotonic() - started
+                if elapsed + delay > self.retry_seconds:
                     raise StoreError(
-                        f"{self.url}: cannot {doing} {key!r}: tried {tries} times in {spent:.0f} s, "
-                        f"the last answer: {words(error)}"
+                        f"{self.url}: cannot {doing} {key!r}: tried {tries} times in {elapsed:.0f} s, "
+                        f"the last answer: {describe_error(error)}"
                     ) from error
-                if tries == 1:
+                if tries == 1:  # one line a wait, not one line an attempt
                     log.warning(
                         "%s: cannot %s %r yet, trying for %.0f s: %s",
-                        self.url, doing, key, self.patience, words(error),
+                        self.url, doing, key, self.retry_seconds, describe_error(error),
                     )  # fmt: skip
             time.sleep(delay)
-        raise AssertionError("delays() has no end")
+        raise AssertionError("retry_delays() has no end")
 
     @property
     def _limit(self) -> dict[str, float]:
         return {"timeout": LONGEST_ATTEMPT} if isinstance(self.fs, AsyncFileSystem) else {}
 
     def read(self, key: str) -> bytes:
-        """The object's bytes; FileNotFoundError where there is none."""
-        return self._patiently("read", key, self._reader(key))
+        """The object's bytes; FileNotFoundError if there is none."""
+        return self._with_retries("read", key, self._reader(key))
 
     def _reader(self, key: str) -> Callable[[], bytes]:
         path = self._path(key)
-        # One request, not a HEAD and ranges: cheaper, and an object replaced meanwhile is not read half old, half new.
+        # One request and not a HEAD and ranges: it is cheaper, and an object that is replaced
+        # meanwhile cannot be read half old and half new.
         whole = {"max_concurrency": 1} if self._s3 else {}
         return lambda: self.fs.cat_file(path, **whole, **self._limit)
 
     def read_or_none(self, key: str) -> bytes | None:
+        """The object's bytes, or None if there is no such object."""
         try:
             return self.read(key)
         except FileNotFoundError:
             return None
 
     def exists(self, key: str) -> bool:
+        """Whether there is an object of this key, by a request and never by a cached listing."""
         path = self._path(key)
 
         def look() -> bool:
-            self.fs.invalidate_cache()  # a listing kept from before another machine's write would answer for the store
+            self.fs.invalidate_cache()  # a cached listing may be older than another machine's write
             try:
-                self.fs.info(path, **self._limit)  # fs.exists takes any error for "no" on some file systems
+                # fs.exists() takes any error for "no" on some file systems; info() does not.
+                self.fs.info(path, **self._limit)
             except FileNotFoundError:
                 return False
             return True
 
-        return self._patiently("look for", key, look)
+        return self._with_retries("look for", key, look)
 
     def list(self, prefix: str = "") -> Iterator[str]:
-        """Keys under prefix (a folder), sorted; nothing where there is no such folder."""
+        """Keys under prefix (a folder), sorted; nothing if there is no such folder."""
         folder = self._path(prefix) if prefix else self._folder()
 
         def find() -> Any:
             self.fs.invalidate_cache()
             return self.fs.find(folder, **self._limit)
 
-        for path in sorted(self._patiently("list", prefix, find)):
+        for path in sorted(self._with_retries("list", prefix, find)):
             key = path[len(self._root) :].lstrip("/")
-            if not os.path.basename(key).startswith(TEMPORARY):
+            if not os.path.basename(key).startswith(TEMPORARY_PREFIX):
                 yield key
 
     def put_once(self, key: str, data: bytes) -> bool:
-        """Create the object; True if these bytes are what the key now holds, False if another writer's bytes are.
+        """Create the object. True if the key now has these bytes, False if it has another writer's.
 
-        A lost answer is settled by reading back, so a retry that meets its own object is no failure; neither is a
-        store that says "exists" in words of its own. Where the key holds nothing, the error is the caller's.
+        Object storage gets the condition `If-None-Match: *`, so that the server decides: a look
+        before the write would leave a gap in which another machine can write. An error is settled
+        by reading the key back: the answer to a write that succeeded may have been lost, and some
+        servers report "exists" in an error of their own. If the key then has no object, the error
+        is raised.
         """
         if not data:
             raise ValueError(f"refusing to write the empty object {key!r}: empty objects do not count as existing")
@@ -248,15 +263,15 @@ class Store:
             if self.local:
                 _publish(Path(path), data, os.link)
             else:
-                self.fs.pipe_file(path, data, mode="create", **self._limit)
+                self.fs.pipe_file(path, data, mode="create", **self._limit)  # If-None-Match: *
 
         try:
-            self._patiently("create", key, create)
+            self._with_retries("create", key, create)
         except Exception as error:
-            held = self._held_after(error, key)
-            if held is None:
+            stored = self._read_after(error, key)
+            if stored is None:
                 raise
-            return held == data
+            return stored == data
         return True
 
     def replace(self, key: str, data: bytes) -> None:
@@ -266,58 +281,61 @@ class Store:
             _publish(Path(path), data, os.replace)
             return
         try:
-            self._patiently("replace", key, lambda: self.fs.pipe_file(path, data, **self._limit))
-        except Exception as error:  # the second try of a finished multipart upload, say, is told that there is none
-            if self._held_after(error, key) != data:
+            self._with_retries("replace", key, lambda: self.fs.pipe_file(path, data, **self._limit))
+        except Exception as error:
+            # The retry of a multipart upload that had succeeded fails with "no such upload".
+            if self._read_after(error, key) != data:
                 raise
 
-    def _held_after(self, error: Exception, key: str) -> bytes | None:
-        """What the key holds after a write that ended in error; None where it holds nothing or does not tell."""
+    def _read_after(self, error: Exception, key: str) -> bytes | None:
+        """The key's bytes after a failed write; None if it has none or cannot be read."""
         read = self._reader(key)
         try:
-            # A store that has just used up our patience is asked once more, not for as long again.
-            return read() if isinstance(error, StoreError) else self._patiently("read back", key, read)
-        except Exception as unread:
-            log.debug("%s: %r is not read back: %s", self.url, key, unread)
+            # After a StoreError the time for retries is used up: read once more, without retries.
+            return read() if isinstance(error, StoreError) else self._with_retries("read back", key, read)
+        except Exception as read_error:
+            log.debug("%s: %r is not read back: %s", self.url, key, read_error)
             return None
 
     def delete(self, key: str) -> None:
-        """Remove an object; for `busray gc` and for superseded checkpoints only."""
+        """Remove an object; for `busray gc` and for old checkpoints only."""
         path = self._path(key)
-        self._patiently("delete", key, lambda: self.fs.rm_file(path, **self._limit))
+        self._with_retries("delete", key, lambda: self.fs.rm_file(path, **self._limit))
 
 
 def _publish(path: Path, data: bytes, publish: Callable[[Path, Path], None]) -> None:
-    """Give path its name and its bytes at once, on the disk when this returns.
+    """Write data under another name, then give it the name `path`; on the disk when this returns.
 
-    publish is os.link (refused where there is such a name; O_EXCL alone would publish the name first) or os.replace.
+    publish is os.link, which fails if the name exists, or os.replace, which overwrites. Opening
+    `path` itself with O_EXCL would not do: the name would be visible before the bytes are there.
     """
-    unmade = [folder for folder in path.parents if not folder.exists()]
-    temporary = _temporary(path, data)
+    new_folders = [folder for folder in path.parents if not folder.exists()]
+    temporary = _temporary_file(path, data)
     try:
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    for folder in (path.parent, *(folder.parent for folder in unmade)):
+    for folder in (path.parent, *(folder.parent for folder in new_folders)):
         _sync(folder)
 
 
 def _sync(folder: Path) -> None:
-    """A name is on the disk once its folder is: without this a power cut takes the object and leaves its record."""
+    """Flush a folder's names to the disk: without it a power cut may lose an object's name although
+    its record, written later, is kept."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that know no such thing
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync a folder
             raise
     finally:
         os.close(handle)
 
 
-def _temporary(path: Path, data: bytes) -> Path:
-    """data beside path under a hidden name; readable by whom the user's umask lets, unlike tempfile's."""
+def _temporary_file(path: Path, data: bytes) -> Path:
+    """A hidden file beside path that holds data. Its mode follows the umask, unlike tempfile's."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
     try:
         with open(temporary, "xb") as file:
             file.write(data)

@@ -1,6 +1,6 @@
 """Storage that misbehaves: through the fault proxy, nothing is lost, nothing is doubled, and what ends is said.
 
-The waits are shortened; that the real ones are long enough is shown in tests/unit/test_patience.py.
+The waits are shortened; that the real ones are long enough is shown in tests/unit/test_storage_retries.py.
 """
 
 import functools
@@ -200,7 +200,7 @@ def test_what_never_ends_is_one_clear_error(use: str, store: Store, witness: Sto
     act, _, _ = USES[use]
     witness.replace("data/old", b"old")
     proxy.add(Rule(error(503, "SlowDown"), times=None))
-    store.patience = 0.5
+    store.retry_seconds = 0.5
     with pytest.raises(StoreError, match=r"tried \d+ times in \d+ s, the last answer: 503") as raised:
         act(store)
     doing = {"exists": "look for"}.get(use, use)
@@ -215,7 +215,7 @@ def test_an_answer_that_never_comes_ends_too(
     monkeypatch.setattr(storage, "LONGEST_ATTEMPT", 0.5)
     over = threading.Event()
     proxy.add(Rule(lambda request: over.wait(30) and DROP, times=None))
-    store.patience = 0.5
+    store.retry_seconds = 0.5
     try:
         with pytest.raises(StoreError, match="cannot create 'data/x': tried 1 times"):
             store.put_once("data/x", b"x")
@@ -229,7 +229,7 @@ def test_the_command_ends_with_status_1_and_says_how_to_go_on(
     bucket_url: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
-    monkeypatch.setattr(storage, "PATIENCE", 0.5)
+    monkeypatch.setattr(storage, "RETRY_SECONDS", 0.5)
     proxy.add(Rule(error(500, "InternalError"), times=None))
     assert main(["gc", bucket_url]) == 1
     said = capsys.readouterr().err

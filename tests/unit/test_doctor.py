@@ -1,4 +1,4 @@
-"""Each promise, broken alone, is found and named: on a disk whose Store is made to break it."""
+"""Each property that a store lacks is found and named: on a disk, with a patched Store."""
 
 import threading
 import time
@@ -31,7 +31,7 @@ def overwrites(real: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def looks_before_it_writes(real: Callable[..., Any]) -> Callable[..., Any]:
-    """As a server does that checks the condition first and writes later: one writer at a time is refused correctly."""
+    """Checks the condition first, writes later, as some servers: refuses one writer at a time."""
 
     def put_once(self: Store, key: str, data: bytes) -> bool:
         if self.exists(key):
@@ -68,7 +68,7 @@ def does_nothing(real: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arguments: None
 
 
-BROKEN = {
+FAULTS = {
     "refuses to create an object twice": ("put_once", overwrites),
     "of 8 creators at once, one wins": ("put_once", looks_before_it_writes),
     "reads back what was just written": ("read_or_none", reads_late),
@@ -78,32 +78,32 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("promise", BROKEN)
-def test_a_broken_promise_is_found(promise: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    method, breaking = BROKEN[promise]
-    monkeypatch.setattr(Store, method, breaking(getattr(Store, method)))
-    findings = {finding.promise: finding for finding in examine(store)}
-    assert findings[promise].held is False
-    said = complaint(store, list(findings.values()))
-    assert said and f"{promise}: " in said and "mend: " in said
+@pytest.mark.parametrize("check", FAULTS)
+def test_a_missing_property_is_found_and_named(check: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, faulty = FAULTS[check]
+    monkeypatch.setattr(Store, method, faulty(getattr(Store, method)))
+    findings = {finding.check: finding for finding in examine(store)}
+    assert findings[check].passed is False
+    message = complaint(store, list(findings.values()))
+    assert message and f"{check}: " in message and "fix: " in message
 
 
 def test_a_store_that_looks_before_it_writes_is_found_by_the_race_alone(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Store, "put_once", looks_before_it_writes(Store.put_once))
-    assert [f.promise for f in examine(store) if not f.held] == ["of 8 creators at once, one wins"]
+    assert [f.check for f in examine(store) if not f.passed] == ["of 8 creators at once, one wins"]
 
 
 def test_a_refusal_that_changes_the_object_is_no_refusal(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Store, "put_once", changes_what_it_refuses(Store.put_once))
-    said = complaint(store, examine(store))
-    assert said and "the second creation was refused and yet changed the object" in said
+    message = complaint(store, examine(store))
+    assert message and "the second creation was refused and yet changed the object" in message
 
 
-def test_all_is_well_on_a_disk(store: Store) -> None:
+def test_every_check_passes_on_a_disk(store: Store) -> None:
     findings = examine(store)
-    assert all(finding.held for finding in findings)
+    assert all(finding.passed for finding in findings)
     assert complaint(store, findings) is None
     assert not Path(store.url).exists()
 
@@ -116,24 +116,24 @@ def test_nothing_but_its_own_objects_is_touched(store: Store) -> None:
     assert sorted(Path(store.url).rglob("*")) == before
 
 
-def test_two_doctors_at_once_do_not_meet(store: Store) -> None:
-    verdicts: list[str | None] = []
-    doctors = [threading.Thread(target=lambda: verdicts.append(complaint(store, examine(store)))) for _ in range(3)]
+def test_doctors_at_the_same_time_do_not_disturb_each_other(store: Store) -> None:
+    complaints: list[str | None] = []
+    doctors = [threading.Thread(target=lambda: complaints.append(complaint(store, examine(store)))) for _ in range(3)]
     for doctor in doctors:
         doctor.start()
     for doctor in doctors:
         doctor.join()
-    assert verdicts == [None] * 3
+    assert complaints == [None] * 3
 
 
-def test_the_cheap_part_refuses_an_unsafe_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_at_a_runs_start_refuses_an_unsafe_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Store, "put_once", overwrites(Store.put_once))
     with pytest.raises(UserError, match=r"output: .* is unsafe: it lets an object be created twice"):
         require_create_only(store)
     assert list(store.list()) == []
 
 
-def test_a_disk_without_hard_links_is_refused_with_the_mend(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_hard_links_is_refused_with_the_fix(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_links(*names: Any) -> None:
         raise PermissionError(1, "Operation not permitted")
 
@@ -142,7 +142,9 @@ def test_a_disk_without_hard_links_is_refused_with_the_mend(store: Store, monkey
         require_create_only(store)
 
 
-def test_a_run_looks_before_it_writes_its_first_object(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_checks_the_store_before_it_writes_its_first_object(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(checked: Store) -> None:
         assert checked.url == store.url
         raise UserError("output: unsafe")
@@ -151,7 +153,7 @@ def test_a_run_looks_before_it_writes_its_first_object(store: Store, monkeypatch
     config = opening.Config.model_validate(demo_settings(store))
     with pytest.raises(UserError, match="output: unsafe"):
         opening.open_run(config, lambda *progress: None, needs_inception=False)
-    simulated = "phantoms-"  # of a local run: the images that it starts from
+    simulated = "phantoms-"  # the simulated images that a local run starts from
     assert [key for key in store.list() if not key.startswith(simulated)] == []
 
 

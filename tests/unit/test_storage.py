@@ -33,7 +33,7 @@ def test_what_was_put_is_read_and_listed(store: Store) -> None:
     assert list(store.list()) == ["commits/benign/a.json"]
 
 
-def test_what_is_not_there_is_told(store: Store) -> None:
+def test_what_is_not_there_is_reported(store: Store) -> None:
     with pytest.raises(FileNotFoundError):
         store.read("run.json")
     assert store.read_or_none("run.json") is None
@@ -148,7 +148,7 @@ def test_the_name_appears_only_once_the_bytes_are_on_disk(store: Store, monkeypa
 
 
 def test_a_torn_write_is_never_visible(store: Store) -> None:
-    """A process killed in the middle of a write leaves a name that no reader and no listing ever sees."""
+    """A process killed during a write leaves a file that no reader and no listing shows."""
     code = (
         "import os, sys, time\n"
         "from busray.storage import Store\n"
@@ -167,7 +167,7 @@ def test_a_torn_write_is_never_visible(store: Store) -> None:
         assert child.stdout is not None
         child.stdout.close()
     (left,) = everything(store)
-    assert Path(left).name.startswith(storage.TEMPORARY)
+    assert Path(left).name.startswith(storage.TEMPORARY_PREFIX)
     assert list(store.list()) == []
     assert store.put_once("data/benign/shard", b"again") is True
     assert list(store.list("data")) == ["data/benign/shard"]

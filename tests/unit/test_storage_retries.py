@@ -1,4 +1,4 @@
-"""How long and how often a store is asked again: by a clock of the test's own, so that the real constants are tried."""
+"""How long and how often Store retries. The clock is simulated: the real constants are tested."""
 
 import itertools
 import pickle
@@ -14,7 +14,7 @@ from s3fs.errors import translate_boto_error
 from busray import storage
 from busray.cli import main
 from busray.records import StoreError, UserError
-from busray.storage import FIRST_DELAY, LONGEST_DELAY, PATIENCE, S3_CLIENT, Store, delays, transient
+from busray.storage import FIRST_DELAY, LONGEST_DELAY, RETRY_SECONDS, S3_CLIENT, Store, is_transient, retry_delays
 
 
 class Clock:
@@ -75,7 +75,7 @@ USES: dict[str, tuple[str, Callable[[Store], Any], Any]] = {
 
 def test_delays_double_up_to_a_bound_and_are_drawn_at_random() -> None:
     random.seed(5)
-    several = [list(itertools.islice(delays(), 60)) for _ in range(50)]
+    several = [list(itertools.islice(retry_delays(), 60)) for _ in range(50)]
     bounds = [min(FIRST_DELAY * 2**i, LONGEST_DELAY) for i in range(60)]
     for drawn in several:
         assert all(bound / 2 <= delay <= bound for delay, bound in zip(drawn, bounds))
@@ -83,19 +83,19 @@ def test_delays_double_up_to_a_bound_and_are_drawn_at_random() -> None:
         assert len(set(at_one_try)) == len(several)
 
 
-def test_forty_refusals_in_a_row_fit_into_the_patience_whatever_is_drawn() -> None:
+def test_forty_refusals_in_a_row_fit_into_the_time_for_retries() -> None:
     longest = [min(FIRST_DELAY * 2**i, LONGEST_DELAY) for i in range(40)]
-    assert sum(longest) < 0.75 * PATIENCE  # the rest is for answers that are themselves slow
+    assert sum(longest) < 0.75 * RETRY_SECONDS  # the rest is for answers that are themselves slow
     assert sum(longest) / 2 > 60  # a throttled store gets minutes to recover, not a burst of 41 requests
 
 
-def test_one_attempt_on_s3_ends_long_before_the_patience_does() -> None:
+def test_one_attempt_on_s3_ends_long_before_the_time_for_retries() -> None:
     tries: Any = S3_CLIENT["retries"]
-    assert (S3_CLIENT["connect_timeout"] + S3_CLIENT["read_timeout"]) * tries["total_max_attempts"] < PATIENCE / 2
+    assert (S3_CLIENT["connect_timeout"] + S3_CLIENT["read_timeout"]) * tries["total_max_attempts"] < RETRY_SECONDS / 2
 
 
 @pytest.mark.parametrize("use", USES)
-def test_forty_refusals_in_a_row_are_ridden_out(
+def test_forty_refusals_in_a_row_are_survived(
     use: str, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method, act, expected = USES[use]
@@ -107,7 +107,7 @@ def test_forty_refusals_in_a_row_are_ridden_out(
 
 
 @pytest.mark.parametrize("use", USES)
-def test_what_never_ends_is_one_clear_error_after_the_stated_time(
+def test_refusals_without_end_are_one_clear_error_after_the_stated_time(
     use: str, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method, act, _ = USES[use]
@@ -118,10 +118,10 @@ def test_what_never_ends_is_one_clear_error_after_the_stated_time(
     message = str(raised.value)
     assert store.url in message and "'data" in message and "503 SlowDown: so it says" in message
     assert f"tried {len(clock.naps) + 1} times in {clock.now:.0f} s" in message
-    assert PATIENCE - LONGEST_DELAY <= clock.now <= PATIENCE
+    assert RETRY_SECONDS - LONGEST_DELAY <= clock.now <= RETRY_SECONDS
 
 
-def test_slow_failures_count_against_the_patience_too(
+def test_slow_failures_use_up_the_time_for_retries_too(
     store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -168,15 +168,15 @@ FINAL = {
 
 
 @pytest.mark.parametrize("name", TRANSIENT)
-def test_what_may_pass_is_tried_again(name: str) -> None:
-    assert transient(TRANSIENT[name])
+def test_a_transient_error_is_retried(name: str) -> None:
+    assert is_transient(TRANSIENT[name])
 
 
 @pytest.mark.parametrize("name", FINAL)
-def test_what_is_an_answer_is_not_tried_again(
+def test_an_answer_is_not_retried(
     name: str, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not transient(FINAL[name])
+    assert not is_transient(FINAL[name])
     monkeypatch.setattr(store.fs, "cat_file", failing(None, store.fs.cat_file, FINAL[name]))
     with pytest.raises(type(FINAL[name])):
         store.read("run.json")
@@ -206,10 +206,10 @@ def test_a_write_that_arrived_though_no_answer_ever_came_is_settled_by_a_last_lo
     assert store.put_once("run.json", b"others") is False
 
 
-def test_a_store_below_is_as_patient(store: Store) -> None:
-    store.patience = 7.0
-    assert store.sub("arms/base").patience == 7.0
-    assert pickle.loads(pickle.dumps(store)).patience == 7.0  # noqa: S301
+def test_a_sub_store_retries_as_long(store: Store) -> None:
+    store.retry_seconds = 7.0
+    assert store.sub("arms/base").retry_seconds == 7.0
+    assert pickle.loads(pickle.dumps(store)).retry_seconds == 7.0  # noqa: S301
 
 
 def test_the_error_comes_back_whole_from_a_worker() -> None:
@@ -225,12 +225,12 @@ def test_the_command_that_goes_on_from_there_is_printed(
 
     monkeypatch.setattr(MemoryFileSystem, "info", failing(None, print, answered(503, "SlowDown")))
     assert main(["gc", "memory://a run"]) == 1
-    said = capsys.readouterr().err
-    assert "busray: memory://a run: cannot look for 'run.json': tried" in said
-    assert said.splitlines()[-1].endswith("busray gc 'memory://a run'")
+    stderr = capsys.readouterr().err
+    assert "busray: memory://a run: cannot look for 'run.json': tried" in stderr
+    assert stderr.splitlines()[-1].endswith("busray gc 'memory://a run'")
 
 
-def test_waiting_is_said_once_and_not_at_every_try(
+def test_waiting_is_logged_once_and_not_at_every_attempt(
     store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.replace("run.json", b"x")
@@ -241,7 +241,7 @@ def test_waiting_is_said_once_and_not_at_every_try(
 
 
 def test_no_attempt_lasts_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that swallows bytes in silence: fsspec ends the attempt itself, by the timeout that it is given."""
+    """fsspec itself ends an attempt whose connection never answers: it is given a timeout."""
     s3 = Store("s3://bucket/run", key="k", secret="s")
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr(s3.fs, "cat_file", lambda path, **options: seen.append(options) or b"x")

@@ -1,4 +1,4 @@
-"""The same store on S3 (moto, on the loopback address): create-only writes, listings that are never stale."""
+"""The same store on S3 (moto on loopback): create-only writes, listings that are never stale."""
 
 import functools
 import os
@@ -38,7 +38,7 @@ def endpoint(one_creator_wins: None) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def other(endpoint: str) -> Any:
-    """A client of its own, as another machine would have: the store's caches learn nothing of what it does."""
+    """A separate client, as on another machine: the store's caches do not see what it does."""
     client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
     client.create_bucket(Bucket=BUCKET)
     return client
@@ -57,7 +57,7 @@ def test_what_was_put_is_read_and_listed(store: Store) -> None:
     assert list(store.list("commits")) == [key]
 
 
-def test_what_is_not_there_is_told(store: Store) -> None:
+def test_what_is_not_there_is_reported(store: Store) -> None:
     with pytest.raises(FileNotFoundError):
         store.read("run.json")
     assert store.read_or_none("run.json") is None
@@ -73,7 +73,7 @@ def test_put_once_creates_and_never_overwrites(store: Store) -> None:
 
 
 def test_put_once_is_refused_by_the_server_and_not_by_a_look_before(store: Store, other: Any) -> None:
-    """Another machine writes after this one has looked: only a conditional request can refuse that."""
+    """Another machine writes after this one has looked: only a conditional request refuses it."""
     assert not store.exists("run.json")
     other.put_object(Bucket=BUCKET, Key=f"{store.url.split('/', 3)[3]}/run.json", Body=b"others")
     assert store.put_once("run.json", b"ours") is False
@@ -114,7 +114,7 @@ def test_a_lost_answer_is_settled_by_reading_back(store: Store, monkeypatch: pyt
 def test_a_refusal_without_the_word_exists_is_settled_by_reading_back(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some S3 servers name no condition in their 412, which s3fs then reports as an invalid argument."""
+    """Some S3 servers name no condition in their 412; s3fs then reports an invalid argument."""
     store.put_once("run.json", b"first")
 
     def invalid(*arguments: Any, **options: Any) -> None:
@@ -164,7 +164,7 @@ def test_replace_overwrites_and_delete_removes(store: Store) -> None:
 
 
 def test_an_object_written_in_parts_is_create_only_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """s3fs writes large objects (100 MiB and more; here 10) in parts: the condition sits on the last request."""
+    """s3fs writes objects of 100 MiB (here 10) in parts: the last request has the condition."""
     monkeypatch.setattr(store.fs, "pipe_file", functools.partial(store.fs.pipe_file, chunksize=5 * 2**20))
     data = bytes(10 * 2**20 + 1)
     assert store.put_once("data/large", data) is True
