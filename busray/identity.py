@@ -1,14 +1,16 @@
-"""What makes an image the same image anywhere: fingerprints, image ids and seeds.
+# pyright: strict
+"""Fingerprints, image ids and seeds: what makes an image the same image on any machine.
 
-Nothing here does I/O beyond reading the bytes it is asked to hash.
+Nothing here does I/O except reading the file that it is asked to hash. Every function is part of
+the stored format: another hash or another order of fields would be another corpus.
 """
 
 import hashlib
 import heapq
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 STAGES = (
     "txt2img",
@@ -23,29 +25,33 @@ STAGES = (
     "classify",
     "audit",
 )
-
+"""Uses of random numbers. Each has seeds of its own, so that a change of one moves no other."""
 
 T = TypeVar("T")
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces; raises TypeError on anything whose form is not fixed by JSON itself."""
-    _refuse_unknown(value, "value")
+    """JSON with sorted keys and no spaces. TypeError for a type that JSON does not define.
+
+    `json.dumps(default=str)` would hash the text of an unknown object, and that may differ between
+    two runs.
+    """
+    _require_json_type(value, "value")
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def _refuse_unknown(value: Any, where: str) -> None:
+def _require_json_type(value: object, where: str) -> None:
     if value is None or isinstance(value, (bool, int, float, str)):
         return
     if isinstance(value, (list, tuple)):
-        for i, item in enumerate(value):
-            _refuse_unknown(item, f"{where}[{i}]")
+        for i, item in enumerate(cast(Sequence[object], value)):
+            _require_json_type(item, f"{where}[{i}]")
         return
     if isinstance(value, dict):
-        for key, item in value.items():
+        for key, item in cast(dict[object, object], value).items():
             if not isinstance(key, str):
                 raise TypeError(f"{where} has a key that is no string: {key!r}")
-            _refuse_unknown(item, f"{where}.{key}")
+            _require_json_type(item, f"{where}.{key}")
         return
     raise TypeError(f"{where} is a {type(value).__name__}, which has no canonical form: convert it first")
 
@@ -56,7 +62,7 @@ def fingerprint(value: Any) -> str:
 
 
 def fingerprint_rows(rows: Iterable[Any]) -> str:
-    """fingerprint(list(rows)), holding one row at a time."""
+    """fingerprint(list(rows)), with one row at a time in memory."""
     digest = hashlib.sha256(b"[")
     for i, row in enumerate(rows):
         digest.update((b"," if i else b"") + canonical_json(row).encode())
@@ -65,18 +71,21 @@ def fingerprint_rows(rows: Iterable[Any]) -> str:
 
 
 def sha256_bytes(data: bytes) -> str:
+    """64 hex digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
+    """Of the file's bytes: 64 hex digits. OSError if it cannot be read."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def seed_for(seed: int, class_name: str, index: int, attempt: int, stage: str) -> int:
-    """The 63-bit seed of one draw. It never sees a fingerprint, so arms of a comparison share their noise.
+    """The seed of one draw, 0 .. 2**63 - 1 (what torch and Arrow can hold).
 
-    stage is one of STAGES; attempt counts the redraws of an image (0 for the first).
+    seed: the configured one, never a fingerprint, so that the arms of a comparison share their
+    noise. attempt: how often the image was drawn before. stage: one of STAGES.
     """
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}: one of {', '.join(STAGES)}")
@@ -85,12 +94,12 @@ def seed_for(seed: int, class_name: str, index: int, attempt: int, stage: str) -
 
 
 def image_id(corpus_fingerprint: str, class_name: str, index: int) -> str:
-    """The id of the index-th image of a class: unique over corpora and sortable within one."""
+    """The id of a class's image number `index`: unique over all corpora, sortable within one."""
     return f"{corpus_fingerprint[:12]}-{draw_id(class_name, index)}"
 
 
 def draw_id(class_name: str, index: int) -> str:
-    """What an image's id has in common with those of the same seed in other corpora."""
+    """The part of an image's id that is the same in every corpus of the same seed."""
     return f"{class_name}-{index:08d}"
 
 
@@ -100,6 +109,9 @@ def index_of(image_id: str) -> int:
 
 
 def bottom_k(items: Iterable[T], k: int, id_of: Callable[[T], str]) -> list[T]:
-    """The k items whose ids have the smallest SHA-256, smallest first: a sample by chance that is the same whatever
-    the order of the items, holds any smaller one as its beginning, and needs memory for k of them only."""
+    """A random sample: the k items whose ids have the smallest SHA-256, smallest first.
+
+    The sample does not depend on the order of the items, a smaller sample is the beginning of a
+    larger one, and only k items are kept in memory.
+    """
     return heapq.nsmallest(k, items, key=lambda item: hashlib.sha256(id_of(item).encode()).digest())

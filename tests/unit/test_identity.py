@@ -1,4 +1,4 @@
-"""Identity: golden values, because a corpus drawn with last year's hashes must still be the same corpus."""
+"""Golden values of identities: a corpus drawn with an older version must stay the same corpus."""
 
 import enum
 import hashlib
@@ -47,7 +47,7 @@ def test_the_order_of_keys_does_not_matter_and_the_order_of_a_list_does() -> Non
     assert fingerprint([1, 2]) == fingerprint((1, 2))
 
 
-def test_values_that_only_look_alike_have_fingerprints_of_their_own() -> None:
+def test_values_that_only_look_alike_have_different_fingerprints() -> None:
     values: list[Any] = [1, 1.0, "1", True, [1], {"1": 1}, None, "null"]
     assert len({fingerprint(value) for value in values}) == len(values)
 
@@ -132,11 +132,11 @@ def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
 
 def test_the_bottom_k_are_those_of_smallest_hash_whatever_order_and_shards_they_come_in() -> None:
     ids = [draw_id("benign", i) for i in range(500)]
-    by_hash = sorted(ids, key=lambda one: hashlib.sha256(one.encode()).hexdigest())
-    found = bottom_k(iter(ids), 20, str)
-    assert found == by_hash[:20] and bottom_k(ids[::-1], 5, str) == found[:5]
+    by_hash = sorted(ids, key=lambda image: hashlib.sha256(image.encode()).hexdigest())
+    sample = bottom_k(iter(ids), 20, str)
+    assert sample == by_hash[:20] and bottom_k(ids[::-1], 5, str) == sample[:5]
     shards = [bottom_k(ids[i::7], 20, str) for i in range(7)]
-    assert bottom_k([one for shard in shards for one in shard], 20, str) == found
+    assert bottom_k([image for shard in shards for image in shard], 20, str) == sample
     assert bottom_k(ids[:3], 20, str) == sorted(ids[:3], key=by_hash.index)
 
 
