@@ -9,12 +9,12 @@ import ray
 import ray.data
 
 from busray import config
-from busray.cluster.liveness import Pulse
+from busray.cluster.liveness import Heartbeat
 from busray.cluster.session import use_threads
 from busray.records import Shard
 from busray.workers import Drawing
 
-MOST_BEGINNINGS = 5
+MOST_STARTS = 5
 """Times a shard is begun before the command ends: it may be the shard that kills its workers.
 
 Ray's own max_task_retries will not do: calls to a lost node's actor use them up within seconds.
@@ -35,7 +35,7 @@ def draw_and_commit(settings: config.Cluster, drawing: Drawing, shards: Sequence
     )
     committed = drawn.map(CommitShard(drawing, liveness), num_cpus=1)
     deque(committed.iter_rows(), maxlen=0)
-    return ray.get(liveness.again.remote())
+    return ray.get(liveness.restarts.remote())
 
 
 class DrawShards:
@@ -43,23 +43,21 @@ class DrawShards:
 
     def __init__(self, drawing: Drawing, threads: int, liveness: Any) -> None:
         use_threads(threads)
-        self.drawing, self.liveness = drawing, liveness
-        self.beat = Pulse(liveness)
+        self.drawing = drawing
+        self.beat = Heartbeat(liveness)
         self.draw = drawing.start()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         shard: Shard = row["shard"]
         if self.drawing.is_committed(shard):  # by another driver, or before its node was lost
             self.beat(shard.count)
-            self.beat.rest()
+            self.beat.idle()
             return {"drawn": None}
-        beginnings: Any = ray.get(self.liveness.begin.remote(f"{shard.class_name}/{shard.name}", self.beat.me))
-        if beginnings > MOST_BEGINNINGS:
-            raise RuntimeError(
-                f"shard {shard.class_name}/{shard.name} was begun {MOST_BEGINNINGS} times and its workers died"
-            )
+        name = f"{shard.class_name}/{shard.name}"
+        if self.beat.start(name) > MOST_STARTS:
+            raise RuntimeError(f"shard {name} was begun {MOST_STARTS} times and its workers died")
         drawn = self.draw(shard, self.beat)
-        self.beat.rest()
+        self.beat.idle()
         return {"drawn": drawn}
 
 
@@ -71,8 +69,8 @@ class CommitShard:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         if row["drawn"] is not None:
-            beat = Pulse(self.liveness)
+            beat = Heartbeat(self.liveness)
             beat()
             self.drawing.commit(row["drawn"])
-            beat.rest()
+            beat.idle()
         return {"committed": row["drawn"] is not None}

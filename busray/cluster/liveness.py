@@ -1,7 +1,8 @@
-"""Progress from workers, and what is done about those that fall silent.
+"""Progress from workers, and what is done about those that hang.
 
-An actor counts and keeps each worker's last sign of life; the driver tells people, kills a worker that hangs so that
-Ray gives its shard to another, and ends the command where nothing moves at all.
+An actor counts what is done and keeps the time of each worker's last beat. The driver reports the
+count to people, kills a worker that hangs, so that Ray gives its work to another one, and ends the
+stage where nothing moves at all.
 """
 
 import math
@@ -17,148 +18,168 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from busray.cluster.session import Tell
 from busray.records import Stopped, UserError
+from busray.workers import Report
 
 T = TypeVar("T")
 
-
 POLL_SECONDS = 0.5
 
-
-PATIENCE = 4
-"""Hanging limits without any sign of work after which the command ends."""
-
+STALLED_AFTER = 4
+"""Multiples of cluster.hang_seconds without any progress after which the stage ends."""
 
 BEAT_SECONDS = 1.0
-"""The least time between two beats of a Pulse, so that many fast workers do not flood the actor."""
-
+"""Least time between two messages of a Heartbeat: many fast workers must not flood the actor."""
 
 Worker = tuple[str, int]
 """(node id, process id)."""
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
-class Board:
-    """Counts what workers have done and remembers when each at work was last heard of."""
+class Liveness:
+    """Counts what workers have done, and remembers the last beat of each one at work."""
 
     def __init__(self) -> None:
-        self.done = 0
+        self.count = 0
         self.moves = 0
-        self.heard: dict[Worker, float] = {}
-        self.begun: Counter[str] = Counter()
+        self.last_beat: dict[Worker, float] = {}
+        self.starts: Counter[str] = Counter()
 
     def add(self, n: int, worker: Worker | None = None, for_all: bool = False) -> None:
-        """n more are done; 0 is a heartbeat. for_all: the others at work wait for this worker, so it beats for them."""
-        self.put(self.done + n, worker)
+        """n more are done; 0 is a beat alone. for_all: the other workers wait for this one."""
+        self.set(self.count + n, worker)
         if for_all:
-            self.heard = dict.fromkeys(self.heard, time.monotonic())
+            self.last_beat = dict.fromkeys(self.last_beat, time.monotonic())
 
-    def put(self, n: int, worker: Worker | None = None) -> None:
-        """So many are done in all.
+    def set(self, count: int, worker: Worker | None = None) -> None:
+        """`count` are done in all.
 
-        A new count is a move, and so is a beat of a worker that is at work. A first beat is none: it may be of a
-        worker that will hang or die there, as those before it did whose work it was given.
+        Progress is a new count, or a further beat of a worker at work. A worker's first beat is
+        none: a shard that kills its workers would make progress by killing them.
         """
-        self.moves += n != self.done or worker in self.heard
-        self.done = n
+        self.moves += count != self.count or worker in self.last_beat
+        self.count = count
         if worker is not None:
-            self.heard[worker] = time.monotonic()
+            self.last_beat[worker] = time.monotonic()
 
-    def begin(self, what: str, worker: Worker) -> int:
-        """How often this piece of work was begun, this time included."""
+    def start(self, what: str, worker: Worker) -> int:
+        """How often this piece of work was started, this time included."""
         self.add(0, worker)
-        self.begun[what] += 1
-        return self.begun[what]
+        self.starts[what] += 1
+        return self.starts[what]
 
-    def again(self) -> int:
-        """Beginnings beyond the first, over all pieces of work: what lost and hanging workers cost."""
-        return self.begun.total() - len(self.begun)
+    def restarts(self) -> int:
+        """Starts beyond the first, over all pieces of work: the cost of lost workers."""
+        return self.starts.total() - len(self.starts)
 
-    def rest(self, worker: Worker) -> None:
-        """The worker has done its work and nothing to do now: its silence means nothing."""
-        self.moves += self.heard.pop(worker, None) is not None
+    def idle(self, worker: Worker) -> None:
+        """Mark the worker idle so that silence is not taken for a hang."""
+        self.moves += self.last_beat.pop(worker, None) is not None
 
-    def read(self) -> int:
-        return self.done
+    def done(self) -> int:
+        return self.count
 
-    def moved(self) -> int:
-        """A number that stands still only while no worker gets on with its work."""
+    def progress(self) -> int:
+        """A number that changes whenever a worker gets on with its work."""
         return self.moves
 
-    def silent(self, seconds: float) -> list[Worker]:
-        """Workers at work and not heard of for so long; each is named once."""
-        late = [worker for worker, at in self.heard.items() if time.monotonic() - at > seconds]
-        for worker in late:
-            del self.heard[worker]
-        return late
+    def stalled(self, seconds: float) -> list[Worker]:
+        """Workers at work without a beat for so long; each is named once."""
+        now = time.monotonic()
+        silent = [worker for worker, last in self.last_beat.items() if now - last > seconds]
+        for worker in silent:
+            del self.last_beat[worker]
+        return silent
 
 
 def this_worker() -> Worker:
     return ray.get_runtime_context().get_node_id(), os.getpid()
 
 
-class Pulse:
-    """What a worker calls as often as it can, to be heard of while it works and to count what it has done.
+class Heartbeat:
+    """The worker's end of a Liveness: it is called as often as possible while there is work.
 
-    The board is told at most once in BEAT_SECONDS; counts add up until then, or until the worker rests.
+    Messages go out at most once in BEAT_SECONDS; counts add up until then, or until idle().
     """
 
-    def __init__(self, board: Any) -> None:
-        self.board = board
-        self.me = this_worker()
-        self.untold = 0
-        self.told = -math.inf
+    def __init__(self, liveness: Any) -> None:
+        self.liveness = liveness
+        self.worker = this_worker()
+        self.unsent = 0
+        self.last_sent = -math.inf
 
     def __call__(self, n: int = 0, for_all: bool = False) -> None:
-        """for_all: as of Board.add."""
-        self.untold += n
+        """n more are done. for_all: the other workers wait for this one, so it beats for them."""
+        self.unsent += n
         now = time.monotonic()
-        if now - self.told >= BEAT_SECONDS:
-            self.board.add.remote(self.untold, self.me, for_all)
-            self.untold, self.told = 0, now
+        if now - self.last_sent >= BEAT_SECONDS:
+            self.liveness.add.remote(self.unsent, self.worker, for_all)
+            self.unsent, self.last_sent = 0, now
 
-    def rest(self) -> None:
-        """The work is done."""
-        self.board.add.remote(self.untold, self.me)
-        self.untold, self.told = 0, -math.inf
-        self.board.rest.remote(self.me)
+    def set(self, count: int) -> None:
+        """`count` are done in all, by all workers."""
+        self.liveness.set.remote(count, self.worker)
+
+    def start(self, what: str) -> int:
+        """Start a piece of work; returns how often any worker did so, this time included."""
+        return ray.get(self.liveness.start.remote(what, self.worker))
+
+    def idle(self) -> None:
+        """The work is done: what was counted is sent, and silence is no hang."""
+        self.liveness.add.remote(self.unsent, self.worker)
+        self.unsent, self.last_sent = 0, -math.inf
+        self.liveness.idle.remote(self.worker)
+
+
+def monitored(
+    report: Report, stage: str, total: int, hang_seconds: float, work: Callable[[Any], T], done: int = 0
+) -> T:
+    """work(liveness), with its progress reported and its hanging workers killed.
+
+    `total` and `done`: items of the whole stage, and those of them that were done before.
+    Raises UserError for a mistake that a worker found, and Stopped for any other failure on Ray or
+    where there is no progress for STALLED_AFTER times hang_seconds.
+    """
+    with _reported(report, stage, total, done) as liveness:
+        try:
+            return _killing_what_hangs(liveness, stage, hang_seconds, lambda: work(liveness))
+        except RayError as error:
+            cause = getattr(error, "cause", None) or error  # the worker's own error, if it was one
+            if isinstance(cause, UserError):
+                raise cause from error
+            raise Stopped(f"{stage}: {last_line(cause)}") from error
 
 
 @contextmanager
-def watched(tell: Tell, stage: str, total: int, done: int = 0) -> Iterator[Any]:
-    """A Board whose count, on top of `done`, is told every half second for the length of the block."""
+def _reported(report: Report, stage: str, total: int, done: int) -> Iterator[Any]:
+    """A Liveness whose count, on top of `done`, is reported while the block runs."""
+    # On the driver's node, since the workers' nodes come and go.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    board: Any = Board.options(scheduling_strategy=here).remote()  # workers' nodes come and go, the driver's stays
+    liveness: Any = Liveness.options(scheduling_strategy=here).remote()
     stop = threading.Event()
 
     def poll() -> None:
         while not stop.wait(POLL_SECONDS):
             try:
-                tell(stage, min(done + int(ray.get(board.read.remote(), timeout=10)), total), total)
+                report(stage, min(done + int(ray.get(liveness.done.remote(), timeout=10)), total), total)
             except RayError:
-                continue  # a lost board costs progress lines, never the work
+                continue  # a lost Liveness costs progress lines, never the work
 
-    tell(stage, done, total)
+    report(stage, done, total)
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
     try:
-        yield board
+        yield liveness
         stop.set()
         thread.join()
-        tell(stage, total, total)
+        report(stage, total, total)
     finally:
         stop.set()
-        ray.kill(board)
+        ray.kill(liveness)
 
 
-def supervised(board: Any, stage: str, hang_seconds: float, work: Callable[[], T]) -> T:
-    """work(), with its hanging workers killed; Stopped where nothing moves for PATIENCE times hang_seconds: no worker
-    comes to work, or those that do are not heard of again.
-
-    work runs in a thread of its own, since a stream that never ends could not be left otherwise; it must not need the
-    main thread.
-    """
+def _killing_what_hangs(liveness: Any, stage: str, hang_seconds: float, work: Callable[[], T]) -> T:
+    """work() in a thread of its own: a Ray stream that never ends could not be left otherwise."""
     outcome: list[Any] = []
 
     def run() -> None:
@@ -169,19 +190,19 @@ def supervised(board: Any, stage: str, hang_seconds: float, work: Callable[[], T
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    seen, moved, looked = -1, time.monotonic(), time.monotonic()
+    progress, moved_at, looked_at = -1, time.monotonic(), time.monotonic()
     while thread.is_alive():
         thread.join(POLL_SECONDS)
         now = time.monotonic()
-        if now - looked < min(hang_seconds / 10, 10):
+        if now - looked_at < min(hang_seconds / 10, 10):
             continue
-        looked = now
-        moves, late = _look(board, hang_seconds, seen)
-        if moves != seen:
-            seen, moved = moves, now
-        elif now - moved > PATIENCE * hang_seconds:
-            raise Stopped(f"{stage}: nothing moved for {PATIENCE * hang_seconds:.0f} s")
-        for node, pid in late:
+        looked_at = now
+        latest, stalled = _look(liveness, hang_seconds, progress)
+        if latest != progress:
+            progress, moved_at = latest, now
+        elif now - moved_at > STALLED_AFTER * hang_seconds:
+            raise Stopped(f"{stage}: nothing moved for {STALLED_AFTER * hang_seconds:.0f} s")
+        for node, pid in stalled:
             _kill(node, pid)
     result, error = outcome[0]
     if error is not None:
@@ -189,41 +210,48 @@ def supervised(board: Any, stage: str, hang_seconds: float, work: Callable[[], T
     return result
 
 
-def _look(board: Any, hang_seconds: float, seen: int) -> tuple[int, list[Worker]]:
-    """The board's moves and who is silent; nothing new where the board is being restarted, or Ray is gone."""
+def _look(liveness: Any, hang_seconds: float, progress: int) -> tuple[int, list[Worker]]:
+    """(progress, workers that hang); nothing new while the actor restarts, or where Ray is gone."""
     try:
-        moves, late = ray.get([board.moved.remote(), board.silent.remote(hang_seconds)], timeout=30)
+        answers = [liveness.progress.remote(), liveness.stalled.remote(hang_seconds)]
+        latest, stalled = ray.get(answers, timeout=30)
     except RayError:
-        return seen, []
-    return moves, late
+        return progress, []
+    return latest, stalled
+
+
+def _kill(node: str, pid: int) -> None:
+    """End a worker on its own node; Ray starts another one, which does its task again."""
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    try:
+        ray.get(_kill_here.options(scheduling_strategy=there).remote(pid), timeout=60)
+    except (RayError, OSError):
+        return  # the node is gone, and its workers with it
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _end(pid: int) -> None:
+def _kill_here(pid: int) -> None:
     import signal
     from pathlib import Path
 
     title = Path(f"/proc/{pid}/cmdline")
-    if title.exists() and title.read_bytes().startswith(b"ray::"):  # the number may be another process's by now
-        os.kill(pid, signal.SIGKILL)  # a stopped process answers no gentler way
+    if title.exists() and title.read_bytes().startswith(b"ray::"):  # the pid may be reused by now
+        os.kill(pid, signal.SIGKILL)  # a stopped process answers to no gentler signal
 
 
-def _kill(node: str, pid: int) -> None:
-    """End a worker on its own node; Ray starts another and repeats its task. A node that is gone took it along."""
-    there = NodeAffinitySchedulingStrategy(node, soft=False)
-    try:
-        ray.get(_end.options(scheduling_strategy=there).remote(pid), timeout=60)
-    except (RayError, OSError):
-        return
+def last_line(error: BaseException) -> str:
+    """The last line of an error, whose text may be a worker's whole traceback."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+# Until stages/{ablate,audit,lesions} use Workers:
+watched, supervised = _reported, _killing_what_hangs
+
+
+class Pulse(Heartbeat):
+    rest = Heartbeat.idle
 
 
 def stopped(stage: str, error: BaseException) -> BaseException:
-    """What a failed stage ends with: a mistake found in a worker like one found here, all else as Stopped."""
-    cause = getattr(error, "cause", None) or error  # Ray wraps a worker's error in the whole traceback
-    return cause if isinstance(cause, UserError) else Stopped(f"{stage}: {brief(cause)}")
-
-
-def brief(error: BaseException) -> str:
-    """The last line of an error that may carry a worker's whole traceback."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+    return Stopped(f"{stage}: {last_line(error)}")

@@ -9,11 +9,10 @@ from typing import Any, Generic, TypeVar
 
 import ray
 import ray.data
-from ray.exceptions import RayError
 
 from busray import config
 from busray.cluster.draw import draw_and_commit
-from busray.cluster.liveness import Pulse, stopped, supervised, watched
+from busray.cluster.liveness import Heartbeat, monitored
 from busray.cluster.session import device_of, session, use_threads
 from busray.cluster.train import fit
 from busray.records import Shard
@@ -129,11 +128,7 @@ class RayWorkers:
 
     def _monitored(self, stage: str, total: int, work: Callable[[Any], T], done: int = 0) -> T:
         self.start_session()
-        with watched(self.report, stage, total, done) as liveness:
-            try:
-                return supervised(liveness, stage, self.settings.hang_seconds, lambda: work(liveness))
-            except RayError as error:
-                raise stopped(stage, error) from error
+        return monitored(self.report, stage, total, self.settings.hang_seconds, work, done)
 
     def _resources(self, kind: Kind) -> dict[str, Any]:
         """Of one worker."""
@@ -149,10 +144,10 @@ class RayWorkers:
 def _run_task(threads: int | None, liveness: Any, task: Callable[..., T], *arguments: Any) -> T:
     if threads is not None:
         use_threads(threads)
-    beat = Pulse(liveness)
+    beat = Heartbeat(liveness)
     beat()
     result = task(beat, *arguments)
-    beat.rest()
+    beat.idle()
     return result
 
 
@@ -169,10 +164,10 @@ class _PoolWorker:
             use_threads(threads)
         self.items = ray.get(items)
         self.work = start()
-        self.beat = Pulse(liveness)
+        self.beat = Heartbeat(liveness)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         self.beat()
         self.work(self.items[int(row["item"])], self.beat)
-        self.beat.rest()
+        self.beat.idle()
         return row

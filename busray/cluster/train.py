@@ -9,7 +9,7 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from busray import config
-from busray.cluster.liveness import Pulse, brief
+from busray.cluster.liveness import Heartbeat, last_line
 from busray.cluster.session import use_threads
 from busray.records import UserError
 from busray.workers import Training, TrainingFailed
@@ -47,17 +47,16 @@ def fit(settings: config.Cluster, training: Training, liveness: Any, done: int) 
         for failure in getattr(error, "worker_failures", {}).values():
             if isinstance(failure, UserError):
                 raise failure from error
-        raise TrainingFailed(brief(error)) from error
+        raise TrainingFailed(last_line(error)) from error
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
     """What each worker runs: its share of each step, from the newest checkpoint to the end."""
     training: Training = arguments["training"]
-    liveness = arguments["liveness"]
     use_threads(arguments["threads"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    beat = Pulse(liveness)
+    beat = Heartbeat(arguments["liveness"])
     beat_for_all = partial(beat, for_all=True)  # while rank 0 validates, the others wait for its next gradients
 
     loop = training.start(world)
@@ -68,13 +67,13 @@ def train_worker(arguments: dict[str, Any]) -> None:
         loss = loop.accumulate(range(rank, training.batch_size, world))
         loop.apply(add_up(loop.parameters(), loss, world))
         if rank == 0:
-            liveness.put.remote(loop.step - arguments["done"], beat.me)
+            beat.set(loop.step - arguments["done"])
             loop.record(beat_for_all)
         else:
             beat()
     if rank == 0:
         loop.commit()
-    beat.rest()
+    beat.idle()
     ray.train.report({"step": loop.step})
 
 
