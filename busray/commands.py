@@ -165,17 +165,18 @@ def _evaluate(options: argparse.Namespace, flags: list[str]) -> int:
 def _ablate(options: argparse.Namespace, flags: list[str]) -> int:
     from busray.config_file import load_config
     from busray.corpus.ablation import parts
+    from busray.layout import ABLATE_CSV, ABLATE_HTML
 
     config = load_config(options.config, flags)
     drawn = parts(config)
     with reporter() as tell:
         run = _open(config, tell, command=f"busray ablate {options.config} {shlex.join(flags)}".strip())
-        from busray.stages.ablate import PAGE, TABLE, ablate
+        from busray.stages.ablate import ablate
 
         report = ablate(run)
     print_ablation(report)
     folder = config.output.rstrip("/")
-    print(f"figures: {folder}/{TABLE}\nreport: {folder}/{PAGE}")
+    print(f"figures: {folder}/{ABLATE_CSV}\nreport: {folder}/{ABLATE_HTML}")
     return max(_quarantine_status(part.config, released=True, arms=True) for part in drawn)
 
 
@@ -370,11 +371,12 @@ def _gc(options: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _stored_run(url: str) -> Any:
+    from busray.corpus.record import read_run
     from busray.layout import RUN
     from busray.storage import Store
 
     store = Store(url)
-    if not store.exists(RUN):
+    if read_run(store) is None:
         raise UserError(f"{url}: no corpus there (no {RUN})")
     return store
 

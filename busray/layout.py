@@ -1,70 +1,56 @@
-"""Names of a run's objects, and the version of the stored format."""
+# pyright: strict
+"""Names of a run's objects, and the version of the stored format.
+
+Every key of a run is made here, or in the module that alone writes it (checkpoints, latents,
+adapters, an ablation's pixels).
+"""
 
 import re
 
 from busray.records import Shard
 
+FORMAT = 1
+"""Version of everything that a run stores; `format` in run.json. Raise it when an older busray
+would misread what this one writes (CONTRIBUTING.md, "How to change a stored format")."""
+
+# Create-only: written once, never changed.
 RUN = "run.json"
-
-
 CONFIG = "config.json"
-
-
 DATASET = "dataset.json"
-
-
 BASE = "base.json"
-
-
-CHECK = "check.json"
-
-
 ADAPTERS = "adapters.json"
-
-
-MANIFEST = "manifest.parquet"
-
-
-REPORT_JSON = "report.json"
-
-
-REPORT_HTML = "report.html"
-
-
-CARD = "card.md"
-
-
-AUDIT_JSON = "audit.json"
-
-
-AUDIT_PANELS = "audit.png"
-
-
-STUDY_JSON = "study.json"
-
-
-GEOMETRY_JSON = "geometry.json"
-
-
-GEOMETRY_PNG = "geometry.png"
-
-
-STUDY_CSV = "study.csv"
-
-
 STUDY_DECLARED = "study/declared.json"
+
+# Derived: a later command replaces them.
+CHECK = "check.json"
+MANIFEST = "manifest.parquet"
+REPORT_JSON = "report.json"
+REPORT_HTML = "report.html"
+CARD = "card.md"
+AUDIT_JSON = "audit.json"
+AUDIT_PANELS = "audit.png"
+GEOMETRY_JSON = "geometry.json"
+GEOMETRY_PNG = "geometry.png"
+STUDY_JSON = "study.json"
+STUDY_CSV = "study.csv"
+ABLATE_JSON = "ablate.json"
+ABLATE_CSV = "ablate.csv"
+ABLATE_HTML = "ablate.html"
+TIMINGS = "timings.json"
 
 
 def segment_key(number: int) -> str:
+    """The plan's segment of this number, from 0 on."""
     return f"plan/{number:04d}.json"
 
 
 def commit_key(shard: Shard) -> str:
+    """The record whose existence means that the shard is done."""
     return f"commits/{shard.class_name}/{shard.name}.json"
 
 
 def committed_shard(key: str) -> Shard:
-    """The shard whose record has this key; ValueError names a key that commit_key does not make."""
+    """The shard whose commit record has this key. ValueError if commit_key makes no such key."""
     match = re.fullmatch(r"commits/([^/]+)/([0-9]+)-([0-9]+)\.json", key)
     shard = Shard(match[1], int(match[2]), int(match[3])) if match else None
     if shard is None or commit_key(shard) != key:
@@ -73,20 +59,23 @@ def committed_shard(key: str) -> Shard:
 
 
 def data_key(shard: Shard, digest: str, suffix: str) -> str:
+    """The data object of these bytes (their SHA-256). The digest in the name keeps apart what two
+    workers drew for one shard; the commit record says which of them counts."""
     return f"data/{shard.class_name}/{shard.name}-{digest[:16]}{suffix}"
 
 
 def first_draws_key(shard: Shard, digest: str) -> str:
+    """The object with the first draws of a shard that the class gate rejected."""
     return f"first-draws/{shard.class_name}/{shard.name}-{digest[:16]}.parquet"
 
 
 def png_prefix(shard: Shard) -> str:
-    """Under which the pictures of a shard of format `png` lie."""
+    """Folder of the PNG files of a shard of format `png`."""
     return f"data/{shard.class_name}/{shard.name}"
 
 
 def data_shard(key: str) -> Shard | None:
-    """The shard that a data object, a picture or first draws belong to; None for a key that is no name of ours."""
+    """The shard of a data object, a PNG file or first draws; None for any other key."""
     match = re.fullmatch(
         r"(?:data|first-draws)/([^/]+)/([0-9]+)-([0-9]+)(?:-[0-9a-f]{16}\.(?:parquet|jsonl)|/[^/]+-[0-9a-f]{16}\.png)",
         key,
@@ -96,33 +85,37 @@ def data_shard(key: str) -> Shard | None:
 
 
 def features_key(digest: str, column: str, extractor: str) -> str:
-    """extractor: a name that weights of its own have alone, since features under a key are never computed again."""
+    """Features of the object of this digest. extractor: a name that other weights must not share,
+    because stored features are never computed again."""
     return f"features/{extractor}/{digest[:32]}-{column}.npy"
 
 
 def segmenter_key(identity: str) -> str:
-    """The record of a run's segmenter of this identity."""
+    """The record of the segmenter of this identity."""
     return f"segmenters/{identity[:16]}.json"
 
 
 def classifier_key(identity: str) -> str:
-    """The record of a run's classifier of this identity."""
+    """The record of the classifier of this identity."""
     return f"classifiers/{identity[:16]}.json"
 
 
-def found_key(identity: str, content: str) -> str:
-    """What a copy audit of this identity found of a shard (its digest) or of other images (their fingerprint)."""
+def copies_key(identity: str, content: str) -> str:
+    """The nearest training images that the copy audit of this identity found. content: digest of a
+    shard, or fingerprint of other images."""
     return f"copies/{identity[:16]}/{content[:32]}.npy"
 
 
 def study_key(identity: str, arm: str, number: int) -> str:
-    """The result of an arm's number-th training in the study of this identity."""
+    """The result of an arm's training number `number` in the study of this identity."""
     return f"study/{identity[:16]}/{arm}-{number:02d}.json"
 
 
 def study_identity_key(identity: str) -> str:
+    """What the study of this identity depends on."""
     return f"study/{identity[:16]}/identity.json"
 
 
 def arm_prefix(arm: str) -> str:
+    """Folder of an arm that is not the released corpus; it is a corpus with the same layout."""
     return f"arms/{arm}"

@@ -1,40 +1,54 @@
-"""Features of every arm and of the real images -> the flat list of figures, and what they say in sentences."""
+# pyright: strict
+"""Records: the nouns that one room hands to another, and the errors that end a command.
 
+Records are data only. Most of them are stored as JSON, so a field's name is part of the stored
+format (see CONTRIBUTING.md, "How to change a stored format").
+"""
+
+import builtins
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 REAL = "real"
-
+"""Arm of the figures that compare real images with real images."""
 
 IMAGE_COLUMNS = ("image", "image_txt2img")
-
+"""Columns of a shard with images: the final one, and the one before refinement."""
 
 CLASS_ALL = "all"
+"""Class of a figure over all classes."""
+
+
+# ---- errors: how a command ends
 
 
 class UserError(Exception):
-    """A user's mistake: the message names the field or file and the mend. The command ends with status 2."""
+    """A user's mistake: the message names the field or file and how to fix it. Exit status 2."""
 
 
 class Stopped(Exception):
-    """Work that ended early through no mistake of the user's; the same command goes on from there. Exit status 1."""
+    """Work that ended early, but not by the user's mistake. The same command resumes it. Exit
+    status 1."""
 
 
 class StoreError(Stopped):
-    """The store did not do it for as long as Store is patient: the message names store, key, tries and seconds."""
+    """The store failed for as long as Store retries: the message names store, key and attempts."""
 
 
 def to_json(record: Any) -> bytes:
-    """A record (dataclass) or plain dict as indented UTF-8 JSON."""
-    value = record if isinstance(record, dict) else asdict(record)
+    """A record (dataclass) or a dict as indented UTF-8 JSON. ValueError for NaN and infinity."""
+    value: Any = cast(Any, record) if isinstance(record, dict) else asdict(record)
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+# ---- data/: the checked data set
 
 
 @dataclass(frozen=True)
 class SourceImage:
-    """One labelled image of the user's folder, as found. file and masks are relative to the folder, with `/`."""
+    """One labelled image of the user's folder. file and masks are relative to it, with `/`."""
 
     file: str
     class_name: str
@@ -47,21 +61,27 @@ class SourceImage:
     masks: tuple[str, ...] = ()
     group: str | None = None
     """Patient or study from dataset.metadata; images of a group never cross the split."""
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict[str, str])
     """Further columns of dataset.metadata."""
     cluster: str | None = None
-    """First file of all that the split keeps together (near-duplicates, groups, and what these join); its own file
-    where the image stands alone. None before the split, and in a dataset.json from before this field."""
+    """The images that the split keeps together (near-duplicates, groups, and what these join) have
+    the same value here: the first file of them all. None before the split, and in a dataset.json
+    that is older than this field."""
 
     @property
     def unit(self) -> str:
-        """What statistics count as one independent draw; without a recorded cluster the group, else the image."""
+        """What statistics count as one independent draw: all images of one unit count once."""
         return self.cluster or self.group or self.file
+
+    @staticmethod
+    def from_dict(value: dict[str, Any]) -> "SourceImage":
+        value["masks"] = tuple(value["masks"])
+        return SourceImage(**value)
 
 
 @dataclass(frozen=True)
-class Box:
-    """Where the image's content lies in the model's square, in pixels; the rest is padding (black)."""
+class ContentBox:
+    """Where an image's content lies in the model's square, in pixels; the rest is black padding."""
 
     left: int
     top: int
@@ -71,21 +91,21 @@ class Box:
 
 @dataclass(frozen=True)
 class DataSet:
-    """The checked and split data set: what dataset.json holds and every later stage reads.
-
-    `hash` covers the files' digests, classes, splits and the framing; adapters carry it.
-    """
+    """The checked and split data set: dataset.json, which every later stage reads."""
 
     hash: str
+    """Covers the files' digests, classes, splits and the framing; adapters carry it too."""
     size: int
     """Side of the model's square in pixels."""
     frame: str
+    """The framing (dataset.frame): how images of any size become squares."""
     seed: int
     train: tuple[SourceImage, ...]
     val: tuple[SourceImage, ...]
     test: tuple[SourceImage, ...]
     left_out: tuple[tuple[str, str], ...]
-    """(file, reason) of images in no split: conflicts, and annotated ones where these are excluded."""
+    """(file, reason) of the images in no split: label conflicts, and images with annotations if
+    `dataset.annotations` is `exclude`."""
 
     def split(self, name: str) -> tuple[SourceImage, ...]:
         """The images of `train`, `val`, `test`, or of all three for `all`."""
@@ -93,23 +113,28 @@ class DataSet:
 
     def counts(self, classes: Iterable[str]) -> dict[str, dict[str, int]]:
         """split -> class -> images."""
-        return {
-            split: {name: sum(image.class_name == name for image in self.split(split)) for name in classes}
-            for split in ("train", "val", "test")
-        }
+        counts: dict[str, dict[str, int]] = {}
+        for split in ("train", "val", "test"):
+            labels = [image.class_name for image in self.split(split)]
+            counts[split] = {name: labels.count(name) for name in classes}
+        return counts
 
     @staticmethod
     def from_json(data: bytes) -> "DataSet":
         value = json.loads(data)
         for name in ("train", "val", "test"):
-            value[name] = tuple(SourceImage(**{**image, "masks": tuple(image["masks"])}) for image in value[name])
+            value[name] = tuple(map(SourceImage.from_dict, value[name]))
         value["left_out"] = tuple((file, reason) for file, reason in value["left_out"])
         return DataSet(**value)
 
 
+# ---- corpus/: plan, images, commits
+
+
 @dataclass(frozen=True)
 class Segment:
-    """A create-only piece of the plan: `count` images of a class from index `first` on, in shards of `shard_size`."""
+    """A create-only part of the plan: `count` images of a class from index `first` on, in shards of
+    `shard_size` images."""
 
     class_name: str
     first: int
@@ -132,23 +157,24 @@ class Shard:
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """All that is needed to draw one image again, besides the models."""
+    """Everything that is needed to draw one image again, except the models."""
 
     image_id: str
     class_name: str
     index: int
     attempt: int
+    """0 for the first draw; higher where the class gate rejected earlier ones."""
     prompt: str
     seed_txt2img: int
     seed_img2img: int
-    box: Box
-    columns: dict[str, str] = field(default_factory=dict)
+    box: ContentBox
+    columns: dict[str, str] = field(default_factory=dict[str, str])
     """Values that quotas gave to this image's template columns."""
 
 
 @dataclass(frozen=True)
 class Execution:
-    """What besides the fingerprint decides an image's last bit; kept in every commit record."""
+    """Everything outside the fingerprint that can change a pixel; part of every commit record."""
 
     device: str
     dtype: str
@@ -163,62 +189,74 @@ class Redrawn:
 
     image_id: str
     rejected: tuple[float, ...]
-    """The probability of the image's class that the gate saw in draw 0, 1, ...; each of these draws was rejected."""
+    """Of each rejected draw, in order: the probability of the image's class that the gate saw."""
     kept: int | None
-    """The attempt that became the image; None where the image is quarantined."""
+    """The attempt that became the image; None if the image is quarantined."""
 
     @staticmethod
     def from_dict(value: dict[str, Any]) -> "Redrawn":
-        return Redrawn(**{**value, "rejected": tuple(value["rejected"])})
+        return Redrawn(value["image_id"], tuple(value["rejected"]), value["kept"])
 
 
 @dataclass(frozen=True)
 class FirstDraws:
-    """The object, always Parquet, with those first draws of a shard that the class gate rejected: evidence, no part of
-    the corpus. Together with the shard's rows of attempt 0 they are what an ungated corpus would hold."""
+    """The object (always Parquet) with the first draws of a shard that the class gate rejected.
+
+    They are evidence and not part of the corpus: with the shard's rows of attempt 0 they are what
+    the corpus would be without the gate.
+    """
 
     object: str
     digest: str
     bytes: int
     indices: tuple[int, ...]
-    """Of its rows."""
+    """Index of the image in each row."""
+
+    @staticmethod
+    def from_dict(value: dict[str, Any]) -> "FirstDraws":
+        return FirstDraws(value["object"], value["digest"], value["bytes"], tuple(value["indices"]))
 
 
 @dataclass(frozen=True)
 class Commit:
-    """The create-only record that makes a shard done. `object` names the data object, `digest` is its SHA-256."""
+    """The create-only record that makes a shard done."""
 
     class_name: str
     first: int
     count: int
     object: str
+    """Key of the data object."""
     digest: str
+    """SHA-256 of the data object's bytes."""
     bytes: int
     rows: int
     rejects: tuple[tuple[str, str], ...]
-    """(image id, reason) of the images quarantined: rows + len(rejects) = count."""
+    """(image id, reason) of the quarantined images: rows + len(rejects) = count."""
     execution: Execution
     seconds: float
-    """Wall time of drawing in its actor, the class gate's redraws included, without loading models and encoding; for
-    the report's timings only."""
+    """Wall time of drawing in the worker, with the class gate's redraws, without loading models
+    and encoding. Used for the report's timings only."""
     redrawn: tuple[Redrawn, ...] = ()
     """In the order of their indices; empty without a class gate."""
     first_draws: FirstDraws | None = None
-    """None where no first draw was rejected."""
+    """None if no first draw was rejected."""
 
     @property
     def shard(self) -> Shard:
         return Shard(self.class_name, self.first, self.count)
 
     @staticmethod
-    def from_json(data: bytes) -> "Commit":  # pyright: ignore[reportInvalidTypeForm] (a field is called bytes)
+    def from_json(data: builtins.bytes) -> "Commit":
         value = json.loads(data)
         value["execution"] = Execution(**value["execution"])
         value["rejects"] = tuple((image_id, reason) for image_id, reason in value["rejects"])
         value["redrawn"] = tuple(map(Redrawn.from_dict, value.get("redrawn", ())))
-        first = value.get("first_draws")
-        value["first_draws"] = FirstDraws(**{**first, "indices": tuple(first["indices"])}) if first else None
+        first_draws = value.get("first_draws")
+        value["first_draws"] = FirstDraws.from_dict(first_draws) if first_draws else None
         return Commit(**value)
+
+
+# ---- evidence/: figures
 
 
 INCEPTION = "inception-v3-2015"
@@ -226,16 +264,20 @@ INCEPTION = "inception-v3-2015"
 
 
 CLEAN_TEST = "test-clean"
-"""Reference of figures on the test images that no text or caliper was found in; so are the real images of its floor."""
+"""Reference of figures against the test images without burned-in text or calipers. The real images
+of its floor are without them too."""
 
 
-TOLD_APART = "told_apart_auc"
+SEPARABILITY_AUC = "told_apart_auc"
 """Metric of how well a classifier on an extractor's features tells synthetic from real images."""
 
 
 def distance_names(extractor: str) -> tuple[str, str]:
-    """Metrics of the Frechet and of the kernel distance between an extractor's features: `fid` and `kid` of Inception
-    of 2015 alone, else `fd-` and `kd-` and the extractor's family, the part of its name before the first hyphen."""
+    """Metrics of the Frechet and of the kernel distance between an extractor's features.
+
+    `fid` and `kid` for Inception-2015 only. For another extractor `fd-<family>` and `kd-<family>`,
+    where the family is the part of its name before the first hyphen.
+    """
     family = extractor.partition("-")[0]
     return ("fid", "kid") if extractor == INCEPTION else (f"fd-{family}", f"kd-{family}")
 
@@ -304,7 +346,7 @@ class Figure:
     @staticmethod
     def from_dict(value: Mapping[str, Any]) -> "Figure":
         """Of a dict that to_dict made. A report from before 0.1.0 may lack frame and size."""
-        fields = {"frame": "", "size": 0, **value}
+        fields: dict[str, Any] = {"frame": "", "size": 0, **value}
         fields["class_name"] = fields.pop("class")
         metric = fields["metric"]
         fields["metric"], fields["floor"] = metric.removesuffix(FLOOR_SUFFIX), metric.endswith(FLOOR_SUFFIX)
@@ -312,3 +354,52 @@ class Figure:
         fields["arm"], fields["against"] = arm, against if separator else None
         fields["interval"] = Interval(*fields["interval"]) if fields["interval"] else None
         return Figure(**fields)
+
+
+# ---- stages/: trained networks
+
+
+@dataclass(frozen=True)
+class TestScore:
+    """How well a classifier recognises the test images of a class."""
+
+    value: float
+    """Share of the class's images that are given to it."""
+    interval: Interval
+    n: int
+    """Test images of the class."""
+
+
+@dataclass(frozen=True)
+class ClassifierRecord:
+    """The create-only record of a run's trained classifier."""
+
+    architecture: str
+    dataset: str
+    """The data set's hash."""
+    classes: tuple[str, ...]
+    """In the order of the classifier's outputs."""
+    training: Mapping[str, Any]
+    """`steps`, `batch_size` and `learning_rates`."""
+    seed: int
+    chosen: Mapping[str, float]
+    """The validation whose weights were kept."""
+    trials: tuple[Mapping[str, float], ...]
+    """All validations."""
+    images: Mapping[str, int]
+    """split -> number of images."""
+    test: Mapping[str, TestScore]
+    """Of each class, and their mean under CLASS_ALL."""
+    object: str
+    """Key of the weights."""
+    digest: str
+    """SHA-256 of the weights' bytes."""
+
+    @staticmethod
+    def from_json(data: bytes) -> "ClassifierRecord":
+        value = json.loads(data)
+        test: dict[str, TestScore] = {}
+        for name, score in value["test"].items():
+            test[name] = TestScore(score["value"], Interval(*score["interval"]), score["n"])
+        value |= {"classes": tuple(value["classes"]), "trials": tuple(value["trials"]), "test": test}
+        return ClassifierRecord(**value)

@@ -17,12 +17,23 @@ from busray.corpus.commit import commit_shard
 from busray.corpus.encode import Row
 from busray.corpus.manifest import publish_manifest, published_rows
 from busray.corpus.plan import extend_plan, read_segments, shards
-from busray.layout import commit_key
+from busray.layout import TIMINGS, commit_key
 from busray.model.adapters import LORA_FILE, adapter_sha256
 from busray.model.checkpoints import commit_adapters
-from busray.records import INCEPTION, Box, Commit, Execution, ImageSpec, Segment, Shard, Stopped, UserError, to_json
+from busray.records import (
+    INCEPTION,
+    Commit,
+    ContentBox,
+    Execution,
+    ImageSpec,
+    Segment,
+    Shard,
+    Stopped,
+    UserError,
+    to_json,
+)
 from busray.run.checks import open_run
-from busray.run.record import TIMINGS, Run
+from busray.run.record import Run
 from busray.stages import generate as generate_stage
 from busray.stages import pipeline
 from busray.stages import report as report_stage
@@ -68,7 +79,7 @@ def commit(store: Store, shard: Shard, seconds: float = 1.0) -> None:
     """Black images, as if they had been drawn."""
     rows = []
     for i in range(shard.first, shard.first + shard.count):
-        spec = ImageSpec(f"f-{shard.class_name}-{i:08d}", shard.class_name, i, 0, "", i, i, Box(0, 0, 8, 8))
+        spec = ImageSpec(f"f-{shard.class_name}-{i:08d}", shard.class_name, i, 0, "", i, i, ContentBox(0, 0, 8, 8))
         rows.append(Row(spec, np.zeros((8, 8), np.uint8)))
     commit_shard(store, shard, rows, (), {"fingerprint": "f" * 64}, EXECUTION, "parquet", seconds)
 
