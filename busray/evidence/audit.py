@@ -23,7 +23,7 @@ from busray.evidence.copies import (
 )
 from busray.evidence.stats.intervals import wilson
 from busray.evidence.stats.neighbours import nearest, radii
-from busray.records import CLASS_ALL, Figure
+from busray.records import CLASS_ALL, Figure, Interval
 
 CLOSEST = 12
 """Pairs shown."""
@@ -126,7 +126,7 @@ class Evidence:
         """No copy in the corpus, by a search that would have seen it."""
         return self.sees and not self.tally.copies
 
-    def figure(self, metric: str, value: float, interval: tuple[float, float] | None, n: int, arm: str = "") -> Figure:
+    def figure(self, metric: str, value: float, interval: Interval | None, n: int, arm: str = "") -> Figure:
         return Figure(
             metric=metric,
             value=value,

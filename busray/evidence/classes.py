@@ -8,7 +8,7 @@ import numpy as np
 
 from busray.evidence.stats.intervals import Estimate, difference_of_estimates, mean_of_estimates, wilson
 from busray.evidence.stats.samples import Features, Real
-from busray.records import CLASS_ALL, REAL, Commit, Figure
+from busray.records import CLASS_ALL, REAL, Commit, Figure, Interval
 
 CONSISTENCY, EXCESS = "class_consistency", "class_consistency_excess"
 """Share of drawn images that the judge takes for their class; that less JUDGE."""
@@ -140,7 +140,6 @@ def gate_figures(
         common = (n, tested, "test", FIRST_DRAW, *about, name, arm, frame, size)
         figures.append(Figure(ACCEPTANCE, found.value, found.interval, *common))
     for name, found in record["test"].items():
-        low, high = found["interval"]
         common = (record["images"]["train"], found["n"], "test", "single-split", *about, name, REAL, frame, size)
-        figures.append(Figure(GATE, found["value"], (low, high), *common))
+        figures.append(Figure(GATE, found["value"], Interval(*found["interval"]), *common))
     return figures

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from busray.data.align import Box, Scan, align_coarsely, align_finely, shrink, square, templates, windows
+from busray.data.align import Scan, SquareBox, align_coarsely, align_finely, shrink, square, templates, windows
 from busray.evidence.stats.neighbours import nearest
-from busray.records import Box as Content
+from busray.records import ContentBox as Content
 
 METHOD = "aligned-1"
 """What found scores carry as their extractor; another way to search or to compare is another name."""
@@ -65,7 +65,7 @@ class Originals:
     originals: tuple[Original, ...]
     templates: np.ndarray
     """float32 [t, d]"""
-    boxes: tuple[Box, ...]
+    boxes: tuple[SquareBox, ...]
     first: np.ndarray
     features: np.ndarray | None
     """float [n, f] of the training images, in units of their own mean and spread."""
@@ -79,7 +79,7 @@ class Originals:
         """contents: training images uint8 [h, w] without padding; lesions: bool [h, w] of each, None if not known."""
         found: list[Original] = []
         vectors: list[np.ndarray] = []
-        boxes: list[Box] = []
+        boxes: list[SquareBox] = []
         first: list[int] = []
         for i, (content, lesion) in enumerate(zip(contents, lesions, strict=True)):
             for mirrored in (False, True):
@@ -143,7 +143,7 @@ def unpadded(images: Sequence[np.ndarray] | np.ndarray, boxes: Sequence[Content]
     return [i[b.top : b.top + b.height, b.left : b.left + b.width] for i, b in zip(images, boxes, strict=True)]
 
 
-def lesion_square(lesion: np.ndarray) -> Box:
+def lesion_square(lesion: np.ndarray) -> SquareBox:
     """The square about a lesion, bool [h, w], as (side, top, left) in short sides."""
     rows, columns = np.nonzero(lesion.any(1))[0], np.nonzero(lesion.any(0))[0]
     spans = [(rows[0], rows[-1] + 1), (columns[0], columns[-1] + 1)]
@@ -156,7 +156,7 @@ def lesion_square(lesion: np.ndarray) -> Box:
     return side / short, top / short, left / short
 
 
-def cut(content: np.ndarray, box: Box) -> np.ndarray:
+def cut(content: np.ndarray, box: SquareBox) -> np.ndarray:
     """The pixels of a square."""
     side, top, left = (round(part * min(content.shape)) for part in box)
     return content[top : top + side, left : left + side]

@@ -14,7 +14,7 @@ from busray.evidence.stats.neighbours import neighbourhood
 from busray.evidence.stats.samples import FEWEST, Features, Real, Sample, numbered, some
 from busray.evidence.stats.separability import FEWEST as FEWEST_HALVED
 from busray.evidence.stats.separability import separability
-from busray.records import CLASS_ALL, CLEAN_TEST, REAL, TOLD_APART, Figure, distance_names
+from busray.records import CLASS_ALL, CLEAN_TEST, REAL, SEPARABILITY_AUC, Figure, distance_names
 
 NEIGHBOURS = 5
 """The k of precision, recall, density and coverage."""
@@ -61,8 +61,8 @@ def arm_figures(
     shared = [name for name in sizes if all(name in side and len(side[name].units) for side in (against, beside))]
     figures: list[Figure] = []
     for name, images, others in _sides(floor, against, shared):
-        of = _About(real, images, others, reference, "real-against-real", name, REAL)
-        figures += [of.figure(f"{distance}_floor", of.frechet()), *_further(of, "_floor")]
+        of = _About(real, images, others, reference, "real-against-real", name, REAL, floor=True)
+        figures += [of.figure(distance, of.frechet()), *_further(of)]
     drawn = {
         arm: {
             name: Sample.of(features[name], units[arm][name], name).rows(slice(n))
@@ -93,7 +93,7 @@ def arm_figures(
         for (name, images, others), (_, earlier, _) in zip(
             _sides(drawn[after], wanted, shared), _sides(drawn[before], wanted, shared), strict=True
         ):
-            of = _About(real, images, others, reference, "synthetic-only", name, f"{after} - {before}")
+            of = _About(real, images, others, reference, "synthetic-only", name, after, before)
             difference = kid_difference(images.features, earlier.features, others.features, others.units)
             figures.append(of.figure(f"{kernel}_difference", difference))
     return figures
@@ -168,6 +168,8 @@ class _About(NamedTuple):
     protocol: str
     class_name: str
     arm: str
+    before: str | None = None
+    floor: bool = False
 
     @property
     def features(self) -> tuple[np.ndarray, np.ndarray]:
@@ -192,6 +194,8 @@ class _About(NamedTuple):
             frame=self.real.frame,
             size=self.real.size,
             replicates=value.replicates if isinstance(value, Spread) else None,
+            floor=self.floor,
+            against=self.before,
         )
 
 
@@ -207,17 +211,17 @@ def _sides(
             yield name, sample, others[name]
 
 
-def _further(of: _About, end: str = "") -> Iterator[Figure]:
+def _further(of: _About) -> Iterator[Figure]:
     """Kernel distance and its chance, neighbourhood, AUC of a classifier."""
     _, kernel = distance_names(of.real.extractor)
     clusters = of.others.units, of.images.units
-    yield of.figure(f"{kernel}{end}", kid(*of.features, *clusters))
+    yield of.figure(kernel, kid(*of.features, *clusters))
     p_value = kid_p_value(*of.features, *clusters, of.others.classes, of.images.classes)
-    yield of.figure(f"{kernel}_p_value{end}", p_value)
+    yield of.figure(f"{kernel}_p_value", p_value)
     for metric, value in _neighbours(*of.features):
-        yield of.figure(f"{metric}{end}", value)
+        yield of.figure(metric, value)
     if min(len(np.unique(units)) for units in clusters) >= FEWEST_HALVED:
-        yield of.figure(f"{TOLD_APART}{end}", separability(*of.features, *clusters))
+        yield of.figure(SEPARABILITY_AUC, separability(*of.features, *clusters))
 
 
 def _neighbours(images: np.ndarray, others: np.ndarray) -> list[tuple[str, float]]:

@@ -56,8 +56,8 @@ def geometry_figures(arms: Mapping[str, Features], real: Real, truth: Real, refe
     other = FLOOR[reference]
     held_out, against = real.split(reference), real.split(other)
     drawn = {arm: {name: Sample.drawn(rows, name) for name, rows in sorted(by.items())} for arm, by in arms.items()}
-    sides = [(f"{REAL} {other}", against, "real-against-real", "_floor")]
-    sides += [(arm, samples, "synthetic-only", "") for arm, samples in drawn.items()]
+    sides = [(f"{REAL} {other}", against, "real-against-real", True)]
+    sides += [(arm, samples, "synthetic-only", False) for arm, samples in drawn.items()]
     sizes: dict[str, int] = {}
     for _, samples, _, _ in sides:
         for name, images in samples.items():
@@ -67,7 +67,7 @@ def geometry_figures(arms: Mapping[str, Features], real: Real, truth: Real, refe
         figures += _about(images, len(images.units), truth, reference, "real-against-real", name, REAL)
     for name, images in held_out.items():
         figures += _about(images, len(images.units), real, reference, "real-against-real", name, REAL)
-    for arm, samples, protocol, end in sides:
+    for arm, samples, protocol, is_floor in sides:
         for name, images in samples.items():
             if name not in held_out:
                 continue
@@ -75,14 +75,14 @@ def geometry_figures(arms: Mapping[str, Features], real: Real, truth: Real, refe
             about = (reference, protocol, real.extractor, name, arm, real.frame, real.size)
             for measure, mine, theirs in _lesions(some(images, sizes[name]), held_out[name]):
                 far, n = wasserstein(mine.features, theirs.features), (len(mine.units), len(theirs.units))
-                figures.append(Figure(f"lesion_{measure}_distance{end}", far, None, *n, *about))
+                figures.append(Figure(f"lesion_{measure}_distance", far, None, *n, *about, floor=is_floor))
             tests += [
-                (f"lesion_{measure}_p_value{end}", mine, theirs, about)
+                (f"lesion_{measure}_p_value", mine, theirs, about, is_floor)
                 for measure, mine, theirs in _lesions(images, held_out[name])
             ]
-    for metric, mine, theirs, about in tests:
+    for metric, mine, theirs, about, is_floor in tests:
         chance = wasserstein_p_value(mine, theirs, permutations=enough_permutations(len(tests)))
-        figures.append(Figure(metric, chance, None, len(mine.units), len(theirs.units), *about))
+        figures.append(Figure(metric, chance, None, len(mine.units), len(theirs.units), *about, floor=is_floor))
     return figures
 
 

@@ -35,9 +35,9 @@ def nearness_figures(arms: Mapping[str, Features], real: Real, held_out: str) ->
     train = np.concatenate([training[name] for name in classes])
     owners = np.repeat(np.arange(len(classes)), [len(training[name]) for name in classes])
     figures = []
-    sides = [(arm, images, "synthetic-only", "") for arm, images in arms.items()]
-    floor = (f"{REAL} {held_out}", real.features[held_out], "real-against-real", "_floor")
-    for arm, images, protocol, end in [*sides, floor]:
+    sides = [(arm, images, "synthetic-only", False) for arm, images in arms.items()]
+    floor = (f"{REAL} {held_out}", real.features[held_out], "real-against-real", True)
+    for arm, images, protocol, is_floor in [*sides, floor]:
         distances, same = {}, {}
         for name in sorted(images):
             index, distances[name] = nearest(images[name], train)
@@ -46,9 +46,9 @@ def nearness_figures(arms: Mapping[str, Features], real: Real, held_out: str) ->
             d = np.concatenate(list(distances.values())) if name == CLASS_ALL else distances[name]
             s = np.concatenate(list(same.values())) if name == CLASS_ALL else same[name]
             common = (len(d), len(train), "train", protocol, real.extractor, name, arm, real.frame, real.size)
-            intervals = (None, None) if end else (median_interval(d), wilson(int(s.sum()), len(s)))
-            figures.append(Figure(DISTANCE + end, float(np.median(d)), intervals[0], *common))
-            figures.append(Figure(SAME_CLASS + end, float(s.mean()), intervals[1], *common))
+            intervals = (None, None) if is_floor else (median_interval(d), wilson(int(s.sum()), len(s)))
+            figures.append(Figure(DISTANCE, float(np.median(d)), intervals[0], *common, floor=is_floor))
+            figures.append(Figure(SAME_CLASS, float(s.mean()), intervals[1], *common, floor=is_floor))
     return figures
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from busray import config
 from busray.evidence.stats.paired import OVERALL, Difference, Key, Scores, compare, estimate, holm, score
 from busray.evidence.study_design import gate_pairs
-from busray.records import CLASS_ALL, Figure
+from busray.records import CLASS_ALL, Figure, Interval
 
 PROTOCOL = "single-split"
 
@@ -55,7 +55,7 @@ def study_figures(outcome: Outcome) -> list[Figure]:
         for arm, found in scores.items():
             for key in found.point:
                 got = estimate(found, key)
-                figures.append(_figure(outcome, name, key, arm, key[0], got.value, (got.low, got.high)))
+                figures.append(_figure(outcome, name, key, (arm, None), key[0], got.value, got.interval))
         pairs = [(arm, primary.against) for arm in by_arm if arm != primary.against]
         pairs += [pair for pair in gate_pairs(by_arm) if primary.against not in pair]  # else it is there already
         compared += [
@@ -66,11 +66,10 @@ def study_figures(outcome: Outcome) -> list[Figure]:
     rest = [row for row in compared if not _is_primary(row, primary)]
     adjusted = iter(holm([difference.p_value for *_, difference in rest]))
     for row in compared:
-        name, (arm, against), key, found = row
-        pair = f"{arm} - {against}"
+        name, pair, key, found = row
         p_value = (P_VALUE, found.p_value) if _is_primary(row, primary) else (P_HOLM, next(adjusted))
-        interval = (found.low, found.high)
-        figures.append(_figure(outcome, name, key, pair, key[0] + DIFFERENCE, found.value, interval))
+        value, interval = found.estimate.value, found.estimate.interval
+        figures.append(_figure(outcome, name, key, pair, key[0] + DIFFERENCE, value, interval))
         figures.append(_figure(outcome, name, key, pair, key[0] + p_value[0], p_value[1], None))
         if found.detectable is not None:
             figures.append(_figure(outcome, name, key, pair, key[0] + DETECTABLE, found.detectable, None))
@@ -95,23 +94,24 @@ def _figure(
     outcome: Outcome,
     name: str,
     key: Key,
-    arm: str,
+    arms: tuple[str, str | None],
     metric: str,
     value: float,
-    interval: tuple[float, float] | None,
+    interval: Interval | None,
 ) -> Figure:
     label, labels = key[1], outcome.labels[name]
     return Figure(
         metric=metric,
         value=value,
         interval=interval,
-        n=outcome.images[arm.split(" - ")[0]],
+        n=outcome.images[arms[0]],
         n_reference=len(labels) if label is None else int((labels == label).sum()),
         reference=name,
         protocol=PROTOCOL,
         extractor=outcome.architecture,
         class_name=CLASS_ALL if label is None else outcome.classes[label],
-        arm=arm,
+        arm=arms[0],
+        against=arms[1],
         frame=outcome.frame,
         size=outcome.size,
     )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from busray.data.check import connected
+from busray.data.duplicates import connected
 from busray.data.split import SPLITS
 from busray.records import DataSet, SourceImage, UserError
 from busray.vision.classifier import Augmentation

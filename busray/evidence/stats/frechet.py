@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from busray.evidence.stats.intervals import t_quantile
+from busray.records import Interval
 
 SECTIONS = 5
 """Disjoint samples that a spread is from, at least."""
@@ -72,7 +73,7 @@ class Spread:
     """A distance between n images and a reference, and over how many disjoint samples of images it spreads how far."""
 
     value: float
-    interval: tuple[float, float] | None
+    interval: Interval | None
     """Of 95 %, about the mean distance of n such images from this reference; None where images are too few."""
     replicates: int | None
 
@@ -100,7 +101,7 @@ def frechet_spread(samples: Sequence[np.ndarray], sizes: Sequence[int], referenc
         parts = _parts(first, SECTIONS)
         values = [frechet(Moments.of(part), target) for part in parts]
     half = t_quantile(0.975, len(parts) - 1) * float(np.std(values, ddof=1)) / len(parts) ** 0.5
-    return Spread(value, (value - half, value + half), len(parts))
+    return Spread(value, Interval(value - half, value + half), len(parts))
 
 
 def frechet_at_infinity(samples: Sequence[np.ndarray], reference: np.ndarray) -> float | None:

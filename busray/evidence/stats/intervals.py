@@ -6,6 +6,8 @@ from statistics import NormalDist
 
 import numpy as np
 
+from busray.records import Interval
+
 NORMAL = NormalDist().inv_cdf(0.975)
 
 
@@ -14,11 +16,7 @@ class Estimate:
     """A value and its 95 % interval."""
 
     value: float
-    interval: tuple[float, float]
-
-    @property
-    def excludes_zero(self) -> bool:
-        return not self.interval[0] <= 0 <= self.interval[1]
+    interval: Interval
 
 
 def t_cdf(t: float, freedom: float) -> float:
@@ -46,7 +44,7 @@ def _half_of_t(freedom: float) -> tuple[np.ndarray, np.ndarray]:
 QUANTILE = NormalDist().inv_cdf(0.975)
 
 
-def newcombe(value: float, m: int, n: int) -> tuple[float, float]:
+def newcombe(value: float, m: int, n: int) -> Interval:
     """95 % interval of an AUC from m and n independent images.
 
     Newcombe's (2006, doi 10.1002/sim.2324, method 5), which keeps its coverage where nearly every pair is in order: of
@@ -64,15 +62,15 @@ def newcombe(value: float, m: int, n: int) -> tuple[float, float]:
             middle = (inner + outer) / 2
             inner, outer = (middle, outer) if inside(middle) else (inner, middle)
         ends.append((inner + outer) / 2)
-    return ends[0], ends[1]
+    return Interval(*ends)
 
 
-def wilson(part: float, whole: int) -> tuple[float, float]:
+def wilson(part: float, whole: int) -> Interval:
     """Wilson's 95 % interval of a share (1927); whole >= 1."""
     share, z2 = part / whole, QUANTILE**2
     middle = (share + z2 / (2 * whole)) / (1 + z2 / whole)
     half = QUANTILE / (1 + z2 / whole) * (share * (1 - share) / whole + z2 / (4 * whole**2)) ** 0.5
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return Interval(max(0.0, middle - half), min(1.0, middle + half))
 
 
 def mean_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
@@ -80,7 +78,7 @@ def mean_of_estimates(estimates: Sequence[Estimate]) -> Estimate:
     10.1002/sim.3095)."""
     value, k = sum(e.value for e in estimates) / len(estimates), len(estimates)
     below, above = (sum((e.value - e.interval[side]) ** 2 for e in estimates) ** 0.5 / k for side in (0, 1))
-    return Estimate(value, (value - below, value + above))
+    return Estimate(value, Interval(value - below, value + above))
 
 
 def difference_of_estimates(one: Estimate, other: Estimate) -> Estimate:
@@ -89,7 +87,7 @@ def difference_of_estimates(one: Estimate, other: Estimate) -> Estimate:
     value = one.value - other.value
     below = ((one.value - one.interval[0]) ** 2 + (other.interval[1] - other.value) ** 2) ** 0.5
     above = ((one.interval[1] - one.value) ** 2 + (other.value - other.interval[0]) ** 2) ** 0.5
-    return Estimate(value, (value - below, value + above))
+    return Estimate(value, Interval(value - below, value + above))
 
 
 def jackknife_mean(values: np.ndarray, units: np.ndarray) -> Estimate:
@@ -99,7 +97,8 @@ def jackknife_mean(values: np.ndarray, units: np.ndarray) -> Estimate:
     without = (values.sum() - sums) / (len(values) - sizes)
     k = len(sizes)
     half = t_quantile(0.975, k - 1) * float(np.sqrt((k - 1) / k * ((without - without.mean()) ** 2).sum()))
-    return Estimate(float(values.mean()), (float(values.mean()) - half, float(values.mean()) + half))
+    mean = float(values.mean())
+    return Estimate(mean, Interval(mean - half, mean + half))
 
 
 def share_of_units(values: np.ndarray, units: np.ndarray) -> Estimate:
@@ -109,7 +108,7 @@ def share_of_units(values: np.ndarray, units: np.ndarray) -> Estimate:
     return Estimate(part, wilson(part * whole, whole))
 
 
-def median_interval(values: np.ndarray) -> tuple[float, float] | None:
+def median_interval(values: np.ndarray) -> Interval | None:
     """Interval of the median of 95 % or more, whatever the distribution, between two order statistics; None below 6
     values, where there is none (binomial; David and Nagaraja, Order Statistics, 2003, 7.1)."""
     n = len(values)
@@ -119,4 +118,4 @@ def median_interval(values: np.ndarray) -> tuple[float, float] | None:
     if below == 0:
         return None
     ordered = np.sort(values)
-    return float(ordered[below - 1]), float(ordered[n - below])
+    return Interval(float(ordered[below - 1]), float(ordered[n - below]))

@@ -12,6 +12,7 @@ import numpy as np
 
 from busray.evidence.stats.intervals import NORMAL, Estimate
 from busray.evidence.stats.samples import numbered, picked
+from busray.records import Interval
 
 PERMUTATIONS = 999
 
@@ -113,7 +114,7 @@ def kid_difference(a: np.ndarray, b: np.ndarray, reference: np.ndarray, clusters
 def _estimate(value: float, without_image: np.ndarray, without_reference: np.ndarray) -> Estimate:
     """Normal interval from the jackknife variances of the two samples, which are independent."""
     half = NORMAL * float(np.sqrt(_variance(without_image) + _variance(without_reference)))
-    return Estimate(float(value), (float(value) - half, float(value) + half))
+    return Estimate(float(value), Interval(float(value) - half, float(value) + half))
 
 
 def _variance(left_out: np.ndarray) -> float:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from busray.evidence.stats.intervals import t_cdf, t_quantile
+from busray.evidence.stats.intervals import Estimate, t_cdf, t_quantile
+from busray.records import Interval
 
 REPLICATES = 2000
 
@@ -33,22 +34,11 @@ Key = tuple[str, int | None]
 
 
 @dataclass(frozen=True)
-class Interval:
-    """An estimate over test clusters and trainings with its 95 % interval, within [0, 1] as every metric is."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Difference:
-    """What one arm is better than another by, the trainings paired by seed and the test images shared."""
+    """Difference between two arms, paired by seed, on the same test images."""
 
-    value: float
-    low: float
-    high: float
-    """Ends of the 95 % interval, within [-1, 1]."""
+    estimate: Estimate
+    """Its interval lies within [-1, 1]."""
     p_value: float
     """Two-sided, of no difference."""
     detectable: float | None
@@ -145,11 +135,11 @@ def score(probabilities: np.ndarray, labels: np.ndarray, clusters: np.ndarray, s
     )
 
 
-def estimate(scores: Scores, key: Key) -> Interval:
+def estimate(scores: Scores, key: Key) -> Estimate:
     """An arm's metric, averaged over its seeds."""
     value, error, freedom = _spread(scores.point[key], scores.samples[key], scores.clusters[key[1]])
     half = t_quantile(1 - LEVEL / 2, freedom) * error
-    return Interval(value, max(value - half, 0.0), min(value + half, 1.0))
+    return Estimate(value, Interval(max(value - half, 0.0), min(value + half, 1.0)))
 
 
 def compare(arm: Scores, against: Scores, key: Key) -> Difference:
@@ -162,11 +152,12 @@ def compare(arm: Scores, against: Scores, key: Key) -> Difference:
     clusters = arm.clusters[key[1]]
     value, error, freedom = _spread(point, samples, clusters)
     reach = t_quantile(1 - LEVEL / 2, freedom)
-    low, high = max(value - reach * error, -1.0), min(value + reach * error, 1.0)
+    interval = Interval(max(value - reach * error, -1.0), min(value + reach * error, 1.0))
     smallest = 2 * 0.5**clusters
     p_value = min(max(2 * (1 - t_cdf(abs(value) / error, freedom)), smallest), 1.0)
     detectable = (reach + t_quantile(POWER, freedom)) * error
-    return Difference(value, low, high, p_value, detectable if detectable <= 1 and smallest < LEVEL else None)
+    found = detectable if detectable <= 1 and smallest < LEVEL else None
+    return Difference(Estimate(value, interval), p_value, found)
 
 
 def _spread(point: np.ndarray, samples: np.ndarray, clusters: int) -> tuple[float, float, float]:

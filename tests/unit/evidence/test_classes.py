@@ -22,7 +22,7 @@ from busray.evidence.classes import (
 )
 from busray.evidence.stats.intervals import Estimate, difference_of_estimates, mean_of_estimates, wilson
 from busray.evidence.stats.samples import Real
-from busray.records import Commit, Execution, Figure, Redrawn
+from busray.records import Commit, Execution, Figure, Interval, Redrawn
 from busray.report.classes import confusions, consistency_rows, consistency_section, consistency_sentences
 
 NAMES = ["benign", "malignant"]
@@ -64,7 +64,7 @@ def test_the_difference_of_two_shares_is_newcombes_published_one() -> None:
 
 
 def test_the_mean_of_one_is_itself_and_of_equals_is_narrower_by_the_root_of_their_number() -> None:
-    one = Estimate(0.5, (0.4, 0.62))
+    one = Estimate(0.5, Interval(0.4, 0.62))
     assert mean_of_estimates([one]).interval == pytest.approx(one.interval)
     four = mean_of_estimates([one] * 4)
     assert four.value == 0.5 and four.interval == pytest.approx((0.45, 0.56))

@@ -18,7 +18,7 @@ from busray.evidence.copies import (
     thresholds,
     unpadded,
 )
-from busray.records import Box
+from busray.records import ContentBox
 
 CORPUS = 10_000
 
@@ -144,4 +144,4 @@ def test_a_lesions_square_holds_it_and_lies_in_the_image() -> None:
 
 def test_padding_is_cut_off() -> None:
     image = np.arange(36, dtype=np.uint8).reshape(6, 6)
-    assert np.array_equal(unpadded([image], [Box(1, 2, 4, 3)])[0], image[2:5, 1:5])
+    assert np.array_equal(unpadded([image], [ContentBox(1, 2, 4, 3)])[0], image[2:5, 1:5])

@@ -8,11 +8,11 @@ from busray.evidence.lesions import DICE, FOUND, TALLER, Scored, dice_figures, g
 from busray.evidence.stats.intervals import jackknife_mean, share_of_units
 from busray.evidence.stats.samples import Real, Sample
 from busray.evidence.stats.wasserstein import enough_permutations, wasserstein, wasserstein_p_value
-from busray.records import CLASS_ALL, Box, Figure
+from busray.records import CLASS_ALL, ContentBox, Figure
 from busray.report.lesions import geometry_rows, geometry_section, geometry_sentences
 from busray.vision.lesion_shape import COLUMNS, NAME, TRUE, measures, outlined, unmeasurable
 
-WHOLE = Box(0, 0, 256, 256)
+WHOLE = ContentBox(0, 0, 256, 256)
 
 
 def ellipse(width: float, height: float, turn: float = 0.0, side: int = 256) -> np.ndarray:
@@ -22,7 +22,7 @@ def ellipse(width: float, height: float, turn: float = 0.0, side: int = 256) -> 
     return (u / width) ** 2 + (v / height) ** 2 <= 1
 
 
-def measured(mask: np.ndarray, box: Box = WHOLE) -> dict[str, float]:
+def measured(mask: np.ndarray, box: ContentBox = WHOLE) -> dict[str, float]:
     return dict(zip(COLUMNS, measures(mask[None], [box])[0], strict=True))
 
 
@@ -61,7 +61,7 @@ def test_a_spiky_lesion_is_less_elliptic_than_a_smooth_one() -> None:
 
 
 def test_area_is_a_share_of_the_content_and_not_of_the_square() -> None:
-    half = Box(0, 64, 256, 128)
+    half = ContentBox(0, 64, 256, 128)
     assert measured(ellipse(60, 30), half)["area"] == pytest.approx(2 * measured(ellipse(60, 30))["area"])
 
 
@@ -220,7 +220,8 @@ def test_distances_are_to_the_reference_by_pseudo_masks_and_beside_a_floor_that_
     assert near.value < 0.02 and near.n <= 20 and near.n_reference == 27  # of 20 images, as many as the floor has
     chance = one(figures, "lesion_area_p_value", "lora+ti")
     assert (chance.n, chance.n_reference) == (20, 27)  # of all 25
-    floor = one(figures, "lesion_area_distance_floor", "real val")
+    floor = one(figures, "lesion_area_distance", "real val")
+    assert floor.floor and not far.floor
     assert floor.value < 0.02 and (floor.n, floor.protocol) == (18, "real-against-real")
     assert one(figures, "lesion_area_p_value", "base").value == 0.001
     assert one(figures, "lesion_area_p_value", "lora+ti").value > 0.01

@@ -26,7 +26,7 @@ from busray.evidence.reader_study import (
 from busray.evidence.stats.intervals import wilson
 from busray.evidence.stats.separability import auc
 from busray.layout import segment_key
-from busray.records import Box, DataSet, Execution, ImageSpec, Segment, Shard, SourceImage, UserError, to_json
+from busray.records import ContentBox, DataSet, Execution, ImageSpec, Segment, Shard, SourceImage, UserError, to_json
 from busray.storage import Store
 
 CLASSES = ("benign", "malignant")
@@ -148,7 +148,7 @@ def corpus(store: Store) -> None:
         for index in range(shard.first, shard.first + shard.count):
             pixels = np.full((8, 8), index, np.uint8)
             spec = ImageSpec(
-                f"x-{shard.class_name}-{index:08d}", shard.class_name, index, 0, "p", 1, 2, Box(0, 0, 8, 8)
+                f"x-{shard.class_name}-{index:08d}", shard.class_name, index, 0, "p", 1, 2, ContentBox(0, 0, 8, 8)
             )
             rows.append(Row(spec, pixels))
         rejects = [(rows.pop().spec.image_id, "gate")] if shard.class_name == "malignant" else []

@@ -53,22 +53,22 @@ def found() -> tuple[Outcome, list[Figure]]:
 
 
 def test_each_figure_says_what_it_was_trained_on_and_tested_with(found: tuple[Outcome, list[Figure]]) -> None:
-    at = {(f.reference, f.arm, f.metric, f.class_name): f for f in found[1]}
+    at = {(f.reference, f.arm, f.against, f.metric, f.class_name): f for f in found[1]}
     assert len(at) == len(found[1])
-    recall = at["test", "mixed@0.5", "recall", "malignant"]
+    recall = at["test", "mixed@0.5", None, "recall", "malignant"]
     assert (recall.n, recall.n_reference, recall.protocol, recall.extractor) == (130, 30, "single-split", "cnn")
     assert recall.interval is not None and recall.interval[0] <= recall.value <= recall.interval[1]
-    difference = at["test", "mixed@1 - real", "accuracy_difference", "all"]
-    arm, real = (at["test", name, "accuracy", "all"].value for name in ("mixed@1", "real"))
+    difference = at["test", "mixed@1", "real", "accuracy_difference", "all"]
+    arm, real = (at["test", name, None, "accuracy", "all"].value for name in ("mixed@1", "real"))
     assert difference.value == pytest.approx(arm - real) and difference.n == 140
-    assert at["external", "real", "accuracy", "all"].n_reference == 8
-    assert ("external", "real", "recall", "malignant") not in at
+    assert at["external", "real", None, "accuracy", "all"].n_reference == 8
+    assert ("external", "real", None, "recall", "malignant") not in at
 
 
 def test_holm_runs_over_all_comparisons_of_all_sets_but_the_primary(found: tuple[Outcome, list[Figure]]) -> None:
     primary = [f for f in found[1] if f.metric.endswith("_p_value")]
-    assert [(f.reference, f.arm, f.metric) for f in primary] == [
-        ("test", "mixed@1 - real", "macro_f1_difference_p_value")
+    assert [(f.reference, f.arm, f.against, f.metric) for f in primary] == [
+        ("test", "mixed@1", "real", "macro_f1_difference_p_value")
     ]
     corrected = [f.value for f in found[1] if f.metric.endswith("_p_holm")]
     assert len(corrected) == 5 * (3 + 2) - 1 + 5 * (2 + 1)
@@ -76,9 +76,9 @@ def test_holm_runs_over_all_comparisons_of_all_sets_but_the_primary(found: tuple
         compare(_score(found[0], name, arm), _score(found[0], name, "real"), (metric, None)).p_value
         for name, arm, metric in [("test", "synthetic@0.5", "accuracy"), ("external", "mixed@0.5", "accuracy")]
     ]
-    held = {(f.reference, f.arm, f.metric, f.class_name): f.value for f in found[1]}
+    held = {(f.reference, f.arm, f.against, f.metric, f.class_name): f.value for f in found[1]}
     for (name, arm), p_value in zip((("test", "synthetic@0.5"), ("external", "mixed@0.5")), raw, strict=True):
-        assert held[name, f"{arm} - real", "accuracy_difference_p_holm", "all"] >= p_value
+        assert held[name, arm, "real", "accuracy_difference_p_holm", "all"] >= p_value
 
 
 def _score(made: Outcome, name: str, arm: str) -> Scores:
@@ -92,7 +92,7 @@ def gated(monkeypatch: pytest.MonkeyPatch) -> Outcome:
 
 
 def compared_arms(figures: list[Figure]) -> list[str]:
-    return [f.arm for f in figures if f.metric == "macro_f1_difference"]
+    return [f"{f.arm} - {f.against}" for f in figures if f.metric == "macro_f1_difference"]
 
 
 def test_a_mixture_is_compared_with_the_same_one_without_the_gate_too(gated: Outcome) -> None:
@@ -112,7 +112,7 @@ def test_a_declared_comparison_with_the_gate_stands_once_and_is_the_primary(
     figures = study_figures(made)
     to_it = [f"{other} - {against}" for other in GATED if other != against]
     assert compared_arms(figures) == [*to_it, "mixed@0.5 - ungated@0.5"]
-    assert [f.arm for f in figures if f.metric.endswith("_p_value")] == [f"{arm} - {against}"]
+    assert [(f.arm, f.against) for f in figures if f.metric.endswith("_p_value")] == [(arm, against)]
     part = study_sentences(figures, made)[2]
     assert "mixed@0.5 - ungated@0.5" in part and "@1" not in part
 

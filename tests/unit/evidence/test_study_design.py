@@ -8,7 +8,7 @@ import pytest
 
 from busray.config import Config
 from busray.config_file import load_config
-from busray.data.check import shared_images
+from busray.data.duplicates import shared_images
 from busray.data.read import scan
 from busray.evidence.study_design import (
     Diet,

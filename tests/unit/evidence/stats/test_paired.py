@@ -170,7 +170,7 @@ def test_an_interval_of_a_difference_covers_the_truth_as_often_as_it_says(
     rng: np.random.Generator, seeds: int, size: int
 ) -> None:
     found = worlds(rng, seeds, gain=0.05, repeats=300, size=size)
-    assert 0.92 <= np.mean([d.low <= 0.05 <= d.high for d in found]) <= 0.99
+    assert 0.92 <= np.mean([d.estimate.interval.low <= 0.05 <= d.estimate.interval.high for d in found]) <= 0.99
 
 
 def test_images_of_one_cluster_counted_as_independent_would_cover_too_seldom(rng: np.random.Generator) -> None:
@@ -182,7 +182,7 @@ def test_images_of_one_cluster_counted_as_independent_would_cover_too_seldom(rng
         right = np.repeat([(rng.random(n // size) < 0.7)[np.arange(n) // size]], 2, axis=0)
         for whole in covered:
             got = estimate(scored(right, labels, np.arange(n) // size if whole else np.arange(n)), ACCURACY)
-            covered[whole] += got.low <= 0.7 <= got.high
+            covered[whole] += got.interval.low <= 0.7 <= got.interval.high
     assert covered[True] >= 176 and covered[False] <= 140
 
 
@@ -195,7 +195,7 @@ def test_seeds_left_out_of_the_interval_would_make_it_too_narrow(rng: np.random.
         right = rng.random((3, 120)) < np.clip(0.7 + rng.normal(0, 0.1, 3), 0, 1)[:, None]
         scores = scored(right, labels, clusters, i)
         got = estimate(scores, ACCURACY)
-        covered += got.low <= 0.7 <= got.high
+        covered += got.interval.low <= 0.7 <= got.interval.high
         narrow += abs(got.value - 0.7) <= 1.96 * scores.samples[ACCURACY].mean(0).std()
     assert covered >= 180 and narrow <= 140
 
@@ -230,7 +230,7 @@ def test_the_recall_of_a_class_rests_on_its_own_clusters() -> None:
     assert found.clusters == {OVERALL: 107, 0: 12, 1: 95}
     interval = estimate(found, RECALL)
     error = found.samples[RECALL].mean(0).std(ddof=1)
-    assert interval.value - interval.low == pytest.approx(stats.t.ppf(0.975, 11) * error, rel=1e-3)
+    assert interval.value - interval.interval.low == pytest.approx(stats.t.ppf(0.975, 11) * error, rel=1e-3)
 
 
 @pytest.mark.parametrize("truth", [0.95, 0.9])
@@ -240,8 +240,8 @@ def test_the_interval_of_a_class_of_17_covers_a_recall_near_1_where_the_training
     covered = 0
     for i in range(400):
         found = estimate(of_a_class(np.repeat(rng.random((1, 17)) < truth, 3, axis=0), i), RECALL)
-        assert 0 <= found.low < found.high <= 1
-        covered += found.low <= truth <= found.high
+        assert 0 <= found.interval.low < found.interval.high <= 1
+        covered += found.interval.low <= truth <= found.interval.high
     assert covered >= 0.92 * 400
 
 
@@ -252,7 +252,7 @@ def test_the_interval_of_a_rare_difference_covers_it_in_a_small_class(rng: np.ra
     for i in range(300):
         hard, chance = rng.random(17) < 0.1, rng.random((2, seeds, 17)) < 0.02
         found = compare(of_a_class(~chance[0], i), of_a_class(~(chance[1] | hard), i), RECALL)
-        covered += found.low <= 0.98 * 0.1 <= found.high
+        covered += found.estimate.interval.low <= 0.98 * 0.1 <= found.estimate.interval.high
     assert covered >= 0.92 * 300
 
 
@@ -265,7 +265,7 @@ def test_an_arm_that_is_always_right_may_yet_be_wrong_elsewhere() -> None:
         p = (k + 2) / (k + 4)
         low = 1 - stats.t.ppf(0.975, k - 1) * np.sqrt(p * (1 - p) / k)
         interval = estimate(found, key)
-        assert (interval.value, interval.low, interval.high) == pytest.approx((1, low, 1), abs=1e-4), key
+        assert (interval.value, *interval.interval) == pytest.approx((1, low, 1), abs=1e-4), key
 
 
 def test_a_mistake_more_never_makes_an_interval_narrower_or_its_low_end_higher() -> None:
@@ -276,7 +276,7 @@ def test_a_mistake_more_never_makes_an_interval_narrower_or_its_low_end_higher()
         for wrong in range(5):
             said = np.stack([np.where(np.arange(40) < wrong, 1 - labels, labels), labels, labels])
             found.append(estimate(score(np.eye(2)[said], labels, np.arange(40)), key))
-        lows, halves = [f.low for f in found], [f.value - f.low for f in found]
+        lows, halves = [f.interval.low for f in found], [f.value - f.interval.low for f in found]
         assert lows == sorted(lows, reverse=True) and halves == sorted(halves), key
         assert lows[0] == pytest.approx(0.933, abs=1e-3)
 
@@ -288,7 +288,7 @@ def test_the_interval_of_a_macro_f1_near_1_covers_it(rng: np.random.Generator, m
     for _ in range(150):
         right = (rng.random((3, 40)) < 0.98) & (rng.random(40) < 0.97)
         found = estimate(score(np.eye(2)[np.where(right, labels, 1 - labels)], labels, np.arange(40)), MACRO_F1)
-        covered += found.low <= truth <= found.high
+        covered += found.interval.low <= truth <= found.interval.high
     assert covered >= 0.94 * 150
 
 
@@ -301,7 +301,7 @@ def test_the_interval_of_an_auc_near_1_covers_it(rng: np.random.Generator, monke
         scores = apart * labels + rng.normal(0, 0.8**0.5, 40) + rng.normal(0, 0.2**0.5, (3, 40))
         malignant = 1 / (1 + np.exp(apart / 2 - scores))
         found = estimate(score(np.stack([1 - malignant, malignant], 2), labels, np.arange(40)), AUC)
-        covered += found.low <= truth <= found.high
+        covered += found.interval.low <= truth <= found.interval.high
     assert covered >= 0.94 * 150
 
 
@@ -310,9 +310,10 @@ def test_arms_that_answer_alike_have_no_difference_and_could_yet_have_one(rng: n
     both = score(np.stack([probabilities] * 2), labels, np.arange(len(labels)))
     for key in (ACCURACY, MACRO_F1, AUC):
         found = compare(both, both, key)
-        assert (found.value, found.p_value) == (0, 1)
+        assert (found.estimate.value, found.p_value) == (0, 1)
         assert found.detectable is not None
-        assert found.low == -found.high and 0.05 < found.high < found.detectable < 0.3
+        low, high = found.estimate.interval
+        assert low == -high and 0.05 < high < found.detectable < 0.3
 
 
 @pytest.mark.parametrize("wobble", [0, 1])
@@ -323,7 +324,8 @@ def test_three_images_against_none_of_three_do_not_stand_out(wobble: int) -> Non
     right[0, :wobble] = 1
     arms = [score(np.eye(2)[said], labels, np.arange(23)) for said in (right, wrong)]
     found = compare(*arms, RECALL)
-    assert found.p_value == 0.25 and found.low < 0 < found.value <= found.high <= 1
+    low, high = found.estimate.interval
+    assert found.p_value == 0.25 and low < 0 < found.estimate.value <= high <= 1
     assert found.detectable is None
 
 
