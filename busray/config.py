@@ -205,7 +205,7 @@ class Adapters(Settings):
 
 
 class Sampling(Settings):
-    scheduler: Literal["dpmsolver++", "sde-dpmsolver++", "ddim", "euler", "pndm", "unipc"] = "dpmsolver++"
+    scheduler: Literal["dpmsolver++", "sde-dpmsolver++", "ddim", "euler", "unipc"] = "dpmsolver++"
     steps: Annotated[int, Field(ge=1, le=1000)] = 50
     guidance_scale: Annotated[float, Field(ge=1, le=50)] = 7.5
     """1 switches classifier-free guidance off."""

@@ -43,11 +43,6 @@ def parts(config: Config) -> list[Part]:
             "corpus.gate: an ablation compares first draws, so none of its corpora has a class gate: set it to null "
             "and give another output"
         )
-    if config.sampling.scheduler == "pndm":
-        raise UserError(
-            "sampling.scheduler: pndm evaluates the UNet several times in its first steps, how often depends on the "
-            "base, so no arm of equal evaluations can be made: give another one"
-        )
     own = config.adapters.method
     found = [_part(config, "", {}, _plain("base", own))]
     found += [

@@ -14,20 +14,18 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
-    PNDMScheduler,
     StableDiffusionImg2ImgPipeline,
     UniPCMultistepScheduler,
 )
 
 from busray import config
-from busray.records import Box, ImageSpec, UserError
+from busray.records import ContentBox, ImageSpec, UserError
 
 SCHEDULERS = {
     "dpmsolver++": DPMSolverMultistepScheduler,
     "sde-dpmsolver++": DPMSolverMultistepScheduler,
     "ddim": DDIMScheduler,
     "euler": EulerDiscreteScheduler,
-    "pndm": PNDMScheduler,
     "unipc": UniPCMultistepScheduler,
 }
 
@@ -277,7 +275,7 @@ def to_model(pixels: np.ndarray) -> torch.Tensor:
     return (torch.from_numpy(np.ascontiguousarray(pixels)).float() / 127.5 - 1)[:, None].repeat(1, 3, 1, 1)
 
 
-def decode_grey(vae: Any, latents: torch.Tensor, boxes: Sequence[Box]) -> tuple[np.ndarray, torch.Tensor]:
+def decode_grey(vae: Any, latents: torch.Tensor, boxes: Sequence[ContentBox]) -> tuple[np.ndarray, torch.Tensor]:
     """(grey images uint8 [b, s, s], black outside their boxes; bool [b]: whether all was finite, else all is black) of
     scaled latents [b, c, h, w]."""
     decoded = vae.decode(latents / vae.config.scaling_factor).sample.float()
@@ -291,14 +289,14 @@ def decode_grey(vae: Any, latents: torch.Tensor, boxes: Sequence[Box]) -> tuple[
     return images, finite
 
 
-def content_mask(box: Box, size: int) -> np.ndarray:
+def content_mask(box: ContentBox, size: int) -> np.ndarray:
     """bool [size, size]: where the content is."""
     mask = np.zeros((size, size), bool)
     mask[box.top : box.top + box.height, box.left : box.left + box.width] = True
     return mask
 
 
-def latent_weight(box: Box, size: int, factor: int) -> torch.Tensor:
+def latent_weight(box: ContentBox, size: int, factor: int) -> torch.Tensor:
     """float [1, h, w]: the share of each latent cell (factor x factor pixels) that is content."""
     mask = torch.from_numpy(content_mask(box, size)).float()[None, None]
     return torch.nn.functional.avg_pool2d(mask, factor)[0]
@@ -315,5 +313,5 @@ def _noise(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
 
 def _next_timestep(scheduler: Any, timestep: Any) -> torch.Tensor | None:
     """The timestep that the latents are at after the step at `timestep`; None after the last."""
-    at = int((scheduler.timesteps == timestep).nonzero()[-1])
-    return scheduler.timesteps[at + 1] if at + 1 < len(scheduler.timesteps) else None
+    later = scheduler.timesteps[scheduler.timesteps < timestep]
+    return later[0] if len(later) else None

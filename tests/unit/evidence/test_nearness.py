@@ -104,8 +104,6 @@ def test_settings_that_do_not_go_together_are_named() -> None:
         parts(config(refine=None))
     with pytest.raises(UserError, match=r"^corpus\.gate: an ablation compares first draws"):
         parts(config(corpus={"gate": {}}))
-    with pytest.raises(UserError, match=r"^sampling\.scheduler: pndm"):
-        parts(config(sampling={"scheduler": "pndm"}))
     with pytest.raises(UserError, match=r"strength=0\.01.*refine: strength x steps"):
         parts(config(ablate={"strengths": [0.01]}))
     with pytest.raises(UserError, match=r"ablate\.against"):
