@@ -1,11 +1,14 @@
-"""run.json: which corpus an output holds. Written once; another corpus under the same output is refused."""
+"""run.json: which corpus an output holds, and the version of all that is stored with it.
+
+Written once. Another corpus under the same output is refused, and so is a newer stored format.
+"""
 
 import json
 from typing import Any
 
 from busray import __version__
 from busray.identity import fingerprint
-from busray.layout import RUN
+from busray.layout import FORMAT, RUN
 from busray.records import UserError, to_json
 from busray.storage import Store
 
@@ -13,10 +16,12 @@ from busray.storage import Store
 def open_run(store: Store, identity: dict[str, Any]) -> str:
     """The fingerprint of the corpus; UserError naming each differing field where the output holds another one."""
     ours = fingerprint(identity)
-    record = {"fingerprint": ours, "identity": identity, "busray": __version__}
-    if store.read_or_none(RUN) is None:
+    stored = read_run(store)
+    if stored is None:
+        record = {"format": FORMAT, "fingerprint": ours, "identity": identity, "busray": __version__}
         store.put_once(RUN, to_json(record))
-    stored = json.loads(store.read(RUN))
+        stored = read_run(store)  # another driver may have been first
+        assert stored is not None
     if stored["fingerprint"] != ours:
         changed = differences(stored["identity"], identity)
         lines = "\n".join(f"  {key}: {change}" for key, change in changed.items())
@@ -24,6 +29,24 @@ def open_run(store: Store, identity: dict[str, Any]) -> str:
             f"output: {store.url} holds another corpus:\n{lines}\ngive another output, or take the old settings back"
         )
     return ours
+
+
+def read_run(store: Store) -> dict[str, Any] | None:
+    """run.json as a dict, None where there is none. A run.json without `format` is of format 1.
+
+    UserError where the format is newer than this busray can read.
+    """
+    data = store.read_or_none(RUN)
+    if data is None:
+        return None
+    record = json.loads(data)
+    version = record.get("format", 1)
+    if version not in range(1, FORMAT + 1):
+        raise UserError(
+            f"{store.url}: its {RUN} is of format {version}, written by busray {record.get('busray', 'unknown')}, and "
+            f"busray {__version__} reads formats up to {FORMAT}: install that busray or a newer one"
+        )
+    return record
 
 
 def differences(old: Any, new: Any) -> dict[str, str]:

@@ -1,6 +1,5 @@
-"""run.json says which corpus an output holds: another corpus under the same output is refused field by field."""
+"""A run opens with the settings and files that it started with; others are refused."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,9 @@ from safetensors.numpy import save_file
 from busray.cli import main
 from busray.config import Config
 from busray.config_file import validate
-from busray.corpus.record import differences, open_run
 from busray.data.phantom import write_dataset
 from busray.data.prepare import prepare
-from busray.identity import fingerprint
-from busray.layout import CONFIG, RUN
+from busray.layout import CONFIG
 from busray.model.adapters import LORA_FILE
 from busray.model.base import TINY
 from busray.records import UserError, to_json
@@ -25,59 +22,6 @@ from busray.run.checks import open_run as open_whole_run
 from busray.run.record import Run
 from busray.stages.finetune import finetune
 from busray.storage import Store
-
-IDENTITY: dict[str, Any] = {"seed": 7, "sampling": {"steps": 4, "scheduler": "ddim"}, "refine": None, "prompts": ["a"]}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "run"))
-
-
-def test_the_record_holds_the_fingerprint_and_what_went_into_it(store: Store) -> None:
-    assert open_run(store, IDENTITY) == fingerprint(IDENTITY)
-    record = json.loads(store.read(RUN))
-    assert record["fingerprint"] == fingerprint(record["identity"])
-
-
-def test_the_same_corpus_opens_again_and_rewrites_nothing(store: Store) -> None:
-    open_run(store, IDENTITY)
-    before = store.read(RUN)
-    assert open_run(store, dict(reversed(IDENTITY.items()))) == fingerprint(IDENTITY)
-    assert store.read(RUN) == before
-
-
-def test_another_corpus_is_refused_with_each_differing_field_and_nothing_is_changed(store: Store) -> None:
-    open_run(store, IDENTITY)
-    before = store.read(RUN)
-    changed = {**IDENTITY, "seed": 8, "sampling": {"steps": 5, "scheduler": "ddim"}, "refine": {"strength": 0.3}}
-    with pytest.raises(UserError) as caught:
-        open_run(store, changed)
-    message = str(caught.value)
-    assert "  seed: 7 there, 8 now\n" in message
-    assert "  sampling.steps: 4 there, 5 now\n" in message
-    assert "refine.strength: None there, 0.3 now" in message
-    assert "scheduler" not in message and "prompts" not in message
-    assert store.read(RUN) == before
-
-
-def test_of_two_corpora_opened_at_once_the_first_record_decides(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    put, raced = Store.put_once, []
-
-    def slow(self: Store, key: str, data: bytes) -> bool:
-        if not raced:
-            raced.append(key)
-            open_run(Store(self.url), {**IDENTITY, "seed": 8})
-        return put(self, key, data)
-
-    monkeypatch.setattr(Store, "put_once", slow)
-    with pytest.raises(UserError, match="seed: 8 there, 7 now"):
-        open_run(store, IDENTITY)
-
-
-def test_long_values_are_shortened_in_the_message() -> None:
-    (line,) = differences({"prompts": ["x" * 500]}, {"prompts": ["y" * 500]}).values()
-    assert len(line) < 200
 
 
 def test_a_run_from_before_a_setting_opens_with_that_settings_default_and_with_no_other(tmp_path: Path) -> None:
