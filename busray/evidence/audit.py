@@ -1,8 +1,7 @@
-"""The copy audit's statistics: a corpus's found rows to figures and sentences. Which images are copies: copies.py.
+"""Statistics of the copy audit: scores of searched images become figures. The search is copies.py.
 
-The gate is the count of copies, by a search that finds every training image planted as it is. AuthPct and C_T describe,
-and decide nothing: there is no value of theirs that tells copying from a model that is merely poor (Stein et al. 2023,
-arXiv 2306.04675).
+The gate counts copies. It passes only if the search also found every training image that was planted
+unchanged: a search that misses one proves nothing.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,7 +21,6 @@ from busray.evidence.copies import (
     thresholds,
 )
 from busray.evidence.stats.intervals import wilson
-from busray.evidence.stats.neighbours import nearest, radii
 from busray.records import CLASS_ALL, Figure, Interval
 
 CLOSEST = 12
@@ -187,53 +185,3 @@ def audit_spread(of: Evidence) -> dict[str, dict[str, Any]]:
         }
         for space, edges in of.tally.edges.items()
     }
-
-
-def auth_pct(images: np.ndarray, train: np.ndarray) -> float:
-    """Share of images [n, d] farther from their nearest training image than that one is from its own nearest other.
-
-    Alaa et al. 2022 (arXiv 2102.08921), there in percent.
-    """
-    at, distance = nearest(images, train)
-    return float((distance > np.sqrt(radii(train, 1))[at]).mean())
-
-
-def copying_z(images: np.ndarray, held_out: np.ndarray, train: np.ndarray) -> float:
-    """Mann-Whitney z of distances to train, images' [n, d] against held-out ones': below 0 images are nearer.
-
-    Z_U of Meehan et al. 2020 (arXiv 2004.05675); ties count half.
-    """
-    ours, theirs = nearest(images, train)[1], np.sort(nearest(held_out, train)[1])
-    below = np.searchsorted(theirs, ours, "left") + np.searchsorted(theirs, ours, "right")
-    n, m = len(ours), len(theirs)
-    return float((below.sum() / 2 - n * m / 2) / np.sqrt(n * m * (n + m + 1) / 12))
-
-
-def c_t(images: Mapping[str, np.ndarray], held_out: Mapping[str, np.ndarray], train: Mapping[str, np.ndarray]) -> float:
-    """Mean of copying_z over classes, weighted by held-out images: C_T of Meehan et al., a class being a cell."""
-    classes = [name for name in held_out if name in images and name in train]
-    weights = [len(held_out[name]) for name in classes]
-    return float(np.average([copying_z(images[c], held_out[c], train[c]) for c in classes], weights=weights))
-
-
-def description(
-    drawn: Mapping[str, np.ndarray], real: Mapping[str, Mapping[str, np.ndarray]], seed: int
-) -> list[tuple[str, str, float, int, int]]:
-    """(metric, side, value, n, training images) of AuthPct and C_T, of the drawn images and, beside them, of val.
-
-    drawn: class -> features; real: split -> class -> features. Train is subsampled to the test split's size, since both
-    depend on it; C_T holds the images against test.
-    """
-    rng = np.random.default_rng(seed)
-    train = {}
-    for name, rows in sorted(real["train"].items()):
-        wanted = min(len(rows), len(real["test"].get(name, ())))
-        train[name] = rows[np.sort(rng.choice(len(rows), wanted, replace=False))]
-    train = {name: rows for name, rows in train.items() if len(rows)}
-    pooled = np.concatenate(list(train.values()))
-    rows = []
-    for side, images in (("drawn", drawn), ("val", real["val"])):
-        n = sum(map(len, images.values()))
-        rows.append(("auth_pct", side, auth_pct(np.concatenate(list(images.values())), pooled), n, len(pooled)))
-        rows.append(("c_t", side, c_t(images, real["test"], train), n, len(pooled)))
-    return rows
