@@ -28,11 +28,11 @@ def main(folder: str, flags: list[str]) -> None:
         segmenter = json.loads(run.store.read(GEOMETRY_JSON))["segmenter"]
     for look in segmenter["looks"]:
         print(f"- step {look['step']}: Dice on val {look['dice']:.3f}, empty masks that agree counted as 1")
-    plain = [figure.to_dict() for figure in figures]
-    for f in (f for f in plain if f["metric"] == DICE):
-        low, high = f["interval"]
-        print(f"- Dice, {f['class']}: {f['value']:.3f} [{low:.3f}, {high:.3f}], {f['n_reference']} test images")
-    print(f"\n{markdown_table(*geometry_rows(plain))}")
+    for f in figures:
+        if f.metric == DICE and f.interval:
+            low, high = f.interval
+            print(f"- Dice, {f.class_name}: {f.value:.3f} [{low:.3f}, {high:.3f}], {f.n_reference} test images")
+    print(f"\n{markdown_table(*geometry_rows(figures))}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What the README shows of a run: its table as Markdown, and a picture of its first synthetic images.
+"""What the README shows of a run: its table as Markdown and a picture of its first synthetic images.
 
     python benchmarks/show_run.py runs/busi-tiny --picture benchmarks/busi-tiny.png
 
-The picture holds no real image: a class a row, the first images of its plan, each before refinement, where there was
-one, and after.
+The picture holds no real image. Each class is a row with the first images of its plan; of a refined
+run each image is shown before and after refinement.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from busray.report.tables import (
     by_extractor,
     class_rows,
     difference_rows,
+    figures_of,
     markdown_table,
     metrics_rows,
     neighbour_rows,
@@ -27,8 +28,8 @@ COLUMNS = 8
 STAGES = ("image_txt2img", "image")
 
 
-def rows(store: Store) -> tuple[list[str], dict[str, list[bytes | None]]]:
-    """A title a column, and class -> PNGs of its first images, those of a refined run before and after in turn."""
+def first_images(store: Store) -> tuple[list[str], dict[str, list[bytes | None]]]:
+    """(titles of the columns, class -> PNGs of its first images, before and after refinement in turn)."""
     shown: dict[str, list[bytes | None]] = {}
     columns = ["image"]
     for commit in sorted(read_commits(store), key=lambda c: (c.class_name, c.first)):
@@ -50,7 +51,7 @@ def main() -> None:
     report = json.loads(store.read("report.json"))
     print(f"`{report['run']['command']}`\n")
     print("".join(f"- {sentence}\n" for sentence in report["verdicts"]))
-    for measured in by_extractor(report["figures"]).values():
+    for measured in by_extractor(figures_of(report)).values():
         figures, clean = without_clean(measured)
         print(markdown_table(*metrics_rows(figures)))
         print(markdown_table(*class_rows(figures)))
@@ -61,7 +62,7 @@ def main() -> None:
         if clean:
             print(f"Against test images without burned-in annotations:\n\n{markdown_table(*metrics_rows(clean))}")
     if args.picture:
-        titles, shown = rows(store)
+        titles, shown = first_images(store)
         args.picture.write_bytes(contact_sheet(list(shown.values()), titles, row_labels=list(shown)))
 
 

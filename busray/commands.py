@@ -193,11 +193,10 @@ def _study(options: argparse.Namespace, flags: list[str]) -> int:
     from busray.layout import STUDY_CSV
     from busray.report.study import arm_rows, comparison_rows
 
-    plain = [figure.to_dict() for figure in figures]
     for reference in dict.fromkeys(figure.reference for figure in figures):
         told = f"{config.study.architecture}, {reference} images [95 % interval]"
-        print_table(f"Classifiers of real images, {told}", *arm_rows(plain, reference))
-        print_table(f"Comparisons, {told}", *comparison_rows(plain, reference))
+        print_table(f"Classifiers of real images, {told}", *arm_rows(figures, reference))
+        print_table(f"Comparisons, {told}", *comparison_rows(figures, reference))
     for sentence in sentences:
         print(sentence)
     print(f"figures: {config.output.rstrip('/')}/{STUDY_CSV}")
@@ -214,7 +213,7 @@ def _audit(options: argparse.Namespace, flags: list[str]) -> int:
     from busray.layout import AUDIT_JSON
     from busray.report.audit import audit_rows
 
-    print_table("Copies of training images", *audit_rows([figure.to_dict() for figure in figures]))
+    print_table("Copies of training images", *audit_rows(figures))
     print("\n".join(sentences))
     print(f"figures: {options.run.rstrip('/')}/{AUDIT_JSON}")
     return 0 if passes else 1
@@ -228,9 +227,11 @@ def _reopen(url: str, flags: list[str], tell: Any, *, needs_inception: bool = Fa
     import json
 
     from busray.config_file import with_flags
+    from busray.corpus.record import read_run
     from busray.layout import CONFIG
     from busray.storage import Store
 
+    read_run(Store(url))  # a newer format is refused before its settings are read
     stored = Store(url).read_or_none(CONFIG)
     if stored is None:
         raise UserError(f"{url}: no run there (no {CONFIG})")

@@ -30,15 +30,16 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 def print_figures(figures: list[Any], sentences: list[str]) -> None:
     from busray.report.classes import consistency_rows
-    from busray.report.tables import METRICS, by_extractor, headed, narrow_rows, without_clean
+    from busray.report.metrics import DISTANCES, METRICS
+    from busray.report.tables import by_extractor, narrow_rows, without_clean
 
-    plain, _ = without_clean([figure.to_dict() for figure in figures])
+    whole, _ = without_clean(figures)
     reference = next(figure.reference for figure in figures if figure.protocol == "synthetic-only")
-    for extractor, measured in by_extractor(plain).items():
-        for metric in (m for m in METRICS if any(f["metric"] == m for f in measured)):
-            heading = f"{headed(metric)} ({extractor}) against {reference} images, synthetic-only where not said else"
+    for extractor, measured in by_extractor(whole).items():
+        for metric in (name for name in DISTANCES if any(f.metric == name and not f.floor for f in measured)):
+            heading = f"{METRICS[metric].heading} ({extractor}) against {reference} images; synthetic-only unless noted"
             print_table(heading, *narrow_rows(measured, metric))
-    agreement = consistency_rows(plain)
+    agreement = consistency_rows(whole)
     if agreement[1]:
         print_table("Does a classifier of real images see each drawn image's class?", *agreement)
     for sentence in sentences:
@@ -48,18 +49,20 @@ def print_figures(figures: list[Any], sentences: list[str]) -> None:
 def print_ablation(report: dict[str, Any]) -> None:
     from busray.records import INCEPTION
     from busray.report.ablation import compared, configuration_rows, nearness_rows, sweep_rows
-    from busray.report.tables import difference_rows, headed, narrow_rows
+    from busray.report.metrics import METRICS
+    from busray.report.tables import difference_rows, figures_of, narrow_rows
 
-    ablation, figures = report["ablation"], compared(report)
+    ablation, every = report["ablation"], figures_of(report)
+    figures = compared(every, ablation)
     for metric in ("fid", "kid"):
-        heading = f"{headed(metric)} against {ablation['reference']} images, synthetic-only where nothing else is said"
+        heading = f"{METRICS[metric].heading} against {ablation['reference']} images; synthetic-only unless noted"
         print_table(heading, *narrow_rows(figures, metric))
     for note in ablation["notes"]:
         print(note)
-    overall = [f for f in figures if (f["class"], f["extractor"]) == ("all", INCEPTION)]
+    overall = [f for f in figures if (f.class_name, f.extractor) == ("all", INCEPTION)]
     print_table("Seed-paired KID differences", *difference_rows(overall))
     print_table("Copying and class drift", *nearness_rows(figures, ablation["arms"], ablation["held_out"]))
-    sweeps = sweep_rows(report["figures"], ablation["curves"], ablation["sweep_reference"])
+    sweeps = sweep_rows(every, ablation["curves"], ablation["sweep_reference"])
     print_table(f"Sweeps, against {ablation['sweep_reference']} images", *sweeps)
     print_table("Every configuration tried", *configuration_rows(ablation["configurations"]))
     for sentence in report["verdicts"]:

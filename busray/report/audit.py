@@ -1,35 +1,27 @@
 """The copy audit's part of report.html: what it found in words, its figures, the closest pairs side by side."""
 
-import base64
 import math
-from collections.abc import Sequence
-from html import escape as _e
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from busray.evidence.audit import Evidence, Sighting
-from busray.evidence.copies import (
-    FALSE_ALARMS,
-    IDENTICAL,
-)
+from busray.evidence.copies import FALSE_ALARMS, IDENTICAL
 from busray.evidence.stats.intervals import wilson
-from busray.report.html import folded, scale, svg, table, text, ticks
-
-Json = dict[str, Any]
-
-
-NAMES = {
-    "copies": "share of the corpus that copies a training image",
-    "copy_false_positives": "share of clusters of real images held out with one taken for a copy",
-    "copy_false_alarms_expected": "false alarms allowed in the corpus",
-    "copy_threshold_image": "score above which an image is a copy",
-    "copy_threshold_lesion": "score above which its lesion is one",
-    "copy_sensitivity": "share of planted copies found",
-    "training_images_copied": "share of training images copied by as much of the corpus",
-    "near_duplicates_inside": "share of n sampled images with a near-duplicate among those n",
-    "auth_pct": "AuthPct, as a share (description only)",
-    "c_t": "C_T; below 0: nearer to train than test images are (description only)",
-}
-
+from busray.records import Figure
+from busray.report.html import (
+    Plot,
+    columns,
+    figure,
+    folded,
+    heading,
+    image,
+    paragraph,
+    section,
+    sentence_list,
+    table,
+    ticks,
+)
+from busray.report.metrics import METRICS, arms_text
+from busray.report.tables import Json, Table, figures_of
 
 SPACE_NAMES = {
     "image": ("The whole image", "score of the nearest training image (higher is nearer)"),
@@ -39,163 +31,154 @@ SPACE_NAMES = {
 """space -> title and axis of its plot"""
 
 
-TOP, BOTTOM = 40.0, 180.0
-"""Of a plot."""
-
-
-def audit_rows(figures: list[Json]) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows) of the audit's figures."""
+def audit_rows(figures: Sequence[Figure]) -> Table:
+    """The audit's figures; metrics that only old audits have are left out."""
     rows = []
     for f in figures:
-        interval = f"[{f['interval'][0]:.4f}, {f['interval'][1]:.4f}]" if f["interval"] else ""
-        rows.append([NAMES[f["metric"]], f["arm"], f"{f['value']:.4f}", interval, f["n"], f["n_reference"]])
-    return ["figure", "of", "value", "95 % interval", "n", "training images"], [[str(c) for c in row] for row in rows]
+        if f.metric in METRICS:
+            metric = METRICS[f.metric]
+            interval = metric.interval(f.interval) if f.interval else ""
+            cells = (metric.title, arms_text(f), metric.number(f.value), interval, str(f.n), str(f.n_reference))
+            rows.append(list(cells))
+    return Table(["figure", "of", "value", "95 % interval", "n", "training images"], rows)
 
 
 def of_now(audit: Json, images: int) -> Json:
-    """An audit as a report of so many images of the corpus holds it: `outdated` says where it was of fewer, else None.
+    """The audit for a report of a corpus with so many images: `outdated` says if it was of fewer, else None.
 
-    Images are only ever added to a corpus, so their number tells.
+    Images are only ever added to a corpus, so comparing their number is enough.
     """
-    audited = next(f["n"] for f in audit["figures"] if f["metric"] == "copies")
-    said = (
+    audited = next(f.n for f in figures_of(audit) if f.metric == "copies")
+    note = (
         f"The audit is of an earlier state of this corpus ({audited:,} of {images:,} images): run `busray audit` again."
     )
-    return {**audit, "outdated": said if audited < images else None}
+    return {**audit, "outdated": note if audited < images else None}
 
 
 def copies_section(audit: Json, panels: bytes | None) -> str:
     """Empty where there was no audit. panels: PNG of the closest pairs."""
     if not audit:
         return ""
-    sentences = [*([audit["outdated"]] if audit.get("outdated") else []), *audit["sentences"]]
-    said = "".join(f"<li>{_e(sentence)}</li>" for sentence in sentences)
-    drawing = ""
-    if panels:
-        source = base64.b64encode(panels).decode()
-        drawing = (
-            f'<figure><img src="data:image/png;base64,{source}" style="max-width:100%" alt="closest pairs">'
-            "<figcaption>The closest pairs: an image of the corpus, and beside it the training image that it is "
-            "nearest to (mirrored where its mirror image is). Closest does not mean copied.</figcaption></figure>"
-        )
-    return (
-        f'<section><h2>Copies of training images</h2><ul class="verdicts">{said}</ul>'
-        "<p>Each image's nearest training images, by squares of their pixels at many scales and places (also mirrored, "
-        "and lesions alone) and by features, are aligned with it and compared in fine detail. Thresholds are from real "
-        "images that are in no training set.</p>"
-        + table(*audit_rows(audit["figures"]))
-        + _spread(audit.get("spread") or {})
-        + drawing
-        + folded("The closest pairs", table(audit["closest"]["columns"], audit["closest"]["rows"], "words"))
-        + "</section>"
+    outdated = [audit["outdated"]] if audit.get("outdated") else []
+    method = (
+        "The search finds each image's nearest training images in two ways: by squares of their pixels at many scales "
+        "and places (also mirrored, and lesions alone), and by features. It aligns these with the image and compares "
+        "them in fine detail. The thresholds come from real images that are in no training set."
     )
+    caption = (
+        "The closest pairs: an image of the corpus, and beside it the nearest training image (mirrored where the "
+        "mirrored one is nearer). Closest does not mean copied."
+    )
+    parts = [
+        sentence_list([*outdated, *audit["sentences"]]),
+        paragraph(method),
+        table(*audit_rows(figures_of(audit))),
+        _histograms(audit.get("spread") or {}),
+        figure(image(panels, "closest pairs"), caption) if panels else "",
+        folded("The closest pairs", table(audit["closest"]["columns"], audit["closest"]["rows"], "words")),
+    ]
+    return section("Copies of training images", "".join(parts))
 
 
-def _spread(spaces: Json) -> str:
-    """A plot a space; empty for audits of before these were counted."""
-    plots = "".join(_space_plot(*SPACE_NAMES[space], counted) for space, counted in spaces.items())
-    return f'<h3>Nearest training images</h3><div class="columns">{plots}</div>' if plots else ""
+def _histograms(spaces: Json) -> str:
+    """A plot a space; empty for old audits, which have no counts."""
+    plots = "".join(_histogram(*SPACE_NAMES[space], counts) for space, counts in spaces.items())
+    return heading("Nearest training images") + columns(plots) if plots else ""
 
 
-def _space_plot(title: str, axis: str, counted: Json) -> str:
-    """Shares of real images held out (filled) and of the corpus (line) in each bin, with the threshold.
+def _histogram(title: str, axis: str, counts: Json) -> str:
+    """Shares of held-out real images (filled) and of the corpus (line) in each bin, with the threshold.
 
-    The shares' axis is logarithmic: a copy in a million images is to be seen.
+    The axis of the shares is logarithmic, so that one copy in a million images can be seen.
     """
-    real, ours, threshold = counted["held_out"], counted["corpus"], counted["threshold"]
-    width = (counted["ends"][1] - counted["ends"][0]) / len(real)
-    held = [counted["ends"][0] + i * width for i, both in enumerate(zip(real, ours, strict=True)) if any(both)]
-    low, high = min(held), max(held) + width
+    real, corpus, threshold = counts["held_out"], counts["corpus"], counts["threshold"]
+    start, end = counts["ends"]
+    width = (end - start) / len(real)
+    filled = [i for i, pair in enumerate(zip(real, corpus, strict=True)) if any(pair)]
+    low, high = start + filled[0] * width, start + (filled[-1] + 1) * width
     if threshold is not None:
         low, high = min(low, threshold - width), max(high, threshold + width)
-    decades = math.ceil(math.log10(max(sum(real), sum(ours)))) or 1
-    x, y = scale(low, high, 52, 392), scale(-decades - 0.3, 0, BOTTOM, TOP)
-    marks = ""
-    for decade in range(-decades, 1):
-        marks += f'<path class="rule" d="M52 {y(decade):.1f}H392"/>'
-        marks += text(46, y(decade) + 4, f"{10.0**decade:g}", "soft", "end")
-    for t in ticks(low, high):
-        marks += text(x(t), BOTTOM + 16, f"{t:g}", "soft", "middle")
-    for colour, counts, fill in ((0, real, 0.3), (1, ours, 0.0)):
-        line = _steps(
-            [
-                (
-                    x(counted["ends"][0] + i * width),
-                    x(counted["ends"][0] + (i + 1) * width),
-                    y(math.log10(count / sum(counts))),
-                )
-                for i, count in enumerate(counts)
-                if count
-            ]
-        )
-        marks += f'<g class="c{colour}"><path stroke="currentColor" stroke-width="1.5" fill="currentColor" '
-        marks += f'fill-opacity="{fill}" d="{line}"/></g>'
-    marks += _key(52, 0, 0.3, "real, held out") + _key(170, 1, 0.0, "corpus")
+    decades = math.ceil(math.log10(max(sum(real), sum(corpus)))) or 1
+    plot = Plot((low, high), (-decades - 0.3, 0), right=392, top=40)
+    plot.y_axis(range(-decades, 1), lambda decade: f"{10.0**decade:g}")
+    plot.x_axis(ticks(low, high), axis)
+    for colour, of_side, opacity in ((0, real, 0.3), (1, corpus, None)):
+        plot.stroke(_outline(plot, start, width, of_side), colour, opacity)
+    _legend(plot, 52, 0, 0.3, "real, held out")
+    _legend(plot, 170, 1, None, "corpus")
+    decides = "This space has no threshold and decides nothing."
     if threshold is not None:
-        marks += f'<path class="floor" d="M{x(threshold):.1f} {TOP - 8}V{BOTTOM}"/>'
-        marks += text(
-            x(threshold), TOP - 12, f"threshold {threshold:.3f}", anchor="end" if x(threshold) > 220 else "start"
-        )
-    marks += text(222, BOTTOM + 34, axis, "soft", "middle")
-    decides = "Nothing is decided by it, so it has no threshold."
-    if threshold is not None:
-        decides = "What lies beyond the dashed line is a copy; a bin that the line cuts may hold both."
-    n = f"n = {sum(real):,} real images held out and {sum(ours):,} of the corpus"
-    legend = f"Share of images in a bin, on a logarithmic axis; {n}. {decides}"
-    drawing = svg(400, BOTTOM + 40, f"{title}: how near training images are", marks)
-    return f"<figure><h3>{title}</h3>{drawing}<figcaption>{legend}</figcaption></figure>"
+        plot.floor_up(threshold, plot.top - 8, plot.bottom)
+        anchor = "end" if plot.x(threshold) > 220 else "start"
+        plot.text(plot.x(threshold), plot.top - 12, f"threshold {threshold:.3f}", anchor=anchor)
+        decides = "Images beyond the dashed line are copies; a bin that the line cuts may hold both."
+    n = f"n = {sum(real):,} held-out real images and {sum(corpus):,} of the corpus"
+    caption = f"Share of images in a bin, on a logarithmic axis; {n}. {decides}"
+    return figure(plot.drawing(f"{title}: how near training images are"), caption, title)
 
 
-def _steps(bars: Sequence[tuple[float, float, float]]) -> str:
-    """The outline of bars (left, right, top), those that touch as one."""
-    path, at = "", None
-    for left, right, top in bars:
-        touches = at is not None and abs(left - at) < 0.01
-        path += f"V{top:.1f}" if touches else f"{'' if at is None else f'V{BOTTOM:g}'}M{left:.1f} {BOTTOM:g}V{top:.1f}"
-        path += f"H{right:.1f}"
-        at = right
-    return f"{path}V{BOTTOM:g}"
+def _outline(plot: Plot, start: float, width: float, counts: Sequence[int]) -> str:
+    """The outline of a histogram's bars as an SVG path; bars that touch are one shape."""
+    path, last_right = "", None
+    for i, count in enumerate(counts):
+        if not count:
+            continue
+        left, right = plot.x(start + i * width), plot.x(start + (i + 1) * width)
+        top = plot.y(math.log10(count / sum(counts)))
+        if last_right is None or abs(left - last_right) >= 0.01:
+            close = "" if last_right is None else f"V{plot.bottom:g}"
+            path += f"{close}M{left:.1f} {plot.bottom:g}"
+        path += f"V{top:.1f}H{right:.1f}"
+        last_right = right
+    return f"{path}V{plot.bottom:g}"
 
 
-def _key(left: float, colour: int, fill: float, words: str) -> str:
-    swatch = f'<rect x="{left}" y="3" width="14" height="10" fill="currentColor" fill-opacity="{fill}" '
-    return f'<g class="c{colour}">{swatch}stroke="currentColor" stroke-width="1.5"/></g>' + text(left + 20, 12, words)
+def _legend(plot: Plot, left: float, colour: int, opacity: float | None, words: str) -> None:
+    plot.stroke(f"M{left} 3h14v10h-14Z", colour, opacity)
+    plot.text(left + 20, 12, words)
 
 
 def audit_sentences(of: Evidence) -> list[str]:
     """The verdict with the search's sensitivity first, then how far it can be trusted."""
-    n, copies, training = of.tally.images, of.tally.copies, of.training
-    wrong, units = of.false_positives
-    low, high = wilson(wrong, units)
-    found = ", ".join(f"{name} {hits / len(of.planted[name]):.0%}" for name, hits in of.found.items())
-    if copies:
-        verdict = f"{copies} of {n:,} images copy one of {training} training images ({len(of.tally.copied)} copied)"
-    elif of.sees:
-        verdict = f"none of {n:,} images was found to copy one of {training} training images"
-    else:
-        verdict = (
-            f"no verdict on {n:,} images, since the search misses training images planted among them as they are, "
-            f"{of.found.get(IDENTICAL, 0)} of {len(of.planted.get(IDENTICAL, ()))} found"
-        )
-    said = [
-        f"Copies: {verdict}; found of planted copies: {found or 'nothing was planted'}.",
-        f"False alarms allowed among {n:,} images: {FALSE_ALARMS:g}, kept if the scores of images that are no copies "
-        f"follow the law fitted to {len(of.held_out)} real images held out; of their {units} clusters {wrong} have one "
-        f"above the thresholds (95 % interval of the rate {low:.2%} to {high:.2%}).",
+    n = of.tally.images
+    false_alarms, units = of.false_positives
+    low, high = wilson(false_alarms, units)
+    planted = ", ".join(f"{name} {hits / len(of.planted[name]):.0%}" for name, hits in of.found.items())
+    sentences = [
+        f"Copies: {_verdict(of)}; planted copies found: {planted or 'nothing was planted'}.",
+        f"False alarms allowed among {n:,} images: {FALSE_ALARMS:g}. This holds if the scores of images that copy "
+        f"nothing follow the distribution fitted to {len(of.held_out)} held-out real images. Of their {units} "
+        f"independent units, {false_alarms} have an image above the thresholds (95 % interval of the rate {low:.2%} to "
+        f"{high:.2%}).",
     ]
-    if of.inside[1]:
-        said.append(
-            f"Inside the corpus: of {of.inside[1]} images sampled from {n:,}, {of.inside[0]} have a near-duplicate "
-            f"among those {of.inside[1]}."
+    duplicates, sampled = of.inside
+    if sampled:
+        sentences.append(
+            f"Inside the corpus: of {sampled} images sampled from {n:,}, {duplicates} have a near-duplicate among "
+            f"those {sampled}."
         )
-    return said
+    return sentences
 
 
-def closest_rows(closest: Sequence[Sighting], files: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows) of the closest pairs; files: of the training images."""
-    columns = ["image", "training image", "what", "score", "over its threshold by"]
+def _verdict(of: Evidence) -> str:
+    n, copies = of.tally.images, of.tally.copies
+    if copies:
+        return f"{copies} of {n:,} images copy one of {of.training} training images ({len(of.tally.copied)} copied)"
+    if of.sees:
+        return f"none of {n:,} images was found to copy one of {of.training} training images"
+    found, planted = of.found.get(IDENTICAL, 0), len(of.planted.get(IDENTICAL, ()))
+    return (
+        f"no verdict on {n:,} images, because the search misses exact copies of training images planted among them "
+        f"({found} of {planted} found)"
+    )
+
+
+def closest_rows(closest: Iterable[Sighting], files: Sequence[str]) -> Table:
+    """The closest pairs; files: of the training images."""
     rows = []
-    for s in closest:
-        what = ("mirrored " if s.mirrored else "") + s.kind
-        rows.append([f"{s.class_name} {s.index}", files[s.original], what, f"{s.score:.3f}", f"{s.excess:+.3f}"])
-    return columns, rows
+    for sighting in closest:
+        what = ("mirrored " if sighting.mirrored else "") + sighting.kind
+        image_of_corpus = f"{sighting.class_name} {sighting.index}"
+        scores = (f"{sighting.score:.3f}", f"{sighting.excess:+.3f}")
+        rows.append([image_of_corpus, files[sighting.original], what, *scores])
+    return Table(["image", "training image", "what", "score", "over its threshold by"], rows)

@@ -1,8 +1,8 @@
-"""The data-set card: what a corpus is and what was measured of it, as Markdown with Hugging Face's header.
+"""The data-set card: what a corpus is and what was measured on it, as Markdown with Hugging Face's header.
 
-It follows the scorecard of Zamzmi et al. (2025, doi 10.1038/s44172-025-00450-1) and its seven Cs. Nothing is stated
-that the run's records do not hold: what nobody declared reads "undeclared", what nobody measured "not measured". No
-path of a machine is in it.
+It follows the scorecard of Zamzmi et al. (2025, doi 10.1038/s44172-025-00450-1) and its seven Cs. It states only what
+the run's records hold: what nobody declared reads "undeclared", what nobody measured "not measured". It contains no
+path of a machine.
 """
 
 import re
@@ -17,11 +17,10 @@ from busray.corpus.arms import gated_arm, released_arm
 from busray.data.split import SPLITS
 from busray.evidence.classes import AFTER_GATE, FIRST_DRAW, SEEN_AS
 from busray.layout import MANIFEST
-from busray.records import REAL, TOLD_APART
+from busray.records import REAL, SEPARABILITY_AUC, Figure
 from busray.report.audit import of_now
-from busray.report.tables import markdown_table
-
-Json = dict[str, Any]
+from busray.report.metrics import NONE
+from busray.report.tables import Json, figures_of, markdown_table
 
 
 UNDECLARED = "undeclared"
@@ -31,7 +30,7 @@ NOT_MEASURED = "Not measured.\n"
 
 
 PROTOCOLS = ("synthetic-only", "real-against-real")
-"""The mixture of real and synthetic images is left out: it says little of the synthetic ones."""
+"""Without the mixture of real and synthetic images, which describes the synthetic ones poorly."""
 
 
 FLOORS = (REAL, *(f"{REAL} {split}" for split in SPLITS))
@@ -39,10 +38,10 @@ FLOORS = (REAL, *(f"{REAL} {split}" for split in SPLITS))
 
 
 MODELS = (FIRST_DRAW, AFTER_GATE, "single-split")
-"""Protocols of what classifiers see in the corpus and, on real test images, of what these and the segmenter reach."""
+"""Protocols of classifiers and segmenter: what they see in the corpus, how good they are on real test images."""
 
 
-CONGRUENCE = ("fid", "fid_infinity", "kid", "kid_p_value", TOLD_APART, "precision", "density")
+CONGRUENCE = ("fid", "fid_infinity", "kid", "kid_p_value", SEPARABILITY_AUC, "precision", "density")
 
 
 COVERAGE = ("recall", "coverage")
@@ -85,12 +84,13 @@ def data_card(report: Json, config: Config, shards: Sequence[Mapping[str, Any]],
     """
     counts = {name: sum(row["rows"] for row in shards if row["class"] == name) for name in config.classes}
     arm = gated_arm(config) or released_arm(config)
-    figures = [f for f in report["figures"] if f["arm"] in (arm, *FLOORS) and f["protocol"] in PROTOCOLS]
-    if not any(f["arm"] == arm for f in figures):
-        figures = []  # the floor alone says nothing of this corpus
-    ours = (arm, released_arm(config), REAL)  # a gated corpus's first draws are of the released arm
-    models = [f for f in report["figures"] if f["arm"] in ours and f["protocol"] in MODELS]
-    models = [f for f in models if not f["metric"].startswith(SEEN_AS)]  # cells of a matrix, which the report draws
+    measured = [f for f in figures_of(report) if f.against is None]
+    figures = [f for f in measured if f.arm in (arm, *FLOORS) and f.protocol in PROTOCOLS]
+    if not any(f.arm == arm for f in figures):
+        figures = []  # the floor alone does not describe this corpus
+    judged = (arm, released_arm(config), REAL)  # a gated corpus's first draws are of the arm before the gate
+    models = [f for f in measured if f.arm in judged and f.protocol in MODELS]
+    models = [f for f in models if not f.metric.startswith(SEEN_AS)]  # cells of a matrix, which the report draws
     parts = [
         _header(config, counts),
         f"# {config.name}: synthetic breast-ultrasound images\n",
@@ -157,26 +157,26 @@ def _seven_cs(
     config: Config,
     counts: Mapping[str, int],
     shards: Sequence[Mapping[str, Any]],
-    figures: Sequence[Json],
+    figures: Sequence[Figure],
     arm: str,
 ) -> list[str]:
-    near, wide = filter(_is_near, figures), filter(_is_wide, figures)
     rejects = sum(row["rejects"] for row in shards)
     planned = sum(row["count"] for row in shards)
     measured = report["corpus"]["committed"]
     grown = "" if measured == sum(counts.values()) else f" The corpus held {measured} images when this was measured."
     return [
         "## Congruence\n\n"
-        f"Nearness to real images: the arm `{arm}` is this corpus, `real` holds real images against real images, the "
-        f"floor. Compare rows of equal protocol and n only; FID depends on n.{grown}\n\n" + _table(list(near)),
-        "## Coverage\n\nHow much of the real images' variety is reached (Kynkäänniemi et al. 2019, Naeem et al. "
-        "2020).\n\n" + _table(list(wide)),
-        "## Constraint\n\nAnatomy and physics constrain nothing while images are drawn: none was checked for plausible "
+        f"Nearness to real images. The arm `{arm}` is this corpus; `real` is real images against other real images, the "
+        f"floor. Compare rows of equal protocol and n only; FID depends on n.{grown}\n\n"
+        + _table(list(filter(_is_near, figures))),
+        "## Coverage\n\nHow much of the variety of real images the corpus reaches (Kynkäänniemi et al. 2019, Naeem et al. "
+        "2020).\n\n" + _table(list(filter(_is_wide, figures))),
+        "## Constraint\n\nNo rule of anatomy or physics constrains the generation. No image was checked for plausible "
         "anatomy, by a rule or by a sonographer, unless a figure under Further evidence says so.\n",
         "## Completeness\n\n"
         f"Each image has its class, prompt, seeds, index and id; {rejects} of {planned} planned images were "
         "quarantined and are recorded with the reason. There are no lesion masks, no patient attributes and no "
-        "acquisition parameters. The class is what was asked for in drawing, not what a reader found.\n",
+        "acquisition parameters. The class is the requested one, not a reader's finding.\n",
         "## Compliance\n\n"
         + _base_license(report)
         + _copies(report, sum(counts.values()))
@@ -191,25 +191,25 @@ def _seven_cs(
 
 
 def _copies(report: Json, images: int) -> str:
-    """What the audit found of the corpus, which now has so many images."""
+    """What the audit found; the corpus now has so many images."""
     audit = report.get("audit")
     if not audit:
-        return "Not audited: whether images repeat training images is not known (`busray audit` tells).\n"
+        return "Not audited: whether images repeat training images is not known (run `busray audit`).\n"
     now = of_now(audit, images)  # the corpus may have grown since the report was written
     return "Whether images repeat training images, by `busray audit`:\n\n" + _list([now["outdated"], *now["sentences"]])
 
 
-def _further(report: Json, figures: Sequence[Json], models: Sequence[Json]) -> str:
+def _further(report: Json, figures: Sequence[Figure], models: Sequence[Figure]) -> str:
     study = report.get("study")
-    found = _list([study.get("outdated"), *study["sentences"]]) if study else None
+    downstream = "Not studied: what the images are worth to a classifier is not known (run `busray study`).\n"
+    if study:
+        downstream = _list([study.get("outdated"), *study["sentences"]])
     return (
         _table([f for f in figures if not _is_near(f) and not _is_wide(f)])
-        + "\n### Classifiers and segmenter\n\nWhether a classifier of real images, the judge, sees the class that was "
-        "asked for (before any rejection: first-draw; after-gate images are selected to agree); what it, a class gate "
-        "and the segmenter of lesions reach on real test images (Dice), n being the images they were trained on.\n\n"
-        + _table(models)
-        + "\n### Downstream study\n\n"
-        + (found or "Not studied: what the images are worth to a classifier is not known (`busray study` tells).\n")
+        + "\n### Classifiers and segmenter\n\nWhether a classifier of real images, the judge, sees the requested class "
+        "(first-draw: before any rejection; after-gate: images selected to agree). The accuracy of the judge and of a "
+        "class gate, and the Dice of the segmenter of lesions, on real test images; there n is the number of images "
+        "they were trained on.\n\n" + _table(models) + "\n### Downstream study\n\n" + downstream
     )
 
 
@@ -217,43 +217,29 @@ def _list(sentences: Sequence[str | None]) -> str:
     return "".join(f"- {' '.join(sentence.split())}\n" for sentence in sentences if sentence)
 
 
-def _is_near(figure: Json) -> bool:
-    return _metric(figure) in CONGRUENCE or figure["metric"].startswith(OTHER_DISTANCES)
+def _is_near(figure: Figure) -> bool:
+    return figure.metric in CONGRUENCE or figure.metric.startswith(OTHER_DISTANCES)
 
 
-def _is_wide(figure: Json) -> bool:
-    return _metric(figure) in COVERAGE
+def _is_wide(figure: Figure) -> bool:
+    return figure.metric in COVERAGE
 
 
-def _metric(figure: Json) -> str:
-    return figure["metric"].removesuffix("_floor")
-
-
-def _table(figures: Sequence[Json]) -> str:
+def _table(figures: Sequence[Figure]) -> str:
+    """Figures under their stored names, unrounded to five digits: for those who read report.json too."""
     if not figures:
         return NOT_MEASURED
     columns = ["metric", "class", "arm", "value", "95 % interval", "n", "against", "protocol", "extractor"]
-    rows = [
-        [
-            f["metric"],
-            f["class"],
-            f["arm"],
-            f"{f['value']:.5g}",
-            f"{f['interval'][0]:.5g} to {f['interval'][1]:.5g}{_parts(f)}" if f["interval"] else "–",
-            str(f["n"]),
-            f"{f['n_reference']} {f['reference']}",
-            f["protocol"],
-            f["extractor"],
-        ]
-        for f in figures
-    ]
+    rows = []
+    for f in figures:
+        stored, interval = f.to_dict(), NONE
+        if f.interval:
+            interval = f"{f.interval[0]:.5g} to {f.interval[1]:.5g}"
+        if f.interval and f.replicates:
+            interval += f" (spread over {f.replicates} parts of the synthetic images)"
+        row = [stored["metric"], f.class_name, stored["arm"], f"{f.value:.5g}", interval]
+        rows.append([*row, str(f.n), f"{f.n_reference} {f.reference}", f.protocol, f.extractor])
     return markdown_table(columns, rows)
-
-
-def _parts(figure: Json) -> str:
-    """Of a spread, what it is over."""
-    parts = figure.get("replicates")
-    return f" (spread over {parts} parts of the drawn images)" if parts else ""
 
 
 def _made(report: Json, config: Config) -> str:

@@ -1,103 +1,100 @@
 """Lesion geometry in words, tables and its section of the report."""
 
-import base64
-from collections.abc import Sequence
-from html import escape as _e
+from collections.abc import Mapping, Sequence
 
 from busray.evidence.lesions import DICE, FOUND, TALLER
 from busray.records import CLASS_ALL, Figure
-from busray.report.html import table
-from busray.report.tables import NONE, Json
+from busray.report.html import figure, image, paragraph, section, table
+from busray.report.metrics import METRICS, NONE, p_text
+from busray.report.tables import Table
 from busray.vision.lesion_shape import MEASURES, TRUE
+
+P_VALUE = "_p_value"
 
 
 def geometry_sentences(figures: Sequence[Figure], reason: str | None) -> list[str]:
-    """The segmenter's Dice, and which arms' lesions differ from real test ones in size or shape beyond chance; or why
-    there are no figures."""
+    """The segmenter's Dice, and which arms' lesions differ from real ones in size or shape; or why none is known."""
     if reason:
         return [f"Lesion geometry is not measured: {reason}."]
-    trust = next((f for f in figures if (f.metric, f.class_name) == (DICE, CLASS_ALL)), None)
-    if trust is None or trust.interval is None:
+    dice = next((f for f in figures if (f.metric, f.class_name) == (DICE, CLASS_ALL)), None)
+    if dice is None or dice.interval is None:
         return []
-    low, high = trust.interval
-    said = [
-        f"Lesion geometry is by pseudo-masks; on real test images with lesions they reach a mean Dice of "
-        f"{trust.value:.2f} [{low:.2f}, {high:.2f}]."
+    sentences = [
+        "Lesion geometry is measured on pseudo-masks. On real test images with lesions these reach a mean Dice of "
+        f"{METRICS[DICE].text(dice)}."
     ]
-    ends = "_p_value"
-    tested = [f for f in figures if f.metric.startswith("lesion_") and f.metric.endswith(ends)]
-    tested = [f for f in tested if f.reference == "test"]
-    apart = [f for f in tested if f.value <= 0.05 / len(tested)]
+    tested = [f for f in figures if _is_lesion_test(f)]
     if tested:
-        named = ", ".join(
-            f"{f.arm} {f.class_name} {f.metric.removeprefix('lesion_').removesuffix(ends)}" for f in apart
-        )
-        said.append(
-            f"Lesions that differ from real ones beyond chance (permutations, 5 % over all {len(tested)} comparisons, "
+        # Bonferroni: with a level of 5 % over all comparisons, each has its share of it
+        different = [f for f in tested if f.value <= 0.05 / len(tested)]
+        named = ", ".join(f"{f.arm} {f.class_name} {_measure(f)}" for f in different)
+        sentences.append(
+            f"Lesions that differ from real ones (permutation tests, 5 % over all {len(tested)} comparisons, "
             f"Bonferroni): {named or 'none'}."
         )
-    return said
+    return sentences
 
 
-def geometry_rows(figures: Sequence[Json]) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows): a row for each class and arm; real images by true masks, by pseudo-masks, those of the floor."""
-    mine = [f for f in figures if f["metric"].startswith("lesion_") and f["metric"] != DICE]
-    found = {(f["class"], f["arm"], f["extractor"], f["metric"].removesuffix("_floor")): f for f in mine}
-    columns = ["class", "arm", "masks", "images", "with lesion", "lesions", "area (% of content)", "height / width"]
-    columns += ["taller than wide", "ellipticity", *(f"distance of {measure} (p)" for measure in MEASURES)]
+def _is_lesion_test(f: Figure) -> bool:
+    """Whether it is a p-value of an arm's lesions against those of the test images."""
+    named = f.metric.startswith("lesion_") and f.metric.endswith(P_VALUE)
+    return named and f.reference == "test" and not f.floor
+
+
+def _measure(test: Figure) -> str:
+    return test.metric.removeprefix("lesion_").removesuffix(P_VALUE)
+
+
+def geometry_rows(figures: Sequence[Figure]) -> Table:
+    """A row for each class and arm; real images by true masks, by pseudo-masks, and those of the floor."""
+    found: dict[tuple[str, str, str], dict[str, Figure]] = {}
+    for f in sorted(figures, key=lambda f: f.class_name):
+        if f.metric.startswith("lesion_") and f.metric != DICE:
+            found.setdefault((f.class_name, f.arm, f.extractor), {})[f.metric] = f
+    shares = ("lesion_area", "lesion_aspect", TALLER, "lesion_ellipticity")
     rows = []
-    for name, arm, extractor in dict.fromkeys(key[:3] for key in sorted(found, key=lambda key: key[0])):
-
-        def at(metric: str, key: tuple[str, str, str] = (name, arm, extractor)) -> Json | None:
-            return found.get((*key, metric))
-
-        there, area = at(FOUND), at("lesion_area")
-        assert there is not None
-        cells = [str(there["n"]), _cell(there, 100, 0), str(area["n"]) if area else NONE, _cell(area, 100, 1)]
-        cells += [_cell(at("lesion_aspect"), 1, 2), _cell(at(TALLER), 100, 0), _cell(at("lesion_ellipticity"), 1, 2)]
-        for measure, factor, decimals in (("area", 100, 1), ("aspect", 1, 2), ("ellipticity", 1, 3)):
-            far, chance = at(f"lesion_{measure}_distance"), at(f"lesion_{measure}_p_value")
-            told = f"{factor * far['value']:.{decimals}f} ({_chance(chance['value'])})" if far and chance else NONE
-            cells.append(told)
-        rows.append([name, arm, "true" if extractor == TRUE else "pseudo", *cells])
-    return columns, rows
+    for (name, arm, extractor), by_metric in found.items():
+        images, lesions = by_metric[FOUND], by_metric.get("lesion_area")
+        row = [name, arm, "true" if extractor == TRUE else "pseudo", str(images.n), METRICS[FOUND].text(images)]
+        row.append(str(lesions.n) if lesions else NONE)
+        row += [METRICS[metric].text(by_metric.get(metric)) for metric in shares]
+        rows.append(row + [_distance(by_metric, measure) for measure in MEASURES])
+    columns = ["class", "arm", "masks", "images", METRICS[FOUND].title, "lesions"]
+    columns += [METRICS[metric].title for metric in shares]
+    return Table(columns + [METRICS[f"lesion_{measure}_distance"].title for measure in MEASURES], rows)
 
 
-def _chance(p_value: float) -> str:
-    """Three decimals; never 0, which no permutation test finds."""
-    return f"{p_value:.3f}" if p_value >= 0.001 else "<0.001"
-
-
-def _cell(figure: Json | None, factor: float, decimals: int) -> str:
-    if figure is None:
+def _distance(by_metric: Mapping[str, Figure], measure: str) -> str:
+    """`distance (p)`; NONE where the class has too few lesions."""
+    name = f"lesion_{measure}_distance"
+    distance, p_value = by_metric.get(name), by_metric.get(f"lesion_{measure}{P_VALUE}")
+    if distance is None or p_value is None:
         return NONE
-    low, high = (f"{bound * factor:z.{decimals}f}" for bound in figure["interval"])
-    return f"{figure['value'] * factor:z.{decimals}f} [{low}, {high}]"
+    return f"{METRICS[name].number(distance.value)} ({p_text(p_value.value)})"
 
 
-def geometry_section(figures: Sequence[Json], reason: str | None, picture: bytes | None) -> str:
-    """The report's part; reason: why there are no figures, where there are none; picture: PNG of images outlined."""
-    columns, rows = geometry_rows(figures)
-    if not rows:
-        return f"<section><h2>Lesion geometry</h2><p>Not measured: {_e(reason)}.</p></section>" if reason else ""
-    trust = [f for f in figures if f["metric"] == DICE]
-    told = "; ".join(f"{f['class']} {_cell(f, 1, 2)}, n = {f['n_reference']}" for f in trust)
-    about = next(f for f in figures if f["metric"] == FOUND)
+def geometry_section(figures: Sequence[Figure], reason: str | None, picture: bytes | None) -> str:
+    """The report's part. reason: why there are no figures; picture: PNG of images with outlined lesions."""
+    table_of_lesions = geometry_rows(figures)
+    if not table_of_lesions.rows:
+        return section("Lesion geometry", paragraph(f"Not measured: {reason}.") if reason else "")
+    dice = [f for f in figures if f.metric == DICE]
+    reached = "; ".join(f"{f.class_name} {METRICS[DICE].text(f)}, n = {f.n_reference}" for f in dice)
+    reference = next(f.reference for f in figures if f.metric == FOUND)
+    explanation = (
+        "Synthetic images have no masks. A small segmenter trained on "
+        f"{dice[0].n if dice else 'the'} real training images gives them pseudo-masks. Its mean Dice on real test "
+        f"images with lesions: {reached}. It errs on real images too. So compare an arm with the real images by "
+        "pseudo-masks, and these with the real images by true masks. Taller than wide is a sign of malignancy; an "
+        f"ellipse has an ellipticity of 1. Distance: Wasserstein-1 to the lesions of the real {reference} images, in the "
+        "measure's unit, with as many images in every arm as in the floor (other real images). p: the probability of "
+        "a distance this large if the lesions were like the real ones. Square brackets: 95 % intervals."
+    )
     shown = ""
     if picture:
-        source = base64.b64encode(picture).decode()
-        shown = (
-            f'<figure><img style="max-width:100%" alt="images with the outlines of pseudo-masks" '
-            f'src="data:image/png;base64,{source}"><figcaption>The first images of each class, not a selection, with '
-            "the outline of the pseudo-mask; none where no lesion is found.</figcaption></figure>"
+        caption = (
+            "The first images of each class, not a selection, with the outline of the pseudo-mask; no outline where no "
+            "lesion is found."
         )
-    return (
-        "<section><h2>Lesion geometry</h2><p>Drawn images have no masks, so a small segmenter trained on "
-        f"{trust[0]['n'] if trust else 'the'} real training images gives them pseudo-masks. Its mean Dice on real test "
-        f"images with lesions: {_e(told)}. It errs on real images too, so read an arm next to the real images by "
-        "pseudo-masks, and these next to those by true masks. Taller than wide is a sign of malignancy; ellipticity is "
-        f"1 for an ellipse. Distance: Wasserstein-1 to the lesions of the real {_e(about['reference'])} images, in the "
-        "measure&#x27;s unit, of as many images in every arm as in the floor, which is other real images; p: the "
-        "probability that chance alone sets all lesions so far apart. Square brackets: 95 % intervals.</p>"
-        f"{table(columns, rows)}{shown}</section>"
-    )
+        shown = figure(image(picture, "images with the outlines of pseudo-masks"), caption)
+    return section("Lesion geometry", paragraph(explanation) + table(*table_of_lesions) + shown)

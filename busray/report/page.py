@@ -1,32 +1,40 @@
 """The evidence for people: one HTML page.
 
 Pure: records in, text out. The page fetches nothing and runs nothing, and says so in its own policy; whatever
-comes from data passes `_e` (HTML escaping) on its way in.
+comes from data is escaped on its way in.
 """
 
-import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape as _e
+from html import escape
 from typing import Any
 
 from busray.corpus.record import flatten
+from busray.records import Figure
 from busray.report.distances import figures_section
-from busray.report.html import folded as _folded
-from busray.report.html import scale as _scale
-from busray.report.html import svg as _svg
-from busray.report.html import table as _table
-from busray.report.html import text as _text
-from busray.report.html import ticks as _ticks
-from busray.report.tables import (
-    Json,
+from busray.report.html import (
+    Point,
+    Series,
+    curve_plot,
+    figure,
+    folded,
+    heading,
+    image,
+    paragraph,
+    section,
+    sentence_list,
+    table,
 )
+from busray.report.tables import Json
 
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """PNG bytes of a real image beside a drawn one, before and after refinement. They share a class, not a patient."""
+    """PNG bytes of a real image beside a synthetic one, before and after refinement.
+
+    The images share a class, not a patient.
+    """
 
     real: bytes | None
     txt2img: bytes | None
@@ -52,10 +60,11 @@ code{font:.9em ui-monospace,"DejaVu Sans Mono",monospace}
 .keys{display:flex;flex-wrap:wrap;gap:.4rem 1.1rem;margin:1.8rem 0 .8rem;color:var(--soft);font-size:.875rem}
 .keys b{display:block;font-size:2rem;line-height:1.2;color:var(--ink);font-variant-numeric:tabular-nums}
 .keys i{font:300 1.6rem/1.5 system-ui,sans-serif}
-.verdicts{list-style:none;margin:1.6rem 0;padding:.7rem 1.2rem;background:var(--card);border-left:3px solid var(--c1)}
-.verdicts li{margin:.35rem 0}
+.sentences{list-style:none;margin:1.6rem 0;padding:.7rem 1.2rem;background:var(--card);border-left:3px solid var(--c1)}
+.sentences li{margin:.35rem 0}
 .columns{display:grid;gap:0 2.5rem}.columns>*{min-width:0}
 figure{margin:0 0 1rem}
+img{max-width:100%}
 .row{display:grid;grid-auto-columns:1fr;grid-auto-flow:column;gap:4px}
 .row span{color:var(--soft);font-size:.8rem}
 .row img{display:block;width:100%;image-rendering:auto;border-radius:2px}
@@ -80,33 +89,34 @@ footer{margin-top:3rem}
 """
 
 
-def report_html(report: Json, galleries: dict[str, list[GalleryRow]], sections: Sequence[str] = ()) -> str:
-    """The whole page, from what report.json holds and a few rows of images a class. Missing parts are left out.
+def report_html(
+    report: Json, figures: Sequence[Figure], galleries: dict[str, list[GalleryRow]], sections: Sequence[str] = ()
+) -> str:
+    """The whole page: what report.json holds, its figures, and a few rows of images a class.
 
-    sections: HTML of further ones, after the figures.
+    sections: HTML of further parts, after the figures. Missing parts are left out.
     """
-    figures = report.get("figures") or []
-    name = report.get("run", {}).get("name", "run")
+    run = report.get("run", {})
     body = [
-        _header(report.get("run", {})),
+        _header(run),
         _key_numbers(report.get("corpus") or {}),
-        _verdicts([*(report.get("verdicts") or []), *_headlines(report)]),
+        sentence_list([*(report.get("verdicts") or []), *_first_sentences(report)]),
         _gallery(galleries),
         figures_section(figures),
         *sections,
         _data_set(report.get("dataset") or {}, report.get("check") or {}),
         _training(report.get("finetune") or {}),
         _timings(report.get("timings") or []),
-        _provenance(report.get("run", {})),
+        _provenance(run),
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
-        f"<title>{_e(name)} – busray</title><style>{STYLE}</style></head>\n<body><main>\n"
+        f"<title>{escape(run.get('name', 'run'))} – busray</title><style>{STYLE}</style></head>\n<body><main>\n"
         + "\n".join(part for part in body if part)
-        + '\n<footer class="soft">Every drawn image is synthetic and not for clinical use.</footer>'
+        + '\n<footer class="soft">All generated images are synthetic and not for clinical use.</footer>'
         "</main></body></html>\n"
     )
 
@@ -114,14 +124,14 @@ def report_html(report: Json, galleries: dict[str, list[GalleryRow]], sections: 
 def _header(run: Json) -> str:
     fingerprint, created = str(run.get("fingerprint", "")), str(run.get("created", ""))
     facts = [
-        fingerprint and f'fingerprint <code title="{_e(fingerprint)}">{_e(fingerprint[:12])}</code>',
-        _e(created.replace("T", " ").replace("+00:00", " UTC")),
-        run.get("busray") and f"busray {_e(run['busray'])}",
-        run.get("command") and f"<code>{_e(run['command'])}</code>",
+        fingerprint and f'fingerprint <code title="{escape(fingerprint)}">{escape(fingerprint[:12])}</code>',
+        escape(created.replace("T", " ").replace("+00:00", " UTC")),
+        run.get("busray") and f"busray {escape(run['busray'])}",
+        run.get("command") and f"<code>{escape(run['command'])}</code>",
     ]
     return (
         '<header><div class="soft">Synthetic breast-ultrasound corpus and its evidence</div>'
-        f"<h1>{_e(run.get('name', 'run'))}</h1>"
+        f"<h1>{escape(run.get('name', 'run'))}</h1>"
         f'<div class="facts soft">{"".join(f"<span>{fact}</span>" for fact in facts if fact)}</div></header>'
     )
 
@@ -132,117 +142,108 @@ def _key_numbers(corpus: Json) -> str:
     planned, committed, quarantined = (corpus[key] for key in ("planned", "committed", "quarantined"))
     terms = [(committed, "committed"), (quarantined, "quarantined")]
     if missing := planned - committed - quarantined:
-        terms.append((missing, "not drawn"))
+        terms.append((missing, "not generated"))
     sums = "<i>+</i>".join(f"<div><b>{n:,}</b>{name}</div>" for n, name in terms)
-    classes = " · ".join(f"{_e(name)} {n:,}" for name, n in corpus["classes"].items())
-    return (
-        f'<section class="keys"><div><b>{planned:,}</b>planned</div><i>=</i>{sums}</section>'
-        f'<p class="soft">Images: {classes}; {corpus["bytes"] / 1e6:,.1f}\u00a0MB in {corpus["shards"]:,} shards</p>'
+    classes = " · ".join(f"{name} {n:,}" for name, n in corpus["classes"].items())
+    size = f"{corpus['bytes'] / 1e6:,.1f}\u00a0MB in {corpus['shards']:,} shards"
+    return f'<section class="keys"><div><b>{planned:,}</b>planned</div><i>=</i>{sums}</section>' + paragraph(
+        f"Images: {classes}; {size}", "soft"
     )
 
 
-def _headlines(report: Json) -> list[str]:
-    """The first sentence of the parts further down: whether images are copies, what they are worth to a classifier;
-    and whether that was found of an earlier state of the corpus."""
-    found = [part for key in ("audit", "study") if (part := report.get(key))]
-    return [" ".join(filter(None, (part["sentences"][0], part.get("outdated")))) for part in found]
+def _first_sentences(report: Json) -> list[str]:
+    """Whether images are copies and what they are worth to a classifier: the first sentence of each part.
 
-
-def _verdicts(sentences: list[str]) -> str:
-    items = "".join(f"<li>{_e(sentence)}</li>" for sentence in sentences)
-    return f'<ul class="verdicts">{items}</ul>' if items else ""
+    With a note where the part is of an earlier state of the corpus.
+    """
+    sentences = []
+    for key in ("audit", "study"):
+        if part := report.get(key):
+            sentences.append(" ".join(filter(None, (part["sentences"][0], part.get("outdated")))))
+    return sentences
 
 
 def _gallery(galleries: dict[str, list[GalleryRow]]) -> str:
-    rows = [row for by_class in galleries.values() for row in by_class]
+    rows = [row for of_class in galleries.values() for row in of_class]
     kinds = [kind for kind in ("real", "txt2img", "refined") if any(getattr(row, kind) for row in rows)]
     if not kinds:
         return ""
-    parts = []
-    for name, by_class in galleries.items():
-        drawn = "".join(_gallery_row(row, kinds, name) for row in by_class)
-        parts.append(f'<h3>{_e(name)}</h3><div class="columns gallery">{drawn}</div>' if drawn else "")
-    return (
-        '<section><h2>Images</h2><p class="soft">The first drawn images of each class, not a selection. The real '
-        "images beside them are for comparison, not their sources; captions are the prompts.</p>"
-        f"{''.join(parts)}</section>"
+    note = (
+        "The first synthetic images of each class, not a selection. The real images beside them are for comparison, "
+        "not their sources; captions are the prompts."
     )
+    parts = [paragraph(note, "soft")]
+    for name, of_class in galleries.items():
+        shown = "".join(_gallery_row(row, kinds, name) for row in of_class)
+        parts.append(heading(name) + f'<div class="columns gallery">{shown}</div>' if shown else "")
+    return section("Images", "".join(parts))
 
 
 def _gallery_row(row: GalleryRow, kinds: list[str], name: str) -> str:
-    heads = "".join(f"<span>{kind}</span>" for kind in kinds)
-    cells = "".join(_image(getattr(row, kind), f"{kind}, {name}") for kind in kinds)
-    return (
-        f'<figure><div class="row heads">{heads}</div><div class="row">{cells}</div>'
-        f"<figcaption>{_e(row.caption)}</figcaption></figure>"
-    )
+    names = "".join(f"<span>{kind}</span>" for kind in kinds)
+    cells = "".join(_cell(getattr(row, kind), f"{kind}, {name}") for kind in kinds)
+    return figure(f'<div class="row heads">{names}</div><div class="row">{cells}</div>', row.caption)
 
 
-def _image(png: bytes | None, alt: str) -> str:
+def _cell(png: bytes | None, alt: str) -> str:
     """Enlarged smoothly by the browser: speckle has no hard edges to keep. A missing image leaves its cell blank."""
-    if not png:
-        return "<span></span>"
-    return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{_e(alt)}">'
+    return image(png, alt) if png else "<span></span>"
 
 
 def _training(training: Json) -> str:
     """Training loss as a line, validation loss as dots."""
-    loss, validation = training.get("loss") or [], training.get("validation") or []
+    loss = [Point(step, value) for step, value in training.get("loss") or []]
+    validation = [Point(step, value) for step, value in training.get("validation") or []]
     if not loss:
         return ""
-    last, values = max(step for step, _ in [*loss, *validation]), [value for _, value in [*loss, *validation]]
-    low, high = min(values), max(values)
-    x, y = _scale(0, last, 46, 386), _scale(low, high, 184, 32)
-    drawn = _text(0, 12, "mean squared error (no unit)", "soft") + _text(216, 228, "optimiser step", "soft", "middle")
-    for t in _ticks(low, high):
-        drawn += f'<path class="rule" d="M46 {y(t):.1f}H386"/>{_text(40, y(t) + 4, f"{t:g}", "soft", "end")}'
-    drawn += "".join(_text(x(t), 208, f"{t:g}", "soft", "middle") for t in _ticks(0, last))
-    line = "M" + "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in loss)
-    drawn += f'<path class="c1" fill="none" stroke="currentColor" stroke-width="1.5" d="{line}"/><g class="c2">'
-    drawn += "".join(f'<circle fill="currentColor" cx="{x(s):.1f}" cy="{y(v):.1f}" r="4"/>' for s, v in validation)
-    legend = f"Line: training, {loss[-1][1]:.3g} at the end."
-    legend += f" Dots: validation, {validation[-1][1]:.3g} at the end." if validation else ""
-    svg = _svg(400, 234, "Loss over optimiser steps", drawn + "</g>")
-    return f"<section><h2>Fine-tuning</h2><figure>{svg}<figcaption>{legend}</figcaption></figure></section>"
+    series = [Series("training", loss, 1, dots=False)]
+    caption = f"Line: training, {loss[-1].y:.3g} at the end."
+    if validation:
+        series.append(Series("validation", validation, 2, line=False))
+        caption += f" Dots: validation, {validation[-1].y:.3g} at the end."
+    title = "mean squared error (no unit)"
+    drawing = curve_plot(series, "optimiser step", "Loss over optimiser steps", title)
+    return section("Fine-tuning", figure(drawing, caption))
 
 
 def _data_set(dataset: Json, check: Json) -> str:
     counts, left_out = dataset.get("counts") or {}, dataset.get("left_out") or []
-    classes = list(dict.fromkeys(name for split in counts.values() for name in split))
-    rows = [[split, *(by.get(c, 0) for c in classes), sum(by.values())] for split, by in counts.items()]
-    title = f"Images a split ({dataset.get('size')} px, {dataset.get('frame')})"
-    inside = _folded(title, _table(["split", *classes, "all"], rows))
-    inside += _folded(f"Left out ({len(left_out)})", _table(["file", "reason"], left_out, "words"))
-    for table in check.get("tables") or []:
-        kind = "words" if len(table["columns"]) <= 2 else ""
-        inside += _folded(table["title"], _table(table["columns"], table["rows"], kind))
-    return f"<section><h2>Data set</h2>{inside}</section>" if inside else ""
+    classes = list(dict.fromkeys(name for of_split in counts.values() for name in of_split))
+    rows = [
+        [split, *(of_split.get(c, 0) for c in classes), sum(of_split.values())] for split, of_split in counts.items()
+    ]
+    title = f"Images in each split ({dataset.get('size')} px, {dataset.get('frame')})"
+    inside = folded(title, table(["split", *classes, "all"], rows))
+    inside += folded(f"Left out ({len(left_out)})", table(["file", "reason"], left_out, "words"))
+    for checked in check.get("tables") or []:
+        kind = "words" if len(checked["columns"]) <= 2 else ""
+        inside += folded(checked["title"], table(checked["columns"], checked["rows"], kind))
+    return section("Data set", inside)
 
 
 def _timings(timings: list[Json]) -> str:
     rows = []
-    for t in timings:
-        rate = t.get("images_per_actor_second")  # reports of old have none: theirs was of a session's wall time
-        drawn = [f"{t['images']:,}" if t["images"] else "", f"{rate:,.2f}" if rate else ""]
-        rows.append([t["stage"], f"{t['seconds']:,.1f}", *drawn])
-    table = _table(["stage", "wall time (s)", "images", "images a second and actor"], rows)
-    said = (
-        '<p class="soft">Images a second and actor: the images of all shards over the seconds that their records say '
-        "an actor drew them for, in whichever session, without loading models and encoding.</p>"
+    for timing in timings:
+        rate = timing.get("images_per_actor_second")  # old reports have none: theirs was of a session's wall time
+        images = [f"{timing['images']:,}" if timing["images"] else "", f"{rate:,.2f}" if rate else ""]
+        rows.append([timing["stage"], f"{timing['seconds']:,.1f}", *images])
+    note = (
+        "Images per second and actor: the images of all shards, divided by the seconds that actors took to generate "
+        "them according to the shards' records. All sessions count; loading models and encoding do not."
     )
-    return f"<section><h2>Timings</h2>{table}{said if any(row[-1] for row in rows) else ''}</section>" if table else ""
+    shown = table(["stage", "wall time (s)", "images", "images per second and actor"], rows)
+    return section("Timings", shown + (paragraph(note, "soft") if any(row[-1] for row in rows) else ""))
 
 
 def _provenance(run: Json) -> str:
     parts = ("base", "adapters", "execution", "settings")
-    inside = "".join(_folded(key.capitalize(), _table((), _settings(run.get(key)), "words")) for key in parts)
-    return f"<section><h2>Provenance</h2>{inside}</section>" if inside else ""
+    return section("Provenance", "".join(folded(key.capitalize(), _settings(run.get(key))) for key in parts))
 
 
-def _settings(tree: Any) -> list[list[str]]:
-    """{"a": {"b": 1}} -> [["a.b", "1"]]; unset values are left out."""
-    return [
-        [name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
-        for name, value in flatten(tree or {}).items()
-        if value not in (None, [], {})
-    ]
+def _settings(tree: Any) -> str:
+    """{"a": {"b": 1}} as a table with the row `a.b`, `1`; unset values are left out."""
+    rows = []
+    for name, value in flatten(tree or {}).items():
+        if value not in (None, [], {}):
+            rows.append([name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)])
+    return table((), rows, "words")

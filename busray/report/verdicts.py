@@ -1,82 +1,109 @@
-"""What the distance figures come to, as sentences."""
+"""What the distances of the arms come to, in sentences."""
+
+from collections.abc import Iterable, Sequence
 
 from busray.evidence.stats.frechet import ESTIMABLE
-from busray.records import CLASS_ALL, INCEPTION, REAL, TOLD_APART, Figure
+from busray.records import CLASS_ALL, INCEPTION, REAL, SEPARABILITY_AUC, Figure
+from busray.report.metrics import METRICS, arms_text, excludes_zero, p_text
 
 
-def verdicts(figures: list[Figure]) -> list[str]:
-    """The order found and whether differences between arms stand out from chance, as sentences.
+def distance_sentences(figures: Sequence[Figure]) -> list[str]:
+    """The order of the arms, and which differences between them chance does not explain.
 
-    Of synthetic images and the floor against test images only: what trained or chose the models says nothing about how
-    close they come, and real images that an autoencoder decoded are no arm to be ranked.
+    Only synthetic images and the floor against test images count: what trained or chose the models does
+    not show how close they come, and real images decoded by an autoencoder are no arm to be ranked.
     """
     protocols = ("synthetic-only", "real-against-real")
-    mine = [f for f in figures if f.class_name == CLASS_ALL and f.reference == "test" and f.protocol in protocols]
-    if not mine:
-        held = ", ".join(dict.fromkeys(f.reference for f in figures if f.protocol == "synthetic-only"))
-        return [f"No verdict: only test images carry one, and the reference is {held} (evaluate.reference)."]
-    sentences = []
-    for metric, digits, scale in (("fid", 1, 1), ("kid", 2, 1000)):
-        if ranked := sorted((f for f in mine if f.metric == metric), key=lambda f: f.value):
-            order = " < ".join(f"{f.arm} {scale * f.value:.{digits}f}" for f in ranked)
-            floor = "".join(
-                f"; other real images {scale * f.value:.{digits}f}" for f in mine if f.metric == f"{metric}_floor"
-            )
-            unit = " x 1000" if scale != 1 else ""
-            sentences.append(f"Order by {metric.upper()}{unit} (lower is nearer to the real images): {order}{floor}.")
-    sentences += _at_infinity(mine)
-    if told := [f for f in mine if f.metric.removesuffix("_floor") == TOLD_APART and f.extractor == INCEPTION]:
-        areas = ", ".join(f"{f.arm} {_with_interval(f, 1, 3)}" for f in sorted(told, key=lambda f: f.arm == REAL))
-        sentences.append(
-            f"AUC of a classifier that tells images from test images (0.5: it cannot; 95 % intervals): {areas}."
-        )
-    chances = [f for f in mine if f.metric.startswith("kid_p_value")]
-    if chances:
-        told = ", ".join(f"{f.arm} {f.value:.3f}" for f in chances)
-        sentences.append(
-            f"Probability of such a KID if nothing but chance set the images apart (permutations): {told}."
-        )
-    for figure in mine:
-        if figure.metric == "kid_difference" and figure.interval:
-            low, high = figure.interval
-            says = "excludes 0" if excludes_zero(figure) else "contains 0, so the arms are not told apart"
-            sentences.append(
-                f"KID x 1000, {figure.arm}, seed-paired: {1000 * figure.value:+.2f}, 95 % interval "
-                f"{1000 * low:+.2f} to {1000 * high:+.2f}, which {says}."
-            )
-    return sentences + _texture_verdict(mine)
+    tested = [f for f in figures if f.class_name == CLASS_ALL and f.reference == "test" and f.protocol in protocols]
+    if not tested:
+        references = dict.fromkeys(f.reference for f in figures if f.protocol == "synthetic-only")
+        named = ", ".join(references)
+        return [f"No verdict: it needs test images as the reference, and evaluate.reference is {named}."]
+    return [
+        *_order(tested, "fid"),
+        *_order(tested, "kid"),
+        *_at_infinity(tested),
+        *_separability(tested),
+        *_kid_p_values(tested),
+        *_kid_differences(tested),
+        *_texture(tested),
+    ]
 
 
-def _at_infinity(figures: list[Figure]) -> list[str]:
-    """FID-infinity of each arm, or that there is none."""
-    fids = [f for f in figures if f.metric == "fid"]
-    found = [f for f in figures if f.metric == "fid_infinity"]
-    if found:
-        return [f"FID-infinity (line through 1/n): {', '.join(f'{f.arm} {f.value:.1f}' for f in found)}."]
-    if fids:
-        return [
-            f"FID-infinity: not estimable (it needs {ESTIMABLE:,} reference images and twice as many drawn ones; "
-            f"here are {fids[0].n_reference:,} and {fids[0].drawn:,})."
-        ]
-    return []
+def _order(figures: Sequence[Figure], metric: str) -> list[str]:
+    ordered = _ordered(figures, metric)
+    return [f"Order by {METRICS[metric].title} (lower is nearer to the real images): {ordered}."] if ordered else []
 
 
-def _with_interval(figure: Figure, scale: float, digits: int) -> str:
-    low, high = figure.interval or (figure.value, figure.value)
-    return f"{scale * figure.value:.{digits}f} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
-
-
-def _texture_verdict(figures: list[Figure]) -> list[str]:
-    """The order by texture beside what other real images reach, and which arms it tells apart, in one sentence."""
-    ranked = sorted((f for f in figures if f.metric == "fd-texture"), key=lambda f: f.value)
+def _ordered(figures: Sequence[Figure], name: str) -> str:
+    """The arms by a metric, lowest first, with its floor; empty where no arm has it."""
+    metric = METRICS[name]
+    ranked = sorted((f for f in figures if f.metric == name and not f.floor), key=lambda f: f.value)
     if not ranked:
+        return ""
+    floors = [f"; {metric.floor} {metric.number(f.value)}" for f in figures if f.metric == name and f.floor]
+    return " < ".join(f"{f.arm} {metric.number(f.value)}" for f in ranked) + "".join(floors)
+
+
+def _at_infinity(figures: Sequence[Figure]) -> list[str]:
+    """FID-infinity of each arm, or why there is none."""
+    at_infinity = [f for f in figures if f.metric == "fid_infinity"]
+    if at_infinity:
+        return [f"FID-infinity (line through 1/n): {_listed(f'{f.arm} {f.value:.1f}' for f in at_infinity)}."]
+    fid = next((f for f in figures if f.metric == "fid" and not f.floor), None)
+    if fid is None:
         return []
-    order = " < ".join(f"{f.arm} {f.value:.2f}" for f in ranked)
-    floor = "".join(f"; other real images {f.value:.2f}" for f in figures if f.metric == "fd-texture_floor")
-    apart = [f.arm for f in figures if f.metric == "kd-texture_difference" and excludes_zero(f)]
-    told = f"; seed-paired intervals of KD-texture exclude 0 for: {', '.join(apart) or 'no pair of arms'}"
-    return [f"Order by ultrasound texture (FD-texture; lower is nearer to the real images): {order}{floor}{told}."]
+    return [
+        f"FID-infinity: not estimable (it needs {ESTIMABLE:,} reference images and twice as many synthetic ones; "
+        f"here are {fid.n_reference:,} and {fid.drawn:,})."
+    ]
 
 
-def excludes_zero(figure: Figure) -> bool:
-    return figure.interval is not None and not figure.interval[0] <= 0 <= figure.interval[1]
+def _separability(figures: Sequence[Figure]) -> list[str]:
+    areas = [f for f in figures if f.metric == SEPARABILITY_AUC and f.extractor == INCEPTION]
+    if not areas:
+        return []
+    real_last = sorted(areas, key=lambda f: f.arm == REAL)
+    named = _listed(f"{f.arm} {METRICS[SEPARABILITY_AUC].text(f)}" for f in real_last)
+    return [
+        "AUC of a classifier that separates an arm's images from test images (0.5: not distinguishable; "
+        f"95 % intervals): {named}."
+    ]
+
+
+def _kid_p_values(figures: Sequence[Figure]) -> list[str]:
+    p_values = [f for f in figures if f.metric == "kid_p_value"]
+    if not p_values:
+        return []
+    named = _listed(f"{f.arm} {p_text(f.value)}" for f in p_values)
+    return [f"Probability of a KID this high if an arm's images were like the test images (permutations): {named}."]
+
+
+def _kid_differences(figures: Sequence[Figure]) -> list[str]:
+    sentences = []
+    for figure in figures:
+        if figure.metric == "kid_difference" and figure.interval:
+            outcome = "contains 0: the arms are not distinguishable"
+            if excludes_zero(figure):
+                outcome = "excludes 0: the arms are distinguishable"
+            difference = METRICS["kid"].text(figure, "+")
+            sentences.append(
+                f"Difference in KID x 1000, {arms_text(figure)}, paired by seed: {difference}. The 95 % interval {outcome}."
+            )
+    return sentences
+
+
+def _texture(figures: Sequence[Figure]) -> list[str]:
+    """The order by texture with its floor, and which arms differ in it, in one sentence."""
+    ordered = _ordered(figures, "fd-texture")
+    if not ordered:
+        return []
+    different = [arms_text(f) for f in figures if f.metric == "kd-texture_difference" and excludes_zero(f)]
+    return [
+        f"Order by ultrasound texture (FD-texture; lower is nearer to the real images): {ordered}; "
+        f"seed-paired intervals of KD-texture exclude 0 for: {_listed(different) or 'no pair of arms'}."
+    ]
+
+
+def _listed(parts: Iterable[str]) -> str:
+    return ", ".join(parts)

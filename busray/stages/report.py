@@ -22,6 +22,7 @@ from busray.layout import (
     REPORT_HTML,
     REPORT_JSON,
     STUDY_JSON,
+    TIMINGS,
     arm_prefix,
 )
 from busray.model.checkpoints import read_adapters
@@ -31,8 +32,9 @@ from busray.report.classes import consistency_section, consistency_sentences
 from busray.report.lesions import geometry_section, geometry_sentences
 from busray.report.page import GalleryRow, report_html
 from busray.report.study import study_section
-from busray.report.verdicts import verdicts
-from busray.run.record import TIMINGS, Run
+from busray.report.tables import figures_of
+from busray.report.verdicts import distance_sentences
+from busray.run.record import Run
 from busray.stages.classifiers import classifier_record
 from busray.stages.evaluate import clean_reason, gated_counts
 from busray.stages.generate import draw_job
@@ -44,7 +46,7 @@ GALLERY_ROWS = 4
 def said(run: Run, figures: list[Figure]) -> list[str]:
     """What the figures come to, as sentences."""
     lesions = geometry_sentences(figures, (_geometry(run) or {}).get("reason"))
-    return [*verdicts(figures), *clean_reason(run), *consistency_sentences(figures), *lesions]
+    return [*distance_sentences(figures), *clean_reason(run), *consistency_sentences(figures), *lesions]
 
 
 def write_report(run: Run, figures: list[Figure]) -> None:
@@ -66,13 +68,14 @@ def _publish(run: Run, report: dict[str, Any]) -> None:
     run.store.replace(REPORT_JSON, to_json(report))
     lesions = report.get("geometry") or {}
     picture = run.store.read_or_none(GEOMETRY_PNG) if lesions.get("segmenter") else None
+    figures = figures_of(report)
     sections = [
-        consistency_section(report["figures"], report.get("gate")),
-        geometry_section(report["figures"], lesions.get("reason"), picture),
+        consistency_section(figures, report.get("gate")),
+        geometry_section(figures, lesions.get("reason"), picture),
         copies_section(report.get("audit") or {}, run.store.read_or_none(AUDIT_PANELS)),
         study_section(report.get("study") or {}),
     ]
-    page = report_html(report, _galleries(run), sections)
+    page = report_html(report, figures, _galleries(run), sections)
     run.store.replace(REPORT_HTML, page.encode())
 
 
@@ -142,7 +145,7 @@ def _gate(run: Run) -> dict[str, Any] | None:
     record = classifier_record(run, gate.architecture) if gate else None
     if gate is None or record is None:
         return None
-    told = {key: record[key] for key in ("architecture", "images", "test", "digest")}
+    told = {key: asdict(record)[key] for key in ("architecture", "images", "test", "digest")}
     classes = {name: asdict(counts) for name, counts in gated_counts(run).items()}
     return {**told, "threshold": gate.threshold, "attempts": gate.attempts, "classes": classes}
 
