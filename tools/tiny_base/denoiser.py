@@ -1,8 +1,8 @@
 """Trains `tiny`, the base that busray ships: a Stable Diffusion checkpoint small enough for two CPU cores.
 
 Stages, each restartable and each reading only what the one before left in the work folder:
-corpus -> autoencoder -> latents -> decoder, denoiser -> checkpoint in Stable Diffusion's layout. The autoencoder's own
-are in tiny_vae.
+corpus -> autoencoder -> latents -> decoder, denoiser -> checkpoint in Stable Diffusion's layout. The autoencoder's
+own stages are in autoencoder.py.
 """
 
 import copy

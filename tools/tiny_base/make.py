@@ -1,6 +1,6 @@
 """Makes busray's embedded base from nothing: corpus, autoencoder, latents, denoiser, checkpoint. Restartable.
 
-python jobs/make_tiny_base.py WORK [--out busray/model/tiny] [--stage all] [--seed 1]
+python -m tools.tiny_base.make WORK [--out busray/model/tiny] [--stage all] [--seed 1]
 """
 
 import argparse
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from tools.tiny_base import autoencoder as tiny_vae
-from tools.tiny_base import denoiser as tiny_base
+from busray.model.base import TINY
+from tools.tiny_base import autoencoder, denoiser
 
 STAGES = ("corpus", "vae", "scans", "latents", "decoder", "unet", "texture", "save")
 
@@ -17,7 +17,7 @@ STAGES = ("corpus", "vae", "scans", "latents", "decoder", "unet", "texture", "sa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="folder for everything in between (1 GB)")
-    parser.add_argument("--out", type=Path, default=Path(tiny_base.__file__).parent / "tiny")
+    parser.add_argument("--out", type=Path, default=TINY)
     parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
     parser.add_argument("--autoencoder", type=Path, help="take it from this saved base instead of training one")
     parser.add_argument("--seed", type=int, default=1)
@@ -37,24 +37,24 @@ def main() -> None:
 
     stages = STAGES if args.stage == "all" else (args.stage,)
     if args.autoencoder:
-        tiny_vae.take_autoencoder(args.autoencoder, args.work)
+        autoencoder.take_autoencoder(args.autoencoder, args.work)
         stages = tuple(stage for stage in stages if stage not in ("corpus", "vae", "decoder"))
     if "corpus" in stages:
-        tiny_base.make_corpus(args.work, args.seed, args.phantoms, args.pictures, args.threads)
+        denoiser.make_corpus(args.work, args.seed, args.phantoms, args.pictures, args.threads)
     if "vae" in stages:
-        tiny_vae.train_vae(args.work, args.seed, log)
+        autoencoder.train_vae(args.work, args.seed, log)
     if "scans" in stages:
-        tiny_base.make_scans(args.work, args.seed, args.scans, args.threads)
+        denoiser.make_scans(args.work, args.seed, args.scans, args.threads)
     if "latents" in stages:
-        tiny_vae.encode_scans(args.work, log)
+        autoencoder.encode_scans(args.work, log)
     if "decoder" in stages:
-        tiny_vae.train_decoder(args.work, args.seed, log)
+        autoencoder.train_decoder(args.work, args.seed, log)
     if "unet" in stages:
-        tiny_base.train_unet(args.work, args.seed, log, args.threads)
+        denoiser.train_unet(args.work, args.seed, log, args.threads)
     if "texture" in stages:
-        tiny_base.train_texture(args.work, args.seed, log, args.threads)
+        denoiser.train_texture(args.work, args.seed, log, args.threads)
     if "save" in stages:
-        tiny_base.save_base(args.work, args.out)
+        denoiser.save_base(args.work, args.out)
 
 
 if __name__ == "__main__":
