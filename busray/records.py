@@ -360,11 +360,11 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class TestScore:
-    """How well a classifier recognises the test images of a class."""
+class Recall:
+    """How many of a class's test images a classifier recognises."""
 
     value: float
-    """Share of the class's images that are given to it."""
+    """Share of the images."""
     interval: Interval
     n: int
     """Test images of the class."""
@@ -388,7 +388,7 @@ class ClassifierRecord:
     """All validations."""
     images: Mapping[str, int]
     """split -> number of images."""
-    test: Mapping[str, TestScore]
+    test: Mapping[str, Recall]
     """Of each class, and their mean under CLASS_ALL."""
     object: str
     """Key of the weights."""
@@ -398,8 +398,8 @@ class ClassifierRecord:
     @staticmethod
     def from_json(data: bytes) -> "ClassifierRecord":
         value = json.loads(data)
-        test: dict[str, TestScore] = {}
+        test: dict[str, Recall] = {}
         for name, score in value["test"].items():
-            test[name] = TestScore(score["value"], Interval(*score["interval"]), score["n"])
+            test[name] = Recall(score["value"], Interval(*score["interval"]), score["n"])
         value |= {"classes": tuple(value["classes"]), "trials": tuple(value["trials"]), "test": test}
         return ClassifierRecord(**value)

@@ -40,7 +40,7 @@ class Drawing(Protocol):
         """Load the models, once in each worker; the result draws one shard."""
         ...
 
-    def commit(self, drawn: Any) -> None:
+    def commit(self, drawn: Any) -> object:
         """Encode, hash, put and record a drawn shard."""
         ...
 

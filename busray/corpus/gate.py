@@ -1,7 +1,7 @@
-"""The class gate's part in drawing: an image that it rejects is drawn again, from the seed of its next attempt.
+"""The class gate: an image that it rejects is drawn again, from the seed of its next attempt.
 
-Knows no classifier: cluster/ hands one in. Each round draws, in the order of their indices, the images that the round
-before rejected, so that an image's place in its batch follows from its shard's record.
+Each round draws the images that the round before rejected, in the order of their indices. So the
+shard's record tells each image's place in its batch, which `reproduce` needs.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,61 +13,70 @@ import numpy as np
 from busray.corpus.recipe import Recipe
 from busray.records import Commit, ImageSpec, Redrawn, Shard
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch and diffusers cost 800 MB, which only the drawing workers need
     from busray.model.sample import Drawn
 
 Draw = Callable[[Sequence[ImageSpec]], "list[Drawn]"]
-Judge = Callable[[str, np.ndarray], np.ndarray]
-"""class, images uint8 [n, s, s] -> probability of that class [n]"""
+ClassProbability = Callable[[str, np.ndarray], np.ndarray]
+"""(class, images uint8 [n, s, s]) -> probability of that class [n]"""
 
 
 @dataclass(frozen=True)
-class Gated:
-    """A shard through the gate. An image whose draws were all rejected has that as its `problem`."""
+class GatedShard:
+    """What the gate made of a shard."""
 
-    drawn: "list[Drawn]"
-    """What became of each image, in the order of their indices; a specification names its attempt."""
+    images: "list[Drawn]"
+    """In the order of their indices; each specification names its attempt. An image whose draws
+    were all rejected has that as its `problem`."""
     first_draws: "list[Drawn]"
-    """Those that were rejected."""
+    """The first draws that were rejected."""
     redrawn: tuple[Redrawn, ...]
 
 
-def draw_gated(recipe: Recipe, shard: Shard, draw: Draw, judge: Judge, threshold: float, attempts: int) -> Gated:
-    """Draw a shard, and up to `attempts` times in all whatever the judge gives less than threshold.
+def draw_gated(
+    recipe: Recipe, shard: Shard, draw: Draw, probability: ClassProbability, threshold: float, attempts: int
+) -> GatedShard:
+    """Draw a shard; what the gate rejects is drawn again, up to `attempts` draws an image in all.
 
-    An image that cannot be drawn is not drawn again: its problem stands.
+    A draw is rejected if the probability of its class is below the threshold, or NaN. An image that
+    cannot be drawn is not drawn again: its problem stands.
     """
-    name = shard.class_name
+    class_name = shard.class_name
     latest: dict[int, Drawn] = {}
-    said: dict[int, tuple[float, ...]] = {}
+    rejected: dict[int, tuple[float, ...]] = {}
     first_draws: list[Drawn] = []
     waiting = list(range(shard.first, shard.first + shard.count))
     for attempt in range(attempts):
-        drawn = draw([recipe.spec(name, index, attempt) for index in waiting])
-        latest |= {one.spec.index: one for one in drawn}
-        sound = [one for one in drawn if one.problem is None]
-        chances = judge(name, np.stack([one.image for one in sound])).tolist() if sound else []
-        rejected = [(one, chance) for one, chance in zip(sound, chances, strict=True) if not chance >= threshold]
-        if attempt == 0:
-            first_draws = [one for one, _ in rejected]
-        for one, chance in rejected:
-            said[one.spec.index] = (*said.get(one.spec.index, ()), chance)
-        waiting = [one.spec.index for one, _ in rejected]
+        images = draw([recipe.spec(class_name, index, attempt) for index in waiting])
+        sound = [image for image in images if image.problem is None]
+        pixels = [image.image for image in sound]
+        probabilities = probability(class_name, np.stack(pixels)).tolist() if sound else []
+        latest |= {image.spec.index: image for image in images}
+        waiting = []
+        for image, p in zip(sound, probabilities, strict=True):
+            if p >= threshold:
+                continue
+            index = image.spec.index
+            rejected[index] = (*rejected.get(index, ()), p)
+            waiting.append(index)
+            if attempt == 0:
+                first_draws.append(image)
         if not waiting:
             break
     for index in waiting:
-        reason = f"class gate: {attempts} draws rejected, at best {max(said[index]):.3f} for {name}, not {threshold:g}"
+        best = max(rejected[index])
+        reason = f"class gate: {attempts} draws rejected, at best {best:.3f} for {class_name}, not {threshold:g}"
         latest[index] = replace(latest[index], problem=reason)
-    redrawn = [
-        Redrawn(latest[i].spec.image_id, chances, None if latest[i].problem else latest[i].spec.attempt)
-        for i, chances in said.items()
-    ]
-    return Gated([latest[index] for index in sorted(latest)], first_draws, tuple(redrawn))
+    redrawn = []
+    for index, probabilities in rejected.items():
+        spec = latest[index].spec
+        redrawn.append(Redrawn(spec.image_id, probabilities, None if latest[index].problem else spec.attempt))
+    return GatedShard([latest[index] for index in sorted(latest)], first_draws, tuple(redrawn))
 
 
 def place(commit: Commit, spec: ImageSpec) -> tuple[int, int]:
-    """(position of a committed image's draw in its round, draws of that round)."""
+    """(position of a committed image's draw in its round, number of draws of that round)."""
     if not spec.attempt:
         return spec.index - commit.first, commit.count
-    asked = [one.image_id for one in commit.redrawn if len(one.rejected) >= spec.attempt]
-    return asked.index(spec.image_id), len(asked)
+    drawn_then = [one.image_id for one in commit.redrawn if len(one.rejected) >= spec.attempt]
+    return drawn_then.index(spec.image_id), len(drawn_then)

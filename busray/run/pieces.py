@@ -1,98 +1,109 @@
-"""Images of a run in portions whose features are one stored object."""
+"""Blocks of a run's images; the features of a block are one stored object."""
 
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-import ray
-import ray.data
 
 from busray.corpus.arms import Source, compared_images
-from busray.corpus.commit import (
-    committed_shards,
-    in_threads,
-    read_commit,
-    read_rows,
-    rejected_first_draws,
-)
+from busray.corpus.commit import committed_shards, in_threads, read_commit, read_rows, rejected_first_draws
 from busray.corpus.encode import png_pixels
 from busray.data.split import SPLITS
 from busray.identity import bottom_k, draw_id, fingerprint, index_of
 from busray.layout import features_key
-from busray.records import Box, Commit
+from busray.records import Commit, ContentBox, SourceImage
 from busray.run.record import Run
 from busray.storage import Store
+from busray.workers import Shared
 
-BLOCK = 128
-"""Real images a block of features."""
-
-
+REAL_IMAGES_A_BLOCK = 128
 BOX = ["left", "top", "width", "height"]
 """A shard's columns of the content box."""
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Images whose features are one stored object: a shard's column, or a block of real images."""
+class ImageBlock:
+    """Images whose features are one stored object: a column of a shard, or real images."""
 
     store: Store
     key: str
+    """Of the features."""
     commit: Commit | None = None
+    """Of the shard; None for real images."""
     column: str = "image"
-    pixels: Any = None
-    """Object reference to uint8 [n, h, w] of real images."""
-    boxes: tuple[Box, ...] = ()
-    """Where the content of real images lies; a shard has it in its columns."""
+    pixels: Shared[np.ndarray] | None = None
+    """Of real images, uint8 [n, h, w]."""
+    boxes: tuple[ContentBox, ...] = ()
+    """Of real images: where their content lies. A shard has it in its columns."""
     images: int = 0
     class_name: str = ""
     """Of real images that make an arm; a shard names its own."""
     first_draws: bool = False
-    """Only the shard's rows that no class gate had drawn again."""
+    """Take only the shard's rows that no class gate had drawn again."""
 
 
-def synthetic_pieces(run: Run, sources: dict[str, Source], extractor: str) -> dict[str, list[Piece]]:
+class RealBlock(NamedTuple):
+    """Real images of one split and class whose features are stored under one key."""
+
+    key: str
+    split: str
+    class_name: str
+    images: tuple[SourceImage, ...]
+
+
+def synthetic_blocks(run: Run, sources: dict[str, Source], extractor: str) -> dict[str, list[ImageBlock]]:
     """arm -> the shards that hold its first `compared_images` images a class."""
     limit = compared_images(run.config)
-    pieces: dict[str, list[Piece]] = {}
+    blocks: dict[str, list[ImageBlock]] = {}
     for arm, source in sources.items():
         store = run.store.sub(source.prefix) if source.prefix else run.store
-        compared = sorted(
-            (shard for shard in committed_shards(store) if shard.first < limit), key=lambda s: (s.class_name, s.first)
-        )
-        pieces[arm] = []
+        compared = [shard for shard in committed_shards(store) if shard.first < limit]
+        compared.sort(key=lambda shard: (shard.class_name, shard.first))
+        blocks[arm] = []
         for commit in in_threads(partial(read_commit, store), compared):
-            rejected = rejected_first_draws(commit) if source.first_draws else None
-            for c in (commit, rejected):
-                if c is not None and c.rows:
-                    key = features_key(c.digest, source.column, extractor)
-                    piece = Piece(store, key, c, source.column, images=c.rows, first_draws=source.first_draws)
-                    pieces[arm].append(piece)
-    return pieces
+            blocks[arm] += _shard_blocks(store, commit, source, extractor)
+    return blocks
 
 
-def real_blocks(run: Run, extractor: str) -> list[tuple[str, str, str, tuple[Any, ...]]]:
-    """(key, split, class, images) of each block of real images."""
+def _shard_blocks(store: Store, commit: Commit, source: Source, extractor: str) -> list[ImageBlock]:
+    """A shard's block; for first draws a second one, of those that the class gate rejected."""
+    rejected = rejected_first_draws(commit) if source.first_draws else None
+    blocks = []
+    for record in (commit, rejected):
+        if record is not None and record.rows:
+            key = features_key(record.digest, source.column, extractor)
+            blocks.append(
+                ImageBlock(store, key, record, source.column, images=record.rows, first_draws=source.first_draws)
+            )
+    return blocks
+
+
+def real_blocks(run: Run, extractor: str) -> list[RealBlock]:
+    """The blocks of all real images, by split, class and the data set's order."""
+    size, framing = run.dataset.size, run.dataset.frame
     blocks = []
     for split in SPLITS:
         for name in run.config.classes:
             images = [image for image in run.dataset.split(split) if image.class_name == name]
-            for at in range(0, len(images), BLOCK):
-                block = tuple(images[at : at + BLOCK])
-                content = fingerprint([run.dataset.size, run.dataset.frame, [image.sha256 for image in block]])
-                blocks.append((features_key(content, f"real-{split}-{name}", extractor), split, name, block))
+            for at in range(0, len(images), REAL_IMAGES_A_BLOCK):
+                block = tuple(images[at : at + REAL_IMAGES_A_BLOCK])
+                content = fingerprint([size, framing, [image.sha256 for image in block]])
+                key = features_key(content, f"real-{split}-{name}", extractor)
+                blocks.append(RealBlock(key, split, name, block))
     return blocks
 
 
-def piece_pixels(piece: Piece) -> tuple[np.ndarray, Sequence[Box]]:
-    """A piece's images uint8 [n, h, w] and where the content of each lies."""
-    if piece.commit is None:
-        return ray.get(piece.pixels), piece.boxes
-    table = read_rows(piece.store, piece.commit, columns=[piece.column, *BOX])
-    pixels = np.stack([png_pixels(cell["bytes"]) for cell in table.column(piece.column).to_pylist()])
-    return pixels, [Box(**row) for row in table.select(BOX).to_pylist()]
+def block_pixels(block: ImageBlock) -> tuple[np.ndarray, Sequence[ContentBox]]:
+    """A block's images uint8 [n, h, w], and where the content of each lies."""
+    if block.commit is None:
+        assert block.pixels is not None
+        return block.pixels.get(), block.boxes
+    table = read_rows(block.store, block.commit, columns=[block.column, *BOX])
+    pixels = np.stack([png_pixels(cell["bytes"]) for cell in table.column(block.column).to_pylist()])
+    return pixels, [ContentBox(**row) for row in table.select(BOX).to_pylist()]
 
 
 def load_features(store: Store, key: str) -> np.ndarray:
@@ -101,23 +112,33 @@ def load_features(store: Store, key: str) -> np.ndarray:
 
 
 def by_chance(class_name: str, indices: Iterable[int], k: int) -> list[int]:
-    """k of a class's images, in an order by chance that is the same in each arm and however the shards are cut."""
+    """k of a class's images in a random order, the same in each arm and for any size of shards."""
     return bottom_k(indices, k, lambda index: draw_id(class_name, index))
 
 
-def class_of(piece: Piece) -> str:
-    return piece.commit.class_name if piece.commit else piece.class_name
+def class_of(block: ImageBlock) -> str:
+    return block.commit.class_name if block.commit else block.class_name
 
 
-def rows_of(piece: Piece) -> dict[int, int]:
-    """index -> row of a piece's images, from its record alone: a shard holds those of its images that were not
-    quarantined. Of first draws those count that were not drawn again, and the rejected ones, which are a piece too."""
-    commit = piece.commit
+def rows_of(block: ImageBlock) -> dict[int, int]:
+    """index -> row of a block's images, from its record alone.
+
+    A shard has rows for those of its images that were not quarantined. Its first draws are the rows
+    that were not drawn again, and the rejected ones, which are a block of their own.
+    """
+    commit = block.commit
     if commit is None:
-        return {i: i for i in range(piece.images)}
+        return {i: i for i in range(block.images)}
     if commit.first_draws and commit.object == commit.first_draws.object:
         return {index: row for row, index in enumerate(commit.first_draws.indices)}
-    rejects = {index_of(image_id) for image_id, _ in commit.rejects}
-    again = {index_of(one.image_id) for one in commit.redrawn} if piece.first_draws else set()
-    kept = [index for index in range(commit.first, commit.first + commit.count) if index not in rejects]
-    return {index: row for row, index in enumerate(kept) if index not in again}
+    quarantined = {index_of(image_id) for image_id, _ in commit.rejects}
+    redrawn = {index_of(one.image_id) for one in commit.redrawn} if block.first_draws else set()
+    rows: dict[int, int] = {}
+    row = 0
+    for index in range(commit.first, commit.first + commit.count):
+        if index in quarantined:
+            continue
+        if index not in redrawn:
+            rows[index] = row
+        row += 1
+    return rows

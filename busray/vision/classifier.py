@@ -356,6 +356,11 @@ def predict(classifier: Classifier, inputs: np.ndarray, beat: Callable[[], None]
     return softmax(_logits(network, inputs, classifier.architecture, beat) / classifier.chosen.temperature)
 
 
+def probabilities(classifier: Classifier, pixels: np.ndarray, beat: Callable[[], None] = lambda: None) -> np.ndarray:
+    """Calibrated, float64 [n, classes], of images uint8 [n, s, s]. beat is called after each batch."""
+    return predict(classifier, represent(pixels, classifier.architecture, beat=beat), beat)
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     shifted = np.exp(logits - logits.max(1, keepdims=True))
     return shifted / shifted.sum(1, keepdims=True)

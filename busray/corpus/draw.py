@@ -1,0 +1,234 @@
+"""Drawing a corpus shard by shard: load the models, draw, commit; and drawing one image again."""
+
+import platform
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from busray import config
+from busray.corpus.commit import commit_shard, committed_shards, read_commit, read_rows
+from busray.corpus.encode import Row, png_pixels
+from busray.corpus.gate import GatedShard, draw_gated, place
+from busray.corpus.recipe import Recipe
+from busray.layout import commit_key
+from busray.model.checkpoints import fetch_adapters
+from busray.records import Commit, Execution, ImageSpec, Redrawn, Shard
+from busray.storage import Store
+from busray.vision.classifier import Classifier, probabilities
+from busray.workers import Beat
+
+if TYPE_CHECKING:  # torch and diffusers cost 800 MB, which only the drawing workers need
+    from busray.model.sample import Drawn, Sampler
+
+GATE_BATCH = 128
+"""Images that the class gate classifies between two signs of life."""
+
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "numpy")
+"""Their versions stand in every commit record."""
+
+
+@dataclass(frozen=True)
+class ClassGate:
+    """A class gate and its classifier."""
+
+    settings: config.Gate
+    classifier: Classifier
+    classes: tuple[str, ...]
+    """The order of the classifier's outputs."""
+
+
+@dataclass(frozen=True)
+class DrawnShard:
+    """A shard that waits for its commit. It needs no torch to be unpickled."""
+
+    shard: Shard
+    rows: tuple[Row, ...]
+    rejects: tuple[tuple[str, str], ...]
+    """(image id, problem) of the images that cannot be used."""
+    redrawn: tuple[Redrawn, ...]
+    first_draws: tuple[Row, ...]
+    """The first draws that the class gate rejected."""
+    batch_size: int
+    """The one used: below sampling.batch_size where the device had too little memory for that."""
+    device: str
+    """Where it was drawn; it may be committed on a machine with another card, or none."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DrawJob:
+    """Everything a worker needs to draw and commit any shard of one corpus (workers.Drawing)."""
+
+    store: Store
+    """Of the corpus: the run's, or an arm's."""
+    run_store: Store
+    """Of the run, where the adapters are."""
+    base: config.Base
+    method: str | None
+    """Adapters to load; None for the bare base."""
+    tokens: dict[str, str]
+    sampling: config.Sampling
+    refine: config.Refine | None
+    keep_txt2img: bool
+    format: str
+    recipe: Recipe
+    provenance: dict[str, Any]
+    threads: int
+    device: str
+    txt2img_source: Store | None = None
+    """A corpus with the same images before refinement, which then are not drawn again."""
+    gate: ClassGate | None = None
+
+    def is_committed(self, shard: Shard) -> bool:
+        return self.store.exists(commit_key(shard))
+
+    def start(self) -> "ShardDrawer":
+        return ShardDrawer(self)
+
+    def commit(self, drawn: DrawnShard) -> Commit:
+        """Encode, hash, put once, record; returns the commit that won."""
+        execution = Execution(
+            device=drawn.device,
+            dtype=self.base.dtype,
+            batch_size=drawn.batch_size,
+            threads=self.threads,
+            libraries={name: version(name) for name in LIBRARIES},
+        )
+        return commit_shard(
+            self.store,
+            drawn.shard,
+            drawn.rows,
+            drawn.rejects,
+            self.provenance,
+            execution,
+            self.format,
+            drawn.seconds,
+            drawn.redrawn,
+            drawn.first_draws,
+        )
+
+
+class ShardDrawer:
+    """A worker's loaded models, which draw shard after shard."""
+
+    def __init__(self, job: DrawJob) -> None:
+        self.job = job
+        self.sampler = load_sampler(job)
+
+    def __call__(self, shard: Shard, beat: Beat) -> DrawnShard:
+        started = time.perf_counter()
+        if self.job.txt2img_source is not None:
+            self.sampler.held = txt2img_images(self.job.txt2img_source, shard)
+        gated = self._draw(shard, beat)
+        rows, rejects = [], []
+        for image in gated.images:
+            if image.problem:
+                rejects.append((image.spec.image_id, image.problem))
+            else:
+                rows.append(_row(image))
+        return DrawnShard(
+            shard=shard,
+            rows=tuple(rows),
+            rejects=tuple(rejects),
+            redrawn=gated.redrawn,
+            first_draws=tuple(map(_row, gated.first_draws)),
+            batch_size=self.sampler.sampling.batch_size,
+            device=device_name(self.job.device),
+            seconds=time.perf_counter() - started,
+        )
+
+    def _draw(self, shard: Shard, beat: Beat) -> GatedShard:
+        """The shard's images, through the class gate where there is one."""
+        from busray.model.sample import draw_shard
+
+        recipe, gate = self.job.recipe, self.job.gate
+        if gate is None:
+            return GatedShard(draw_shard(self.sampler, recipe.specs(shard), beat), [], ())
+
+        def draw(specs: Sequence[ImageSpec]) -> "list[Drawn]":
+            first = specs[0].attempt == 0  # redraws are no further images: they only beat
+            return draw_shard(self.sampler, specs, lambda n: beat(n if first else 0))
+
+        def probability(class_name: str, images: np.ndarray) -> np.ndarray:
+            return _class_probability(gate, class_name, images, beat)
+
+        while True:
+            batch_size = self.sampler.sampling.batch_size
+            gated = draw_gated(recipe, shard, draw, probability, gate.settings.threshold, gate.settings.attempts)
+            if self.sampler.sampling.batch_size == batch_size:
+                return gated
+            # A batch did not fit into memory and was halved. A shard has one batch size: begin again.
+            beat(-shard.count)
+
+
+def _row(image: "Drawn") -> Row:
+    return Row(image.spec, image.image, image.txt2img)
+
+
+def _class_probability(gate: ClassGate, class_name: str, images: np.ndarray, beat: Beat) -> np.ndarray:
+    """The gate's probability [n] of a class."""
+    label = gate.classes.index(class_name)
+    batches = []
+    for at in range(0, len(images), GATE_BATCH):
+        batches.append(probabilities(gate.classifier, images[at : at + GATE_BATCH])[:, label])
+        beat()
+    return np.concatenate(batches)
+
+
+def txt2img_images(store: Store, shard: Shard) -> dict[tuple[str, int], np.ndarray]:
+    """(class, index) -> image before refinement, of the shard's images that a corpus has."""
+    images = {}
+    for other in committed_shards(store):
+        overlaps = other.first < shard.first + shard.count and other.first + other.count > shard.first
+        if other.class_name == shard.class_name and overlaps:
+            rows = read_rows(store, read_commit(store, other), columns=["index", "image_txt2img"])
+            for row in rows.to_pylist():
+                images[shard.class_name, row["index"]] = png_pixels(row["image_txt2img"]["bytes"])
+    return images
+
+
+def device_name(device: str) -> str:
+    """The model of this machine's processor, or of this process's GPU."""
+    if device == "cpu":
+        path = Path("/proc/cpuinfo")
+        lines = path.read_text().splitlines() if path.exists() else []
+        models = {line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")}
+        return f"cpu: {', '.join(sorted(models)) or platform.processor() or platform.machine()}"
+    import torch
+
+    return f"cuda: {torch.cuda.get_device_name()}"
+
+
+def load_sampler(job: DrawJob) -> "Sampler":
+    """The pipeline of the job's base with its adapters fused, ready to draw."""
+    from busray.model.adapters import load_adapters
+    from busray.model.base import load_pipeline
+    from busray.model.sample import Sampler
+
+    pipe = load_pipeline(job.base, job.device, job.base.dtype)
+    if job.method:
+        with tempfile.TemporaryDirectory() as folder:
+            load_adapters(pipe, fetch_adapters(job.run_store, Path(folder)), job.method, job.tokens)
+    return Sampler(pipe, job.sampling, job.refine, job.base.size, job.keep_txt2img)
+
+
+def redraw(job: DrawJob, commit: Commit, spec: ImageSpec) -> "Drawn":
+    """Draw one image of a committed shard again, with the batch size and threads of its record.
+
+    It takes its old place in the batch, since a place can change the last bit of a pixel.
+    """
+    import torch
+
+    torch.set_num_threads(commit.execution.threads)
+    batch_size = commit.execution.batch_size
+    sampler = load_sampler(replace(job, sampling=job.sampling.model_copy(update={"batch_size": batch_size})))
+    position, drawn_together = place(commit, spec)
+    place_in_batch = position % batch_size
+    filled = min(batch_size, drawn_together - (position - place_in_batch))
+    return sampler.draw([spec] * filled)[place_in_batch]
