@@ -1,7 +1,8 @@
-"""Every setting: its unit, default and bound. One frozen tree from a YAML file and `--a.b=c` flags.
+"""Every setting with its unit, default and bounds: one frozen tree.
 
-Only what can be told from the settings alone is checked here; folders, bases and adapters are looked at by the stage
-that reads them, before any work starts.
+Only what the settings alone can show to be wrong is checked here. Folders, bases and adapters are
+checked by the stage that reads them, before any work starts. config_file.py reads the YAML file and
+the flags.
 """
 
 import re
@@ -21,40 +22,42 @@ from pydantic import (
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
-
 TOKEN = re.compile(r"<[a-z0-9][a-z0-9_-]*>")
 
+HIDDEN_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+"""Unicode categories of characters that are not visible, or change how others are displayed."""
 
-HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-"""Unicode categories of characters that do not show, or change how the others show."""
-
-
-SIGNED = re.compile(r"[?&]([\w-]*(signature|token|secret|password|key)|sig)=", re.IGNORECASE)
+SECRET_PARAMETER = re.compile(r"[?&]([\w-]*(signature|token|secret|password|key)|sig)=", re.IGNORECASE)
 
 
-def unfit(name: str) -> str | None:
-    """What in a name could fool a reader or a program (control, bidirectional, zero-width characters; letters that are
-    not composed, NFC); None where nothing does."""
+def hidden_character(name: str) -> str | None:
+    """The first thing in a name that could mislead a reader or a program; None if there is nothing.
+
+    Control, bidirectional and zero-width characters; letters that are not composed (Unicode NFC),
+    since two names that look the same could then differ.
+    """
     for character in name:
-        if unicodedata.category(character) in HIDDEN:
+        if unicodedata.category(character) in HIDDEN_CATEGORIES:
             return f"the character U+{ord(character):04X}"
     return None if unicodedata.is_normalized("NFC", name) else "letters that are not composed (Unicode NFC)"
 
 
 def credentials_in(text: str) -> bool:
-    """Whether a URL in text carries a password, a token or a signature.
+    """Whether a URL in text has a password, a token or a signature in it.
 
-    Not meant: a port, an access point's ARN, the container of `abfs://container@account`, the user of `sftp://user@host`.
+    These are no credentials: a port, an access point's ARN, the container of
+    `abfs://container@account`, the user of `sftp://user@host`.
     """
     for scheme, host, path in re.findall(r"(\w*)://([^/?#]*)([^?#]*)", text):
         user, at, _ = host.rpartition("@")
         port = host.rpartition(":")[2]
         if at and (":" in user or scheme.lower() in ("http", "https")):
             return True
-        plain = ":" not in host or host.startswith("arn:") or host.endswith("]")
-        if not at and not plain and (not port.isdigit() or "@" in path):  # a secret can hold a slash
+        # A secret may contain a slash: the `@` is then in what looks like the path.
+        plain = ":" not in host or host.startswith("arn:") or host.endswith("]")  # [IPv6]
+        if not at and not plain and (not port.isdigit() or "@" in path):
             return True
-    return SIGNED.search(text) is not None
+    return SECRET_PARAMETER.search(text) is not None
 
 
 def _location(value: str) -> str:
@@ -63,41 +66,39 @@ def _location(value: str) -> str:
             "credentials in a URL end up in logs and records: leave them out, they come from the instance's role or "
             "the environment (AWS_PROFILE, AWS_ACCESS_KEY_ID and so on)"
         )
-    what = unfit(value)
-    if what:
-        raise ValueError(f"{what} is in it: use characters that show")
+    hidden = hidden_character(value)
+    if hidden:
+        raise ValueError(f"it contains {hidden}: use visible characters")
     if "://" in value and ".." in value.split("/"):
-        raise ValueError("a URL with `..` in it: write where it leads")
+        raise ValueError("a URL with `..` in it: write the folder that it leads to")
     return value
 
 
 Location = Annotated[str, AfterValidator(_location)]
 """A path or URL, without credentials."""
 
-
 Positive = Annotated[int, Field(ge=1)]
-
 
 Count = Annotated[int, Field(ge=0)]
 
-
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
+WorkerCount = Annotated[int, Field(ge=1, le=512)]
 
-Workers = Annotated[int, Field(ge=1, le=512)]
 
-
-def _both(value: Any) -> Any:
+def _as_range(value: Any) -> Any:
     """A single number as [min, max]."""
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class Settings(BaseModel):
+    """A group of settings: frozen, and an unknown name is an error."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class Phantoms(Settings):
-    """Simulated labelled images in place of a folder: for the demo and for tests."""
+    """Simulated labelled images instead of a folder: for the demo and for tests."""
 
     images: Annotated[int, Field(ge=8, le=100_000)] = 60
     """Images a class."""
@@ -112,12 +113,12 @@ class Dataset(Settings):
     phantoms: Phantoms | None = None
     """Simulate the data set instead of reading one; exactly one of path and phantoms is set."""
     metadata: Location | None = None
-    """CSV with the column `file` (relative to path), optionally `group`, and any others."""
+    """CSV with the column `file` (relative to path), optionally `group` (patient) and others."""
     frame: Literal["letterbox", "centre", "stretch"] = "letterbox"
-    """How an image of any size becomes the model's square."""
+    """The framing: how an image of any size becomes the model's square."""
     annotations: Literal["keep", "exclude"] = "keep"
-    """`exclude` drops images with burned-in text or calipers from training; val and test stay what they were, so that
-    figures of both ways have one reference."""
+    """`exclude` removes images with burned-in text or calipers from the train split. val and test
+    do not change, so that figures with `keep` and `exclude` have the same reference."""
     val: Annotated[float, Field(gt=0, lt=0.5)] = 0.15
     """Share of each class for validation."""
     test: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
@@ -133,7 +134,7 @@ class Base(Settings):
     size: Annotated[int, Field(ge=64, le=1024, multiple_of=8)] = 128
     """Side of the square in pixels: 128 for tiny, 512 for SD v1.5."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Of sampling; training keeps its weights in float32."""
+    """For sampling; training keeps its weights in float32."""
 
     @field_validator("revision")
     @classmethod
@@ -149,42 +150,43 @@ class Class(Settings):
     token: Annotated[str, Field(pattern=f"^{TOKEN.pattern}$")] | None = None
     """Placeholder token of textual inversion; classes may share one. Default `<class name>`."""
     initializer: Annotated[str, Field(min_length=1)] = "ultrasound"
-    """Word whose embedding the token starts from, and its stand-in in arms without textual inversion."""
+    """Word whose embedding the token starts from. It replaces the token in arms without textual
+    inversion."""
     caption: str = "{token} ultrasound image of {class} breast tissue"
     """Training caption; `{token}`, `{class}` and columns of dataset.metadata are filled in."""
     prompts: Annotated[tuple[str, ...], Field(min_length=1)] = ("{token} ultrasound image of {class} breast tissue",)
-    """Templates of the prompts, taken in turn."""
+    """Templates of the prompts, used in turn."""
     quotas: dict[str, Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]] = {}
-    """column -> value -> share: what fills `{column}` in prompts. Default: the train split's shares."""
+    """column -> value -> share: it fills `{column}` in prompts. Default: as in the train split."""
 
 
 class Adapters(Settings):
     method: Literal["lora", "ti", "lora+ti"] = "lora+ti"
     path: Location | None = None
-    """Folder or URL of existing adapters, taken instead of training."""
+    """Folder or URL of existing adapters to use instead of training."""
     rank: Annotated[int, Field(ge=1, le=256)] = 4
     alpha: Annotated[float, Field(gt=0)] | None = None
     """LoRA scaling numerator; default: the rank."""
     convolutions: bool = False
-    """Also put LoRA on the UNet's residual blocks: `tiny` makes speckle where it has no attention."""
+    """LoRA also on the UNet's residual blocks: `tiny` makes speckle in blocks without attention."""
     text_encoder: bool = False
     """Also put LoRA on the text encoder's attention."""
     vectors: Annotated[int, Field(ge=1, le=16)] = 1
-    """Embedding vectors a learned token."""
+    """Embedding vectors of a learned token."""
     steps: Positive = 3000
     """Optimiser steps."""
     batch_size: Positive = 4
-    """Global batch: over all workers."""
+    """Global batch: the sum over all workers."""
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     """Of LoRA."""
     token_learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-4
     """Of the learned tokens' embeddings."""
     warmup: Count = 0
-    """Steps of linear warm-up; constant after."""
+    """Steps of linear warm-up; the rate is constant afterwards."""
     snr_gamma: Annotated[float, Field(gt=0)] | None = None
-    """Min-SNR weighting (arXiv 2303.09556); off where unset."""
+    """Gamma of min-SNR loss weighting (arXiv 2303.09556). null: no weighting."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of the moving average of the adapters' weights; off where unset."""
+    """Decay of the moving average of the adapters' weights. null: no average."""
     mirror: bool = True
     """Also train on left-right mirrored copies."""
     caption_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -193,12 +195,13 @@ class Adapters(Settings):
     """Steps between validation losses with a sample grid."""
     checkpoint_every: Positive = 500
     """Steps between checkpoints."""
-    num_workers: Annotated[tuple[Workers, Workers], BeforeValidator(_both)] = (1, 1)
-    """Ray Train workers: a number, or [min, max] to train on whatever nodes there are. The global batch stays."""
+    num_workers: Annotated[tuple[WorkerCount, WorkerCount], BeforeValidator(_as_range)] = (1, 1)
+    """Ray Train workers: a number, or [min, max] to train on as many nodes as there are. The global
+    batch does not depend on it."""
 
     @field_validator("num_workers")
     @classmethod
-    def _fewest_is_not_above_most(cls, value: tuple[int, int]) -> tuple[int, int]:
+    def _min_is_not_above_max(cls, value: tuple[int, int]) -> tuple[int, int]:
         if value[0] > value[1]:
             raise ValueError("[min, max]: min is above max")
         return value
@@ -208,82 +211,86 @@ class Sampling(Settings):
     scheduler: Literal["dpmsolver++", "sde-dpmsolver++", "ddim", "euler", "unipc"] = "dpmsolver++"
     steps: Annotated[int, Field(ge=1, le=1000)] = 50
     guidance_scale: Annotated[float, Field(ge=1, le=50)] = 7.5
-    """1 switches classifier-free guidance off."""
+    """1: no classifier-free guidance."""
     batch_size: Annotated[int, Field(ge=1, le=512)] = 8
     """Images a forward pass; the last batch is padded to it."""
 
 
 class Refine(Settings):
-    """img2img over the txt2img result."""
+    """img2img on the txt2img result."""
 
     strength: Annotated[float, Field(gt=0, le=1)] = 0.3
     steps: Annotated[int, Field(ge=1, le=1000)] = 50
-    """Of the whole schedule; strength x steps are run."""
+    """Steps of the whole schedule; strength x steps of them are run."""
     guidance_scale: Annotated[float, Field(ge=1, le=50)] = 7.5
     handover: Literal["pixel", "latent"] = "pixel"
-    """`pixel` decodes, rounds to 8 bits and encodes again (the paper); `latent` skips that round trip."""
+    """`pixel` decodes, rounds to 8 bits and encodes again (the paper); `latent` does not."""
 
     @model_validator(mode="after")
-    def _runs_a_step(self) -> "Refine":
+    def _at_least_one_step(self) -> "Refine":
         if int(self.steps * self.strength) < 1:
             raise ValueError("strength x steps is below 1, so refinement would run no step: raise either")
         return self
 
 
 class Gate(Settings):
-    """The class gate: an image that a classifier of real images does not take for one of its class is drawn again, from
-    the seed of its next attempt. The classifier is trained on the train split and calibrated on val."""
+    """The class gate: a classifier of real images looks at every draw. If it does not recognise the
+    image's class, the image is drawn again with the seed of its next attempt. The classifier is
+    trained on the train split and calibrated on val."""
 
     architecture: Literal["cnn", "efficientnet-lite0"] = "efficientnet-lite0"
     """As study.architecture."""
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Calibrated probability of its class that an image must reach."""
+    """Calibrated probability of its own class that an image must reach."""
     attempts: Annotated[int, Field(ge=1, le=100)] = 8
-    """Draws an image, the first one included; an image whose last is rejected too is quarantined."""
+    """Most draws of an image, the first included. If all are rejected, the image is quarantined."""
 
 
 class Corpus(Settings):
     shard_size: Annotated[int, Field(ge=1, le=100_000)] = 256
-    """Images a shard: the unit of work, retry and output."""
+    """Images of a shard, which is the unit of work, retry and output."""
     format: Literal["parquet", "png"] = "parquet"
     keep_txt2img: bool = True
-    """Keep the image before refinement beside the refined one."""
+    """Keep the image before refinement too."""
     gate: Gate | None = None
-    """null: the first draw of every image is kept, whatever it shows."""
+    """null: the first draw of every image is kept."""
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Share of a corpus's planned images that may be quarantined before the command ends with exit status 1."""
+    """Share of a corpus's planned images that may be quarantined; above it the exit status is 1."""
 
 
 class Geometry(Settings):
-    """Size and shape of lesions, in drawn images by the masks of a small segmenter trained on the train split's masks;
-    an image without a mask file is not trained on, an empty mask says that there is no lesion."""
+    """Size and shape of lesions. In generated images a small segmenter finds them; it is trained on
+    the train split's masks. An image without a mask file is not used for that; an empty mask means
+    that there is no lesion."""
 
     steps: Annotated[int, Field(ge=10, le=100_000)] = 800
-    """Optimiser steps of the segmenter, of 8 images each."""
+    """Optimiser steps of the segmenter; 8 images a step."""
 
 
 class Evaluate(Settings):
     arms: tuple[str, ...] = ("base", "lora+ti", "lora+ti+refine")
-    """What is compared: `base` or adapters.method, each also with `+refine`."""
+    """Arms to compare: `base` or adapters.method, each also with `+refine`."""
     images: Positive | None = None
-    """Images a class and arm; default: the smallest class of the corpus."""
+    """Images of a class in each arm. null: as many as the corpus's smallest class has."""
     reference: Literal["train", "val", "test", "all"] = "test"
-    """Real images the arms are compared with."""
+    """Real images that the arms are compared with."""
     extractors: Annotated[tuple[Literal["inception", "texture", "dinov2"], ...], Field(min_length=1)] = (
         "inception",
         "texture",
     )
-    """Feature spaces of the distances: Inception-2015 (FID, KID), ultrasound texture, DINOv2 (FD- and KD- of each)."""
+    """Feature spaces of the distances: Inception-2015 (FID, KID), ultrasound texture and DINOv2
+    (FD and KD of each)."""
     inception: Location | None = None
-    """Path of Inception-2015 weights, which are known by their SHA-256; default: looked for as README says."""
+    """Path of the Inception-2015 weights; their SHA-256 is checked. null: the places that README.md
+    names."""
     dinov2: Location | None = None
-    """Path of DINOv2 weights (ViT-S, B or L/14) as safetensors with the authors' names; the extractor needs it, and is
-    named by the file's SHA-256."""
+    """Path of DINOv2 weights (ViT-S, B or L/14): safetensors with the authors' tensor names. The
+    extractor `dinov2` needs it; its name contains the file's SHA-256."""
     geometry: Geometry | None = None
-    """null: no lesion geometry, which takes minutes of training and needs masks."""
+    """null: no lesion geometry. It needs masks and minutes of training."""
     judge: Literal["cnn", "efficientnet-lite0"] | None = "cnn"
-    """Classifier, as study.architecture, that says which class each first draw shows; another one than the class
-    gate's. null: no class consistency."""
+    """Architecture (as study.architecture) of the classifier that says which class each first draw
+    shows. It must differ from the class gate's. null: no class consistency."""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 32
 
     @field_validator("extractors")
@@ -295,64 +302,68 @@ class Evaluate(Settings):
 
 
 class Ablate(Settings):
-    """`busray ablate`: the arms above, and sweeps of lora+ti measured against the validation images."""
+    """`busray ablate`: all arms, and sweeps of lora+ti, compared with the validation images."""
 
     against: Literal["base", "base+refine", "lora", "lora+refine", "ti", "ti+refine", "lora+ti", "lora+ti+refine"] = (
         "base"
     )
-    """Arm that the others' KID is compared with, seed by seed."""
+    """Arm that the others' KID is compared with, paired by seed."""
     strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.15, 0.5, 0.7)
-    """Further values of refine.strength to try; what is configured is tried anyway."""
+    """Values of refine.strength to try besides the configured one."""
     guidance_scales: tuple[Annotated[float, Field(ge=1, le=50)], ...] = (1.0, 4.0, 7.5)
-    """Further values of sampling.guidance_scale and refine.guidance_scale, set together."""
+    """Values to try for sampling.guidance_scale and refine.guidance_scale, both set to the same."""
 
 
 class Primary(Settings):
-    """The one comparison that a study is about, declared before its results; all others are corrected for."""
+    """The one comparison that a study is about, declared before there are results. The p-values of
+    all others are corrected for multiple comparisons."""
 
     metric: Literal["accuracy", "macro_f1", "auc"]
     arm: str
-    """Of the study, such as `mixed@0.5`."""
+    """An arm of the study, such as `mixed@0.5`."""
     against: str = "real"
 
 
 class Study(Settings):
-    """`busray study`: what synthetic images are worth to a classifier of real ones."""
+    """`busray study`: how much synthetic images help a classifier of real images."""
 
     primary: Primary | None = None
-    """Needed by `busray study`. It, the ratios and the seeds are kept before any result is there, and cannot change."""
+    """Needed by `busray study`. It is stored with the ratios and the seeds before there is a result
+    and cannot be changed afterwards."""
     ratios: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], Field(min_length=1)] = (0.25, 0.5, 1.0)
-    """Synthetic images for each real training image, class by class; with corpus.gate also as they were without it."""
+    """Synthetic images for each real training image, in each class. With corpus.gate each ratio is
+    also trained on the first draws, which the gate did not select."""
     seeds: Annotated[int, Field(ge=2, le=100)] = 5
-    """Trainings of each arm, the same seeds in each."""
+    """Trainings of each arm, with the same seeds in all arms."""
     architecture: Literal["cnn", "efficientnet-lite0"] = "cnn"
-    """`cnn`: from random weights; `efficientnet-lite0`: linear on frozen ImageNet features, whose weights
-    requirements-classifier.txt installs."""
+    """`cnn`: trained from random weights. `efficientnet-lite0`: a linear layer on frozen ImageNet
+    features, whose weights requirements-classifier.txt installs."""
     steps: Annotated[int, Field(ge=10, le=1_000_000)] = 400
-    """Optimiser steps of every training, whatever its number of images."""
+    """Optimiser steps of every training; they do not depend on its number of images."""
     batch_size: Annotated[int, Field(ge=2, le=4096)] = 32
     learning_rates: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (3e-3,)
-    """Each is tried in every training; val chooses."""
+    """Each is tried in every training; the validation images choose one."""
     external: Location | None = None
-    """Folder of a further test set, one folder a class (not every class is needed); never trained on."""
+    """Folder of another test set, one folder a class (some may be missing). Never trained on."""
 
 
 class Cluster(Settings):
     address: str | None = None
-    """Ray address; default: RAY_ADDRESS, else Ray is started in this process."""
+    """Ray address. null: RAY_ADDRESS; if that is not set, Ray is started in this process."""
     allow_insecure: bool = False
-    """Also join a cluster that asks for no token, or whose dashboard has a public address: whoever reaches such a
-    cluster runs code on it."""
+    """Also join a cluster that asks for no token, or whose dashboard has a public address. Anybody
+    who can reach such a cluster can run code on it."""
     min_actors: Positive = 1
     max_actors: Positive = 1
-    """Sampling and feature actors (a pool that grows from min to max)."""
+    """Actors that sample and compute features: the pool grows from min to max."""
     gpus_per_actor: Annotated[float, Field(ge=0, le=16)] = 0
     cpus_per_actor: Annotated[float, Field(ge=0, le=256)] = 1
     threads: Positive = 2
-    """CPU threads of torch in each actor; part of what makes pixels repeat exactly."""
+    """CPU threads of torch in each actor. Pixels repeat exactly only with the same number."""
     hang_seconds: Annotated[float, Field(ge=5, le=86_400)] = 900
-    """A worker not heard of for so long (a batch, an optimiser step) is killed and its work given to another; where
-    for four times as long no worker gets on with its work, the command ends with status 1."""
+    """A worker that reports no progress for so long (a batch, an optimiser step) is killed, and
+    another one gets its work. If no worker makes progress for four times as long, the command ends
+    with exit status 1."""
 
     @model_validator(mode="after")
     def _min_is_not_above_max(self) -> "Cluster":
@@ -362,29 +373,30 @@ class Cluster(Settings):
 
 
 class Card(Settings):
-    """What only the user can state of a corpus; `busray card` says "undeclared" until it is stated here."""
+    """Facts that only the user knows; `busray card` says "undeclared" until they are given here."""
 
     license: Annotated[str, Field(min_length=1)] | None = None
-    """Of the synthetic images: an identifier of Hugging Face's list (`cc-by-4.0`, `other`, ...)."""
+    """Licence of the synthetic images: Hugging Face's identifier (`cc-by-4.0`, `other`, ...)."""
     source: Annotated[str, Field(min_length=1)] | None = None
     """Citation and licence of the real images."""
     ethics: Annotated[str, Field(min_length=1)] | None = None
     """Approval or exemption under which the real images are used."""
     contact: Annotated[str, Field(min_length=1)] | None = None
-    """Whom to write to."""
+    """Name or address for questions."""
 
 
 class Config(Settings):
     name: str = "run"
-    """Of the run; default: the config file's name."""
+    """The run's name; default: the config file's name."""
     output: Location = ""
     """Folder or URL of the run; default `runs/<name>`."""
     seed: Seed = 1000
-    """Of every draw of the corpus."""
+    """Seed of every draw of the corpus."""
     dataset: Dataset = Dataset()
     base: Base = Base()
     classes: Annotated[dict[str, Class], Field(min_length=1)]
-    """By name, which is a folder of dataset.path; sorted by it, so that the file's order means nothing."""
+    """Class name (a folder of dataset.path) -> its settings. Sorted by name: the order in the file
+    does not matter."""
     adapters: Adapters = Adapters()
     sampling: Sampling = Sampling()
     refine: Refine | None = Refine()
@@ -399,7 +411,7 @@ class Config(Settings):
     @field_validator("name")
     @classmethod
     def _name_is_one_folder(cls, value: str) -> str:
-        if unfit(value) or "/" in value or value in ("", ".", ".."):
+        if hidden_character(value) or "/" in value or value in ("", ".", ".."):
             raise ValueError("a run's name becomes a folder: visible characters, no `/`")
         return value
 
@@ -409,16 +421,18 @@ class Config(Settings):
         for name in value:
             if not NAME.fullmatch(name) or name == "all":
                 raise ValueError(f"{name!r} is no class name: letters, digits, `_`, `.`, `-`, at most 64, not `all`")
-        # a class's place is its label, and stored settings have their keys sorted: another order would be other labels
+        # A class's position is its label, and stored settings have sorted keys: without sorting
+        # here, a stored config would read back with other labels.
         return dict(sorted(value.items()))
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> "Config":
+    def _settings_agree(self) -> "Config":
+        # All of them in one message, so that a user does not find them one by one.
         problems = [*_token_problems(self), *_arm_problems(self)]
         if self.corpus.gate and self.corpus.gate.architecture == self.evaluate.judge:
             problems.append(
-                f"evaluate.judge: {self.evaluate.judge} is the class gate's architecture too, and a gate may not judge "
-                "itself: give the other one, or null"
+                f"evaluate.judge: {self.evaluate.judge} is the class gate's architecture too, and a gate must not "
+                "judge itself: give the other one, or null"
             )
         if (self.dataset.path is None) == (self.dataset.phantoms is None):
             problems.append("dataset.path: set exactly one of dataset.path and dataset.phantoms")
@@ -433,49 +447,64 @@ class Config(Settings):
         return {name: settings.token or f"<{name.lower()}>" for name, settings in self.classes.items()}
 
     def prompts(self, class_name: str) -> tuple[str, ...]:
-        """A class's prompts; a token typed out in them reads `{token}`, so that arms without it get its stand-in."""
+        """A class's prompts. A token that is written out in them becomes `{token}`, so that arms
+        without textual inversion can replace it."""
         token = self.tokens()[class_name]
         return tuple(prompt.replace(token, "{token}") for prompt in self.classes[class_name].prompts)
 
     def caption(self, class_name: str) -> str:
-        """A class's caption, its token as in `prompts`."""
+        """A class's caption; its token becomes `{token}` as in `prompts`."""
         return self.classes[class_name].caption.replace(self.tokens()[class_name], "{token}")
 
     @property
     def uses_tokens(self) -> bool:
+        """Whether the adapters have learned tokens (textual inversion)."""
         return "ti" in self.adapters.method.split("+")
 
 
 def template_fields(template: str) -> set[str]:
-    """The names in braces of a caption or prompt; ValueError where the braces do not pair."""
+    """The names in braces of a caption or prompt. ValueError if the braces do not pair."""
     return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
 
 
 def split_arm(arm: str) -> tuple[str, bool]:
-    """`lora+ti+refine` -> (`lora+ti`, True)."""
+    """(adapters, whether refined): `lora+ti+refine` -> (`lora+ti`, True)."""
     return arm.removesuffix("+refine"), arm.endswith("+refine")
 
 
 def _token_problems(config: Config) -> list[str]:
-    problems = []
+    problems: list[str] = []
+    tokens = config.tokens()
     for name, settings in config.classes.items():
-        token = config.tokens()[name]
-        twins = [other for other in config.classes if other != name and config.tokens()[other] == token]
-        if settings.token is None and (twins or not TOKEN.fullmatch(token)):
-            problems.append(f"classes.{name}.token: set one, the default {token} is another class's or no good token")
-        places = {"prompts": settings.prompts, "caption": (settings.caption,)}
-        for where, texts in ((f"classes.{name}.{field}", texts) for field, texts in places.items()):
-            try:
-                fields = [template_fields(text) for text in texts]
-            except ValueError as error:
-                problems.append(f"{where}: {error}")
-                continue
-            used = any("token" in names or token in text for names, text in zip(fields, texts, strict=True))
-            if config.uses_tokens and not used:
-                problems.append(f"{where}: the token {token} is in no prompt: write {{token}} where it belongs")
-            for column in sorted(settings.quotas.keys() - set().union(*fields)) if texts is settings.prompts else ():
-                problems.append(f"classes.{name}.quotas.{column}: no prompt of this class names {{{column}}}")
+        token = tokens[name]
+        shared = list(tokens.values()).count(token) > 1
+        if settings.token is None and (shared or not TOKEN.fullmatch(token)):
+            problems.append(f"classes.{name}.token: set one, the default {token} is another class's or no valid token")
+        required = token if config.uses_tokens else None
+        problems += _template_problems(f"classes.{name}.prompts", settings.prompts, required)
+        problems += _template_problems(f"classes.{name}.caption", (settings.caption,), required)
+        problems += _quota_problems(name, settings)
     return problems
+
+
+def _template_problems(where: str, templates: tuple[str, ...], token: str | None) -> list[str]:
+    """token: the one that a template has to contain; None if no token is learned."""
+    try:
+        fields = set[str]().union(*map(template_fields, templates))
+    except ValueError as error:
+        return [f"{where}: {error}"]
+    if token is None or "token" in fields or any(token in template for template in templates):
+        return []
+    return [f"{where}: the token {token} is in no prompt: write {{token}} where it belongs"]
+
+
+def _quota_problems(name: str, settings: Class) -> list[str]:
+    try:
+        fields = set[str]().union(*map(template_fields, settings.prompts))
+    except ValueError:
+        return []  # _template_problems reports it
+    unused = sorted(settings.quotas.keys() - fields)
+    return [f"classes.{name}.quotas.{column}: no prompt of this class names {{{column}}}" for column in unused]
 
 
 def _arm_problems(config: Config) -> list[str]:

@@ -1,4 +1,4 @@
-"""A config from YAML and flags, and what is wrong with it in words."""
+"""A Config from a YAML file and `--a.b=c` flags; every mistake as one readable line."""
 
 import difflib
 from collections.abc import Sequence
@@ -6,17 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ValidationError,
-)
+from pydantic import BaseModel, ValidationError
 
 from busray.config import Config, credentials_in
 from busray.records import UserError
 
 
 def load_config(path: str | Path, flags: list[str] | None = None) -> Config:
-    """The YAML file with `--a.b=c` flags merged in, validated at once; UserError lists every mistake."""
+    """The settings of a YAML file, overridden by flags. UserError lists every mistake."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -34,14 +31,15 @@ def load_config(path: str | Path, flags: list[str] | None = None) -> Config:
 
 
 def with_flags(tree: dict[str, Any], flags: Sequence[str]) -> Config:
-    """A Config from plain values and `--a.b=c` flags, which are merged into tree; UserError lists every mistake."""
+    """A Config from plain values, overridden by flags (`tree` is changed). UserError lists every
+    mistake."""
     for flag in flags:
         _merge_flag(tree, flag)
     return validate(tree)
 
 
 def validate(tree: dict[str, Any]) -> Config:
-    """A Config from plain values; UserError with one line a mistake."""
+    """A Config from plain values. UserError has one line for each mistake."""
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
@@ -50,6 +48,7 @@ def validate(tree: dict[str, Any]) -> Config:
 
 
 def _merge_flag(tree: dict[str, Any], flag: str) -> None:
+    """Put the value of `--a.b=value` (YAML) into tree["a"]["b"]."""
     name, equals, text = flag.removeprefix("--").partition("=")
     if not flag.startswith("--") or not equals or not name:
         raise UserError(f"{flag}: settings are given as --a.b=value, such as --sampling.steps=25")
@@ -59,15 +58,16 @@ def _merge_flag(tree: dict[str, Any], flag: str) -> None:
         raise UserError(f"{flag}: the value is not YAML: {error}") from error
     *parents, leaf = name.split(".")
     for parent in parents:
-        below = tree.get(parent)
-        tree[parent] = below = {} if below is None else below
-        if not isinstance(below, dict):
+        if tree.get(parent) is None:  # a flag may fill a group that the file leaves out or sets to null
+            tree[parent] = {}
+        if not isinstance(tree[parent], dict):
             raise UserError(f"{flag}: {parent} is a value, not a group of settings")
-        tree = below
+        tree = tree[parent]
     tree[leaf] = value
 
 
 def _explain(item: Any) -> str:
+    """One of pydantic's errors as `<dotted name>: <what is wrong> (given: <value>)`."""
     location = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         known = sorted(_fields_at(item["loc"][:-1]))
@@ -77,13 +77,16 @@ def _explain(item: Any) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if not location:
         return message
-    given = "" if item["type"] == "missing" or credentials_in(repr(item["input"])) else f" (given: {item['input']!r})"
-    return f"{location}: {message}{given}"
+    value = repr(item["input"])
+    if item["type"] == "missing" or credentials_in(value):  # a secret is not repeated in a message
+        return f"{location}: {message}"
+    return f"{location}: {message} (given: {value})"
 
 
 def _fields_at(location: tuple[Any, ...]) -> set[str]:
+    """Names of the settings in the group at this location."""
     model: Any = Config
-    for part in location:  # a class's name (a key of `classes`) is no field and changes nothing
+    for part in location:  # a class's name (a key of `classes`) is no field: the group stays
         if part in model.model_fields:
             model = _model_in(model.model_fields[part].annotation) or model
     return set(model.model_fields)
@@ -94,7 +97,7 @@ def _model_in(annotation: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for inner in getattr(annotation, "__args__", ()):
-        found = _model_in(inner)
-        if found is not None:
-            return found
+        model = _model_in(inner)
+        if model is not None:
+            return model
     return None

@@ -1,4 +1,4 @@
-"""Settings: one file, flags over it, every mistake named with its path, its value and what is allowed."""
+"""Settings: a file and flags. Every mistake is named with its path, value and what is allowed."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from busray.config import split_arm, template_fields
+from busray.config import Config, Settings, split_arm, template_fields
 from busray.config_file import load_config, validate
 from busray.records import UserError, to_json
 from tests.support.paths import ROOT
@@ -28,7 +28,7 @@ def mistakes(tree: dict[str, Any], *flags: str, folder: Path) -> str:
     return str(caught.value)
 
 
-# ---- what a file and flags become -----------------------------------------------------------------------------------
+# ---- what a file and flags become ----------------------------------------------------------------
 
 
 def test_a_minimal_file_gets_every_default(tmp_path: Path) -> None:
@@ -92,10 +92,43 @@ def test_the_configs_of_the_repository_are_valid(path: Path) -> None:
     assert config.name == path.stem
 
 
-# ---- mistakes -------------------------------------------------------------------------------------------------------
+# ---- the list of settings -----------------------------------------------------------------------
 
 
-def test_all_mistakes_are_told_at_once_each_on_its_line(tmp_path: Path) -> None:
+def setting_names(model: type[Settings], prefix: str = "") -> list[str]:
+    """Dotted names of all settings; `<class>` stands for any class's name."""
+    names = []
+    for name, field in model.model_fields.items():
+        group = group_in(field.annotation)
+        if group is None:
+            names.append(prefix + name)
+        else:
+            names += setting_names(group, f"{prefix}{name}.<class>." if name == "classes" else f"{prefix}{name}.")
+    return sorted(names)
+
+
+def group_in(annotation: Any) -> type[Settings] | None:
+    """The group of settings in `X`, `X | None` or `dict[str, X]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return annotation
+    groups = map(group_in, getattr(annotation, "__args__", ()))
+    return next((group for group in groups if group is not None), None)
+
+
+def test_a_setting_is_added_or_removed_on_purpose_only() -> None:
+    frozen = (Path(__file__).parent / "settings.txt").read_text().split()
+    names = setting_names(Config)
+    assert names == frozen, (
+        f"settings added: {sorted(set(names) - set(frozen))}, removed: {sorted(set(frozen) - set(names))}. A setting "
+        "is a promise to users and one more thing to test: add one only if a constant cannot do (ARCHITECTURE.md, "
+        '"How to add"), then change tests/unit/settings.txt'
+    )
+
+
+# ---- mistakes ------------------------------------------------------------------------------------
+
+
+def test_all_mistakes_are_reported_at_once_each_on_its_line(tmp_path: Path) -> None:
     tree = {**MINIMAL, "sampling": {"stepz": 4}, "seed": -1, "corpus": {"format": "tfrecord"}}
     lines = mistakes(tree, "--refine.strength=1.5", folder=tmp_path).splitlines()
     assert {line.split(":")[0] for line in lines} == {"sampling.stepz", "seed", "corpus.format", "refine.strength"}
@@ -113,7 +146,7 @@ def test_a_misspelt_setting_of_a_class_gets_the_nearest_name(tmp_path: Path) -> 
     assert message == "classes.benign.promts: no such setting; did you mean prompts?"
 
 
-def test_a_setting_like_no_other_gets_the_list_of_what_is_known(tmp_path: Path) -> None:
+def test_an_unknown_setting_gets_the_list_of_known_ones(tmp_path: Path) -> None:
     assert "known here: batch_size, guidance_scale, scheduler, steps" in mistakes(
         MINIMAL, "--sampling.zzz=1", folder=tmp_path
     )
@@ -135,7 +168,7 @@ def test_a_setting_like_no_other_gets_the_list_of_what_is_known(tmp_path: Path) 
         ("--classes.benign.quotas={birads: {}}", "classes.benign.quotas.birads", "at least 1"),
     ],
 )
-def test_a_value_out_of_bounds_is_told_with_its_path_and_what_is_allowed(
+def test_a_value_out_of_bounds_is_reported_with_its_path_and_what_is_allowed(
     tmp_path: Path, flag: str, named: str, allowed: str
 ) -> None:
     message = mistakes(MINIMAL, flag, folder=tmp_path)
@@ -206,11 +239,11 @@ def test_fewer_actors_at_most_than_at_least_is_refused(tmp_path: Path) -> None:
     )
 
 
-# ---- files and flags that are none ----------------------------------------------------------------------------------
+# ---- files and flags that are none ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, reason",
     [
         ("a: [1", "is not YAML"),
         ("", "holds no settings"),
@@ -218,8 +251,8 @@ def test_fewer_actors_at_most_than_at_least_is_refused(tmp_path: Path) -> None:
         ("just words", "settings"),
     ],
 )
-def test_a_file_that_is_no_config_is_named(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(UserError, match=said) as caught:
+def test_a_file_that_is_no_config_is_named(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as caught:
         load_config(written(tmp_path, text))
     assert "mine.yaml" in str(caught.value)
 
@@ -248,7 +281,7 @@ def test_a_flag_below_a_value_is_refused(tmp_path: Path) -> None:
     assert "seed is a value" in mistakes({**MINIMAL, "seed": 4}, "--seed.x=5", folder=tmp_path)
 
 
-# ---- small readers --------------------------------------------------------------------------------------------------
+# ---- small readers -------------------------------------------------------------------------------
 
 
 def test_template_fields_are_the_names_in_braces() -> None:
@@ -289,6 +322,6 @@ def test_lesion_geometry_is_off_unless_asked_for(tmp_path: Path) -> None:
 def test_a_gate_does_not_judge_itself(tmp_path: Path) -> None:
     gated = {**MINIMAL, "corpus": {"gate": {}}}
     assert load_config(written(tmp_path, gated)).corpus.gate is not None
-    told = mistakes(gated, "--corpus.gate.architecture=cnn", folder=tmp_path)
-    assert told.startswith("evaluate.judge: cnn is the class gate's architecture too")
+    message = mistakes(gated, "--corpus.gate.architecture=cnn", folder=tmp_path)
+    assert message.startswith("evaluate.judge: cnn is the class gate's architecture too")
     assert load_config(written(tmp_path, gated), ["--corpus.gate.architecture=cnn", "--evaluate.judge=null"])

@@ -1,4 +1,4 @@
-"""Files and names that mean harm: nothing of them runs, fills memory, or leads out of its folder; each is named."""
+"""Malicious files and names: none runs, fills memory or leads out of its folder; each is named."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, 
 from safetensors.torch import save_file
 
 from busray.cli import main
-from busray.config import Base, Config, unfit
+from busray.config import Base, Config, hidden_character
 from busray.config_file import validate
 from busray.data.read import MAX_PIXELS, read_grey, read_rgb, scan
 from busray.layout import commit_key, data_key
@@ -39,7 +39,7 @@ HIDDEN = {
 }
 
 
-# ---- pickles --------------------------------------------------------------------------------------------------------
+# ---- pickles -------------------------------------------------------------------------------------
 
 
 class Trap:
@@ -112,13 +112,13 @@ def test_a_pickle_among_the_images_never_runs_and_is_named(tmp_path: Path, canar
     Image.new("L", (8, 8)).save(folder / "good.png")
     for name in ("a.png", "b.tif", "c.dcm", "d.pt", "e.bin", "f.npy", "g.pkl"):
         (folder / name).write_bytes(traps(canary)[form])
-    found = scan(folder.parent, ["benign"])
-    assert [image.file for image in found.images] == ["benign/good.png"]
-    assert [file for file, _ in found.unreadable] == ["benign/a.png", "benign/b.tif", "benign/c.dcm"]
+    listing = scan(folder.parent, ["benign"])
+    assert [image.file for image in listing.images] == ["benign/good.png"]
+    assert [file for file, _ in listing.unreadable] == ["benign/a.png", "benign/b.tif", "benign/c.dcm"]
     assert not canary.exists()
 
 
-# ---- code in a base -------------------------------------------------------------------------------------------------
+# ---- code in a base ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("part", ["unet", "image_encoder", "_class_name"])
@@ -143,11 +143,11 @@ def test_a_hub_base_is_pinned_by_a_commit_hash_and_nothing_else() -> None:
             validate({**MINIMAL, "base": {"path": "a/b", "revision": revision}})
 
 
-# ---- decompression bombs --------------------------------------------------------------------------------------------
+# ---- decompression bombs -------------------------------------------------------------------------
 
 
 def png_header(path: Path, width: int, height: int, bits: int = 8) -> None:
-    """A PNG of a few hundred bytes that claims to be this large; decoding it would fail on its missing pixels."""
+    """A PNG of a few hundred bytes whose header claims this size; its pixels are missing."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -162,7 +162,7 @@ def png_header(path: Path, width: int, height: int, bits: int = 8) -> None:
 @pytest.mark.parametrize("side", [8_193, 10_000, 14_000, 60_000])
 @pytest.mark.parametrize("bits", [8, 16])
 def test_a_png_bomb_is_refused_by_name_before_it_is_decoded(tmp_path: Path, side: int, bits: int) -> None:
-    """On both sides of Pillow's warning (from 89 million pixels) and of its error (from twice that)."""
+    """Below and above Pillow's warning (89 million pixels) and its error (twice that)."""
     folder = tmp_path / "benign"
     folder.mkdir()
     png_header(folder / "bomb.png", side, side, bits)
@@ -213,7 +213,7 @@ def test_of_a_dicom_clip_only_the_first_frame_is_decoded(tmp_path: Path) -> None
     assert 8 * 8 * frames < MAX_PIXELS
 
 
-# ---- names ----------------------------------------------------------------------------------------------------------
+# ---- names ---------------------------------------------------------------------------------------
 
 MINIMAL: dict[str, Any] = {"dataset": {"path": "data"}, "classes": {"benign": {}}}
 
@@ -229,7 +229,7 @@ def folder(tmp_path: Path) -> Path:
 def test_names_that_do_not_show_are_refused_everywhere(
     folder: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert unfit(name)
+    assert hidden_character(name)
     for tree in (
         {**MINIMAL, "classes": {name: {}}},
         {**MINIMAL, "classes": {"benign": {"token": f"<{name}>"}}},
@@ -256,7 +256,7 @@ def test_names_that_do_not_show_are_refused_everywhere(
 
 @pytest.mark.parametrize("name", ["Läsion", "乳腺", "غدة", "b-1_2.x", "Ⅳ"])
 def test_visible_names_of_any_script_are_no_worry(name: str) -> None:
-    assert unfit(name) is None
+    assert hidden_character(name) is None
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_keys_of_shards_are_plain_ascii_for_every_class_name_that_is_allowed() -
         assert key.isascii() and ".." not in key.split("/")
 
 
-# ---- links ----------------------------------------------------------------------------------------------------------
+# ---- links ---------------------------------------------------------------------------------------
 
 
 def test_links_out_of_the_data_folder_are_refused_and_broken_ones_ignored(folder: Path, tmp_path: Path) -> None:
@@ -346,13 +346,14 @@ def test_a_safetensors_file_that_lies_about_its_header_is_named(tmp_path: Path) 
             check_adapters(tmp_path, "lora", {}, identify_base(Base()), None)
 
 
-def test_the_settings_that_hold_places_are_all_checked() -> None:
-    """A setting added later whose name says path, output or address must choose: a Location, or a reason here."""
-    not_places = {"cluster.address"}  # a Ray address, never written to by us
-    found = {
-        f"{group}.{name}" if group else name
-        for group, model in (("", Config), *((n, f.default.__class__) for n, f in Config.model_fields.items()))
-        for name, field in getattr(model, "model_fields", {}).items()
-        if name in ("path", "output", "metadata", "inception", "address") and "AfterValidator" not in str(field)
-    }
-    assert found == not_places
+def test_every_setting_for_a_path_or_url_is_checked() -> None:
+    """A new setting whose name says that it is a place must be a Location, or be listed here."""
+    not_locations = {"cluster.address"}  # a Ray address: busray writes nothing to it
+    places = ("path", "output", "metadata", "inception", "dinov2", "external", "address")
+    unchecked = set()
+    groups = {"": Config} | {name: type(field.default) for name, field in Config.model_fields.items()}
+    for group, model in groups.items():
+        for name, field in getattr(model, "model_fields", {}).items():
+            if name in places and "AfterValidator" not in str(field):
+                unchecked.add(f"{group}.{name}".lstrip("."))
+    assert unchecked == not_locations

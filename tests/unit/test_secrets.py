@@ -1,4 +1,4 @@
-"""Secrets stay where they belong: refused in URLs without being repeated, never written down from the environment."""
+"""Secrets in URLs are refused and not repeated; those of the environment are never stored."""
 
 from pathlib import Path
 
@@ -41,12 +41,12 @@ PLAIN = [
 
 
 @pytest.mark.parametrize("url", LEAKY)
-def test_credentials_in_a_url_are_seen(url: str) -> None:
+def test_credentials_in_a_url_are_found(url: str) -> None:
     assert credentials_in(url)
 
 
 @pytest.mark.parametrize("url", PLAIN)
-def test_a_url_without_credentials_is_no_worry(url: str) -> None:
+def test_a_url_without_credentials_is_accepted(url: str) -> None:
     assert not credentials_in(url)
 
 
@@ -61,16 +61,16 @@ def test_credentials_in_a_setting_are_refused_and_not_repeated(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({"classes": {"benign": {}}, "dataset": {"path": "data"}}))
     assert main(["run", "c.yaml", f"--{field}={url}"]) == 2
-    said = capsys.readouterr()
-    assert f"{field}: " in said.err
-    assert KEY not in said.err + said.out and SECRET not in said.err + said.out
-    if field != "dataset":  # that one is no place for a URL at all
-        assert "instance's role" in said.err and "environment" in said.err
+    output = capsys.readouterr()
+    assert f"{field}: " in output.err
+    assert KEY not in output.err + output.out and SECRET not in output.err + output.out
+    if field != "dataset":  # not a setting for a URL
+        assert "instance's role" in output.err and "environment" in output.err
     assert [path.name for path in tmp_path.rglob("*")] == ["c.yaml"]
 
 
 def test_secrets_of_the_environment_are_in_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What opening a run and its corpus writes; the integration tests look through a whole run and Ray's logs."""
+    """What opening a run writes; the integration tests search a whole run and Ray's logs."""
     secrets = {
         "AWS_ACCESS_KEY_ID": KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET,
@@ -96,7 +96,7 @@ def test_secrets_of_the_environment_are_in_no_record(tmp_path: Path, monkeypatch
 
 
 def test_an_error_of_another_setting_repeats_no_credentials() -> None:
-    """`dataset: <URL>` is no URL setting; the value of a wrong type is shown too, unless it holds a secret."""
+    """`dataset` takes no URL: a value of a wrong type is shown, unless it holds a secret."""
     with pytest.raises(UserError) as caught:
         validate({"classes": {"benign": LEAKY[0]}, "dataset": [LEAKY[1]], "seed": LEAKY[2]})
     assert SECRET not in str(caught.value) and KEY not in str(caught.value)
