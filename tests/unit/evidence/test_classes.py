@@ -21,31 +21,12 @@ from busray.evidence.classes import (
     recalls,
 )
 from busray.evidence.stats.intervals import Estimate, difference_of_estimates, mean_of_estimates, wilson
-from busray.evidence.stats.samples import Real
 from busray.records import Commit, Execution, Figure, Interval, Redrawn
-from busray.report.classes import confusions, consistency_rows, consistency_section, consistency_sentences
-
-NAMES = ["benign", "malignant"]
-
-
-def said(*labels: int) -> np.ndarray:
-    """Probabilities of a judge that is rather sure."""
-    return np.eye(2)[list(labels)] * 0.8 + 0.1
+from tests.support.judged import NAMES, RECORD, SEVEN_OF_TEN, real, said
 
 
 def share(part: int, whole: int) -> Estimate:
     return Estimate(part / whole, wilson(part, whole))
-
-
-def real(benign: tuple[int, ...], malignant: tuple[int, ...]) -> Real:
-    """What the judge says of real test images, each its own patient."""
-    test = {"benign": said(*benign), "malignant": said(*malignant)}
-    train = {"benign": said(*[0] * 30), "malignant": said(*[1] * 20)}
-    units = {
-        split: {name: np.array([f"{name} {i}" for i in range(len(rows))]) for name, rows in by.items()}
-        for split, by in (("train", train), ("test", test))
-    }
-    return Real({"train": train, "test": test}, units, "cnn", "letterbox", 128)
 
 
 def found(figures: list[Figure], metric: str, name: str, arm: str = "lora+ti") -> Figure:
@@ -99,8 +80,6 @@ def test_images_of_one_patient_count_as_one_in_the_interval_and_never_give_a_cer
 
 # ---- figures --------------------------------------------------------------------------------------------------------
 
-SEVEN_OF_TEN = (0,) * 7 + (1,) * 3, (1,) * 7 + (0,) * 3
-
 
 def test_agreement_stands_beside_the_judges_own_accuracy_with_what_both_are_of() -> None:
     arms = {"lora+ti": {"benign": said(*[0] * 15, *[1] * 5), "malignant": said(*[1] * 10, *[0] * 10)}}
@@ -135,58 +114,12 @@ def test_what_the_judge_sees_is_counted_by_class_for_real_images_and_first_draws
     }
 
 
-def test_the_page_draws_a_matrix_of_real_images_and_of_each_arm_with_counts_and_n() -> None:
-    drawn = {"benign": said(*[0] * 1500, *[1] * 500), "malignant": said(*[1] * 20)}
-    figures = [f.to_dict() for f in consistency_figures({"<b>": drawn}, real(*SEVEN_OF_TEN), NAMES, FIRST_DRAW)]
-    page = consistency_section(figures, None)
-    assert page.count("<svg") == 2 and "First draws of &lt;b&gt;" in page
-    for words in ("n = 20 (benign 10, malignant 10)", "n = 2,020 (benign 2,000, malignant 20)", ">1,500<", ">0.25<"):
-        assert words in page
-    assert (
-        confusions([f for f in figures if not f["metric"].startswith(SEEN_AS)]) == ""
-    )  # a report of before it was told
-
-
 def test_after_the_gate_the_judge_is_not_scored_again() -> None:
     arms = {"lora+ti+gate": {"benign": said(*[0] * 5)}}
     figures = consistency_figures(arms, real(*SEVEN_OF_TEN), NAMES, AFTER_GATE)
     assert {f.metric for f in figures} == {CONSISTENCY, EXCESS} and {f.protocol for f in figures} == {AFTER_GATE}
     assert found(figures, CONSISTENCY, "all", "lora+ti+gate").value == 1  # of the class that is there
     assert consistency_figures({}, real(*SEVEN_OF_TEN), NAMES, AFTER_GATE) == []
-
-
-def test_agreement_above_real_accuracy_is_flagged_as_lost_diversity_and_how_surely() -> None:
-    images = (0,) * 70 + (1,) * 30, (1,) * 70 + (0,) * 30
-    arms = {
-        "sure": {"benign": said(*[0] * 95, *[1] * 5), "malignant": said(*[1] * 95, *[0] * 5)},
-        "slight": {"benign": said(*[0] * 73, *[1] * 27), "malignant": said(*[1] * 60, *[0] * 40)},
-    }
-    figures = consistency_figures(arms, real(*images), NAMES, FIRST_DRAW)
-    columns, rows = consistency_rows([f.to_dict() for f in figures])
-    flagged = {(row[0], row[2]): row[columns.index("lost diversity")] for row in rows}
-    assert flagged == {
-        **{("sure", name): "yes" for name in ("all", *NAMES)},
-        ("slight", "all"): "no",
-        ("slight", "benign"): "perhaps",
-        ("slight", "malignant"): "no",
-    }
-    told, lost = consistency_sentences(figures)
-    assert "by a cnn that gets 0.70 [" in told and "slight 0.67 [" in told
-    assert lost.endswith(
-        "sure all +0.25, sure benign +0.25, sure malignant +0.25, slight benign +0.03 (may be chance)."
-    )
-
-
-def test_images_that_a_gate_selected_to_agree_say_nothing_of_lost_diversity() -> None:
-    chosen = {"benign": said(*[0] * 95), "malignant": said(*[1] * 95)}
-    before = consistency_figures({"lora+ti": chosen}, real(*SEVEN_OF_TEN), NAMES, FIRST_DRAW)
-    after = consistency_figures({"lora+ti+gate": chosen}, real(*SEVEN_OF_TEN), NAMES, AFTER_GATE)
-    _, rows = consistency_rows([f.to_dict() for f in before + after])
-    assert {(row[1], row[-1]) for row in rows} == {(FIRST_DRAW, "yes"), (AFTER_GATE, "–")}
-
-
-def test_nothing_is_said_of_arms_that_were_not_judged() -> None:
-    assert consistency_sentences([]) == [] and consistency_section([], None) == ""
 
 
 # ---- the gate -------------------------------------------------------------------------------------------------------
@@ -204,11 +137,6 @@ COMMIT = Commit(
     seconds=1.0,
     redrawn=(Redrawn("b-3", (0.1,), 1), Redrawn("b-4", (0.1, 0.2), 2), Redrawn("b-5", (0.1, 0.1, 0.1), None)),
 )
-RECORD = {
-    "architecture": "efficientnet-lite0",
-    "images": {"train": 50, "val": 10, "test": 20},
-    "test": {"all": {"value": 0.8, "interval": [0.6, 0.9], "n": 20}},
-}
 
 
 def test_draws_are_counted_from_the_records() -> None:
@@ -229,14 +157,3 @@ def test_a_class_of_which_nothing_came_before_the_gate_has_no_acceptance() -> No
     assert not any(f.metric == ACCEPTANCE for f in gate_figures(none, RECORD, "lora+ti", "letterbox", 128))
     both = gate_figures({**none, "malignant": GateCounts(4, 3, 1, 0, 5)}, RECORD, "lora+ti", "letterbox", 128)
     assert {f.class_name: f.value for f in both if f.metric == ACCEPTANCE} == {"all": 0.75, "malignant": 0.75}
-
-
-def test_the_page_names_the_gate_its_accuracy_and_what_became_of_each_class() -> None:
-    gate = {**RECORD, "threshold": 0.5, "attempts": 3}
-    counts = GateCounts(20, 16, 2, 1, 25, undrawn=1)
-    page = consistency_section([], {**gate, "classes": {"<b>": counts.__dict__}})
-    assert "<td>16</td><td>2</td><td>1</td><td>1</td><td>25</td>" in page
-    old = {key: value for key, value in counts.__dict__.items() if key != "undrawn"}  # a report of before it was told
-    assert "<td>1</td><td>–</td><td>25</td>" in consistency_section([], {**gate, "classes": {"<b>": old}})
-    assert "trained on 50 real training images" in page and "all 0.80 [0.60, 0.90]" in page
-    assert "&lt;b&gt;" in page and "<td>25</td>" in page

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from busray.evidence.lesions import DICE, FOUND, TALLER, Scored, dice_figures, geometry_figures
+from busray.evidence.lesions import DICE, FOUND
 from busray.evidence.stats.intervals import jackknife_mean, share_of_units
-from busray.evidence.stats.samples import Real, Sample
+from busray.evidence.stats.samples import Sample
 from busray.evidence.stats.wasserstein import enough_permutations, wasserstein, wasserstein_p_value
 from busray.records import CLASS_ALL, ContentBox, Figure
-from busray.report.lesions import geometry_rows, geometry_section, geometry_sentences
 from busray.vision.lesion_shape import COLUMNS, NAME, TRUE, measures, outlined, unmeasurable
+from tests.support.lesions import lesion_figures
 
 WHOLE = ContentBox(0, 0, 256, 256)
 
@@ -157,38 +157,9 @@ def test_copies_do_not_narrow_a_shares_interval() -> None:
 # ---- figures --------------------------------------------------------------------------------------------------------
 
 
-def rows(rng: np.random.Generator, n: int, area: float, lesions: float = 1.0) -> np.ndarray:
-    """float32 [n, 4] as `measures` gives, a share of them with lesions."""
-    found = np.column_stack(
-        [np.ones(n), rng.uniform(0.8, 1.2, n) * area, rng.uniform(0.5, 1.3, n), rng.uniform(0.8, 1, n)]
-    )
-    found[round(lesions * n) :] = [0, np.nan, np.nan, np.nan]
-    return found.astype(np.float32)
-
-
 @pytest.fixture(scope="module")
 def figures() -> list[Figure]:
-    """An arm whose benign lesions are too large and one that is right; normal images without lesions."""
-    rng = np.random.default_rng(8)
-
-    def real(extractor: str, area: float) -> Real:
-        features = {
-            split: {"benign": rows(rng, n, area, 0.9), "normal": rows(rng, n, area, 0)}
-            for split, n in (("train", 40), ("val", 20), ("test", 30))
-        }
-        units = {
-            split: {name: np.array([f"{split} {i}" for i in range(len(found))]) for name, found in by.items()}
-            for split, by in features.items()
-        }
-        return Real(features, units, extractor, "letterbox", 128)
-
-    arms = {
-        "base": {"benign": rows(rng, 25, 0.2), "normal": rows(rng, 25, 0.2, 0)},
-        "lora+ti": {"benign": rows(rng, 25, 0.1, 0.8), "normal": rows(rng, 25, 0.1, 0)},
-    }
-    scored = Scored(rng.uniform(0.4, 0.9, 30), np.array(["benign"] * 30), np.arange(30).astype(str), trained_on=80)
-    truth = real(TRUE, 0.11)
-    return [*dice_figures(scored, "letterbox", 128), *geometry_figures(arms, real(NAME, 0.1), truth, "test")]
+    return lesion_figures()
 
 
 def one(figures: list[Figure], metric: str, arm: str, class_name: str = "benign", extractor: str = NAME) -> Figure:
@@ -247,65 +218,7 @@ def test_masks_that_teach_nothing_are_told() -> None:
     assert "2 test images" in (unmeasurable({"train": some, "val": some, "test": some[:2]}) or "")
 
 
-def test_the_sentences_give_the_dice_and_name_what_differs_beyond_chance(figures: list[Figure]) -> None:
-    dice, differs = geometry_sentences(figures, None)
-    assert "mean Dice of 0.6" in dice
-    assert differs.endswith("base benign area.")
-    assert geometry_sentences([], "0 train images have a mask") == [
-        "Lesion geometry is not measured: 0 train images have a mask."
-    ]
-    assert geometry_sentences([], None) == []
-
-
-def test_a_planted_difference_is_found_among_more_than_fifty_comparisons() -> None:
-    """4 arms x 5 classes x 3 measures against real images, of which the lesions of one class of one arm are too large;
-    1000 permutations could tell no p-value below 0.05 / 60."""
-    rng, classes = np.random.default_rng(4), "abcde"
-
-    def real(extractor: str) -> Real:
-        features = {split: {c: rows(rng, 14, 0.1) for c in classes} for split in ("train", "val", "test")}
-        units = {s: {c: np.array([f"{s} {c} {i}" for i in range(14)]) for c in classes} for s in features}
-        return Real(features, units, extractor, "letterbox", 128)
-
-    arms = {f"arm {i}": {c: rows(rng, 14, 0.2 if (i, c) == (2, "d") else 0.1) for c in classes} for i in range(4)}
-    scored = Scored(rng.uniform(0.4, 0.9, 30), np.array(["a"] * 30), np.arange(30).astype(str), trained_on=80)
-    made = [*dice_figures(scored, "letterbox", 128), *geometry_figures(arms, real(NAME), real(TRUE), "test")]
-    said = geometry_sentences(made, None)[-1]
-    assert "5 % over all 60 comparisons" in said and said.endswith(": arm 2 d area.")
-    _, found = geometry_rows([f.to_dict() for f in made])
-    (row,) = [row for row in found if row[:2] == ["d", "arm 2"]]
-    assert any(cell.endswith("(<0.001)") for cell in row)
-
-
 @pytest.mark.parametrize("tests", [1, 10, 27, 60, 500])
 def test_the_least_p_value_is_well_below_bonferronis_level_at_any_number_of_tests(tests: int) -> None:
     assert enough_permutations(tests) >= 999
     assert 1 / (enough_permutations(tests) + 1) <= 0.05 / tests / 5 * (1 + 1e-12)
-
-
-def test_the_table_has_real_images_by_both_masks_the_floor_and_every_arm(figures: list[Figure]) -> None:
-    columns, found = geometry_rows([f.to_dict() for f in figures])
-    assert [row[:3] for row in found] == [
-        [name, arm, masks]
-        for name in ("benign", "normal")
-        for arm, masks in (
-            ("real", "true"),
-            ("real", "pseudo"),
-            ("real val", "pseudo"),
-            ("base", "pseudo"),
-            ("lora+ti", "pseudo"),
-        )
-    ]
-    base = dict(zip(columns, found[3], strict=True))
-    assert base["distance of area (p)"].endswith("(0.001)") and base["lesions"] == "25"
-    assert dict(zip(columns, found[8], strict=True))["height / width"] == "–"
-    assert TALLER in {f.metric for f in figures}
-
-
-def test_the_page_shows_dice_and_picture_or_the_reason_and_escapes_what_comes_from_data(figures: list[Figure]) -> None:
-    plain = [f.to_dict() for f in figures]
-    page = geometry_section(plain, None, b"png")
-    assert "80 real training images" in page and "data:image/png;base64,cG5n" in page
-    assert "<script>" not in geometry_section([{**f, "arm": "<script>"} for f in plain], None, None)
-    assert "no masks &lt;b&gt;" in geometry_section([], "no masks <b>", None)
-    assert geometry_section([], None, None) == ""
