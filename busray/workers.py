@@ -81,10 +81,16 @@ class TrainingLoop(Protocol):
 class Training(Protocol):
     """What is to be trained; travels pickled to the workers."""
 
-    steps: int
-    batch_size: int
-    num_workers: tuple[int, int]
-    """Fewest and most workers."""
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def num_workers(self) -> tuple[int, int]:
+        """(fewest, most)."""
+        ...
 
     def scratch(self) -> tuple[Any, str]:
         """(pyarrow file system, path) that all workers reach, for the trainer's own state."""

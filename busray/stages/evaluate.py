@@ -96,7 +96,7 @@ def _stop_at_too_few(run: Run, blocks: dict[str, list[ImageBlock]]) -> None:
 
 
 def _example_of_quarantine(run: Run) -> str:
-    """ " (reason)" of one quarantined image of any arm; empty where there is none."""
+    """The reason of one quarantined image of any arm, in brackets; empty where there is none."""
     for source in arm_sources(run.config).values():
         store = run.store.sub(source.prefix) if source.prefix else run.store
         for _, reason in quarantine(store).examples:
@@ -125,7 +125,7 @@ def _class_figures(run: Run, workers: Workers) -> list[Figure]:
 
 
 def _clean(run: Run) -> dict[str, dict[str, np.ndarray]]:
-    """split -> class -> bool [n]: no text or caliper was found in the image; in the order of Real."""
+    """split -> class -> bool [n]: no text or caliper was found in it. In the order of Real."""
     annotations = json.loads(run.store.read(CHECK)).get("annotations", [])
     annotated = {annotation["file"] for annotation in annotations}
     flags: dict[str, dict[str, list[bool]]] = {split: {} for split in SPLITS}
