@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from busray.config import Dataset
-from busray.data.frame import content_box
+from busray.data.framing import content_box
 from busray.data.images import load_images, load_masks
 from busray.data.prepare import prepare
 from busray.data.read import class_names

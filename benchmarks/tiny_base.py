@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from busray.data.frame import frame
+from busray.data.framing import frame
 from busray.data.phantom import CLASSES, PROBES, phantom
 from busray.data.read import read_grey
 from busray.evidence.stats.frechet import Moments, frechet

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from busray.config import Config, template_fields
-from busray.data.frame import content_box
+from busray.data.framing import content_box
 from busray.data.templates import fill, quota_value, shares
 from busray.identity import image_id, seed_for
-from busray.records import Box, DataSet, ImageSpec, Shard
+from busray.records import ContentBox, DataSet, ImageSpec, Shard
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Recipe:
     """class -> templates, taken in turn."""
     stand_ins: dict[str, str]
     """class -> what `{token}` becomes: the learned token, or its initializer where there is none."""
-    boxes: tuple[Box, ...]
+    boxes: tuple[ContentBox, ...]
     """Content boxes of the training images of all classes together, so that a frame never tells the class."""
     quotas: dict[str, dict[str, dict[str, float]]]
     """class -> column -> value -> share."""
@@ -105,7 +105,7 @@ def _stand_ins(config: Config, use_tokens: bool) -> dict[str, str]:
     return config.tokens() if use_tokens else {name: c.initializer for name, c in config.classes.items()}
 
 
-def _boxes(dataset: DataSet) -> tuple[Box, ...]:
+def _boxes(dataset: DataSet) -> tuple[ContentBox, ...]:
     boxes = [content_box(image.width, image.height, dataset.size, dataset.frame) for image in dataset.train]
     return tuple(sorted(boxes, key=lambda b: (b.left, b.top, b.width, b.height)))
 

@@ -43,7 +43,7 @@ FINE_SCALES = 1 + 0.0075 * np.arange(-4, 5)
 OVERLAP = 0.3
 """Share of the smaller image that both must show."""
 
-Box = tuple[float, float, float]
+SquareBox = tuple[float, float, float]
 """Side, top and left of a square, in short sides of its image."""
 Place = tuple[float, float, float]
 """(scale, dy, dx): pixel (y, x) of an image is pixel (scale y + dy, scale x + dx) of the other."""
@@ -111,13 +111,13 @@ def aligned_pairs(images: Sequence[Scan], others: Sequence[Scan] | None = None) 
     return pairs
 
 
-def align(image: Scan, other: Scan, template: Box, window: Box) -> Match:
+def align(image: Scan, other: Scan, template: SquareBox, window: SquareBox) -> Match:
     """Refine the guess that a square of image is one of other."""
     match, place = align_coarsely(image, other, template, window)
     return NO_MATCH if match.score < COARSE_MATCH else align_finely(image, other, place)
 
 
-def align_coarsely(image: Scan, other: Scan, template: Box, window: Box) -> tuple[Match, Place]:
+def align_coarsely(image: Scan, other: Scan, template: SquareBox, window: SquareBox) -> tuple[Match, Place]:
     """The guess refined by coarse detail, for align_finely; cheap, and its score tells likely pairs from others."""
     scale = window[0] / template[0]
     guess = (scale, (window[1] - scale * template[1]) * COARSE, (window[2] - scale * template[2]) * COARSE)
@@ -131,7 +131,7 @@ def align_finely(image: Scan, other: Scan, place: Place) -> Match:
     return _refine(image_detail, other_detail, guess, FINE_SCALES, reach=5)[0]
 
 
-# ---- the coarse search ----------------------------------------------------------------------------------------------
+# ---- the coarse search ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -142,10 +142,10 @@ class _Found:
     """float32 [n, m]."""
     template: np.ndarray
     window: np.ndarray
-    template_boxes: list[list[Box]]
-    window_boxes: list[list[Box]]
+    template_boxes: list[list[SquareBox]]
+    window_boxes: list[list[SquareBox]]
 
-    def guess(self, i: int, j: int) -> tuple[Box, Box]:
+    def guess(self, i: int, j: int) -> tuple[SquareBox, SquareBox]:
         return self.template_boxes[i][self.template[i, j]], self.window_boxes[j][self.window[i, j]]
 
 
@@ -174,7 +174,7 @@ def _likely(score: np.ndarray) -> set[tuple[int, int]]:
     return {(i, int(j)) for i, row in enumerate(best) for j in row if score[i, j] >= CANDIDATE}
 
 
-def templates(image: Scan) -> tuple[np.ndarray, list[Box]]:
+def templates(image: Scan) -> tuple[np.ndarray, list[SquareBox]]:
     """Squares at the top, the middle and the bottom: float32 [TEMPLATES, WINDOW ** 2] of unit length, and where."""
     small = _resized(image.broad, WINDOW / TEMPLATE)
     down, right = small.shape[0] - WINDOW, small.shape[1] - WINDOW
@@ -184,7 +184,7 @@ def templates(image: Scan) -> tuple[np.ndarray, list[Box]]:
     ]
 
 
-def windows(image: Scan) -> tuple[np.ndarray, list[Box]]:
+def windows(image: Scan) -> tuple[np.ndarray, list[SquareBox]]:
     """The squares of an image at all places and SIZES: float32 [w, WINDOW ** 2] of unit length, and where each is."""
     vectors, boxes = [], []
     for size in SIZES:
@@ -195,7 +195,7 @@ def windows(image: Scan) -> tuple[np.ndarray, list[Box]]:
     return np.concatenate(vectors), boxes
 
 
-def square(image: Scan, box: Box) -> np.ndarray:
+def square(image: Scan, box: SquareBox) -> np.ndarray:
     """Any square of an image as a template: float32 [WINDOW ** 2] of unit length."""
     detail = image.broad
     side, top, left = (part * min(detail.shape) for part in box)
@@ -211,7 +211,7 @@ def _unit(squares: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-3)
 
 
-# ---- detail and its alignment ---------------------------------------------------------------------------------------
+# ---- detail and its alignment --------------------------------------------------------------------
 
 
 def _detail(image: np.ndarray, side: int, blurs: tuple[int, int]) -> np.ndarray:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from busray.data.check import lesion_mask
-from busray.data.frame import content_box, frame, frame_mask
-from busray.data.read import READERS, read_grey
-from busray.records import Box, DataSet, SourceImage
+from busray.data.framing import content_box, frame, frame_mask
+from busray.data.read import READ_THREADS, lesion_mask, read_grey
+from busray.records import ContentBox, DataSet, SourceImage
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Images:
 
     pixels: np.ndarray
     """uint8 [n, s, s]"""
-    boxes: tuple[Box, ...]
+    boxes: tuple[ContentBox, ...]
     """Where each image's content lies in its square."""
     labels: np.ndarray
     """int64 [n]: the number of each image's class among ImageFolder.classes."""
@@ -32,7 +31,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Masks:
-    """What the masks of n images say."""
+    """The lesions of n images of side s."""
 
     lesions: np.ndarray
     """bool [n, s, s], framed as the images are."""
@@ -49,9 +48,14 @@ class ImageFolder:
     classes: tuple[str, ...]
 
     def load(self, images: Sequence[SourceImage]) -> Images:
-        size, policy = self.dataset.size, self.dataset.frame
-        with ThreadPoolExecutor(READERS) as pool:
-            squares = list(pool.map(lambda i: frame(read_grey(self.path / i.file), size, policy), images))
+        """Read and frame images, in their order. Raises whatever read_grey raises."""
+        size = self.dataset.size
+
+        def framed(image: SourceImage) -> np.ndarray:
+            return frame(read_grey(self.path / image.file), size, self.dataset.frame)
+
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            squares = list(pool.map(framed, images))
         return Images(
             pixels=np.array(squares, np.uint8).reshape(-1, size, size),
             boxes=self.boxes(images),
@@ -59,27 +63,30 @@ class ImageFolder:
             units=np.array([image.unit for image in images], str),
         )
 
-    def boxes(self, images: Sequence[SourceImage]) -> tuple[Box, ...]:
-        """Where the content of each image lies; from their sizes alone, nothing is read."""
-        size, policy = self.dataset.size, self.dataset.frame
-        return tuple(content_box(image.width, image.height, size, policy) for image in images)
+    def boxes(self, images: Sequence[SourceImage]) -> tuple[ContentBox, ...]:
+        """Where the content of each image lies in its square. No file is read."""
+        size, framing = self.dataset.size, self.dataset.frame
+        return tuple(content_box(image.width, image.height, size, framing) for image in images)
 
     def masks(self, images: Sequence[SourceImage]) -> Masks:
-        """Several masks of an image are joined. An empty mask says that there is no lesion."""
-        size, policy = self.dataset.size, self.dataset.frame
+        """Read and frame the masks of images; several masks of one image are joined.
 
-        def read(image: SourceImage) -> np.ndarray | None:
+        An empty mask says that there is no lesion, so it is known.
+        """
+        size = self.dataset.size
+
+        def framed(image: SourceImage) -> np.ndarray | None:
             mask, problems = lesion_mask(self.path, image, (image.height, image.width))
-            usable = mask is not None and all(problem == "empty" for _, problem in problems)
-            return frame_mask(mask, size, policy) if usable and mask is not None else None
+            usable = all(problem == "empty" for _, problem in problems)
+            return frame_mask(mask, size, self.dataset.frame) if usable and mask is not None else None
 
-        with ThreadPoolExecutor(READERS) as pool:
-            found = list(pool.map(read, images))
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            squares = list(pool.map(framed, images))
         nothing = np.zeros((size, size), bool)
-        lesions = [nothing if mask is None else mask for mask in found]
+        lesions = [nothing if square is None else square for square in squares]
         return Masks(
             lesions=np.array(lesions, bool).reshape(-1, size, size),
-            known=np.array([mask is not None for mask in found], bool),
+            known=np.array([square is not None for square in squares], bool),
         )
 
 
@@ -87,7 +94,7 @@ def load_images(folder: Path, images: Sequence[SourceImage], size: int, policy: 
     """The images, framed: uint8 [n, size, size]. Superseded by ImageFolder.load: to be removed."""
     if not images:
         return np.zeros((0, size, size), np.uint8)
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(READ_THREADS) as pool:
         return np.stack(list(pool.map(lambda i: frame(read_grey(folder / i.file), size, policy), images)))
 
 
@@ -100,6 +107,6 @@ def load_masks(folder: Path, images: Sequence[SourceImage], size: int, policy: s
             return np.zeros((size, size), bool), False
         return frame_mask(mask, size, policy), True
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(READ_THREADS) as pool:
         found = list(pool.map(read, images))
     return np.array([mask for mask, _ in found], bool).reshape(-1, size, size), np.array([ok for _, ok in found], bool)

@@ -19,64 +19,86 @@ def prepare(
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[DataSet, CheckReport]:
-    """Check and split folder's images; UserError for what would make training or comparing impossible."""
+    """Check and split folder's images; as check() and make_dataset()."""
     metadata = Path(dataset.metadata) if dataset.metadata else None
     report = check(folder, classes, metadata, progress)
+    return make_dataset(dataset, classes, size, folder, report), report
+
+
+def make_dataset(
+    settings: config.Dataset, classes: Sequence[str], size: int, folder: Path, report: CheckReport
+) -> DataSet:
+    """Split the checked images and hash the result; `size`: side of the model's square in pixels.
+
+    UserError for unreadable files and for a class without an image in one of the splits.
+    """
     if report.unreadable:
         lines = "\n".join(f"  {file}: {reason}" for file, reason in report.unreadable)
-        raise UserError(f"{folder}: {len(report.unreadable)} files cannot be read; mend or remove them:\n{lines}")
-    sides = split(report.images, report.clusters, report.conflicts, dataset.val, dataset.test, dataset.seed)
-    out = _annotated(report, sides["train"]) if dataset.annotations == "exclude" else ()
-    sides["train"] = tuple(image for image in sides["train"] if image.file not in dict(out))
+        raise UserError(f"{folder}: {len(report.unreadable)} files cannot be read; fix or remove them:\n{lines}")
+    images_of = split(report.images, report.duplicates, report.conflicts, settings.val, settings.test, settings.seed)
+    excluded = _annotated(report, images_of["train"]) if settings.annotations == "exclude" else ()
+    images_of["train"] = tuple(image for image in images_of["train"] if image.file not in dict(excluded))
     for name in classes:
         for side in SPLITS:
-            if not any(image.class_name == name for image in sides[side]):
-                raise UserError(
+            if not any(image.class_name == name for image in images_of[side]):
+                message = (
                     f"class {name}: too few images for a {side} split ({folder / name}); add images, or change "
                     "dataset.val and dataset.test"
-                    + (", or keep annotated images (dataset.annotations)" if side == "train" and out else "")
                 )
-    conflicts = tuple(
-        (file, f"label conflict: also {', '.join(other for other in group if other != file)}")
-        for group in report.conflicts
-        for file in group
-    )
-    content = {
-        "size": size,
-        "frame": dataset.frame,
-        "splits": {side: [[i.file, i.class_name, i.sha256, i.columns] for i in sides[side]] for side in SPLITS},
-    }
+                if side == "train" and excluded:
+                    message += ", or keep annotated images (dataset.annotations)"
+                raise UserError(message)
+    # What the hash covers decides what adapters are trained on; adding a field orphans them all.
+    content = {"size": size, "frame": settings.frame, "splits": {}}
+    for side in SPLITS:
+        content["splits"][side] = [[i.file, i.class_name, i.sha256, i.columns] for i in images_of[side]]
     return DataSet(
         hash=fingerprint(content),
         size=size,
-        frame=dataset.frame,
-        seed=dataset.seed,
-        train=sides["train"],
-        val=sides["val"],
-        test=sides["test"],
-        left_out=conflicts + out,
-    ), report
-
-
-def _annotated(report: CheckReport, images: Sequence[SourceImage]) -> tuple[tuple[str, str], ...]:
-    """(file, reason) of the images that have something burned in."""
-    kinds = dict(report.annotated)
-    return tuple(
-        (i.file, f"not trained on: burned-in {' and '.join(kinds[i.file])}") for i in images if i.file in kinds
+        frame=settings.frame,
+        seed=settings.seed,
+        train=images_of["train"],
+        val=images_of["val"],
+        test=images_of["test"],
+        left_out=_conflicting(report) + excluded,
     )
 
 
+def _conflicting(report: CheckReport) -> tuple[tuple[str, str], ...]:
+    """(file, reason) of the images whose near-duplicates are of another class."""
+    pairs = []
+    for group in report.conflicts:
+        for file in group:
+            others = ", ".join(other for other in group if other != file)
+            pairs.append((file, f"label conflict: also {others}"))
+    return tuple(pairs)
+
+
+def _annotated(report: CheckReport, images: Sequence[SourceImage]) -> tuple[tuple[str, str], ...]:
+    """(file, reason) of the images that have text or calipers burned in."""
+    pairs = []
+    kinds_of = dict(report.annotated)
+    for image in images:
+        if image.file in kinds_of:
+            pairs.append((image.file, f"not trained on: burned-in {' and '.join(kinds_of[image.file])}"))
+    return tuple(pairs)
+
+
 def materialise_phantoms(phantoms: config.Phantoms, folder: Path) -> None:
-    """Write the simulated data set into folder, unless it is there already; a torn one is written anew."""
+    """Write the simulated data set into folder, unless the folder exists.
+
+    A folder appears under its name only when it is complete. UserError for an unknown probe.
+    """
     if phantoms.probe not in PROBES:
         raise UserError(f"dataset.phantoms.probe: no probe {phantoms.probe!r}; known: {', '.join(sorted(PROBES))}")
     if folder.is_dir():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as own:
-        write_dataset(Path(own) / "whole", phantoms.images, phantoms.seed, PROBES[phantoms.probe])
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        complete = Path(temporary) / "complete"
+        write_dataset(complete, phantoms.images, phantoms.seed, PROBES[phantoms.probe])
         try:
-            (Path(own) / "whole").rename(folder)
+            complete.rename(folder)
         except OSError:
             if not folder.is_dir():  # else another driver was first, with the same images
                 raise

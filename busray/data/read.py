@@ -1,4 +1,4 @@
-"""Reading a folder of labelled images: one sub-folder a class, BUSI's masks beside the images.
+"""Reading a folder of labelled images: one sub-folder per class, masks beside images as in BUSI.
 
 Nothing here judges the images; check.py does. Pixels come out as 8-bit grey.
 """
@@ -15,49 +15,55 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from busray.config import unfit
+from busray.config import hidden_character
 from busray.identity import sha256_file
 from busray.records import SourceImage, UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm")
 MASK = re.compile(r"^(?P<image>.+)_mask(?:_\d+)?$")
-READERS = 2
+READ_THREADS = 2
+"""Threads that decode images at once."""
 MAX_PIXELS = 2**26
-"""Of one image or DICOM frame: the decoded picture would fill memory. Ultrasound has a few million at most."""
+"""Most pixels of an image or DICOM frame; ultrasound has a few million at most. A decompression
+bomb would fill memory."""
 FAR = 10**9
-"""Beyond any window of a DICOM file."""
+"""A stored value outside any window of a DICOM file."""
 
 
 @dataclass(frozen=True)
-class Scan:
-    """What a folder holds: readable images, sorted by file, (file, reason) of the others, masks of no image."""
+class FolderScan:
+    """What a folder holds."""
 
     images: tuple[SourceImage, ...]
+    """Readable images, sorted by file."""
     unreadable: tuple[tuple[str, str], ...]
+    """(file, reason)"""
     stray_masks: tuple[str, ...]
+    """Masks without an image."""
 
 
-def scan(folder: Path, classes: Sequence[str], metadata: Path | None = None) -> Scan:
-    """Look at every image of the classes' folders; UserError for what a user must mend first.
+def scan(folder: Path, classes: Sequence[str], metadata: Path | None = None) -> FolderScan:
+    """Read every image of the classes' folders once.
 
-    metadata: CSV with the column `file` (relative to folder), optionally `group` (a patient's images share one), and
-    any others; spaces around names and values are no part of them.
+    metadata: CSV with the column `file` (relative to folder), optionally `group` (images of one
+    patient share it), and any others. Spaces around names and values do not count.
+    UserError for a missing folder, an unusable name or file, and a wrong metadata file.
     """
-    found = {name: _class_files(folder, name) for name in _existing(folder, classes)}
+    files_of_class = {name: _class_files(folder, name) for name in _existing(folder, classes)}
     rows = _metadata(metadata, folder) if metadata else {}
     images, unreadable, stray = [], [], []
-    with ThreadPoolExecutor(READERS) as pool:
-        for name, (files, masks) in found.items():
-            lone = masks.keys() - {file.stem for file in files}
-            stray += [f"{name}/{mask.name}" for stem in lone for mask in masks[stem]]
-            for file, looked in zip(files, pool.map(_look, files), strict=True):
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        for name, (files, masks) in files_of_class.items():
+            for stem in masks.keys() - {file.stem for file in files}:
+                stray += [f"{name}/{mask.name}" for mask in masks[stem]]
+            for file, described in zip(files, pool.map(_describe, files), strict=True):
                 relative = f"{name}/{file.name}"
-                if isinstance(looked, str):
-                    unreadable.append((relative, looked))
+                if isinstance(described, str):
+                    unreadable.append((relative, described))
                     continue
                 row = dict(rows.get(relative, {}))
                 image = replace(
-                    looked,
+                    described,
                     file=relative,
                     class_name=name,
                     masks=tuple(f"{name}/{mask.name}" for mask in masks.get(file.stem, ())),
@@ -66,43 +72,45 @@ def scan(folder: Path, classes: Sequence[str], metadata: Path | None = None) -> 
                 )
                 images.append(image)
     if any("group" in row for row in rows.values()):
+        # An image without a row would count as a patient of its own and could cross the split.
         without = [image.file for image in images if image.file not in rows]
         if without:
             raise UserError(
                 f"dataset.metadata: {metadata} has no row for {len(without)} images, such as {without[0]!r}; "
                 "with a column `group` every image needs one (its group may be empty)"
             )
-    return Scan(tuple(sorted(images, key=lambda i: i.file)), tuple(sorted(unreadable)), tuple(sorted(stray)))
+    images.sort(key=lambda image: image.file)
+    return FolderScan(tuple(images), tuple(sorted(unreadable)), tuple(sorted(stray)))
 
 
 def class_names(folder: Path) -> list[str]:
-    """The names of the folder's class folders."""
+    """The names of the folder's class folders. UserError where there is none."""
     if not folder.is_dir():
         raise UserError(f"data folder {folder}: there is no such folder")
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
-        raise UserError(f"data folder {folder} is empty: it needs one folder of images a class")
+        raise UserError(f"data folder {folder} is empty: it needs one folder of images per class")
     return names
 
 
 def _existing(folder: Path, classes: Sequence[str]) -> Sequence[str]:
-    there = class_names(folder)
+    present = class_names(folder)
     for name in classes:
-        if name not in there:
-            raise UserError(f"class {name}: no folder {folder / name}; folders there: {', '.join(there)}")
+        if name not in present:
+            raise UserError(f"class {name}: no folder {folder / name}; folders there: {', '.join(present)}")
     return classes
 
 
 def _class_files(folder: Path, name: str) -> tuple[list[Path], dict[str, list[Path]]]:
-    """(images, stem -> its masks) of a class's folder."""
+    """(images, stem of an image -> its masks) of a class's folder."""
     root = folder.resolve()
     files, masks = [], {}
     for path in sorted((folder / name).iterdir()):
         if path.suffix.lower() not in SUFFIXES or not path.is_file():
             continue
-        odd = unfit(f"{name}/{path.name}")
-        if odd:
-            raise UserError(f"{folder}: {f'{name}/{path.name}'!a}: {odd} is in the name; rename it")
+        problem = hidden_character(f"{name}/{path.name}")
+        if problem:
+            raise UserError(f"{folder}: {f'{name}/{path.name}'!a}: {problem} is in the name; rename it")
         if not path.resolve().is_relative_to(root):
             raise UserError(f"{path}: leads out of the data folder; copy the file there instead")
         match = MASK.match(path.stem)
@@ -117,6 +125,26 @@ def _class_files(folder: Path, name: str) -> tuple[list[Path], dict[str, list[Pa
 
 def _metadata(path: Path, folder: Path) -> dict[str, dict[str, str]]:
     """file -> its other columns."""
+    rows = _csv_rows(path)
+    if not rows or "file" not in rows[0]:
+        raise UserError(f"dataset.metadata: {path} needs a header with the column `file` and at least one row")
+    columns_of = {}
+    for row in rows:
+        file = (row.pop("file") or "").strip()
+        problem = hidden_character(file)
+        normal = not file or str(PurePosixPath(file)) == file
+        if problem or file.startswith("/") or ".." in file.split("/") or not normal:
+            why = f"{problem} is in it; rename the file" if problem else "write it as CLASS/NAME, below the data folder"
+            raise UserError(f"dataset.metadata: {path} names {file!a}: {why}")
+        if not (folder / file).is_file():
+            raise UserError(f"dataset.metadata: {path} names {file!r}, which is not in {folder}")
+        if file in columns_of:
+            raise UserError(f"dataset.metadata: {path} names {file!r} twice")
+        columns_of[file] = {key: (value or "").strip() for key, value in row.items() if key}
+    return columns_of
+
+
+def _csv_rows(path: Path) -> list[dict[str, str]]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True)  # else `, "group"` keeps its quotes
@@ -126,37 +154,28 @@ def _metadata(path: Path, folder: Path) -> dict[str, dict[str, str]]:
     except OSError as error:
         raise UserError(f"dataset.metadata: {path}: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"dataset.metadata: {path} is no CSV in UTF-8: {error}") from error
-    wrong = [f"{n!r} must be spelt `{n.lower()}`" for n in header if n.lower() in ("file", "group") and not n.islower()]
-    wrong += [f"{name!r} is there twice" for name, n in Counter(header).items() if name and n > 1]
-    if wrong:  # another spelling of `group` would let a patient's images fall on both sides of a split
-        raise UserError(f"dataset.metadata: {path}, header: {', '.join(wrong)}")
-    if not rows or "file" not in rows[0]:
-        raise UserError(f"dataset.metadata: {path} needs a header with the column `file` and at least one row")
-    table = {}
-    for row in rows:
-        file = (row.pop("file") or "").strip()
-        odd = unfit(file)
-        if odd or file.startswith("/") or ".." in file.split("/") or (file and str(PurePosixPath(file)) != file):
-            why = f"{odd} is in it; rename the file" if odd else "write it as CLASS/NAME, below the data folder"
-            raise UserError(f"dataset.metadata: {path} names {file!a}: {why}")
-        if not (folder / file).is_file():
-            raise UserError(f"dataset.metadata: {path} names {file!r}, which is not in {folder}")
-        if file in table:
-            raise UserError(f"dataset.metadata: {path} names {file!r} twice")
-        table[file] = {key: (value or "").strip() for key, value in row.items() if key}
-    return table
+        raise UserError(f"dataset.metadata: {path} is not a CSV file in UTF-8: {error}") from error
+    problems = []
+    for name, n in Counter(header).items():
+        # Another spelling of `group` would let a patient's images fall on both sides of a split.
+        if name.lower() in ("file", "group") and not name.islower():
+            problems.append(f"{name!r} must be spelt `{name.lower()}`")
+        if name and n > 1:
+            problems.append(f"{name!r} is there twice")
+    if problems:
+        raise UserError(f"dataset.metadata: {path}, header: {', '.join(problems)}")
+    return rows
 
 
-def _look(path: Path) -> SourceImage | str:
+def _describe(path: Path) -> SourceImage | str:
     """Size, mode and digest of a readable image, or why it cannot be read."""
     try:
         pixels = read_grey(path)
         mode = _mode(path)
     except UserError as error:
         return str(error)
-    except Exception as error:  # decoders raise what they like; the reason goes to the user
-        if _is_dicom(path):  # whose words could be a patient's
+    except Exception as error:  # decoders raise errors of any type
+        if _is_dicom(path):  # its message could quote the patient's data
             return f"{type(error).__name__}: pydicom cannot decode it (compressed pixels may need pylibjpeg)"
         return f"{type(error).__name__}: {error}".splitlines()[0]
     height, width = pixels.shape
@@ -174,47 +193,51 @@ def _mode(path: Path) -> str:
         return image.mode
 
 
-def read_grey(path: Path) -> np.ndarray:
-    """Pixels as uint8 [h, w]: colour by luma (ITU-R 601), 16-bit grey divided by 257, DICOM by its window.
+# ---- pixels --------------------------------------------------------------------------------------
 
-    Upright as EXIF has it, and black where the file is transparent.
-    Raises whatever the decoder raises; UserError for more than MAX_PIXELS, before any is decoded, and for
-    floating-point pixels.
+
+def read_grey(path: Path) -> np.ndarray:
+    """Pixels as uint8 [h, w], upright as EXIF says, black where the file is transparent.
+
+    Colour becomes luma (ITU-R 601), 16-bit grey is divided by 257, DICOM goes through its window.
+    Raises whatever the decoder raises, and UserError for floating-point pixels and for more than
+    MAX_PIXELS (before any is decoded).
     """
     if _is_dicom(path):
         pixels = _read_dicom(path)
         return pixels if pixels.ndim == 2 else np.array(Image.fromarray(pixels).convert("L"))
-    image = _opened(path)
+    image = _open_upright(path)
     if image.mode == "F":
         raise UserError("floating-point pixels do not say what is black and white: save it as 8-bit or 16-bit grey")
-    values, top = _levels(image)
-    return values if top == 255 else ((values + 128) // 257).astype(np.uint8)
+    levels, top = _levels(image)
+    return levels if top == 255 else ((levels + 128) // 257).astype(np.uint8)
 
 
 def _levels(image: Image.Image) -> tuple[np.ndarray, int]:
-    """(grey [h, w] as the file has it, its type's greatest level); floating-point numbers count as 8 bits."""
+    """(grey [h, w] as stored, top level of its type); floating-point pixels count as 8 bits."""
     if image.mode.startswith("I"):
         return np.asarray(image, dtype=np.int64).clip(0, 65535), 65535
     return np.array(image if image.mode == "F" else image.convert("L")), 255
 
 
-def _opened(path: Path) -> Image.Image:
-    """The decoded picture, turned upright by its EXIF orientation, and black where it is transparent."""
+def _open_upright(path: Path) -> Image.Image:
+    """The decoded picture, turned by its EXIF orientation, and black where it is transparent."""
     with Image.open(path) as image:
         _refuse_bomb(*image.size)
-        image.filename = ""  # else Pillow maps a raw TIFF into memory, by the size that it has once turned
+        # With a file name, Pillow maps a raw TIFF into memory and takes its size after the turn.
+        image.filename = ""
         ImageOps.exif_transpose(image, in_place=True)
     if not image.has_transparency_data or image.mode.startswith("I"):
         return image
     mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
-    shown = image.convert("RGBA")
-    on_black = Image.new(mode, shown.size)
-    on_black.paste(shown.convert(mode), mask=shown.getchannel("A"))
+    opaque = image.convert("RGBA")
+    on_black = Image.new(mode, opaque.size)
+    on_black.paste(opaque.convert(mode), mask=opaque.getchannel("A"))
     return on_black
 
 
 def _refuse_bomb(width: int, height: int) -> None:
-    """Pillow's own limit is a warning up to twice its size, and warnings are the process's, not the thread's."""
+    """Pillow only warns up to twice its own limit, and threads cannot filter warnings apart."""
     if width * height > MAX_PIXELS:
         raise UserError(f"{width} x {height} pixels are more than {MAX_PIXELS}: a decompression bomb, or crop it")
 
@@ -224,31 +247,63 @@ def read_rgb(path: Path) -> np.ndarray | None:
     if _is_dicom(path):
         pixels = _read_dicom(path)
         return pixels if pixels.ndim == 3 else None
-    image = _opened(path)
+    image = _open_upright(path)
     return np.array(image.convert("RGB")) if image.mode in ("RGB", "P", "YCbCr", "CMYK") else None
 
 
 def read_mask(path: Path) -> np.ndarray:
     """A mask as bool [h, w]: foreground is whatever is above half of its type's range.
 
-    Where nothing is, a file of 0 and one other value has that as its foreground: 0 and 1, or 0 and 255 in 16 bits.
-    UserError for other dark values, which say nothing, and for what read_grey refuses, but for floating-point numbers.
+    A file that holds 0 and one other, darker value has that value as its foreground: masks of 0
+    and 1, or of 0 and 255 in 16 bits, are common. UserError for several dark values, whose meaning
+    is unknown, and for what read_grey refuses, except floating-point pixels.
     """
-    values, top = (read_grey(path), 255) if _is_dicom(path) else _levels(_opened(path))
-    lesion = values > top // 2
-    shown = values[values != 0]
-    if lesion.any() or not shown.size:
+    levels, top = (read_grey(path), 255) if _is_dicom(path) else _levels(_open_upright(path))
+    lesion = levels > top // 2
+    nonzero = levels[levels != 0]
+    if lesion.any() or not nonzero.size:
         return lesion
-    if shown.size == values.size or (shown != shown[0]).any():
-        raise UserError(f"values up to {shown.max():g}, not 0 and {top}")
-    return values != 0
+    if nonzero.size == levels.size or (nonzero != nonzero[0]).any():
+        raise UserError(f"values up to {nonzero.max():g}, not 0 and {top}")
+    return levels != 0
+
+
+def lesion_mask(
+    folder: Path, image: SourceImage, shape: tuple[int, ...]
+) -> tuple[np.ndarray | None, list[tuple[str, str]]]:
+    """(union of an image's masks, bool of `shape`; (mask, problem) of each unusable or empty one).
+
+    The union is None where no mask can be used. An empty mask is right where there is no lesion.
+    """
+    problems: list[tuple[str, str]] = []
+    union = None
+    for file in image.masks:
+        try:
+            mask = read_mask(folder / file)
+        except UserError as error:
+            problems.append((file, str(error)))
+            continue
+        except Exception as error:  # decoders raise errors of any type
+            problems.append((file, f"unreadable: {error}"))
+            continue
+        if mask.shape != shape:
+            problems.append((file, f"{mask.shape[1]} x {mask.shape[0]}, its image {shape[1]} x {shape[0]}"))
+            continue
+        if not mask.any():
+            problems.append((file, "empty"))
+        union = mask if union is None else union | mask
+    return union, problems
+
+
+# ---- DICOM ---------------------------------------------------------------------------------------
 
 
 def _read_dicom(path: Path) -> np.ndarray:
-    """The first frame of a DICOM file, uint8 [h, w] or [h, w, 3]; only pixels leave this function, no identifier.
+    """The first frame of a DICOM file, uint8 [h, w] or [h, w, 3].
 
-    Grey is what the file's own table holds, else its window, else all that its bits can say, over 0 to 255, whatever
-    this image's extremes are.
+    Only pixels leave this function, never an identifier. Grey goes through the file's own lookup
+    table, else through its window; else the whole range of its stored bits becomes 0 to 255, so
+    that the result does not depend on the extremes of this one image.
     """
     import pydicom
     from pydicom.filereader import read_file_meta_info
@@ -260,7 +315,7 @@ def _read_dicom(path: Path) -> np.ndarray:
         raise UserError("a deflated DICOM file has no size until all of it is inflated: save it in another encoding")
     dataset = pydicom.dcmread(path)
     _refuse_bomb(int(dataset.Columns), int(dataset.Rows))
-    pixels = pixel_array(dataset, index=0)  # the first frame alone is decoded; YBR comes as RGB
+    pixels = pixel_array(dataset, index=0)  # decodes the first frame alone; YBR becomes RGB
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, dataset)
     if pixels.ndim == 3:
@@ -271,23 +326,26 @@ def _read_dicom(path: Path) -> np.ndarray:
     ends = apply_modality_lut(np.array([[lowest, lowest + 2**bits - 1]]), dataset)
     table = next(iter(dataset.get("VOILUTSequence") or ()), {})
     if table.get("LUTDescriptor") is not None and table.get("LUTData") is not None:
-        values, ends = _looked_up(values, table, "<u2" if dataset.original_encoding[1] else ">u2")
+        byte_order = "<" if dataset.original_encoding[1] else ">"
+        values, ends = _apply_voi_lut(values, table, f"{byte_order}u2")
     elif dataset.get("WindowWidth") is not None and dataset.get("WindowCenter") is not None:
+        # What a window makes of values far outside it are its output's ends.
         values, ends = apply_windowing(values, dataset), apply_windowing(np.array([[-FAR, FAR]]), dataset)
     low, high = float(np.min(ends)), float(np.max(ends))
     grey = ((values.astype(np.float64) - low) / max(high - low, 1e-9) * 255).round().clip(0, 255).astype(np.uint8)
     return 255 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey
 
 
-def _looked_up(values: np.ndarray, table: Any, word: str) -> tuple[np.ndarray, np.ndarray]:
-    """(values looked up in an item of a VOI LUT Sequence, DICOM PS3.3 C.11.2, its entries); word: the file's uint16.
+def _apply_voi_lut(values: np.ndarray, table: Any, uint16: str) -> tuple[np.ndarray, np.ndarray]:
+    """(values looked up in the table, the table's entries).
 
-    Not by pydicom, whose index into a table of 8-bit entries is itself of 8 bits: 12-bit values come out wrapped.
+    table: an item of a VOI LUT Sequence (DICOM PS3.3 C.11.2). uint16: the file's type of 16 bits.
+    pydicom's own look-up has an index of 8 bits for a table of 8-bit entries: 12-bit values wrap.
     """
     size, first, _ = table.LUTDescriptor
     size = size or 2**16
     data = table.LUTData
-    entries = np.frombuffer(data, word, size) if isinstance(data, bytes) else data
+    entries = np.frombuffer(data, uint16, size) if isinstance(data, bytes) else data
     entries = np.atleast_1d(np.asarray(entries, np.int64))
-    at = (values.astype(np.float64) - first).clip(0, len(entries) - 1).astype(np.int64)
-    return entries[at], entries
+    index = (values.astype(np.float64) - first).clip(0, len(entries) - 1).astype(np.int64)
+    return entries[index], entries

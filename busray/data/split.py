@@ -1,11 +1,11 @@
 """Train, validation and test: stratified by class, duplicates and groups never apart."""
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from busray.data.check import connected
+from busray.data.duplicates import connected
 from busray.identity import seed_for
 from busray.records import SourceImage
 
@@ -14,55 +14,64 @@ SPLITS = ("train", "val", "test")
 
 def split(
     images: Sequence[SourceImage],
-    clusters: Iterable[Sequence[str]],
+    duplicates: Iterable[Sequence[str]],
     conflicts: Iterable[Sequence[str]],
     val: float,
     test: float,
     seed: int,
 ) -> dict[str, tuple[SourceImage, ...]]:
-    """split -> its images with their clusters, sorted by file; images of conflicting clusters are in none.
+    """split -> its images with their units, sorted by file. Images of conflicts are in no split.
 
-    Clusters and metadata groups that share an image move together. Units are shuffled by seed and each goes where its
-    classes are furthest below their shares, so every class keeps its proportions as far as its units allow.
+    duplicates: groups of files of near-duplicates; conflicts: those of them that span classes.
+    val, test: shares of the images. Duplicates and metadata groups that share an image form one
+    unit, which is never divided. Units are shuffled by seed; each goes to the split whose shares of
+    the unit's classes are furthest from full, so every class keeps its proportions.
     """
-    out = {file for group in conflicts for file in group}
-    kept = sorted((image for image in images if image.file not in out), key=lambda i: i.file)
-    units = _units(kept, clusters, out)
+    excluded = {file for group in conflicts for file in group}
+    usable = sorted((image for image in images if image.file not in excluded), key=lambda i: i.file)
+    units = _units(usable, duplicates, excluded)
     random.Random(seed_for(seed, "all", 0, 0, "split")).shuffle(units)
-    units.sort(key=len, reverse=True)  # stable: large ones first, while there is room for them
-    totals: dict[str, int] = defaultdict(int)
-    for image in kept:
-        totals[image.class_name] += 1
-    shares = {"train": 1 - val - test, "val": val, "test": test}
-    taken: dict[str, dict[str, int]] = {name: defaultdict(int) for name in SPLITS}
-    sides: dict[str, list[SourceImage]] = {name: [] for name in SPLITS}
+    # Large units first, while there is room for them. The sort is stable, so the shuffle counts.
+    units.sort(key=len, reverse=True)
+    quotas = {"train": 1 - val - test, "val": val, "test": test}
+    totals = Counter(image.class_name for image in usable)
+    taken: Counter[tuple[str, str]] = Counter()
+
+    def room(name: str, class_name: str) -> float:
+        """How far a split is below its share of a class, relative to that share."""
+        wanted = quotas[name] * totals[class_name]
+        return (wanted - taken[name, class_name]) / wanted
+
+    images_of: dict[str, list[SourceImage]] = {name: [] for name in SPLITS}
     for unit in units:
-        side = max(SPLITS, key=lambda name: sum(_room(name, i.class_name, shares, totals, taken) for i in unit))
-        sides[side] += unit
+        chosen = max(SPLITS, key=lambda name: sum(room(name, image.class_name) for image in unit))
+        images_of[chosen] += unit
         for image in unit:
-            taken[side][image.class_name] += 1
-    return {name: tuple(sorted(side, key=lambda i: i.file)) for name, side in sides.items()}
+            taken[chosen, image.class_name] += 1
+    return {name: tuple(sorted(members, key=lambda i: i.file)) for name, members in images_of.items()}
 
 
-def _room(
-    name: str, class_name: str, shares: dict[str, float], totals: dict[str, int], taken: dict[str, dict[str, int]]
-) -> float:
-    """How far a split is below its share of a class, relative to that share."""
-    wanted = shares[name] * totals[class_name]
-    return (wanted - taken[name][class_name]) / wanted
-
-
-def _units(images: Sequence[SourceImage], clusters: Iterable[Sequence[str]], out: set[str]) -> list[list[SourceImage]]:
-    """Images that must stay together, as lists, each with its unit's first file as its cluster."""
+def _units(
+    images: Sequence[SourceImage], duplicates: Iterable[Sequence[str]], excluded: set[str]
+) -> list[list[SourceImage]]:
+    """Images that must stay together, as lists; each image has its unit's first file as cluster."""
     by_file = {image.file: image for image in images}
-    links = [(group[0], other) for group in clusters for other in group[1:] if not out & set(group)]
-    groups: dict[str, list[str]] = defaultdict(list)
+    links = []
+    for group in duplicates:
+        if not excluded & set(group):
+            links += [(group[0], other) for other in group[1:]]
+    files_of_group: dict[str, list[str]] = defaultdict(list)
     for image in images:
         if image.group:
-            groups[image.group].append(image.file)
-    links += [(files[0], other) for files in groups.values() for other in files[1:]]
-    together = connected(links)
-    bound = {file for unit in together for file in unit}
-    units = [[by_file[file] for file in unit if file in by_file] for unit in together]
-    units += [[image] for image in images if image.file not in bound]
-    return [[replace(image, cluster=min(i.file for i in unit)) for image in unit] for unit in units]
+            files_of_group[image.group].append(image.file)
+    for files in files_of_group.values():
+        links += [(files[0], other) for other in files[1:]]
+    joined = connected(links)
+    bound = {file for unit in joined for file in unit}
+    alone = [(image.file,) for image in images if image.file not in bound]
+    units = []
+    for files in joined + alone:
+        unit = [by_file[file] for file in files if file in by_file]
+        first = min((image.file for image in unit), default="")
+        units.append([replace(image, cluster=first) for image in unit])
+    return units

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load, save
 
 from busray.model.sample import decode_grey, latent_weight, to_model
-from busray.records import Box
+from busray.records import ContentBox
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class EncodedImages:
 def encode_images(
     pipe: Any,
     images: np.ndarray,
-    boxes: Sequence[Box],
+    boxes: Sequence[ContentBox],
     mirror: bool,
     batch_size: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -63,7 +63,7 @@ def encode_images(
 def reconstruct(
     pipe: Any,
     images: np.ndarray,
-    boxes: Sequence[Box],
+    boxes: Sequence[ContentBox],
     batch_size: int,
     progress: Callable[[int], None] = lambda more: None,
 ) -> np.ndarray:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from busray.config import Evaluate
-from busray.records import INCEPTION, Box, UserError
+from busray.records import INCEPTION, ContentBox, UserError
 from busray.vision import texture
 from busray.vision.classifier import Classifier, predict, represent
 from busray.vision.dinov2 import DinoFeatures, DinoWeights, find_dino_weights
@@ -14,7 +14,7 @@ from busray.vision.inception import InceptionFeatures, InceptionWeights, find_we
 from busray.vision.lesion_shape import measures
 from busray.vision.segmenter import Segmenter, segment
 
-Features = Callable[[np.ndarray, Sequence[Box]], np.ndarray]
+Features = Callable[[np.ndarray, Sequence[ContentBox]], np.ndarray]
 """uint8 images [n, s, s] and where their content lies -> features [n, d]"""
 
 
@@ -56,7 +56,7 @@ def find_extractors(settings: Evaluate) -> dict[str, Extractor]:
     return {extractor.name: extractor for extractor in found}
 
 
-def refuse_small_content(extractors: dict[str, Extractor], boxes: Sequence[tuple[str, Box]]) -> None:
+def refuse_small_content(extractors: dict[str, Extractor], boxes: Sequence[tuple[str, ContentBox]]) -> None:
     """UserError where texture is wanted and an image, given as (file, content box), is framed too small for it."""
     for file, box in boxes if texture.NAME in extractors else ():
         if min(box.width, box.height) < texture.SMALLEST:

@@ -14,7 +14,7 @@ import numpy as np
 
 from busray.data.annotations import components
 from busray.evidence.stats.samples import FEWEST
-from busray.records import Box
+from busray.records import ContentBox
 
 NAME = "segmenter-1"
 """Extractor of what pseudo-masks measure. Another network or definition of a measure is another number."""
@@ -34,7 +34,7 @@ SPECK = 1e-3
 """Share of the content below which an area is no lesion: BUSI's smallest has 2.9e-3."""
 
 
-def measures(masks: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
+def measures(masks: np.ndarray, boxes: Sequence[ContentBox]) -> np.ndarray:
     """bool [n, s, s] and where each image's content lies -> float64 [n, 4], columns as in COLUMNS.
 
     found: 1 or 0. Of the largest 8-connected area, NaN where nothing is found: area, its share of the content box;

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from busray.records import Box
+from busray.records import ContentBox
 from busray.vision.speckle import local_snr, spectrum_slope
 
 NAME = "texture-1"
@@ -53,7 +53,7 @@ FEATURES = (
 )
 
 
-def texture_features(images: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
+def texture_features(images: np.ndarray, boxes: Sequence[ContentBox]) -> np.ndarray:
     """uint8 [n, s, s] and where each one's content lies -> float64 [n, 59], columns as in FEATURES; always finite.
 
     TypeError where images are not 8-bit; ValueError where a content box has a side below SMALLEST.

@@ -22,7 +22,7 @@ from busray import storage
 from busray.cli import main
 from busray.corpus.commit import commit_shard, read_commits
 from busray.corpus.encode import Row
-from busray.records import Box, Execution, ImageSpec, Shard, StoreError
+from busray.records import ContentBox, Execution, ImageSpec, Shard, StoreError
 from busray.storage import Store
 from tests.support.fault_proxy import DROP, FaultProxy, Request, Rule, delay, drop, error
 
@@ -349,7 +349,7 @@ def test_a_process_killed_between_file_and_link_leaves_nothing_that_a_reader_tak
 def rows() -> list[Row]:
     return [
         Row(
-            ImageSpec(f"f-benign-{i:08d}", "benign", i, 0, "a prompt", i, i + 1, Box(0, 0, 8, 8)),
+            ImageSpec(f"f-benign-{i:08d}", "benign", i, 0, "a prompt", i, i + 1, ContentBox(0, 0, 8, 8)),
             np.full((8, 8), i, np.uint8),
         )
         for i in range(SHARD.count)

@@ -15,7 +15,7 @@ from busray.corpus.encode import Row
 from busray.data.images import load_images
 from busray.data.phantom import PROBES, phantom
 from busray.layout import features_key
-from busray.records import Box, Execution, ImageSpec, Shard
+from busray.records import ContentBox, Execution, ImageSpec, Shard
 from busray.run.checks import open_run
 from busray.run.record import Run
 
@@ -48,7 +48,7 @@ def draw(run: Run, copies: dict[int, np.ndarray]) -> None:
             for i in range(first, first + EACH):
                 pixels = phantom(9_000 + i, name, PROBES["demo"], (128, 128)).image
                 pixels = copies.get(i, pixels) if name == "benign" else pixels
-                spec = ImageSpec(f"f-{name}-{i:08d}", name, i, 0, "a prompt", i, i, Box(0, 0, *pixels.shape[::-1]))
+                spec = ImageSpec(f"f-{name}-{i:08d}", name, i, 0, "a prompt", i, i, ContentBox(0, 0, *pixels.shape[::-1]))
                 rows.append(Row(spec, pixels))
             execution = Execution("cpu", "float32", 2, 1, {})
             commit_shard(

@@ -12,7 +12,7 @@ from busray.corpus.encode import Row
 from busray.corpus.manifest import Incomplete, orphans, publish_manifest
 from busray.corpus.plan import extend_plan
 from busray.layout import commit_key
-from busray.records import Box, Commit, Execution, ImageSpec, Shard, UserError
+from busray.records import Commit, ContentBox, Execution, ImageSpec, Shard, UserError
 from busray.storage import Store
 
 SHARD = Shard("benign", 4, 3)
@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> Store:
 def rows(shade: int = 0, shard: Shard = SHARD) -> list[Row]:
     return [
         Row(
-            ImageSpec(f"f-benign-{i:08d}", "benign", i, 0, "a prompt", i, i + 1, Box(0, 0, 8, 8)),
+            ImageSpec(f"f-benign-{i:08d}", "benign", i, 0, "a prompt", i, i + 1, ContentBox(0, 0, 8, 8)),
             np.full((8, 8), shade + i, np.uint8),
             np.full((8, 8), 100 + i, np.uint8),
         )

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from busray.corpus.encode import Row, encode_parquet, encode_png, png_bytes, png_pixels
-from busray.records import Box, ImageSpec
+from busray.records import ContentBox, ImageSpec
 
 PROVENANCE = {"fingerprint": "f" * 64, "synthetic": True}
 
@@ -20,7 +20,7 @@ def rows(refined: bool = True) -> list[Row]:
     return [
         Row(
             ImageSpec(
-                f"f-benign-{i:08d}", "benign", i, 0, "a prompt", 2**62 + i, i, Box(0, 2, 16, 12), {"birads": "4"}
+                f"f-benign-{i:08d}", "benign", i, 0, "a prompt", 2**62 + i, i, ContentBox(0, 2, 16, 12), {"birads": "4"}
             ),
             images[i, 0],
             images[i, 1] if refined else None,

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from busray.data.align import LONGEST, SIDE, aligned_pairs, shrink
-from busray.data.check import ALIGNED
+from busray.data.duplicates import ALIGNED
 from busray.data.phantom import CLASSES, PROBES, phantom
 from busray.data.read import read_grey
 
@@ -16,7 +16,7 @@ N = 12
 
 @pytest.fixture(scope="module")
 def scans() -> list[np.ndarray]:
-    """Different phantoms, larger than what is compared."""
+    """Different phantoms, larger than the SIDE at which they are compared."""
     return [phantom(50 + i, CLASSES[i % 3], PROBES["general"], (200, 240)).image for i in range(N)]
 
 
@@ -81,7 +81,7 @@ def test_empty_and_very_long_images_are_borne() -> None:
     assert all(match.score < ALIGNED for _, _, match in pairs)
 
 
-# ---- the real images ------------------------------------------------------------------------------------------------
+# ---- the real images -----------------------------------------------------------------------------
 
 ANOTHER_CROP = [
     ("benign/benign (253).png", "benign/benign (213).png"),

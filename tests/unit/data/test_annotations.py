@@ -2,25 +2,28 @@
 
 import csv
 import shutil
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from busray.config import Dataset
 from busray.data.annotations import KINDS, Annotations, components, find_annotations, reduced
-from busray.data.check import check
+from busray.data.check import CheckReport, check
 from busray.data.phantom import PROBES, phantom
-from busray.data.prepare import prepare
+from busray.data.prepare import make_dataset, prepare
 from busray.data.read import read_grey
 from busray.records import UserError
 from tests.support.paths import ROOT
+from tests.support.planted import CLASSES, settings
 
+SMALL = (216, 256)
+"""A size at which images are examined as they are, far cheaper to simulate than 320 x 380."""
 LABELS = ROOT / "benchmarks" / "annotations-busi.csv"
-CLASSES = ("benign", "malignant", "normal")
 
 
+@cache
 def tissue(seed: int) -> np.ndarray:
     """A simulated scan without lesion, uint8 [320, 380]."""
     return phantom(seed, "normal", PROBES["general"], (320, 380)).image
@@ -47,7 +50,7 @@ def write(pixels: np.ndarray, text: str, at: tuple[int, int], size: int = 14) ->
 def test_simulated_scans_have_none(probe: str) -> None:
     for seed in range(2):
         for name in CLASSES:
-            assert find_annotations(phantom(seed, name, PROBES[probe], (320, 380)).image).kinds == ()
+            assert find_annotations(phantom(seed, name, PROBES[probe], SMALL).image).kinds == ()
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -102,7 +105,7 @@ def test_bright_blobs_larger_than_strokes_are_no_text() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 500), (500, 3), (20, 20)])
-def test_images_of_any_size_are_looked_at(size: tuple[int, int]) -> None:
+def test_images_of_any_size_can_be_examined(size: tuple[int, int]) -> None:
     assert find_annotations(np.full(size, 200, np.uint8)) == Annotations(0, 0)
 
 
@@ -128,7 +131,7 @@ def test_components_are_those_of_a_flood_fill(rng: np.random.Generator) -> None:
         assert sorted(map(sorted, found)) == sorted(map(sorted, theirs))
 
 
-# ---- in the check and in the prepared data set ----------------------------------------------------------------------
+# ---- in the check and in the prepared data set ---------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -146,12 +149,13 @@ def drawn_on(tmp_path_factory: pytest.TempPathFactory, phantom_folder: Path) -> 
     return folder
 
 
-def settings(**changes: object) -> Dataset:
-    return Dataset.model_validate({"path": "unused", "val": 0.2, "test": 0.2, **changes})
+@pytest.fixture(scope="module")
+def drawn_on_report(drawn_on: Path) -> CheckReport:
+    return check(drawn_on)
 
 
-def test_the_check_lists_and_counts_them_by_class(drawn_on: Path) -> None:
-    report = check(drawn_on)
+def test_the_check_lists_and_counts_them_by_class(drawn_on_report: CheckReport) -> None:
+    report = drawn_on_report
     found = {entry["file"]: entry["found"] for entry in report.to_dict()["annotations"]}
     assert found["benign/benign (1).png"] == ["calipers", "text"]
     assert len(found) == 8
@@ -164,10 +168,10 @@ def test_the_check_lists_and_counts_them_by_class(drawn_on: Path) -> None:
     ]
 
 
-def test_exclude_drops_them_from_training_alone_and_lists_them(drawn_on: Path) -> None:
-    kept, report = prepare(settings(), CLASSES, 128, drawn_on)
-    clean, _ = prepare(settings(annotations="exclude"), CLASSES, 128, drawn_on)
-    annotated = dict(report.annotated)
+def test_exclude_drops_them_from_training_alone_and_lists_them(drawn_on: Path, drawn_on_report: CheckReport) -> None:
+    kept = make_dataset(settings(), CLASSES, 128, drawn_on, drawn_on_report)
+    clean = make_dataset(settings(annotations="exclude"), CLASSES, 128, drawn_on, drawn_on_report)
+    annotated = dict(drawn_on_report.annotated)
     assert (clean.val, clean.test) == (kept.val, kept.test)
     dropped = {image.file for image in kept.train} - {image.file for image in clean.train}
     assert dropped == {image.file for image in kept.train if image.file in annotated}
@@ -177,17 +181,19 @@ def test_exclude_drops_them_from_training_alone_and_lists_them(drawn_on: Path) -
     assert clean.hash != kept.hash
 
 
-def test_the_hash_follows_the_setting_only_where_it_drops_an_image(phantom_folder: Path) -> None:
-    kept, _ = prepare(settings(), CLASSES, 128, phantom_folder)
-    clean, _ = prepare(settings(annotations="exclude"), CLASSES, 128, phantom_folder)
+def test_the_hash_follows_the_setting_only_where_it_drops_an_image(
+    phantom_folder: Path, phantom_report: CheckReport
+) -> None:
+    kept = make_dataset(settings(), CLASSES, 128, phantom_folder, phantom_report)
+    clean = make_dataset(settings(annotations="exclude"), CLASSES, 128, phantom_folder, phantom_report)
     assert clean.hash == kept.hash
 
 
 def test_a_class_whose_training_images_are_all_annotated_is_named(tmp_path: Path, phantom_folder: Path) -> None:
-    shutil.copytree(phantom_folder, tmp_path / "data")
+    shutil.copytree(phantom_folder / "benign", tmp_path / "data" / "benign")
     for path in (tmp_path / "data" / "benign").glob("*).png"):
         pixels = np.array(Image.open(path).convert("L")) // 2
         plus(pixels, 60, 40)
         Image.fromarray(pixels).save(path)
     with pytest.raises(UserError, match=r"class benign: .*dataset\.annotations"):
-        prepare(settings(annotations="exclude"), CLASSES, 128, tmp_path / "data")
+        prepare(settings(annotations="exclude"), ["benign"], 128, tmp_path / "data")

@@ -50,7 +50,7 @@ def voi_lut(table: np.ndarray, first: int = 0, vr: str = "US", **window: Any) ->
     return {"VOILUTSequence": pydicom.Sequence([item]), **window}
 
 
-# ---- pixels ---------------------------------------------------------------------------------------------------------
+# ---- pixels --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.PNG"])
@@ -194,7 +194,7 @@ def test_a_picture_of_absurd_size_is_refused(tmp_path: Path, monkeypatch: pytest
         read_grey(tmp_path / "a.png")
 
 
-# ---- DICOM ----------------------------------------------------------------------------------------------------------
+# ---- DICOM ---------------------------------------------------------------------------------------
 
 
 def test_a_dicom_without_a_window_is_read_over_the_range_of_its_bits(tmp_path: Path, grey: np.ndarray) -> None:
@@ -318,7 +318,7 @@ def test_what_pydicom_says_of_a_broken_file_is_not_passed_on(tmp_path: Path, mon
     assert reason.startswith("ValueError: pydicom cannot decode it")
 
 
-# ---- folders --------------------------------------------------------------------------------------------------------
+# ---- folders -------------------------------------------------------------------------------------
 
 
 def save(folder: Path, *names: str) -> None:
@@ -384,7 +384,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
         scan(tmp_path / "data", ["benign"])
 
 
-# ---- metadata -------------------------------------------------------------------------------------------------------
+# ---- metadata ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -455,7 +455,7 @@ def test_empty_columns_of_a_spreadsheet_are_left_alone(folder: Path) -> None:
         ("group,file\np1\n", "names '', which is not in"),
         ("file,group\nbenign/a.png,p1\n", "has no row for 1 images, such as 'benign/b.png'"),
         ("file\nbenign/a.png\nbenign/a.png\n", "names 'benign/a.png' twice"),
-        (b"file\nb\xff.png\n", "is no CSV in UTF-8"),
+        (b"file\nb\xff.png\n", "is not a CSV file in UTF-8"),
     ],
 )
 def test_metadata_that_does_not_fit_the_folder_is_named(folder: Path, text: str | bytes, said: str) -> None:

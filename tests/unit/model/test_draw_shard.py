@@ -9,13 +9,13 @@ import torch
 from busray.config import Base, Sampling
 from busray.model.base import load_pipeline
 from busray.model.sample import Drawn, Sampler, draw_shard
-from busray.records import Box, ImageSpec
+from busray.records import ContentBox, ImageSpec
 
 SIZE = 64
 
 
 def spec(index: int) -> ImageSpec:
-    return ImageSpec(f"id-{index}", "benign", index, 0, "a breast ultrasound scan", index, index, Box(0, 0, SIZE, SIZE))
+    return ImageSpec(f"id-{index}", "benign", index, 0, "a breast ultrasound scan", index, index, ContentBox(0, 0, SIZE, SIZE))
 
 
 class FakeSampler:

@@ -15,7 +15,7 @@ from busray.model.adapters import adapter_sha256
 from busray.model.base import load_pipeline
 from busray.model.finetune import FineTuner
 from busray.model.latents import EncodedImages, encode_images
-from busray.records import Box, UserError
+from busray.records import ContentBox, UserError
 
 SIZE = 64
 TOKENS = {"benign": "<us-benign>", "malignant": "<us-malignant>"}
@@ -39,7 +39,7 @@ def pipeline() -> Any:
 @pytest.fixture(scope="module")
 def encoded() -> EncodedImages:
     images = np.stack([phantom(i, CLASSES[i % 2], PROBES["demo"], (SIZE, SIZE)).image for i in range(6)])
-    boxes = [Box(0, 0, SIZE, SIZE)] * 5 + [Box(0, 16, SIZE, 32)]
+    boxes = [ContentBox(0, 0, SIZE, SIZE)] * 5 + [ContentBox(0, 16, SIZE, 32)]
     return encode_images(pipeline(), images, boxes, mirror=True, batch_size=4)
 
 

@@ -11,13 +11,13 @@ from busray.model import sample
 from busray.model.base import load_pipeline
 from busray.model.latents import reconstruct
 from busray.model.sample import SCHEDULERS, Sampler, scheduler_for
-from busray.records import Box, ImageSpec, UserError
+from busray.records import ContentBox, ImageSpec, UserError
 
 SIZE = 64
 
 
-def spec(index: int, box: Box | None = None, prompt: str = "a breast ultrasound scan") -> ImageSpec:
-    box = box or Box(0, 0, SIZE, SIZE)
+def spec(index: int, box: ContentBox | None = None, prompt: str = "a breast ultrasound scan") -> ImageSpec:
+    box = box or ContentBox(0, 0, SIZE, SIZE)
     return ImageSpec(f"id-{index}", "benign", index, 0, prompt, 100 + index, 900 + index, box)
 
 
@@ -78,7 +78,7 @@ def test_the_two_hand_overs_differ_by_the_round_trip_only() -> None:
 
 
 def test_padding_stays_black_to_the_pixel(refining: Sampler) -> None:
-    box = Box(0, 10, SIZE, 40)
+    box = ContentBox(0, 10, SIZE, 40)
     drawn = refining.draw([spec(0, box), spec(1)])
     for image in (drawn[0].image, drawn[0].txt2img):
         assert image is not None
@@ -91,7 +91,7 @@ def test_padding_stays_black_to_the_pixel(refining: Sampler) -> None:
 def test_every_scheduler_draws_a_finite_image_and_keeps_the_bases_prediction_type(name: str) -> None:
     made = sampler(Refine(strength=0.5, steps=4, guidance_scale=2.0), scheduler=name, steps=4)
     assert made.pipe.scheduler.config.prediction_type == "v_prediction"
-    drawn = made.draw([spec(0, Box(0, 8, SIZE, 48)), spec(1)])
+    drawn = made.draw([spec(0, ContentBox(0, 8, SIZE, 48)), spec(1)])
     assert [d.problem for d in drawn] == [None, None]
     assert drawn[0].image.std() > 0
 
@@ -167,7 +167,7 @@ def test_a_prompt_that_would_be_cut_off_is_refused(plain: Sampler) -> None:
 def test_reconstruction_is_the_autoencoders_and_leaves_padding_black(plain: Sampler) -> None:
     rows = np.arange(SIZE, dtype=np.uint8)[:, None] * np.ones(SIZE, np.uint8)
     images = np.stack([rows * 3, 255 - rows * 3, rows * 2])
-    whole, boxed = Box(0, 0, SIZE, SIZE), Box(0, 16, SIZE, 32)
+    whole, boxed = ContentBox(0, 0, SIZE, SIZE), ContentBox(0, 16, SIZE, 32)
     made = reconstruct(plain.pipe, images, [whole, boxed, whole], batch_size=2)
     assert made.dtype == np.uint8 and made.shape == images.shape
     assert not made[1, :16].any() and not made[1, 48:].any() and made[1, 16:48].any()
@@ -178,7 +178,7 @@ def test_reconstruction_is_the_autoencoders_and_leaves_padding_black(plain: Samp
 
 
 def test_an_image_that_is_held_is_refined_only_and_comes_out_as_if_drawn_whole(refining: Sampler) -> None:
-    specs = [spec(0, Box(0, 16, SIZE, 32)), spec(1)]
+    specs = [spec(0, ContentBox(0, 16, SIZE, 32)), spec(1)]
     whole = refining.draw(specs)
     evaluations = []
     hook = refining.pipe.unet.register_forward_hook(lambda module, given, out: evaluations.append(1))

@@ -10,7 +10,7 @@ import torch
 from busray.config import Base, Refine, Sampling
 from busray.model.base import identify_base, load_pipeline
 from busray.model.sample import Sampler
-from busray.records import Box, ImageSpec
+from busray.records import ContentBox, ImageSpec
 from tests.support.paths import SHARED
 
 LAYOUT = SHARED / "fixtures" / "sd15-layout"
@@ -69,7 +69,7 @@ def test_stable_diffusion_v1_5_is_loaded_and_draws_both_stages(layout: Path) -> 
         keep_txt2img=True,
     )
     prompt = "an ultrasound image of a malignant breast lesion with irregular borders"
-    (drawn,) = sampler.draw([ImageSpec("id", "malignant", 0, 0, prompt, 1, 2, Box(0, 16, SIZE, 96))])
+    (drawn,) = sampler.draw([ImageSpec("id", "malignant", 0, 0, prompt, 1, 2, ContentBox(0, 16, SIZE, 96))])
     assert drawn.problem is None
     assert drawn.image.shape == (SIZE, SIZE) and drawn.txt2img is not None
     assert not drawn.image[:16].any() and drawn.image[16:112].any()

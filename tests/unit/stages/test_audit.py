@@ -11,7 +11,7 @@ import pytest
 from busray.config_file import validate
 from busray.corpus.commit import commit_shard, read_commits, read_rows
 from busray.corpus.encode import Row
-from busray.records import Box, Execution, ImageSpec, Shard
+from busray.records import ContentBox, Execution, ImageSpec, Shard
 from busray.stages import audit as module
 from busray.storage import Store
 
@@ -38,7 +38,7 @@ def store(tmp_path: Any) -> Store:
                 if (name, i) == ("benign", REJECTED):
                     rejects.append((f"f-{name}-{i:08d}", "not finite"))
                 else:
-                    spec = ImageSpec(f"f-{name}-{i:08d}", name, i, 0, "", i, i, Box(0, 1, 10, 8))
+                    spec = ImageSpec(f"f-{name}-{i:08d}", name, i, 0, "", i, i, ContentBox(0, 1, 10, 8))
                     rows.append(Row(spec, image))
             execution = Execution("cpu", "float32", 2, 1, {})
             commit_shard(

@@ -8,7 +8,7 @@ import pytest
 
 from busray.config import Evaluate
 from busray.config_file import validate
-from busray.records import INCEPTION, Box, UserError, distance_names
+from busray.records import INCEPTION, ContentBox, UserError, distance_names
 from busray.run.checks import open_run
 from busray.vision import extractors
 from busray.vision.extractors import find_extractors, refuse_small_content
@@ -28,7 +28,7 @@ def test_extractors_come_in_the_order_asked_for_and_texture_needs_no_weights(mon
 
     monkeypatch.setattr(extractors, "find_weights", none)
     (texture,) = find_extractors(Evaluate(extractors=("texture",))).values()
-    images, boxes = np.random.default_rng(0).integers(0, 256, (2, 32, 32), np.uint8), [Box(0, 4, 32, 20)] * 2
+    images, boxes = np.random.default_rng(0).integers(0, 256, (2, 32, 32), np.uint8), [ContentBox(0, 4, 32, 20)] * 2
     np.testing.assert_array_equal(texture.load("cpu")(images, boxes), texture_features(images, boxes))
 
 
@@ -41,7 +41,7 @@ def test_distances_are_named_by_the_family_of_their_extractor() -> None:
 
 def test_content_too_small_for_texture_is_refused_where_texture_is_wanted() -> None:
     (texture,) = find_extractors(Evaluate(extractors=("texture",))).items()
-    framed = [("a.png", Box(0, 0, 64, 64)), ("benign/thin.png", Box(0, 25, 64, 14))]
+    framed = [("a.png", ContentBox(0, 0, 64, 64)), ("benign/thin.png", ContentBox(0, 25, 64, 14))]
     with pytest.raises(UserError, match=r"evaluate\.extractors: benign/thin\.png is framed to 64 x 14 px"):
         refuse_small_content(dict([texture]), framed)
     refuse_small_content(dict([texture]), framed[:1])

@@ -9,7 +9,7 @@ from scipy import ndimage, stats
 
 from busray.evidence.stats.frechet import Moments, frechet
 from busray.evidence.stats.kernel import kid
-from busray.records import Box
+from busray.records import ContentBox
 from busray.vision.speckle import local_snr, spectrum_slope
 from busray.vision.texture import (
     BIN,
@@ -24,7 +24,7 @@ from busray.vision.texture import (
     texture_features,
 )
 
-WHOLE = Box(0, 0, 64, 64)
+WHOLE = ContentBox(0, 0, 64, 64)
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -119,14 +119,14 @@ def test_padding_and_what_lies_in_it_do_not_count() -> None:
     content = speckled(40, 64)
     black, filled = np.zeros((64, 64), np.uint8), noise(64, 64)
     black[12:52], filled[12:52] = content, content
-    box = Box(0, 12, 64, 40)
+    box = ContentBox(0, 12, 64, 40)
     features = texture_features(np.stack([black, filled]), [box, box])
     np.testing.assert_array_equal(features[0], features[1])
     assert abs(features[0] - texture_features(black[None], [WHOLE])[0]).max() > 1  # else the test shows nothing
 
 
 def test_an_image_has_the_same_features_in_any_batch() -> None:
-    images, boxes = np.stack([speckled(64, 64, seed) for seed in range(3)]), [WHOLE, Box(4, 0, 40, 64), WHOLE]
+    images, boxes = np.stack([speckled(64, 64, seed) for seed in range(3)]), [WHOLE, ContentBox(4, 0, 40, 64), WHOLE]
     together = texture_features(images, boxes)
     assert together.shape == (3, len(FEATURES)) == (3, 59)
     for i in range(3):
@@ -154,10 +154,10 @@ def test_a_flat_image_has_finite_features(grey: int) -> None:
 def test_a_box_too_small_and_images_of_another_depth_are_refused() -> None:
     image = speckled(64, 64)[None]
     with pytest.raises(ValueError, match="64 x 15"):
-        texture_features(image, [Box(0, 0, 64, 15)])
+        texture_features(image, [ContentBox(0, 0, 64, 15)])
     with pytest.raises(TypeError, match="8-bit"):
         texture_features(image / 255, [WHOLE])
-    assert np.isfinite(texture_features(image, [Box(0, 0, 16, 16)])).all()
+    assert np.isfinite(texture_features(image, [ContentBox(0, 0, 16, 16)])).all()
 
 
 # ---- the space ------------------------------------------------------------------------------------------------------

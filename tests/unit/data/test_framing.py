@@ -5,17 +5,16 @@ import inspect
 import numpy as np
 import pytest
 
-from busray.data.check import POLICIES
-from busray.data.frame import content_box, cut_share, frame, frame_mask
-from busray.records import Box
+from busray.data.framing import FRAMINGS, content_box, cut_share, frame, frame_mask
+from busray.records import ContentBox
 
 SIZES = [(128, 128), (500, 400), (400, 500), (1000, 31), (7, 900), (1, 1), (129, 127)]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("framing", FRAMINGS)
 @pytest.mark.parametrize("width, height", SIZES)
-def test_the_content_box_lies_in_the_square(width: int, height: int, policy: str) -> None:
-    box = content_box(width, height, 128, policy)
+def test_the_content_box_lies_in_the_square(width: int, height: int, framing: str) -> None:
+    box = content_box(width, height, 128, framing)
     assert box.left >= 0 and box.top >= 0 and box.width >= 1 and box.height >= 1
     assert box.left + box.width <= 128 and box.top + box.height <= 128
     assert box.width == 128 or box.height == 128
@@ -23,10 +22,10 @@ def test_the_content_box_lies_in_the_square(width: int, height: int, policy: str
 
 def test_letterbox_boxes_are_golden() -> None:
     """Shards record them and seeds choose among them: another rounding would be another corpus."""
-    assert content_box(500, 400, 128, "letterbox") == Box(0, 13, 128, 102)
-    assert content_box(400, 500, 128, "letterbox") == Box(13, 0, 102, 128)
-    assert content_box(562, 471, 512, "letterbox") == Box(0, 41, 512, 429)
-    assert content_box(300, 300, 128, "letterbox") == Box(0, 0, 128, 128)
+    assert content_box(500, 400, 128, "letterbox") == ContentBox(0, 13, 128, 102)
+    assert content_box(400, 500, 128, "letterbox") == ContentBox(13, 0, 102, 128)
+    assert content_box(562, 471, 512, "letterbox") == ContentBox(0, 41, 512, 429)
+    assert content_box(300, 300, 128, "letterbox") == ContentBox(0, 0, 128, 128)
 
 
 @pytest.mark.parametrize("width, height", SIZES)
@@ -39,19 +38,19 @@ def test_letterbox_keeps_the_aspect_ratio_to_half_a_pixel_and_centres(width: int
     assert abs((128 - box.height) - 2 * box.top) <= 1
 
 
-@pytest.mark.parametrize("policy", ["centre", "stretch"])
-def test_the_other_policies_fill_the_square(policy: str) -> None:
-    assert content_box(500, 400, 128, policy) == Box(0, 0, 128, 128)
+@pytest.mark.parametrize("framing", ["centre", "stretch"])
+def test_the_other_framings_fill_the_square(framing: str) -> None:
+    assert content_box(500, 400, 128, framing) == ContentBox(0, 0, 128, 128)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_the_frame_depends_on_the_size_alone(policy: str, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_the_frame_depends_on_the_size_alone(framing: str, rng: np.random.Generator) -> None:
     """Where a pixel lands is the same for every image of a size, whatever it shows; no mask or class goes in."""
-    assert list(inspect.signature(content_box).parameters) == ["width", "height", "size", "policy"]
-    assert list(inspect.signature(frame).parameters) == ["image", "size", "policy"]
+    assert list(inspect.signature(content_box).parameters) == ["width", "height", "size", "framing"]
+    assert list(inspect.signature(frame).parameters) == ["image", "size", "framing"]
     one, two = (rng.integers(0, 120, (60, 90)).astype(np.uint8) for _ in range(2))
-    total = frame((one + two).astype(np.uint8), 32, policy).astype(int)
-    assert np.abs(total - frame(one, 32, policy).astype(int) - frame(two, 32, policy)).max() <= 6  # linear: no look
+    total = frame((one + two).astype(np.uint8), 32, framing).astype(int)
+    assert np.abs(total - frame(one, 32, framing).astype(int) - frame(two, 32, framing)).max() <= 6  # linear: no look
 
 
 @pytest.mark.parametrize("width, height", [(90, 60), (60, 90), (64, 64)])
@@ -88,8 +87,8 @@ def phantom_image() -> np.ndarray:
 
 def test_an_image_of_the_squares_size_is_left_as_it_is(rng: np.random.Generator) -> None:
     image = rng.integers(0, 256, (64, 64), dtype=np.uint8)
-    for policy in POLICIES:
-        assert np.array_equal(frame(image, 64, policy), image)
+    for framing in FRAMINGS:
+        assert np.array_equal(frame(image, 64, framing), image)
 
 
 def test_centre_takes_the_middle_square() -> None:
@@ -106,12 +105,12 @@ def test_stretch_keeps_every_part_of_the_image() -> None:
     assert (framed[:, :28] == 255).all() and (framed[:, 36:] == 0).all()
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_a_mask_is_framed_as_its_image(policy: str) -> None:
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_a_mask_is_framed_as_its_image(framing: str) -> None:
     mask = np.zeros((60, 90), bool)
     mask[20:40, 30:60] = True
-    framed = frame_mask(mask, 64, policy)
-    image = frame(mask.astype(np.uint8) * 255, 64, policy) > 127
+    framed = frame_mask(mask, 64, framing)
+    image = frame(mask.astype(np.uint8) * 255, 64, framing) > 127
     assert framed.dtype == bool
     assert (framed != image).sum() <= 0.1 * image.sum()  # nearest against Lanczos: the rim only
     assert (framed & image).any()
