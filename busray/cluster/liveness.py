@@ -243,15 +243,3 @@ def last_line(error: BaseException) -> str:
     """The last line of an error, whose text may be a worker's whole traceback."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__
-
-
-# Until stages/{ablate,audit,lesions} use Workers:
-watched, supervised = _reported, _killing_what_hangs
-
-
-class Pulse(Heartbeat):
-    rest = Heartbeat.idle
-
-
-def stopped(stage: str, error: BaseException) -> BaseException:
-    return Stopped(f"{stage}: {last_line(error)}")

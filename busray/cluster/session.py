@@ -1,11 +1,14 @@
-"""One Ray session around a job: started in this process, or the cluster that RAY_ADDRESS or cluster.address names."""
+"""One Ray session around a job: a Ray of its own, or the cluster at cluster.address or RAY_ADDRESS.
+
+A cluster that others can use too is refused unless it asks for a token.
+"""
 
 import ipaddress
 import logging
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,18 +16,17 @@ from typing import Any
 from busray import config
 from busray.records import UserError
 
-Tell = Callable[[str, int, int], None]
-"""Progress for people: tell(stage, done, total)."""
 PROBE_SECONDS = 5.0
-"""For each of the two questions whether a cluster asks for a token."""
+"""Time limit for each of the two tests whether a cluster asks for a token."""
 
 
 @contextmanager
 def session(settings: config.Cluster, log_file: Path) -> Iterator[None]:
     """Ray for the length of the block; Ray's own messages go to log_file, not to the terminal.
 
-    A session that already runs in this process (tests, notebooks) is used and left running. UserError where a cluster
-    cannot be joined, or is open to others and cluster.allow_insecure does not say that this is meant.
+    A session that already runs in this process (tests, notebooks) is used and left running.
+    UserError where a cluster cannot be joined, or where it is insecure and
+    cluster.allow_insecure is not set.
     """
     _quieten(log_file)
     import ray
@@ -32,14 +34,13 @@ def session(settings: config.Cluster, log_file: Path) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # Python's default lets a job's workers print into the driver's terminal; their logs stay in Ray's session folder.
     with _native_messages_to(log_file):
-        where = _start_or_join(settings)
+        addresses = _start_or_join(settings)
     _quieten(log_file)
     try:
         if not _starts_its_own(settings) and not settings.allow_insecure:
-            dashboard = where["webui_url"] or ""
-            problem = refusal(dashboard, asks_for_token(dashboard, where["gcs_address"]))
+            dashboard = addresses["webui_url"] or ""
+            problem = refusal(dashboard, asks_for_token(dashboard, addresses["gcs_address"]))
             if problem:
                 raise UserError(problem)
         yield
@@ -48,7 +49,7 @@ def session(settings: config.Cluster, log_file: Path) -> Iterator[None]:
 
 
 def _start_or_join(settings: config.Cluster) -> dict[str, Any]:
-    """Ray's address_info; a Ray of our own listens on loopback and has no dashboard."""
+    """Ray's address_info. A Ray of our own listens on loopback only and has no dashboard."""
     import ray
     from ray.exceptions import AuthenticationError
 
@@ -57,7 +58,7 @@ def _start_or_join(settings: config.Cluster) -> dict[str, Any]:
         context: Any = ray.init(
             address=address,
             include_dashboard=False if _starts_its_own(settings) else None,
-            log_to_driver=False,
+            log_to_driver=False,  # what workers print stays in Ray's session folder
             logging_level=logging.ERROR,
         )
         return context.address_info
@@ -71,9 +72,9 @@ def _start_or_join(settings: config.Cluster) -> dict[str, Any]:
 
 
 def refusal(dashboard: str, asks: bool) -> str | None:
-    """Why a cluster is no place for a run, with the mend; None where it is one.
+    """Why a cluster is too insecure for a run, and how to fix it; None where it is secure.
 
-    dashboard: its host:port, "" for none. asks: whether the cluster turns callers without a token away.
+    dashboard: its host:port, "" for none. asks: whether the cluster asks callers for a token.
     """
     way_out = "or, if nobody else can reach it, set cluster.allow_insecure=true"
     if not asks:
@@ -97,7 +98,7 @@ def _on_loopback(address: str) -> bool:
 
 
 def _is_public(address: str) -> bool:
-    """Of a name nothing is known; a node in a private network has a private address."""
+    """Whether a host has a public address; False for a host name."""
     ip = _ip(_host(address))
     return ip is not None and ip.is_global
 
@@ -114,11 +115,13 @@ def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def asks_for_token(dashboard: str, gcs: str) -> bool:
-    """Whether a cluster turns a caller without a token away: the dashboard is asked, or where it cannot be reached
-    (loopback of another node, none at all) the GCS. What cannot be shown to ask does not.
+    """Whether a cluster refuses a caller without a token. If that cannot be shown, it does not.
 
-    Ray tells a client its own mode only; a client with a token is let in by a cluster that wants none.
+    The dashboard is tried first; where there is none, or it listens on another node's loopback, the
+    GCS. Both are called without a token, since Ray tells a client only the client's own mode, and a
+    cluster that wants no token lets in a client that has one.
     """
+    # Without the proxies of the environment: they would answer in the cluster's place.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         opener.open(f"http://{dashboard}/api/version", timeout=PROBE_SECONDS).close()
@@ -142,7 +145,7 @@ def _gcs_asks_for_token(gcs: str) -> bool:
 
 @contextmanager
 def _native_messages_to(log_file: Path) -> Iterator[None]:
-    """What Ray's C++ part writes to standard error goes into log_file for the length of the block."""
+    """Standard error, to which Ray's C++ part writes, goes to log_file while the block runs."""
     terminal = os.dup(2)
     with log_file.open("ab") as file:
         os.dup2(file.fileno(), 2)
@@ -158,10 +161,10 @@ def _starts_its_own(settings: config.Cluster) -> bool:
 
 
 def _quieten(log_file: Path) -> None:
-    """Ray's driver-side loggers write to log_file; its progress bars are off (ours tell what matters)."""
+    """Ray's loggers in this process write to log_file; its progress bars are off."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ part writes to the terminal whatever we do
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # no setting of Python's logging reaches C++
     from ray.data import DataContext
 
     context = DataContext.get_current()
@@ -177,7 +180,10 @@ def _quieten(log_file: Path) -> None:
 
 
 def use_threads(threads: int) -> None:
-    """torch's CPU threads in this process: Ray sets OMP_NUM_THREADS by its own count, and pixels depend on it."""
+    """Set torch's CPU threads in this process.
+
+    Ray sets OMP_NUM_THREADS by a worker's CPUs, but pixels depend on the number of threads.
+    """
     import torch
 
     torch.set_num_threads(threads)

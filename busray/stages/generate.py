@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from busray.config import split_arm
-from busray.corpus.arms import compared_images, corpora, gated_arm, released_arm, uses_adapters
+from busray.corpus.arms import arm_after_gate, compared_images, corpora, released_arm
 from busray.corpus.commit import committed_shards, find_image
 from busray.corpus.draw import ClassGate, DrawJob, redraw
 from busray.corpus.encode import png_pixels
@@ -15,7 +14,7 @@ from busray.corpus.recipe import corpus_identity, make_recipe
 from busray.corpus.record import open_run, read_run
 from busray.layout import RUN, arm_prefix
 from busray.model.checkpoints import read_adapters
-from busray.records import ClassifierRecord, UserError
+from busray.records import Arm, ClassifierRecord, UserError
 from busray.run.record import Run
 from busray.stages.classifiers import classifier_record, load_classifier, trained_classifier
 from busray.storage import Store
@@ -33,7 +32,7 @@ def generate(
     """Draw what the plan of a corpus still misses and publish its manifest; returns its digest.
 
     arm: draw that arm's corpus instead of the released one. txt2img_source: see draw_job.
-    never_shrink: see extend_plan. An arm never shrinks, as the number of compared images may change.
+    never_shrink: see extend_plan. An arm never shrinks, as the number compared may change.
     """
     config = run.config
     if config.corpus.gate and not arm:
@@ -60,8 +59,8 @@ def draw_job(run: Run, device: str, arm: str | None = None, txt2img_source: Stor
     """
     config = run.config
     name = arm or released_arm(config)
-    adapted = uses_adapters(name)
-    refine = config.refine if split_arm(name)[1] else None
+    adapted = Arm.parse(name).uses_adapters
+    refine = config.refine if Arm.parse(name).refined else None
     adapters = read_adapters(run.store) if adapted else None
     if adapted and adapters is None:
         raise UserError(f"{run.store.url} has no adapters yet: run `busray finetune` first")
@@ -93,7 +92,7 @@ def draw_job(run: Run, device: str, arm: str | None = None, txt2img_source: Stor
             "fingerprint": corpus,
             "identity": identity,
             "synthetic": True,
-            "arm": (None if arm else gated_arm(config)) or name,
+            "arm": (None if arm else arm_after_gate(config)) or name,
         },
         threads=config.cluster.threads,
         device=device,

@@ -1,4 +1,4 @@
-"""Watchdogs on a local Ray: work that beats is left alone; work that hangs or never begins ends."""
+"""Liveness on a local Ray: work that beats is left alone; work that hangs or never begins ends."""
 
 import os
 import time
@@ -8,50 +8,54 @@ from typing import Any
 import pytest
 import ray
 
-from busray.cluster import liveness as board_module
-from busray.cluster.liveness import PATIENCE, Pulse, supervised, watched
+from busray.cluster import liveness as module
+from busray.cluster.liveness import STALLED_AFTER, Heartbeat, monitored
 from busray.records import Stopped
+from tests.support.runs import quiet
 
 HANG = 5.0
 """The least that a configuration takes; a worker needs some of it to begin."""
 
 
-def quiet(stage: str, done: int, total: int) -> None:
-    pass
+@pytest.fixture(scope="module", autouse=True)
+def started_worker(local_ray: None) -> None:
+    """A worker process is there before any limit runs."""
+    ray.get(ray.remote(os.getpid).remote())
 
 
-def watch(task: Any, *arguments: Any, hang: float = HANG) -> Any:
-    with watched(quiet, "a stage", 1) as board:
-        return supervised(board, "a stage", hang, lambda: ray.get(task.remote(board, *arguments)))
+def watch(task: Any, hang: float = HANG) -> Any:
+    return monitored(quiet, "a stage", 1, hang, lambda liveness: ray.get(task.remote(liveness)))
 
 
-def test_a_worker_that_beats_and_counts_nothing_is_left_alone() -> None:
+def test_a_worker_that_beats_and_counts_nothing_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    hang, limit = 40.0, 20.0  # seconds of silence of a worker, and of all workers, that a busy machine may need
+    monkeypatch.setattr(module, "STALLED_AFTER", limit / hang)
+
     @ray.remote(max_retries=0)
-    def slow(board: Any) -> str:
-        beat, end = Pulse(board), time.monotonic() + (PATIENCE + 0.5) * HANG
+    def slow(liveness: Any) -> str:
+        beat, end = Heartbeat(liveness), time.monotonic() + limit + 3
         while time.monotonic() < end:
             beat()
             time.sleep(0.01)
-        beat.rest()
+        beat.idle()
         return "done"
 
-    assert watch(slow) == "done"
+    assert watch(slow, hang) == "done"
 
 
 def test_a_worker_that_falls_silent_is_killed_and_its_work_done_by_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(board_module, "PATIENCE", 40)  # new processes may take longer to start than a hanging limit
+    monkeypatch.setattr(module, "STALLED_AFTER", 40)  # new processes may take longer to start than a hanging limit
 
-    @ray.remote(max_retries=3)
-    def hangs_once(board: Any) -> int:
-        beat = Pulse(board)
+    @ray.remote(max_retries=-1)
+    def hangs_once(liveness: Any) -> int:
+        beat = Heartbeat(liveness)
         beat()
-        begun = tmp_path / str(os.getpid())
-        begun.touch()
+        (tmp_path / str(os.getpid())).touch()
         if len(list(tmp_path.iterdir())) == 1:
             time.sleep(600)
-        beat.rest()
+        beat.idle()
         return os.getpid()
 
     pid = watch(hangs_once)
@@ -60,19 +64,19 @@ def test_a_worker_that_falls_silent_is_killed_and_its_work_done_by_another(
 
 def test_a_stage_whose_workers_begin_and_are_not_heard_of_again_ends(tmp_path: Path) -> None:
     @ray.remote(max_retries=-1)
-    def hangs(board: Any) -> None:
+    def hangs(liveness: Any) -> None:
         (tmp_path / str(os.getpid())).touch()
-        Pulse(board)()
+        Heartbeat(liveness)()
         time.sleep(600)
 
-    with pytest.raises(Stopped, match=f"a stage: nothing moved for {PATIENCE * HANG:.0f} s"):
+    with pytest.raises(Stopped, match=f"a stage: nothing moved for {STALLED_AFTER * HANG:.0f} s"):
         watch(hangs)
     assert list(tmp_path.iterdir()), "a test of nothing: no worker began"
 
 
 def test_a_stage_whose_work_never_begins_ends() -> None:
     @ray.remote(num_cpus=64)
-    def unplaced(board: Any) -> None:
+    def unplaced(liveness: Any) -> None:
         pass
 
     with pytest.raises(Stopped, match="nothing moved"):

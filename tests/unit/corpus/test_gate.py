@@ -19,7 +19,7 @@ from busray.corpus.commit import (
     rejected_first_draws,
 )
 from busray.corpus.encode import Row
-from busray.corpus.gate import Gated, draw_gated, place
+from busray.corpus.gate import GatedShard, draw_gated, place
 from busray.corpus.manifest import orphans, publish_manifest
 from busray.corpus.plan import extend_plan, pending, shards
 from busray.corpus.recipe import Recipe, corpus_identity
@@ -27,7 +27,7 @@ from busray.corpus.record import open_run
 from busray.corpus.verify import verify
 from busray.identity import seed_for
 from busray.model.sample import Drawn, Sampler, draw_shard
-from busray.records import Box, Commit, Execution, ImageSpec, Redrawn, Shard
+from busray.records import Commit, ContentBox, Execution, ImageSpec, Redrawn, Shard
 from busray.storage import Store
 
 SIZE, BATCH, ATTEMPTS = 8, 4, 3
@@ -39,7 +39,7 @@ NEEDED = {9: 1, 11: 2, 12: 9, 15: 1}
 
 def recipe(fingerprint: str = "f" * 64) -> Recipe:
     prompts, words = {"benign": ("a {token}",)}, {"benign": "mass"}
-    return Recipe(fingerprint, 5, prompts, words, (Box(0, 0, SIZE, SIZE),), {})
+    return Recipe(fingerprint, 5, prompts, words, (ContentBox(0, 0, SIZE, SIZE),), {})
 
 
 class FakeSampler:
@@ -70,18 +70,18 @@ def judge(name: str, images: np.ndarray) -> np.ndarray:
     )
 
 
-def through_the_gate(sampler: FakeSampler | None = None, shard: Shard = SHARD, of: Recipe | None = None) -> Gated:
+def through_the_gate(sampler: FakeSampler | None = None, shard: Shard = SHARD, of: Recipe | None = None) -> GatedShard:
     sampler = sampler or FakeSampler()
     draw = lambda specs: draw_shard(sampler, specs, lambda n: None)  # noqa: E731
     return draw_gated(of or recipe(), shard, draw, judge, 0.5, ATTEMPTS)
 
 
-def commit(store: Store, gated: Gated, shard: Shard, fingerprint: str, format: str = "parquet") -> Commit:
+def commit(store: Store, gated: GatedShard, shard: Shard, fingerprint: str, format: str = "parquet") -> Commit:
     def row(one: Drawn) -> Row:
         return Row(one.spec, one.image, one.txt2img)
 
-    rows = [row(one) for one in gated.drawn if not one.problem]
-    rejects = [(one.spec.image_id, one.problem) for one in gated.drawn if one.problem]
+    rows = [row(one) for one in gated.images if not one.problem]
+    rejects = [(one.spec.image_id, one.problem) for one in gated.images if one.problem]
     first = [row(one) for one in gated.first_draws]
     about = {"fingerprint": fingerprint}
     return commit_shard(store, shard, rows, rejects, about, EXECUTION, format, 1.0, gated.redrawn, first)
@@ -106,21 +106,21 @@ def store(tmp_path: Path) -> Store:
 
 def test_each_image_keeps_the_first_attempt_that_passes_and_ids_stay() -> None:
     gated = through_the_gate()
-    kept = {one.spec.index: one.spec.attempt for one in gated.drawn if not one.problem}
+    kept = {one.spec.index: one.spec.attempt for one in gated.images if not one.problem}
     assert kept == {8: 0, 9: 1, 10: 0, 11: 2, 13: 0, 14: 0, 15: 1}
-    assert [one.spec.image_id for one in gated.drawn] == [recipe().spec("benign", i).image_id for i in range(8, 16)]
-    assert all(one.image[0, 1] == one.spec.attempt for one in gated.drawn)
+    assert [one.spec.image_id for one in gated.images] == [recipe().spec("benign", i).image_id for i in range(8, 16)]
+    assert all(one.image[0, 1] == one.spec.attempt for one in gated.images)
 
 
 def test_a_redraws_seeds_are_those_of_its_attempt() -> None:
-    for one in through_the_gate().drawn:
+    for one in through_the_gate().images:
         for stage, seed in (("txt2img", one.spec.seed_txt2img), ("img2img", one.spec.seed_img2img)):
             assert seed == seed_for(5, "benign", one.spec.index, one.spec.attempt, stage)
 
 
 def test_a_spent_budget_is_a_problem_that_says_so_and_no_more_is_drawn() -> None:
     sampler = FakeSampler()
-    problems = {one.spec.index: one.problem for one in through_the_gate(sampler).drawn if one.problem}
+    problems = {one.spec.index: one.problem for one in through_the_gate(sampler).images if one.problem}
     assert problems == {12: "class gate: 3 draws rejected, at best 0.300 for benign, not 0.5"}
     assert max(attempt for batch in sampler.batches for _, attempt in batch) == ATTEMPTS - 1
 
@@ -156,16 +156,16 @@ def test_every_draws_place_in_its_batch_follows_from_the_record(store: Store) ->
 def test_an_image_that_cannot_be_drawn_is_not_drawn_again() -> None:
     sampler = FakeSampler(lambda spec: (spec.index, spec.attempt) in ((10, 0), (11, 1)))
     gated = through_the_gate(sampler)
-    problems = {one.spec.index: one.problem for one in gated.drawn if one.problem}
+    problems = {one.spec.index: one.problem for one in gated.images if one.problem}
     assert problems.keys() == {10, 11, 12} and problems[10] == problems[11] == "latents or pixels are not finite"
     (eleven,) = [one for one in gated.redrawn if one.image_id.endswith("11")]
     assert eleven.rejected == (0.1,) and eleven.kept is None
 
 
-def test_a_chance_that_is_no_number_does_not_pass() -> None:
+def test_a_probability_that_is_nan_does_not_pass() -> None:
     draw = FakeSampler().draw
     gated = draw_gated(recipe(), Shard("benign", 0, 2), draw, lambda name, images: np.array([np.nan] * 2), 0.5, 1)
-    assert all(one.problem for one in gated.drawn)
+    assert all(one.problem for one in gated.images)
 
 
 # ---- records --------------------------------------------------------------------------------------------------------
