@@ -20,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 
+from busray.records import Arm
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 TOKEN = re.compile(r"<[a-z0-9][a-z0-9_-]*>")
@@ -467,11 +469,6 @@ def template_fields(template: str) -> set[str]:
     return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
 
 
-def split_arm(arm: str) -> tuple[str, bool]:
-    """(adapters, whether refined): `lora+ti+refine` -> (`lora+ti`, True)."""
-    return arm.removesuffix("+refine"), arm.endswith("+refine")
-
-
 def _token_problems(config: Config) -> list[str]:
     problems: list[str] = []
     tokens = config.tokens()
@@ -511,10 +508,10 @@ def _arm_problems(config: Config) -> list[str]:
     problems = []
     allowed = ("base", config.adapters.method)
     for arm in config.evaluate.arms:
-        adapters, refined = split_arm(arm)
-        if adapters not in allowed:
+        parsed = Arm.parse(arm)
+        if parsed.method not in allowed or parsed.gated:
             problems.append(f"evaluate.arms: {arm!r}: an arm is one of {', '.join(allowed)}, each also with +refine")
-        if refined and config.refine is None:
+        if parsed.refined and config.refine is None:
             problems.append(f"evaluate.arms: {arm!r} needs refinement, but refine is null")
     if len(set(config.evaluate.arms)) < len(config.evaluate.arms):
         problems.append("evaluate.arms: an arm is named twice")

@@ -132,6 +132,35 @@ class DataSet:
 
 
 @dataclass(frozen=True)
+class Arm:
+    """What is compared: the images that one method draws, before or after refinement and the gate.
+
+    The only place that knows how an arm's name is written: `lora+ti+refine+gate`.
+    """
+
+    method: str
+    """`base`, or the method of its adapters, such as `lora+ti`."""
+    refined: bool = False
+    """img2img was run on the txt2img images."""
+    gated: bool = False
+    """The images that the class gate let pass, instead of all first draws."""
+
+    @staticmethod
+    def parse(name: str) -> "Arm":
+        ungated = name.removesuffix("+gate")
+        method = ungated.removesuffix("+refine")
+        return Arm(method, refined=ungated != method, gated=name != ungated)
+
+    @property
+    def name(self) -> str:
+        return self.method + ("+refine" if self.refined else "") + ("+gate" if self.gated else "")
+
+    @property
+    def uses_adapters(self) -> bool:
+        return self.method != "base"
+
+
+@dataclass(frozen=True)
 class Segment:
     """A create-only part of the plan: `count` images of a class from index `first` on, in shards of
     `shard_size` images."""

@@ -1,4 +1,8 @@
-"""What an ablation compares, as corpora that the stages already know how to draw: parts, their arms, pairs of arms."""
+"""What an ablation compares: its sub-runs (corpora that the stages can draw), their arms, and the pairs of arms.
+
+The arms are called by their names: those of one sub-run as evaluate.arms has them, those of the
+ablation with the sampling setting after it, such as `lora+ti+refine strength=0.5`.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,34 +11,47 @@ from typing import Any, Literal
 from busray.config import Config, Refine, Sampling
 from busray.config_file import validate
 from busray.corpus.arms import compared_images
-from busray.records import UserError
+from busray.records import Arm, UserError
 
-FULL = "lora+ti"
-"""The method whose sampling is swept."""
-METHODS = ("lora", "ti", FULL)
-ARMS = tuple(arm for method in ("base", *METHODS) for arm in (method, f"{method}+refine"))
-Axis = Literal["strength", "guidance"]
+SWEPT_METHOD = "lora+ti"
+"""The method whose sampling settings are swept."""
+SWEPT_REFINED = Arm(SWEPT_METHOD, refined=True).name
+METHODS = ("lora", "ti", SWEPT_METHOD)
+Sweep = Literal["strength", "guidance"]
+
+
+def _before_and_after(*methods: str) -> list[str]:
+    """The arms of methods, each before and after refinement."""
+    arms = []
+    for method in methods:
+        arms += [Arm(method).name, Arm(method, refined=True).name]
+    return arms
+
+
+ARMS = tuple(_before_and_after("base", *METHODS))
 
 
 @dataclass(frozen=True)
-class Part:
-    """A run of its own below the ablation's output (the output itself for the prefix ""), and the arms read from it."""
+class SubRunPlan:
+    """A run of its own under the ablation's output, and the arms that are read from it."""
 
     prefix: str
+    """Of its output; "" for the ablation's own."""
     config: Config
-    """Of the part; its evaluate.arms are the arms to read."""
+    """Of the sub-run; its evaluate.arms are the arms to read."""
     arms: Mapping[str, str]
-    """arm as the part calls it -> as the ablation does."""
-    point: tuple[Axis, float] | None = None
-    """The sweep and its value there."""
+    """arm in the sub-run -> its name in the ablation."""
+    point: tuple[Sweep, float] | None = None
+    """(sweep, value) that the sub-run adds to a sweep."""
     shares_adapters: bool = False
-    """Takes the adapters of FULL instead of training its own."""
+    """It takes the adapters of SWEPT_METHOD instead of training its own."""
 
 
-def parts(config: Config) -> list[Part]:
-    """The parts in the order of the table; UserError where a part's settings do not go together.
+def plan_sub_runs(config: Config) -> list[SubRunPlan]:
+    """The sub-runs in the order of the table.
 
-    The configured method and the base are the run itself, so that what `busray run` trained and drew there serves.
+    The base and the configured method are the run itself: what `busray run` trained and drew there
+    is used. UserError where the settings allow no ablation, or a sub-run's settings are invalid.
     """
     if config.refine is None:
         raise UserError("refine: null, but half of an ablation's arms are refined: give it settings")
@@ -43,113 +60,125 @@ def parts(config: Config) -> list[Part]:
             "corpus.gate: an ablation compares first draws, so none of its corpora has a class gate: set it to null "
             "and give another output"
         )
-    own = config.adapters.method
-    found = [_part(config, "", {}, _plain("base", own))]
-    found += [
-        _part(
-            config,
-            f"methods/{method}",
-            {"adapters": {"method": method}, "corpus": {"keep_txt2img": True}},
-            _plain(method),
-        )
-        for method in METHODS
-        if method != own
-    ]
-    steps = equal_steps(config.sampling, config.refine)
+    plans = [_sub_run(config, "", {}, _own_names("base", config.adapters.method))]
+    for method in METHODS:
+        if method != config.adapters.method:
+            changes = {"adapters": {"method": method}, "corpus": {"keep_txt2img": True}}
+            plans.append(_sub_run(config, f"methods/{method}", changes, _own_names(method)))
+    return plans + _sweep_plans(config, config.refine)
+
+
+def _sweep_plans(config: Config, refine: Refine) -> list[SubRunPlan]:
+    """One sub-run for each value of a sweep that is not the configured one."""
+    steps = equal_steps(config.sampling, refine)
     at_steps = {"sampling": {"steps": steps}, "refine": None}
-    found.append(_point(config, f"steps={steps}", at_steps, (FULL,)))
+    plans = [_sampling_plan(config, f"steps={steps}", at_steps, (SWEPT_METHOD,))]
     for strength in config.ablate.strengths:
-        if strength != config.refine.strength:
+        if strength != refine.strength:
+            # The image before refinement is the same at every strength: one corpus keeps it.
             changes = {"refine": {"strength": strength}, "corpus": {"keep_txt2img": False}}
-            found.append(_point(config, f"strength={strength:g}", changes, (f"{FULL}+refine",), ("strength", strength)))
+            point: tuple[Sweep, float] = ("strength", strength)
+            plans.append(_sampling_plan(config, f"strength={strength:g}", changes, (SWEPT_REFINED,), point))
     for scale in config.ablate.guidance_scales:
-        if not scale == config.sampling.guidance_scale == config.refine.guidance_scale:
-            scales: dict[str, Any] = {group: {"guidance_scale": scale} for group in ("sampling", "refine")}
-            changes = {**scales, "corpus": {"keep_txt2img": True}}
-            found.append(_point(config, f"guidance={scale:g}", changes, (FULL, f"{FULL}+refine"), ("guidance", scale)))
-    return found
+        if not scale == config.sampling.guidance_scale == refine.guidance_scale:
+            changes = {
+                "sampling": {"guidance_scale": scale},
+                "refine": {"guidance_scale": scale},
+                "corpus": {"keep_txt2img": True},
+            }
+            arms = (SWEPT_METHOD, SWEPT_REFINED)
+            plans.append(_sampling_plan(config, f"guidance={scale:g}", changes, arms, ("guidance", scale)))
+    return plans
 
 
-def _plain(*methods: str) -> dict[str, str]:
-    arms = [arm for method in methods for arm in (method, f"{method}+refine")]
-    return dict(zip(arms, arms, strict=True))
+def _own_names(*methods: str) -> dict[str, str]:
+    """Arms that have the same name in the sub-run and in the ablation."""
+    return {arm: arm for arm in _before_and_after(*methods)}
 
 
-def _point(
-    config: Config, name: str, changes: dict[str, Any], arms: Sequence[str], point: tuple[Axis, float] | None = None
-) -> Part:
-    """Other sampling settings for FULL."""
-    named = {arm: f"{arm} {name}" for arm in arms}
-    changes = {"adapters": {"method": FULL}, **changes}
-    return _part(config, f"points/{name}", changes, named, point, shares_adapters=True)
+def _sampling_plan(
+    config: Config, setting: str, changes: dict[str, Any], arms: Sequence[str], point: tuple[Sweep, float] | None = None
+) -> SubRunPlan:
+    """SWEPT_METHOD with another sampling setting."""
+    names = {arm: f"{arm} {setting}" for arm in arms}
+    changes = {"adapters": {"method": SWEPT_METHOD}, **changes}
+    return _sub_run(config, f"points/{setting}", changes, names, point, shares_adapters=True)
 
 
-def _part(
+def _sub_run(
     config: Config,
     prefix: str,
     changes: dict[str, Any],
     arms: dict[str, str],
-    point: tuple[Axis, float] | None = None,
+    point: tuple[Sweep, float] | None = None,
     shares_adapters: bool = False,
-) -> Part:
+) -> SubRunPlan:
+    """changes: section of the configuration -> the settings to change there, or its new value."""
     tree = config.model_dump(mode="json")
     n = compared_images(config)
     tree["output"] = f"{config.output.rstrip('/')}/{prefix}".rstrip("/")
-    tree["evaluate"] = {**tree["evaluate"], "images": n, "arms": list(arms)}
-    tree["classes"] = {name: {**c, "images": n if c["images"] else 0} for name, c in tree["classes"].items()}
-    for group, change in changes.items():
-        tree[group] = {**tree[group], **change} if isinstance(change, dict) else change
+    tree["evaluate"] |= {"images": n, "arms": list(arms)}
+    for settings in tree["classes"].values():
+        settings["images"] = n if settings["images"] else 0  # a class without images stays without
+    for section, change in changes.items():
+        tree[section] = {**tree[section], **change} if isinstance(change, dict) else change
     try:
-        return Part(prefix, validate(tree), arms, point, shares_adapters)
+        return SubRunPlan(prefix, validate(tree), arms, point, shares_adapters)
     except UserError as error:
         raise UserError(f"busray ablate, {prefix or 'base and the configured method'}: {error}") from error
 
 
-def pairs(arms: Sequence[str], against: str) -> list[tuple[str, str]]:
-    """(before, after) of the KID differences: every arm against the stated one, each refined arm against itself before
-    refinement, and refinement against as many UNet evaluations of txt2img."""
-    found = [(against, arm) for arm in arms if arm != against]
-    found += [(method, f"{method}+refine") for method in ("base", *METHODS)]
-    found += [(arm, f"{FULL}+refine") for arm in arms if arm.startswith(f"{FULL} steps=")]
-    return list(dict.fromkeys(found))
+def compared_pairs(arms: Sequence[str], against: str) -> list[tuple[str, str]]:
+    """(before, after) of the KID differences.
+
+    Every arm is compared with `against`, each refined arm with itself before refinement, and
+    refinement with txt2img of as many UNet evaluations.
+    """
+    pairs = [(against, arm) for arm in arms if arm != against]
+    for method in ("base", *METHODS):
+        pairs.append((Arm(method).name, Arm(method, refined=True).name))
+    pairs += [(arm, SWEPT_REFINED) for arm in arms if arm.startswith(f"{SWEPT_METHOD} steps=")]
+    return list(dict.fromkeys(pairs))  # each once, in order
 
 
-Curves = dict[Axis, dict[str, list[tuple[float, str]]]]
-"""sweep -> arm as it is configured -> (value, arm there), values rising."""
+SweepCurves = dict[Sweep, dict[str, list[tuple[float, str]]]]
+"""sweep -> arm as it is configured -> (value, arm at that value), values rising."""
 
 
-def curves(config: Config, found: Sequence[Part]) -> Curves:
-    """The sweeps with the configured point among them; a strength of 0 is the image before refinement."""
+def sweep_curves(config: Config, plans: Sequence[SubRunPlan]) -> SweepCurves:
+    """The points of each sweep, the configured one included. Strength 0 is the image before refinement."""
     assert config.refine is not None
-    refined = f"{FULL}+refine"
-    strength = [(0.0, FULL), (config.refine.strength, refined)]
-    guidance: dict[str, list[tuple[float, str]]] = {FULL: [], refined: []}
+    strength = [(0.0, SWEPT_METHOD), (config.refine.strength, SWEPT_REFINED)]
+    guidance: dict[str, list[tuple[float, str]]] = {SWEPT_METHOD: [], SWEPT_REFINED: []}
+    # The sweep sets both scales to one value; a configuration with two values is no point of it.
     if config.sampling.guidance_scale == config.refine.guidance_scale:
-        guidance = {arm: [(config.sampling.guidance_scale, arm)] for arm in guidance}
-    for part in found:
-        for arm, name in part.arms.items():
-            if part.point and part.point[0] == "strength":
-                strength.append((part.point[1], name))
-            elif part.point:
-                guidance[arm].append((part.point[1], name))
+        for arm, points in guidance.items():
+            points.append((config.sampling.guidance_scale, arm))
+    for plan in plans:
+        if plan.point is None:
+            continue
+        sweep, value = plan.point
+        for arm, name in plan.arms.items():
+            (strength if sweep == "strength" else guidance[arm]).append((value, name))
     return {
-        "strength": {refined: sorted(strength)},
+        "strength": {SWEPT_REFINED: sorted(strength)},
         "guidance": {arm: sorted(points) for arm, points in guidance.items()},
     }
 
 
 def unet_evaluations(sampling: Sampling, refine: Refine | None) -> int:
-    """Of one image, by a scheduler that evaluates once a step; classifier-free guidance makes two of one."""
-    evaluations = sampling.steps * _a_step(sampling.guidance_scale)
+    """UNet evaluations of one image, by a scheduler that evaluates once per step."""
+    evaluations = sampling.steps * _per_step(sampling.guidance_scale)
     if refine is not None:
-        evaluations += int(refine.steps * refine.strength) * _a_step(refine.guidance_scale)
+        evaluations += int(refine.steps * refine.strength) * _per_step(refine.guidance_scale)
     return evaluations
 
 
 def equal_steps(sampling: Sampling, refine: Refine) -> int:
-    """Steps with which txt2img alone costs as many UNet evaluations as with refinement (to half a step's worth)."""
-    return round(unet_evaluations(sampling, refine) / _a_step(sampling.guidance_scale))
+    """Steps of txt2img alone with as many UNet evaluations as with refinement, rounded to a step."""
+    return round(unet_evaluations(sampling, refine) / _per_step(sampling.guidance_scale))
 
 
-def _a_step(guidance_scale: float) -> int:
+def _per_step(guidance_scale: float) -> int:
+    """Classifier-free guidance evaluates the UNet with and without the prompt."""
     return 2 if guidance_scale > 1 else 1

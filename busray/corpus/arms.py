@@ -1,70 +1,76 @@
+# pyright: strict
 """Arms: what is compared, and where each arm's images are read from, so that none is drawn twice."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from busray.config import Config, split_arm
+from busray.config import Config
 from busray.layout import arm_prefix
+from busray.records import Arm
 from busray.storage import Store
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where an arm's images lie: the corpus under `prefix` ("" for the released one), column `column`."""
+    """Where an arm's images are stored."""
 
     prefix: str
+    """Of the corpus that holds them: "" for the released one, else below arms/."""
     column: str
+    """Of the corpus's rows: `image` or `image_txt2img`."""
     first_draws: bool = False
-    """Of a gated corpus: what the gate saw first, instead of what it let pass."""
+    """Of a gated corpus: what was drawn first, instead of what the class gate let pass."""
 
 
 def released_arm(config: Config) -> str:
-    """The arm whose settings the released corpus has."""
-    return config.adapters.method + ("+refine" if config.refine else "")
+    """The arm that the released corpus is, before any class gate."""
+    return Arm(config.adapters.method, refined=config.refine is not None).name
 
 
-def gated_arm(config: Config) -> str | None:
-    """The arm that the released corpus is where a class gate chose its images; all other arms are first draws."""
-    return f"{released_arm(config)}+gate" if config.corpus.gate else None
+def arm_after_gate(config: Config) -> str | None:
+    """The arm of the images that the class gate let pass; None where the corpus has no gate.
+
+    Only the released corpus has a gate. All other arms are first draws.
+    """
+    if config.corpus.gate is None:
+        return None
+    return replace(Arm.parse(released_arm(config)), gated=True).name
 
 
 def arm_sources(config: Config) -> dict[str, Source]:
-    """arm -> source. An arm X is the txt2img column of X+refine wherever that one is drawn anyway.
+    """arm -> source, for the arms of evaluate.arms; arm_after_gate is not among them.
 
-    A gated corpus holds the first draws too, so that every arm is measured before the gate, as it was drawn; what the
-    gate let pass is an arm of its own, gated_arm, which is not among these.
+    An arm before refinement is the txt2img column of the refined arm, where that one is drawn
+    anyway. A gated corpus keeps the first draws too, so every arm is measured as it was drawn.
     """
-    sources = {}
+    sources: dict[str, Source] = {}
     released, gated = released_arm(config), config.corpus.gate is not None
-    for arm in config.evaluate.arms:
-        refined = f"{arm}+refine"
-        if arm == released:
-            sources[arm] = Source("", "image", gated)
+    for name in config.evaluate.arms:
+        refined = replace(Arm.parse(name), refined=True).name
+        if name == released:
+            sources[name] = Source("", "image", gated)
         elif refined == released and config.corpus.keep_txt2img:
-            sources[arm] = Source("", "image_txt2img", gated)
-        elif refined in config.evaluate.arms and config.corpus.keep_txt2img:
-            sources[arm] = Source(arm_prefix(refined), "image_txt2img")
+            sources[name] = Source("", "image_txt2img", gated)
+        elif refined != name and refined in config.evaluate.arms and config.corpus.keep_txt2img:
+            sources[name] = Source(arm_prefix(refined), "image_txt2img")
         else:
-            sources[arm] = Source(arm_prefix(arm), "image")
+            sources[name] = Source(arm_prefix(name), "image")
     return sources
 
 
 def arms_to_draw(config: Config) -> list[str]:
     """Arms with a corpus of their own under arms/."""
-    own = {source.prefix for source in arm_sources(config).values()}
-    return [arm for arm in config.evaluate.arms if arm_prefix(arm) in own]
+    prefixes = {source.prefix for source in arm_sources(config).values()}
+    return [arm for arm in config.evaluate.arms if arm_prefix(arm) in prefixes]
 
 
 def corpora(store: Store) -> dict[str, Store]:
-    """Prefix -> store of every corpus that a run holds: "" for the released one, then the arms; from one listing."""
-    arms = sorted({key.split("/")[1] for key in store.list("arms") if key.count("/") > 1})
-    return {"": store} | {arm_prefix(arm): store.sub(arm_prefix(arm)) for arm in arms}
-
-
-def uses_adapters(arm: str) -> bool:
-    return split_arm(arm)[0] != "base"
+    """prefix -> store of every corpus of a run: "" for the released one, then the arms."""
+    keys = [key for key in store.list("arms") if key.count("/") > 1]
+    prefixes = sorted({arm_prefix(key.split("/")[1]) for key in keys})
+    return {"": store} | {prefix: store.sub(prefix) for prefix in prefixes}
 
 
 def compared_images(config: Config) -> int:
-    """Images a class and arm: n is equal across arms and classes."""
+    """Images per class and arm that figures use. It is equal for all, since distances depend on n."""
     drawn = [settings.images for settings in config.classes.values() if settings.images]
     return config.evaluate.images or min(drawn, default=0)

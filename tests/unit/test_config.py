@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from busray.config import Config, Settings, split_arm, template_fields
+from busray.config import Config, Settings, template_fields
 from busray.config_file import load_config, validate
 from busray.records import UserError, to_json
 from tests.support.paths import ROOT
@@ -286,11 +286,6 @@ def test_a_flag_below_a_value_is_refused(tmp_path: Path) -> None:
 
 def test_template_fields_are_the_names_in_braces() -> None:
     assert template_fields("{token} of {class}, {birads} and {{no field}}") == {"token", "class", "birads"}
-
-
-def test_an_arm_is_its_adapters_and_whether_it_is_refined() -> None:
-    assert split_arm("lora+ti+refine") == ("lora+ti", True)
-    assert split_arm("base") == ("base", False)
 
 
 def test_default_tokens_that_clash_or_cannot_be_tokens_are_refused_by_name() -> None:

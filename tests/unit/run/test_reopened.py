@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save, save_file
 
 from busray.config_file import validate
-from busray.corpus.ablation import Part
+from busray.corpus.ablation import SubRunPlan
 from busray.corpus.commit import commit_shard
 from busray.corpus.encode import Row
 from busray.corpus.manifest import publish_manifest, published_rows
@@ -94,12 +94,12 @@ def fill(store: Store, images: dict[str, int], seconds: float = 1.0) -> None:
 
 def test_a_corpus_that_is_not_finished_is_not_measured(run: Run) -> None:
     with pytest.raises(UserError, match=r"benign, malignant: fewer images planned.*run `busray generate` first"):
-        pipeline.refuse_unfinished(run)
+        pipeline.check_finished(run)
     fill(run.store, {"benign": 6, "malignant": 6})
-    pipeline.refuse_unfinished(run)
+    pipeline.check_finished(run)
     run.store.delete(commit_key(Shard("malignant", 4, 2)))
     with pytest.raises(UserError, match="1 planned shards have no record"):
-        pipeline.refuse_unfinished(run)
+        pipeline.check_finished(run)
 
 
 def test_a_class_that_was_quarantined_ends_the_figures_with_its_reason(run: Run) -> None:
@@ -164,7 +164,7 @@ def test_every_part_of_an_ablation_keeps_its_images_where_fewer_are_compared(run
     before = store.read("manifest.parquet")
     fewer = changed(run, evaluate={"arms": ["lora+ti", "lora+ti+refine"]}).config
     classes = {name: c.model_copy(update={"images": 4}) for name, c in fewer.classes.items()}
-    part = Part(prefix, fewer.model_copy(update={"classes": classes}), {"lora+ti": "lora+ti"})
+    part = SubRunPlan(prefix, fewer.model_copy(update={"classes": classes}), {"lora+ti": "lora+ti"})
     one = Opened(part, _open(run, part))
     _draw(one, [one])
     assert store.read("manifest.parquet") == before
