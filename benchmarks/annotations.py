@@ -1,6 +1,6 @@
 """Recall and precision of the annotation detector on hand-labelled BUSI images; annotations.md is what this prints.
 
-.venv/bin/python benchmarks/annotations.py ../shared/data/busi
+.venv/bin/python benchmarks/annotations.py BUSI
 """
 
 import csv
@@ -25,7 +25,7 @@ def main(folder: Path) -> None:
     for row in rows:
         row["found"] = " ".join(find_annotations(read_grey(folder / row["file"])).kinds)
     report = check(folder)
-    first = {file: group[0] for group in report.clusters for file in group}
+    first = {file: group[0] for group in report.duplicates for file in group}
     samples = {name: [r for r in rows if r["sample"] == name] for name in ("evaluation", "development")}
     seen = {first.get(r["file"], r["file"]) for r in samples["development"]}
     alone = {first.get(r["file"], r["file"]): r for r in reversed(samples["evaluation"])}

@@ -1,6 +1,6 @@
 """What the copy test finds of planted copies and takes real images for, on a folder of real images.
 
-    nice -n 15 python benchmarks/copies.py ../shared/data/busi
+    nice -n 15 python benchmarks/copies.py BUSI
 
 Prints what benchmarks/copies.md holds. The images are split and framed as by a run (letterbox, SIZE px); scores are by
 squares of pixels alone: features would propose more pairs, never fewer.

@@ -1,6 +1,6 @@
 """Lesion geometry of BUSI's real images, by true masks and by the segmenter's; lesions.md is what this prints.
 
-.venv/bin/python benchmarks/lesions.py ../shared/data/busi [--a.b=c ...]
+.venv/bin/python benchmarks/lesions.py BUSI [--a.b=c ...]
 """
 
 import json

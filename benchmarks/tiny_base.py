@@ -1,6 +1,6 @@
 """Measures the embedded base: what its autoencoder keeps of phantoms and of scans, its speed, its samples.
 
-    python benchmarks/tiny_base.py --busi ../shared/data/busi --pictures benchmarks
+    python benchmarks/tiny_base.py --busi BUSI --pictures benchmarks
 
 Prints Markdown. BUSI: all images but masks, shuffled with seed 0; the first n are the reference, the next n go through
 the autoencoder (posterior mean, decoded, rounded to 8 bits). 128 px letterbox, grey. Features: Inception-2015.
