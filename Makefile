@@ -1,13 +1,13 @@
-# make demo: the whole job on simulated images.   make test: all tests but the slow ones.   Each alone is enough in a
-# fresh clone.
+# make demo: the whole job on simulated images.   make test: all tests except the slow ones.
+# Each of them is enough in a fresh clone.
 
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11; do $$p $(NEW_ENOUGH) && { echo $$p; break; }; done)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# On all cores at once, which pip does not: each of Ray's workers imports torch and diffusers anew, 31 s without bytecode
-# where the environment forbids writing it, 11 s with it. Files for other Pythons do not compile: no matter.
-# Libraries' own tests are left out.
+# Bytecode is compiled on all cores, which pip does not do: each of Ray's workers imports torch and
+# diffusers, in 31 s without bytecode and in 11 s with it. Files for other Pythons fail to compile,
+# which does not matter; libraries' own tests are left out.
 COMPILE := $(BIN)/python -m compileall -q -j 0 -x /tests/ .venv/lib >/dev/null 2>&1 || true
 export HF_HUB_DISABLE_TELEMETRY = 1
 
@@ -16,8 +16,9 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 demo: .venv/runtime
 	$(BIN)/busray demo
 
-# On two processes: the tests of Ray, one after the other, and beside them a file at a time (tests/conftest.py). Of one
-# thread each: threads of processes that share cores wait for each other, busily.
+# Two processes: one runs the tests that start Ray, one after the other; the other takes file after
+# file (tests/conftest.py). Each has one thread, because threads of processes that share cores wait
+# for each other with a busy loop.
 test: .venv/dev
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 

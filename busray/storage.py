@@ -298,7 +298,7 @@ class Store:
             return None
 
     def delete(self, key: str) -> None:
-        """Remove an object; for `busray gc` and for old checkpoints only."""
+        """Remove an object. Only `busray gc` does, and doctor.py its own test objects."""
         path = self._path(key)
         self._with_retries("delete", key, lambda: self.fs.rm_file(path, **self._limit))
 

@@ -1,8 +1,10 @@
-"""The architecture's rules, kept by tests: who imports whom, what is loaded when, how long a job may be."""
+"""Rules of the house: who imports whom, what is loaded when, what jobs and documents may hold."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,49 +12,57 @@ import pytest
 from tests.support.paths import ROOT
 
 HEAVY = ("torch", "diffusers", "transformers", "ray", "pandas")
+MODELS = ("torch", "diffusers", "transformers")
+DOCS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+TORCH_LOAD = {"busray/vision/inception.py", "busray/vision/efficientnet.py"}
+"""Modules that may call torch.load: with weights_only, after they checked the file's SHA-256."""
+TORCH_LOAD_OF_OWN_FILES = {
+    "tools/tiny_base/autoencoder.py",
+    "tools/tiny_base/denoiser.py",
+    "tools/tiny_base/training.py",
+}
+"""Tools outside the wheel that resume from checkpoints that they wrote themselves."""
 
 
-def imported(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def modules(*folders: str) -> Iterator[tuple[str, str]]:
+    """(path from the project's folder, source) of every module below these folders."""
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            yield path.relative_to(ROOT).as_posix(), path.read_text()
+
+
+# ---- imports
+
+
+def imported_packages(source: str) -> set[str]:
+    """Top-level packages that a module imports, inside functions too."""
+    packages = set()
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            packages |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module.split(".")[0])
-    return names
+            packages.add(node.module.split(".")[0])
+    return packages
+
+
+def ray_outside_its_room(sources: Iterable[tuple[str, str]]) -> list[str]:
+    """Modules that import Ray and may not."""
+    allowed = ("busray/cluster/", "jobs/")
+    return [path for path, source in sources if "ray" in imported_packages(source) and not path.startswith(allowed)]
 
 
 def test_ray_is_imported_in_cluster_and_jobs_only() -> None:
-    users = {path.relative_to(ROOT).as_posix() for path in (ROOT / "busray").rglob("*.py") if "ray" in imported(path)}
-    assert users and all(name.startswith("busray/cluster/") for name in users)
+    assert ray_outside_its_room(modules("busray", "jobs", "tools")) == []
+    assert any("ray" in imported_packages(source) for _, source in modules("busray/cluster"))
 
 
-@pytest.mark.parametrize("module", ["busray", "busray.cli", "busray.config", "busray.run.checks"])
-def test_nothing_heavy_is_loaded_before_it_is_needed(module: str) -> None:
-    code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+@pytest.mark.parametrize("line", ["import ray", "from ray import data", "import ray.data", "def f():\n    import ray"])
+def test_a_planted_import_of_ray_is_found(line: str) -> None:
+    planted = [("busray/stages/evaluate.py", line), ("busray/cluster/pool.py", line), ("jobs/generate.py", line)]
+    assert ray_outside_its_room(planted) == ["busray/stages/evaluate.py"]
 
 
-@pytest.mark.parametrize("module", ["busray.stages.pipeline", "busray.stages.audit"])
-def test_a_driver_and_the_audits_actors_load_torch_where_they_use_it(module: str) -> None:
-    code = f"import sys, {module}; print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-def test_the_readme_has_a_line_for_every_module() -> None:
-    tree = (ROOT / "README.md").read_text().partition("## What is where")[2]
-    modules = [p for folder in ("busray", "jobs") for p in (ROOT / folder).rglob("*.py") if p.name != "__init__.py"]
-    assert [path.name for path in modules if path.name not in tree] == []
-
-
-def test_jobs_are_thin() -> None:
-    for path in (ROOT / "jobs").glob("*.py"):
-        assert len(path.read_text().splitlines()) <= 60, path
-
-
-def test_imports_go_up_the_house_only() -> None:
+def test_imports_go_down_the_house_only() -> None:
     tool = Path(sys.executable).with_name("lint-imports")
     if not tool.exists():
         pytest.skip("import-linter is not installed beside this Python")
@@ -60,12 +70,104 @@ def test_imports_go_up_the_house_only() -> None:
     assert done.returncode == 0, done.stdout[-1500:]
 
 
-def test_nothing_of_a_pickle_is_loaded_but_training_state_of_the_embedded_base() -> None:
-    allowed = set()
-    for path in (ROOT / "busray").rglob("*.py"):
-        text, name = path.read_text(), path.relative_to(ROOT).as_posix()
-        assert "weights_only=False" not in text and "allow_pickle=True" not in text, name
-        assert "trust_remote_code" not in text and "custom_pipeline" not in text, name
-        if "torch.load(" in text:
-            pinned = {"busray/vision/inception.py", "busray/vision/efficientnet.py"}  # by the file's SHA-256
-            assert name in allowed | pinned and "weights_only=True" in text, name
+# ---- what is loaded when
+
+
+def loaded_by(module: str, packages: tuple[str, ...]) -> list[str]:
+    """Those of the packages that importing the module loads, in a fresh process."""
+    code = f"import sys, {module}; print(*[name for name in {packages!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+LIGHT = ["busray", "busray.cli", "busray.commands", "busray.config", "busray.run.checks", "busray.layout"]
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_nothing_heavy_is_loaded_before_it_is_needed(module: str) -> None:
+    assert loaded_by(module, HEAVY) == []
+
+
+@pytest.mark.parametrize("module", ["busray.stages.pipeline", "busray.stages.audit"])
+def test_a_driver_and_the_audits_workers_load_torch_where_they_use_it(module: str) -> None:
+    assert loaded_by(module, MODELS) == []
+
+
+def test_what_a_module_loads_is_found() -> None:
+    assert loaded_by("busray.cluster.draw", HEAVY)[:1] == ["ray"]
+
+
+# ---- jobs, pickles
+
+
+def test_jobs_are_thin() -> None:
+    for path, source in modules("jobs"):
+        assert len(source.splitlines()) <= 12, path
+
+
+def test_no_pickle_is_loaded_except_pinned_weights() -> None:
+    for path, source in modules("busray", "tools"):
+        for banned in ("weights_only=False", "allow_pickle=True", "trust_remote_code", "custom_pipeline"):
+            assert banned not in source, path
+        assert "pickle" not in imported_packages(source), path
+        if "torch.load(" in source:
+            assert path in TORCH_LOAD | TORCH_LOAD_OF_OWN_FILES and "weights_only=True" in source, path
+
+
+# ---- documents
+
+
+def test_every_room_and_top_level_module_is_in_the_readme_or_the_architecture() -> None:
+    text = (ROOT / "README.md").read_text() + (ROOT / "ARCHITECTURE.md").read_text()
+    rooms = {f"{Path(path).parent.as_posix()}/" for path, _ in modules("busray")} - {"busray/"}
+    top = {path for path, _ in modules("busray") if path.count("/") == 1} - {"busray/__init__.py"}
+    assert {name for name in rooms | top | {"jobs/", "tools/"} if f"`{name}`" not in text} == set()
+
+
+def documents() -> list[Path]:
+    return [*(ROOT / name for name in DOCS), *sorted((ROOT / "benchmarks").rglob("*.md"))]
+
+
+def names_of_a_machine(text: str) -> list[str]:
+    """Paths of somebody's own machine, package indexes and hosts that a document names."""
+    paths = re.findall(r"(?:(?<![\w.])/(?:work|root|Users|mnt)\b|/home/(?!ray\b)|\.\./shared)\S*", text)
+    indexes = re.findall(r"\S*(?:index-url|artifactory|nexus|devpi)\S*", text, re.IGNORECASE)
+    hosts = re.findall(r"https?://(?!127\.0\.0\.1[:/])\S+", text)
+    return paths + indexes + hosts
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_document_names_a_path_of_a_machine_or_a_package_index(path: Path) -> None:
+    assert names_of_a_machine(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "busray check /work/shared/data/busi",
+        "read ../shared/data/busi",
+        "pip install --index-url=x busray",
+        "https://artifactory.example.com/api/pypi",
+        "cd /home/me/busray",
+    ],
+)
+def test_a_planted_path_or_host_is_found(line: str) -> None:
+    assert names_of_a_machine(line)
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_prose_has_at_most_100_columns(name: str) -> None:
+    in_code, long = False, []
+    for number, line in enumerate((ROOT / name).read_text().splitlines(), 1):
+        in_code ^= line.startswith("```")
+        if len(line) > 100 and not in_code and not line.startswith(("|", "![")):
+            long.append(f"{name}:{number}")
+    assert long == []
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_files_that_a_document_names_are_there(path: Path) -> None:
+    named = re.findall(
+        r"(?:busray|jobs|tools|tests|deploy|configs|benchmarks)/[\w/.-]+\.(?:py|yaml|json|md|png)\b", path.read_text()
+    )
+    assert sorted({name for name in named if not (ROOT / name).exists()}) == []
