@@ -1,7 +1,7 @@
 """An ablation in words, tables, curves and its page.
 
-Pure: figures and records in, text out. Copying and class drift are judged here by the nearest training image in
-feature space only; the copy audit judges images themselves.
+Pure: figures and records in, text out. Copying and class drift are judged here by the nearest
+training image in feature space only; the copy audit compares the images themselves.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,8 @@ from busray.report.tables import Json, Table, figures_of
 Curves = Mapping[str, Mapping[str, Sequence[tuple[float, str]]]]
 """sweep -> arm -> (setting's value, name of the arm with it)"""
 
-
 COLOUR_NAMES = ("blue", "brown")
 """Of the page's colours c1, c2."""
-
 
 NEARNESS_HEADINGS = ["nearest training image, median [95 % interval]", "nearest of its class [95 % interval]"]
 
@@ -34,7 +32,7 @@ def ablation_sentences(arms: Sequence[Figure], sweep: Sequence[Figure], full: st
     floor = next((f for f in overall if f.floor), None)
     for f in overall:
         if f.protocol == RECONSTRUCTION:
-            # the reference's own decoded images (VAE) have no floor: nothing else is compared with itself
+            # the reference's own images, decoded (VAE), are compared with themselves: no floor is
             beside = f"; the same kind of images not decoded {floor.value:.1f}" if floor and f.arm != VAE else ""
             sentences.append(f"The autoencoder alone, {f.arm}: FID {f.value:.1f} (n {f.n} against {_real(f)}){beside}.")
     return sentences + _best_of_sweep(sweep, sweep_reference)
@@ -56,7 +54,7 @@ def _best_of_sweep(sweep: Sequence[Figure], reference: str) -> list[str]:
 
 
 def ablation_notes(arms: Sequence[Figure], full: str) -> list[str]:
-    """FID from base to `full` where it is no verdict: in the mixture with real images, and against others than test."""
+    """FID from base to `full` where it is no verdict: in the mixture, or not against test images."""
     notes = []
     for before, after in _steps(arms, full):
         if after.protocol == "paper-mixture":
@@ -97,7 +95,7 @@ def compared(figures: Sequence[Figure], ablation: Json) -> list[Figure]:
 
 
 def sweep_rows(figures: Sequence[Figure], curves: Curves, reference: str) -> Table:
-    """A row for each point of each sweep: overall figures against the reference's images; last the floor."""
+    """A row for each point of each sweep, overall figures against the reference; last the floor."""
     overall = _overall(figures, reference)
     rows = []
     for setting, arms in curves.items():
@@ -137,7 +135,7 @@ def _plain(value: object) -> str:
 
 
 def _overall(figures: Sequence[Figure], reference: str) -> dict[tuple[str, str], Figure]:
-    """(metric, arm) -> Inception's figure of all classes against the reference's images; of nearness, training's."""
+    """(metric, arm) -> Inception's figure of all classes; nearness is always against `train`."""
     overall = {}
     for f in figures:
         wanted = "train" if f.metric in (DISTANCE, SAME_CLASS) else reference
@@ -148,7 +146,7 @@ def _overall(figures: Sequence[Figure], reference: str) -> dict[tuple[str, str],
 
 
 def ablation_html(report: Json, sheets: Mapping[str, bytes]) -> str:
-    """The page: the arms as in a run's report, then the sweeps and every configuration. sheets: title -> PNG."""
+    """The page: arms as in a run's report, sweeps, every configuration. sheets: title -> PNG."""
     ablation, figures = report["ablation"], figures_of(report)
     arms = compared(figures, ablation)
     sections = [
@@ -218,7 +216,7 @@ def _curves(
     metric, series = METRICS[name], []
     for colour, (arm, values) in enumerate(arms.items(), 1):
         points = [Point(value, *metric.scaled(overall[name, arm_there])) for value, arm_there in values]
-        series.append(Series(arm, points, colour))
+        series.append(Series(arm, points, f"c{colour}"))
     at = sorted({point.x for one in series for point in one.points})
     dashed = (metric.floor, metric.scaled(floor)[0])
     drawing = curve_plot(series, setting, f"{metric.title} over {setting}", metric.title, at, dashed)

@@ -1,4 +1,4 @@
-"""The copy audit's part of report.html: what it found in words, its figures, the closest pairs side by side."""
+"""The copy audit's part of report.html: sentences, figures, histograms, the closest pairs."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -44,7 +44,7 @@ def audit_rows(figures: Sequence[Figure]) -> Table:
 
 
 def of_now(audit: Json, images: int) -> Json:
-    """The audit for a report of a corpus with so many images: `outdated` says if it was of fewer, else None.
+    """The audit with `outdated`: a sentence if the corpus has more images now, else None.
 
     Images are only ever added to a corpus, so comparing their number is enough.
     """
@@ -87,7 +87,7 @@ def _histograms(spaces: Json) -> str:
 
 
 def _histogram(title: str, axis: str, counts: Json) -> str:
-    """Shares of held-out real images (filled) and of the corpus (line) in each bin, with the threshold.
+    """Shares of held-out real images (filled) and of the corpus (line) a bin, and the threshold.
 
     The axis of the shares is logarithmic, so that one copy in a million images can be seen.
     """
@@ -99,18 +99,20 @@ def _histogram(title: str, axis: str, counts: Json) -> str:
     if threshold is not None:
         low, high = min(low, threshold - width), max(high, threshold + width)
     decades = math.ceil(math.log10(max(sum(real), sum(corpus)))) or 1
-    plot = Plot((low, high), (-decades - 0.3, 0), right=392, top=40)
+    plot = Plot((low, high), (-decades - 0.3, 0), (52, 392, 40, 184))
     plot.y_axis(range(-decades, 1), lambda decade: f"{10.0**decade:g}")
     plot.x_axis(ticks(low, high), axis)
-    for colour, of_side, opacity in ((0, real, 0.3), (1, corpus, None)):
-        plot.stroke(_outline(plot, start, width, of_side), colour, opacity)
-    _legend(plot, 52, 0, 0.3, "real, held out")
-    _legend(plot, 170, 1, None, "corpus")
+    sides = ((52, "c0", real, 0.3, "real, held out"), (170, "c1", corpus, None, "corpus"))
+    for left, colour, of_side, opacity, words in sides:
+        plot.shape(_outline(plot, start, width, of_side), colour, opacity)
+        plot.shape(f"M{left} 3h14v10h-14Z", colour, opacity)
+        plot.text(left + 20, 12, words)
     decides = "This space has no threshold and decides nothing."
     if threshold is not None:
-        plot.floor_up(threshold, plot.top - 8, plot.bottom)
-        anchor = "end" if plot.x(threshold) > 220 else "start"
-        plot.text(plot.x(threshold), plot.top - 12, f"threshold {threshold:.3f}", anchor=anchor)
+        x = plot.x(threshold)
+        plot.rule("floor", (x, plot.top - 8), (x, plot.bottom))
+        anchor = "end" if x > 220 else "start"
+        plot.text(x, plot.top - 12, f"threshold {threshold:.3f}", anchor=anchor)
         decides = "Images beyond the dashed line are copies; a bin that the line cuts may hold both."
     n = f"n = {sum(real):,} held-out real images and {sum(corpus):,} of the corpus"
     caption = f"Share of images in a bin, on a logarithmic axis; {n}. {decides}"
@@ -131,11 +133,6 @@ def _outline(plot: Plot, start: float, width: float, counts: Sequence[int]) -> s
         path += f"V{top:.1f}H{right:.1f}"
         last_right = right
     return f"{path}V{plot.bottom:g}"
-
-
-def _legend(plot: Plot, left: float, colour: int, opacity: float | None, words: str) -> None:
-    plot.stroke(f"M{left} 3h14v10h-14Z", colour, opacity)
-    plot.text(left + 20, 12, words)
 
 
 def audit_sentences(of: Evidence) -> list[str]:

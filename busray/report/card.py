@@ -1,8 +1,8 @@
-"""The data-set card: what a corpus is and what was measured on it, as Markdown with Hugging Face's header.
+"""The data-set card: a corpus and its figures, as Markdown with Hugging Face's header.
 
-It follows the scorecard of Zamzmi et al. (2025, doi 10.1038/s44172-025-00450-1) and its seven Cs. It states only what
-the run's records hold: what nobody declared reads "undeclared", what nobody measured "not measured". It contains no
-path of a machine.
+It follows the scorecard of Zamzmi et al. (2025, doi 10.1038/s44172-025-00450-1) and its seven Cs.
+It states only what the run's records hold: what nobody declared reads "undeclared", what nobody
+measured "not measured". It contains no path of a machine.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from busray.config import Card, Config
-from busray.corpus.arms import gated_arm, released_arm
+from busray.corpus.arms import arm_after_gate, released_arm
 from busray.data.split import SPLITS
 from busray.evidence.classes import AFTER_GATE, FIRST_DRAW, SEEN_AS
 from busray.layout import MANIFEST
@@ -22,43 +22,31 @@ from busray.report.audit import of_now
 from busray.report.metrics import NONE
 from busray.report.tables import Json, figures_of, markdown_table
 
-
 UNDECLARED = "undeclared"
 
-
 NOT_MEASURED = "Not measured.\n"
-
 
 PROTOCOLS = ("synthetic-only", "real-against-real")
 """Without the mixture of real and synthetic images, which describes the synthetic ones poorly."""
 
-
 FLOORS = (REAL, *(f"{REAL} {split}" for split in SPLITS))
 """Arms of real images against real images."""
 
-
 MODELS = (FIRST_DRAW, AFTER_GATE, "single-split")
-"""Protocols of classifiers and segmenter: what they see in the corpus, how good they are on real test images."""
-
+"""Protocols of what classifiers and segmenter see in the corpus and reach on real test images."""
 
 CONGRUENCE = ("fid", "fid_infinity", "kid", "kid_p_value", SEPARABILITY_AUC, "precision", "density")
 
-
 COVERAGE = ("recall", "coverage")
-
 
 OTHER_DISTANCES = ("fd-", "kd-")
 """How the names of distances from other extractors than Inception begin."""
 
-
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10**7, "1M<n<10M"))
-
 
 LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
-
 SD15 = re.compile(r"stable-diffusion-v1-[45]")
-
 
 RESTRICTIONS = (
     "break the law",
@@ -79,11 +67,11 @@ RESTRICTIONS = (
 def data_card(report: Json, config: Config, shards: Sequence[Mapping[str, Any]], digest: str) -> str:
     """The card of the released corpus.
 
-    report: the content of report.json. config: the run's settings with what the user states under `card`. shards: rows
-    of the published manifest, whose digest is given.
+    report: the content of report.json. config: the run's settings, with the user's statements under
+    `card`. shards: rows of the published manifest. digest: the manifest's.
     """
     counts = {name: sum(row["rows"] for row in shards if row["class"] == name) for name in config.classes}
-    arm = gated_arm(config) or released_arm(config)
+    arm = arm_after_gate(config) or released_arm(config)
     measured = [f for f in figures_of(report) if f.against is None]
     figures = [f for f in measured if f.arm in (arm, *FLOORS) and f.protocol in PROTOCOLS]
     if not any(f.arm == arm for f in figures):
@@ -166,11 +154,11 @@ def _seven_cs(
     grown = "" if measured == sum(counts.values()) else f" The corpus held {measured} images when this was measured."
     return [
         "## Congruence\n\n"
-        f"Nearness to real images. The arm `{arm}` is this corpus; `real` is real images against other real images, the "
-        f"floor. Compare rows of equal protocol and n only; FID depends on n.{grown}\n\n"
+        f"Nearness to real images. The arm `{arm}` is this corpus; `real` is the floor, real images against "
+        f"other real ones. Compare rows of equal protocol and n only; FID depends on n.{grown}\n\n"
         + _table(list(filter(_is_near, figures))),
-        "## Coverage\n\nHow much of the variety of real images the corpus reaches (Kynkäänniemi et al. 2019, Naeem et al. "
-        "2020).\n\n" + _table(list(filter(_is_wide, figures))),
+        "## Coverage\n\nHow much of the variety of real images the corpus reaches (Kynkäänniemi et al. 2019, Naeem et "
+        "al. 2020).\n\n" + _table(list(filter(_is_wide, figures))),
         "## Constraint\n\nNo rule of anatomy or physics constrains the generation. No image was checked for plausible "
         "anatomy, by a rule or by a sonographer, unless a figure under Further evidence says so.\n",
         "## Completeness\n\n"
@@ -226,7 +214,7 @@ def _is_wide(figure: Figure) -> bool:
 
 
 def _table(figures: Sequence[Figure]) -> str:
-    """Figures under their stored names, unrounded to five digits: for those who read report.json too."""
+    """Figures under their names in report.json, with five significant digits."""
     if not figures:
         return NOT_MEASURED
     columns = ["metric", "class", "arm", "value", "95 % interval", "n", "against", "protocol", "extractor"]

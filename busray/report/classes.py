@@ -15,7 +15,7 @@ CELL_HEIGHT = 40
 
 
 def consistency_sentences(figures: Sequence[Figure]) -> list[str]:
-    """Agreement of each arm's first draws beside what the judge reaches on real images; where diversity was lost."""
+    """Agreement of each arm's first draws, the judge's accuracy, and where diversity was lost."""
     first = [f for f in figures if f.protocol == FIRST_DRAW]
     agreement = [f for f in first if f.metric == CONSISTENCY and f.class_name == CLASS_ALL]
     judge = _judge(figures)
@@ -67,7 +67,7 @@ def _lost(excess: Figure) -> str:
 
 
 def confusions(figures: Sequence[Figure]) -> str:
-    """A matrix of real test images and one of each arm's first draws, by the class that the judge sees.
+    """Matrices of the class that the judge sees: real test images, and each arm's first draws.
 
     Empty where figures have no SEEN_AS, as those of old reports.
     """
@@ -85,7 +85,7 @@ def confusions(figures: Sequence[Figure]) -> str:
 
 
 def _confusion(arm: str, figures: Sequence[Figure]) -> str:
-    """A matrix: a cell's count, its share of the row, and that share as shade; outlines mark agreement."""
+    """A cell has its count and its share of the row, also as shade; outlines mark agreement."""
     rows = list(dict.fromkeys(f.class_name for f in figures))
     seen = list(dict.fromkeys(f.metric.removeprefix(SEEN_AS) for f in figures))
     left = 24 + LETTER * min(max(map(len, rows)), 16)
@@ -140,8 +140,8 @@ def _gate(gate: Json, figures: Sequence[Figure]) -> str:
         shares.append(f"{name} {METRICS['gate_accuracy'].text(share)}")
     what = (
         f"A classifier ({gate['architecture']}) trained on {images['train']} real training images and calibrated on "
-        f"{images['val']} validation images. Its accuracy on {images['test']} real test images: {', '.join(shares)}. An "
-        f"image passes if the gate gives its class a probability of {gate['threshold']:g} or more. Otherwise it is "
+        f"{images['val']} validation images. Its accuracy on {images['test']} real test images: {', '.join(shares)}. "
+        f"An image passes if the gate gives its class a probability of {gate['threshold']:g} or more. Otherwise it is "
         f"drawn again, with at most {gate['attempts']} draws in all."
     )
     note = (

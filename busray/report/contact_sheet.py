@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 def contact_sheet(
     rows: Sequence[Sequence[bytes | None]], labels: Sequence[str], scale: int = 1, row_labels: Sequence[str] = ()
 ) -> bytes:
-    """A grey PNG of a grid of PNGs, each pixel scale x scale; labels stand above the columns, row_labels at the left.
+    """A grey PNG of a grid of PNGs, each pixel scale x scale; labels are above the columns.
 
     Cells are as large as the largest image (wider where a label needs it); missing ones stay white.
     """

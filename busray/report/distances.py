@@ -1,4 +1,4 @@
-"""The report's part on distances to real images: tables and plots, with what each was computed from."""
+"""The report's part on distances to real images: tables, plots, and what each is computed from."""
 
 from collections.abc import Sequence
 
@@ -18,12 +18,10 @@ from busray.report.tables import (
 
 MAIN_PROTOCOL = "synthetic-only"
 
-
 MIXTURE_NOTE = (
     "paper-mixture: real images against the same real images with the synthetic ones added, so these distances are "
     "smaller by construction."
 )
-
 
 NEIGHBOURHOODS = (
     "Precision: the share of synthetic images that lie among real ones (within a real image's fifth neighbour). Recall "
@@ -31,7 +29,6 @@ NEIGHBOURHOODS = (
     "less; equal distributions have a density of 1. Images, protocol and reference are those of the distances. The arm "
     "real shows what other real images reach."
 )
-
 
 INTRODUCTIONS = {
     "inception": (
@@ -95,7 +92,7 @@ def _statements(figures: Sequence[Figure]) -> list[str]:
 
 
 def _distance_plot(figures: Sequence[Figure], name: str) -> str:
-    """A dot for each arm in a group for each class; whiskers are intervals, the dashed line is the floor."""
+    """A dot an arm in a group a class; whiskers are intervals, the dashed line is the floor."""
     metric = METRICS[name]
     shown = [f for f in figures if f.metric == name and f.protocol == MAIN_PROTOCOL]
     floors = {f.class_name: f for f in figures if f.metric == name and f.floor}
@@ -107,7 +104,7 @@ def _distance_plot(figures: Sequence[Figure], name: str) -> str:
         rows = []
         for f in shown:
             if f.class_name == class_name:
-                rows.append(Row(f.arm, *metric.scaled(f), metric.number(f.value), arms.index(f.arm) % 4))
+                rows.append(Row(f.arm, *metric.scaled(f), metric.number(f.value), f"c{arms.index(f.arm) % 4}"))
         floor = floors.get(class_name)
         title = "all classes" if class_name == CLASS_ALL else class_name
         dashed = (metric.scaled(floor)[0], metric.number(floor.value)) if floor else None

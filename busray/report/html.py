@@ -1,4 +1,4 @@
-"""Parts of a page as text: sections, tables, plots. Whatever comes from data is escaped on its way in."""
+"""Parts of a page as text: sections, tables, plots. Whatever comes from data is escaped here."""
 
 import base64
 import math
@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 
 from busray.records import Interval
 from busray.report.tables import numeric
+
+Pair = tuple[float, float]
+Area = tuple[float, float, float, float]
 
 
 def section(title: str, inside: str) -> str:
@@ -65,12 +68,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], kind: str = "")
     return f'<div class="scroll"><table class="{kind}">{head}<tbody>{body}</tbody></table></div>'
 
 
-# ---- drawings: 400 units wide, colours c0 .. c3 of the page's style
-
+# ---- drawings: 400 units wide, in the page's colours c0 .. c3
 
 WIDTH = 400
-
-
 LETTER = 6.6
 """Width of a letter, about."""
 
@@ -101,75 +101,54 @@ def scale(low: float, high: float, start: float, end: float) -> Callable[[float]
 
 
 class Plot:
-    """A drawing with axes. Marks are placed by the values of the data; without `up`, y is a position."""
+    """A drawing with axes, filled mark by mark: x(value) and y(value) are positions in it.
 
-    def __init__(
-        self,
-        across: tuple[float, float],
-        up: tuple[float, float] | None = None,
-        left: float = 52,
-        right: float = 386,
-        top: float = 32,
-        bottom: float = 184,
-    ) -> None:
-        self.left, self.right, self.top, self.bottom = left, right, top, bottom
-        self.x = scale(*across, left, right)
-        self.y = scale(*up, bottom, top) if up else lambda position: position
+    across, up: the values at the ends of the axes; without `up`, y takes positions.
+    area: (left, right, top, bottom) between the axes.
+    """
+
+    def __init__(self, across: Pair, up: Pair | None = None, area: Area = (52, 386, 32, 184)) -> None:
+        self.left, self.right, self.top, self.bottom = area
+        self.x = scale(*across, self.left, self.right)
+        self.y = scale(*up, self.bottom, self.top) if up else lambda position: position
         self._marks: list[str] = []
 
     def x_axis(self, values: Iterable[float], title: str, rules: bool = False) -> None:
         for value in values:
+            x = self.x(value)
             if rules:
-                self._path(f"M{self.x(value):.1f} {self.top:.1f}V{self.bottom:.1f}", "rule")
-            self.text(self.x(value), self.bottom + 18, f"{value:g}", "soft", "middle")
-        if title:
-            self.text((self.left + self.right) / 2, self.bottom + 36, title, "soft", "middle")
+                self.rule("rule", (x, self.top), (x, self.bottom))
+            self.text(x, self.bottom + 18, f"{value:g}", "soft", "middle")
+        self.text((self.left + self.right) / 2, self.bottom + 36, title, "soft", "middle")
 
     def y_axis(self, values: Iterable[float], label: Callable[[float], str] = "{:g}".format) -> None:
         for value in values:
             y = self.y(value)
-            self._path(f"M{self.left:g} {y:.1f}H{self.right:g}", "rule")
+            self.rule("rule", (self.left, y), (self.right, y))
             self.text(self.left - 6, y + 4, label(value), "soft", "end")
 
-    def floor_across(self, value: float) -> None:
-        """Dashed, over the whole width."""
-        self._path(f"M{self.left:g} {self.y(value):.1f}H{self.right:g}", "floor")
+    def rule(self, kind: str, start: Pair, end: Pair) -> None:
+        """A straight line between positions: `rule` thin, `floor` dashed."""
+        path = f"M{start[0]:.1f} {start[1]:.1f}L{end[0]:.1f} {end[1]:.1f}"
+        self._marks.append(f'<path class="{kind}" d="{path}"/>')
 
-    def floor_up(self, value: float, top: float, bottom: float) -> None:
-        """Dashed, from one position to another."""
-        self._path(f"M{self.x(value):.1f} {top:.1f}V{bottom:.1f}", "floor")
+    def line(self, points: Iterable[Pair], colour: str) -> None:
+        """Through values; of two points also a whisker."""
+        self.shape("M" + "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in points), colour)
 
-    def line(self, points: Sequence[tuple[float, float]], colour: int) -> None:
-        path = "M" + "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in points)
-        self.stroke(path, colour)
-
-    def stroke(self, path: str, colour: int | None, opacity: float | None = None) -> None:
-        """An SVG path as a line, filled where an opacity is given; without a colour in the page's ink."""
-        kind = "" if colour is None else f"c{colour}"
+    def shape(self, path: str, colour: str, opacity: float | None = None) -> None:
+        """An SVG path of positions, filled if an opacity is given. colour: c0 .. c3, else ink."""
         fill = "none" if opacity is None else f'currentColor" fill-opacity="{opacity}'
-        self._marks.append(f'<path class="{kind}" fill="{fill}" stroke="currentColor" stroke-width="1.5" d="{path}"/>')
+        mark = f'fill="{fill}" stroke="currentColor" stroke-width="1.5" d="{path}"'
+        self._marks.append(f'<path class="{colour}" {mark}/>')
 
-    def whisker_up(self, x: float, ends: Interval, colour: int) -> None:
-        self.stroke(f"M{self.x(x):.1f} {self.y(ends[0]):.1f}V{self.y(ends[1]):.1f}", colour)
-
-    def whisker_across(self, y: float, ends: Interval, colour: int | None) -> None:
-        self.stroke(f"M{self.x(ends[0]):.1f} {self.y(y):.1f}H{self.x(ends[1]):.1f}", colour)
-
-    def dot(self, x: float, y: float, colour: int) -> None:
+    def dot(self, x: float, y: float, colour: str) -> None:
         place = f'cx="{self.x(x):.1f}" cy="{self.y(y):.1f}"'
-        self._marks.append(f'<circle class="c{colour}" fill="currentColor" {place} r="4"/>')
-
-    def bar(self, value: float, y: float, colour: int) -> None:
-        """From 0 to the value, at height y."""
-        path = f"M{self.x(0):.1f} {y - 7:.1f}H{self.x(value):.1f}V{y + 7:.1f}H{self.x(0):.1f}Z"
-        self._marks.append(f'<path class="c{colour}" fill="currentColor" d="{path}"/>')
+        self._marks.append(f'<circle class="{colour}" fill="currentColor" {place} r="4"/>')
 
     def text(self, x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> None:
-        """At a position of the drawing."""
+        """At a position."""
         self._marks.append(text(x, y, words, kind, anchor))
-
-    def _path(self, path: str, kind: str) -> None:
-        self._marks.append(f'<path class="{kind}" d="{path}"/>')
 
     def drawing(self, label: str) -> str:
         return svg(self.bottom + 42, label, "".join(self._marks))
@@ -182,29 +161,27 @@ class Row(NamedTuple):
     value: float
     interval: Interval | None
     number: str
-    colour: int
+    colour: str
 
 
 class RowGroup(NamedTuple):
     title: str
     rows: Sequence[Row]
     floor: tuple[float, str] | None = None
-    """Value and number of the group's dashed line."""
+    """Value and number of a dashed line."""
 
 
 def row_plot(groups: Sequence[RowGroup], axis: str, label: str, bars: bool = False, reach: float = 0.0) -> str:
-    """Groups of rows over one axis from 0, or below, to `reach` or the largest value: dots or bars, with intervals."""
+    """Rows of dots or bars, with intervals, over one axis that reaches at least from 0 to `reach`."""
     rows = [row for group in groups for row in group.rows]
-    values = [0.0, reach]
+    values = [0.0, reach, *(group.floor[0] for group in groups if group.floor)]
     for row in rows:
         values += [row.value, *(row.interval or ())]
-    values += [group.floor[0] for group in groups if group.floor]
-    headed = any(group.title for group in groups)
-    head, gap = (22 if headed else 0), 12
-    height = sum(head + 20 * len(group.rows) + gap for group in groups)
-    left = 12 + LETTER * max(len(row.name) for row in rows)
+    head = 22 if any(group.title for group in groups) else 0
     across = (min(values), max(values))
-    plot = Plot(across, left=left, right=335, top=20 if headed else 2, bottom=height - gap + 4)
+    left = 12 + LETTER * max(len(row.name) for row in rows)
+    bottom = (head + 12) * len(groups) + 20 * len(rows) - 8
+    plot = Plot(across, area=(left, 335, head or 2, bottom))
     plot.x_axis(ticks(*across), axis, rules=True)
     y = 0
     for group in groups:
@@ -213,20 +190,20 @@ def row_plot(groups: Sequence[RowGroup], axis: str, label: str, bars: bool = Fal
         if group.floor:
             value, number = group.floor
             plot.text(WIDTH, y - 7, f"floor {number}", "soft", "end")
-            plot.floor_up(value, y, y + 20 * len(group.rows))
+            plot.rule("floor", (plot.x(value), y), (plot.x(value), y + 20 * len(group.rows)))
         for row in group.rows:
             _draw_row(plot, row, y + 10, bars)
             y += 20
-        y += gap
+        y += 12
     return plot.drawing(label)
 
 
 def _draw_row(plot: Plot, row: Row, y: float, bars: bool) -> None:
     plot.text(0, y + 4, row.name)
     if bars:
-        plot.bar(row.value, y, row.colour)
+        plot.shape(f"M{plot.x(0):.1f} {y - 7:g}H{plot.x(row.value):.1f}v14H{plot.x(0):.1f}Z", row.colour, 1)
     if row.interval:
-        plot.whisker_across(y, row.interval, None if bars else row.colour)
+        plot.line([(row.interval.low, y), (row.interval.high, y)], "" if bars else row.colour)
     if not bars:
         plot.dot(row.value, y, row.colour)
     plot.text(WIDTH, y + 4, row.number, anchor="end")
@@ -241,7 +218,7 @@ class Point(NamedTuple):
 class Series(NamedTuple):
     name: str
     points: Sequence[Point]
-    colour: int
+    colour: str
     line: bool = True
     dots: bool = True
 
@@ -263,24 +240,23 @@ def curve_plot(
     heights = [floor[1]] if floor else []
     for point in points:
         heights += [point.y, *(point.interval or ())]
-    last = max(point.x for point in points)
-    places = ticks(0, last) if at is None else at
-    across = (0.0 if at is None else min(at), last if at is None else max(at))
-    up = (min(heights), max(heights))
-    plot = Plot(across, up, right=320 if named else 386, top=32 if title else 24)
-    if title:
-        plot.text(0, 12, title, "head")
+    up, last = (min(heights), max(heights)), max(point.x for point in points)
+    across = (min(at), max(at)) if at else (0.0, last)
+    plot = Plot(across, up, (52, 320 if named else 386, 32, 184))
+    plot.text(0, 12, title, "head")
     plot.y_axis(ticks(*up))
-    plot.x_axis(places, axis)
+    plot.x_axis(at or ticks(0, last), axis)
+    names: dict[str, float] = {}
     if floor:
-        plot.floor_across(floor[1])
+        names[floor[0]] = plot.y(floor[1])
+        plot.rule("floor", (plot.left, names[floor[0]]), (plot.right, names[floor[0]]))
     for one in series:
+        names[one.name] = plot.y(one.points[-1].y)
         _draw_series(plot, one)
-    if named:
-        names = {one.name: plot.y(one.points[-1].y) for one in series}
-        names |= {floor[0]: plot.y(floor[1])} if floor else {}
-        for name, height in _spread_out(names).items():
-            plot.text(plot.right + 6, height + 4, name)
+    above = float("-inf")
+    for name, height in sorted(names.items(), key=lambda item: item[1]) if named else ():
+        above = max(height, above + 12)  # a name that would cover the one above it moves down
+        plot.text(plot.right + 6, above + 4, name)
     return plot.drawing(label)
 
 
@@ -289,14 +265,6 @@ def _draw_series(plot: Plot, series: Series) -> None:
         plot.line([(point.x, point.y) for point in series.points], series.colour)
     for point in series.points:
         if point.interval:
-            plot.whisker_up(point.x, point.interval, series.colour)
+            plot.line([(point.x, point.interval.low), (point.x, point.interval.high)], series.colour)
         if series.dots:
             plot.dot(point.x, point.y, series.colour)
-
-
-def _spread_out(heights: dict[str, float]) -> dict[str, float]:
-    """Heights at which names can be read: a name that would cover the one above it moves down."""
-    placed, above = {}, float("-inf")
-    for name, height in sorted(heights.items(), key=lambda item: item[1]):
-        placed[name] = above = max(height, above + 12)
-    return placed

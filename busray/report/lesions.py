@@ -13,7 +13,7 @@ P_VALUE = "_p_value"
 
 
 def geometry_sentences(figures: Sequence[Figure], reason: str | None) -> list[str]:
-    """The segmenter's Dice, and which arms' lesions differ from real ones in size or shape; or why none is known."""
+    """The segmenter's Dice, and arms whose lesions differ from real ones; or why neither is known."""
     if reason:
         return [f"Lesion geometry is not measured: {reason}."]
     dice = next((f for f in figures if (f.metric, f.class_name) == (DICE, CLASS_ALL)), None)
@@ -46,7 +46,7 @@ def _measure(test: Figure) -> str:
 
 
 def geometry_rows(figures: Sequence[Figure]) -> Table:
-    """A row for each class and arm; real images by true masks, by pseudo-masks, and those of the floor."""
+    """A row for each class and arm; real images by true masks, by pseudo-masks, and the floor's."""
     found: dict[tuple[str, str, str], dict[str, Figure]] = {}
     for f in sorted(figures, key=lambda f: f.class_name):
         if f.metric.startswith("lesion_") and f.metric != DICE:
@@ -74,7 +74,7 @@ def _distance(by_metric: Mapping[str, Figure], measure: str) -> str:
 
 
 def geometry_section(figures: Sequence[Figure], reason: str | None, picture: bytes | None) -> str:
-    """The report's part. reason: why there are no figures; picture: PNG of images with outlined lesions."""
+    """The report's part. reason: why there are no figures. picture: PNG of outlined lesions."""
     table_of_lesions = geometry_rows(figures)
     if not table_of_lesions.rows:
         return section("Lesion geometry", paragraph(f"Not measured: {reason}.") if reason else "")
@@ -86,7 +86,7 @@ def geometry_section(figures: Sequence[Figure], reason: str | None, picture: byt
         f"{dice[0].n if dice else 'the'} real training images gives them pseudo-masks. Its mean Dice on real test "
         f"images with lesions: {reached}. It errs on real images too. So compare an arm with the real images by "
         "pseudo-masks, and these with the real images by true masks. Taller than wide is a sign of malignancy; an "
-        f"ellipse has an ellipticity of 1. Distance: Wasserstein-1 to the lesions of the real {reference} images, in the "
+        f"ellipse has an ellipticity of 1. Distance: Wasserstein-1 to lesions of real {reference} images, in the "
         "measure's unit, with as many images in every arm as in the floor (other real images). p: the probability of "
         "a distance this large if the lesions were like the real ones. Square brackets: 95 % intervals."
     )

@@ -1,4 +1,4 @@
-"""How each metric is named, printed and read: one table for sentences, pages, cards and terminals."""
+"""How each metric is named, printed and read, in sentences, on pages and on terminals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Metric:
         return f"{self.title} [{self.brackets}]"
 
     def number(self, value: float, sign: str = "") -> str:
-        """sign: `+` where a value above 0 is to carry one. A value that rounds to 0 has no minus."""
+        """sign: `+` to print it before positive values. A value that rounds to 0 has no minus."""
         return f"{value * self.factor:{sign}z.{self.digits}f}"
 
     def interval(self, ends: Sequence[float] | None, sign: str = "") -> str:
@@ -48,7 +48,7 @@ class Metric:
         return figure.value * self.factor, ends and Interval(ends[0] * self.factor, ends[1] * self.factor)
 
     def text(self, figure: Figure | Estimate | None, sign: str = "") -> str:
-        """`value [low, high]`; the value alone where no interval is known; NONE without a figure."""
+        """`value [low, high]`; only the value without an interval; NONE without a figure."""
         if figure is None:
             return NONE
         value = self.number(figure.value, sign)
@@ -99,20 +99,16 @@ METRICS = {
     "training_images_copied": Metric("share of training images copied by the first n images", 4, better="lower"),
     "near_duplicates_inside": Metric("share of n sampled images with a near-duplicate among those n", 4),
 }
-"""Stored name -> metric; the figure of a floor, of a difference or of a p-value has its own stored name."""
-
+"""Name as stored -> metric. Differences and p-values of a metric have suffixes and are not here."""
 
 CLASS_RECALL = Metric("recall", 3, better="higher")
 """`recall` in a study: of a class by a classifier, and not that of neighbourhoods."""
 
-
 DISTANCES = ("fid", "kid", "fd-texture", "kd-texture", "fd-dinov2", "kd-dinov2", SEPARABILITY_AUC)
 """Columns of the tables of distances, in their order."""
 
-
 KERNEL = ("kid", "kd-texture", "kd-dinov2")
 """Kernel distances: pairs of arms have a difference of them."""
-
 
 NEIGHBOURHOOD = ("precision", "recall", "density", "coverage")
 

@@ -1,7 +1,7 @@
 """The evidence for people: one HTML page.
 
-Pure: records in, text out. The page fetches nothing and runs nothing, and says so in its own policy; whatever
-comes from data is escaped on its way in.
+Pure: records in, text out. The page fetches nothing and runs nothing, as its own policy states.
+Whatever comes from data is escaped.
 """
 
 import json
@@ -152,10 +152,7 @@ def _key_numbers(corpus: Json) -> str:
 
 
 def _first_sentences(report: Json) -> list[str]:
-    """Whether images are copies and what they are worth to a classifier: the first sentence of each part.
-
-    With a note where the part is of an earlier state of the corpus.
-    """
+    """The first sentence of audit and study, with a note where these are of an earlier corpus."""
     sentences = []
     for key in ("audit", "study"):
         if part := report.get(key):
@@ -186,7 +183,7 @@ def _gallery_row(row: GalleryRow, kinds: list[str], name: str) -> str:
 
 
 def _cell(png: bytes | None, alt: str) -> str:
-    """Enlarged smoothly by the browser: speckle has no hard edges to keep. A missing image leaves its cell blank."""
+    """A missing image leaves its cell blank."""
     return image(png, alt) if png else "<span></span>"
 
 
@@ -196,10 +193,10 @@ def _training(training: Json) -> str:
     validation = [Point(step, value) for step, value in training.get("validation") or []]
     if not loss:
         return ""
-    series = [Series("training", loss, 1, dots=False)]
+    series = [Series("training", loss, "c1", dots=False)]
     caption = f"Line: training, {loss[-1].y:.3g} at the end."
     if validation:
-        series.append(Series("validation", validation, 2, line=False))
+        series.append(Series("validation", validation, "c2", line=False))
         caption += f" Dots: validation, {validation[-1].y:.3g} at the end."
     title = "mean squared error (no unit)"
     drawing = curve_plot(series, "optimiser step", "Loss over optimiser steps", title)

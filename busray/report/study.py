@@ -1,7 +1,7 @@
-"""The downstream study's part of report.html: sentences, bars, the curve over corpus size, tables."""
+"""The downstream study's part of report.html: sentences, bars, a curve over corpus size, tables."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -28,16 +28,15 @@ from busray.report.html import (
 from busray.report.metrics import CLASS_RECALL, METRICS, NONE, Metric, arms_text, p_equation, p_text
 from busray.report.tables import Json, Table, figures_of
 
-COLOURS = {"synthetic": 2, MIXED: 1, UNGATED: 3}
-"""Of the kinds of arms that have a curve; the page's colours c1, c2, c3."""
-
+COLOURS = {"synthetic": "c2", MIXED: "c1", UNGATED: "c3"}
+"""Of the kinds of arms that have a curve."""
 
 STUDIED = {**{name: METRICS[name] for name in ("accuracy", "macro_f1", "auc")}, "recall": CLASS_RECALL}
 """The study's metrics: `recall` is of a class, the others are of all classes."""
 
 
 def study_section(study: Json) -> str:
-    """What synthetic images are worth to a classifier: sentences, bars of the primary metric, curve, tables."""
+    """What synthetic images are worth to a classifier. Empty without figures."""
     figures = figures_of(study)
     if not figures:
         return ""
@@ -81,7 +80,7 @@ def _bars(figures: Sequence[Figure], metric: Metric) -> str:
         return ""
     rows = []
     for f in figures:
-        colour = COLOURS.get(f.arm.split("@")[0], 0 if f.arm.startswith("real") else 1)
+        colour = COLOURS.get(f.arm.split("@")[0], "c0" if f.arm.startswith("real") else "c1")
         rows.append(Row(f.arm, *metric.scaled(f), metric.number(f.value), colour))
     drawing = row_plot([RowGroup("", rows)], "", f"{metric.title} of each arm", bars=True, reach=1.0)
     return figure(drawing, _caption(figures), metric.title)
@@ -96,7 +95,7 @@ def _caption(figures: Sequence[Figure]) -> str:
 
 
 def _utility_curve(figures: Sequence[Figure], metric: Metric) -> str:
-    """The metric over the number of synthetic images for each real one; the dashed line is real images alone."""
+    """The metric over synthetic images for each real one; the dashed line is real images alone."""
     curves: dict[str, list[Point]] = {}
     for f in figures:
         kind, at, ratio = f.arm.partition("@")
@@ -112,22 +111,17 @@ def _utility_curve(figures: Sequence[Figure], metric: Metric) -> str:
     return figure(drawing, _caption(figures), title)
 
 
-class _Lookup:
-    """A study's figures by test set, arms, metric and class."""
+Lookup = Mapping[tuple[str, str, str, str], Figure]
+"""(test set, arms, metric, class) -> figure"""
 
-    def __init__(self, figures: Sequence[Figure]) -> None:
-        self._figures = {(f.reference, arms_text(f), f.metric, f.class_name): f for f in figures}
 
-    def get(self, arms: str, metric: str, name: str = CLASS_ALL, reference: str = "test") -> Figure | None:
-        return self._figures.get((reference, arms, metric, name))
-
-    def __call__(self, arms: str, metric: str, name: str = CLASS_ALL, reference: str = "test") -> Figure:
-        return self._figures[reference, arms, metric, name]
+def _lookup(figures: Sequence[Figure]) -> Lookup:
+    return {(f.reference, arms_text(f), f.metric, f.class_name): f for f in figures}
 
 
 def study_sentences(figures: Sequence[Figure], outcome: Outcome) -> list[str]:
     """What the study found, the declared comparison first."""
-    at = _Lookup(figures)
+    at = _lookup(figures)
     return [
         _primary_sentence(at, outcome),
         _setting_sentence(at, outcome),
@@ -138,16 +132,16 @@ def study_sentences(figures: Sequence[Figure], outcome: Outcome) -> list[str]:
     ]
 
 
-def _primary_sentence(at: _Lookup, outcome: Outcome) -> str:
+def _primary_sentence(at: Lookup, outcome: Outcome) -> str:
     primary, metric = outcome.primary, STUDIED[outcome.primary.metric]
     pair = f"{primary.arm} - {primary.against}"
-    difference = metric.text(at(pair, primary.metric + DIFFERENCE), "+")
-    p_value = at(pair, primary.metric + P_VALUE).value
-    detectable = at.get(pair, primary.metric + DETECTABLE)
+    difference = metric.text(at["test", pair, primary.metric + DIFFERENCE, CLASS_ALL], "+")
+    p_value = at["test", pair, primary.metric + P_VALUE, CLASS_ALL].value
+    detectable = at.get(("test", pair, primary.metric + DETECTABLE, CLASS_ALL))
     result = "distinguishable" if p_value < LEVEL else "not distinguishable"
     power = (
-        f"With {_independent(outcome)} independent units of test images and {_seeds(outcome)} trainings an arm, no true "
-        f"difference would be found with a probability of {POWER:.0%}."
+        f"With {_independent(outcome)} independent units of test images and {_seeds(outcome)} trainings an arm, no "
+        f"true difference would be found with a probability of {POWER:.0%}."
     )
     if detectable:
         number = metric.number(detectable.value)
@@ -158,8 +152,8 @@ def _primary_sentence(at: _Lookup, outcome: Outcome) -> str:
     )
 
 
-def _setting_sentence(at: _Lookup, outcome: Outcome) -> str:
-    accuracy, f1 = at(REAL, "accuracy"), at(REAL, "macro_f1")
+def _setting_sentence(at: Lookup, outcome: Outcome) -> str:
+    accuracy, f1 = (at["test", REAL, metric, CLASS_ALL] for metric in ("accuracy", "macro_f1"))
     return (
         f"{accuracy.n_reference} test images in {_independent(outcome)} independent units, {_seeds(outcome)} trainings "
         f"an arm, classifier {outcome.architecture}: trained on {REAL} images alone it reaches an accuracy of "
@@ -175,25 +169,25 @@ def _independent(outcome: Outcome) -> int:
     return len(np.unique(outcome.clusters["test"]))
 
 
-def _gate_sentence(at: _Lookup, outcome: Outcome) -> list[str]:
+def _gate_sentence(at: Lookup, outcome: Outcome) -> list[str]:
     """The gated mixtures against the same ones without the gate; nothing without a gate."""
     name, parts = outcome.primary.metric, []
     for gated, ungated in gate_pairs(outcome.images):
         pair = f"{gated} - {ungated}"
-        if after_holm := at.get(pair, name + P_HOLM):
-            difference = STUDIED[name].text(at(pair, name + DIFFERENCE), "+")
+        if after_holm := at.get(("test", pair, name + P_HOLM, CLASS_ALL)):
+            difference = STUDIED[name].text(at["test", pair, name + DIFFERENCE, CLASS_ALL], "+")
             parts.append(f"{pair} {difference}, {p_equation(after_holm.value)}")
     title = STUDIED[name].title
     return [f"The class gate's part in {title} on test, p after Holm: {'; '.join(parts)}."] if parts else []
 
 
-def _other_comparisons(figures: Sequence[Figure], at: _Lookup) -> str:
+def _other_comparisons(figures: Sequence[Figure], at: Lookup) -> str:
     others = [f for f in figures if f.metric.endswith(P_HOLM)]
     significant = [f for f in others if f.value < LEVEL]
     named = []
     for f in significant:
         name = f.metric.removesuffix(P_HOLM)
-        difference = STUDIED[name].text(at(arms_text(f), name + DIFFERENCE, f.class_name, f.reference), "+")
+        difference = STUDIED[name].text(at[f.reference, arms_text(f), name + DIFFERENCE, f.class_name], "+")
         named.append(f"{arms_text(f)}, {STUDIED[name].title} {f.class_name} on {f.reference} {difference}")
     return (
         f"Of {len(others)} other comparisons, {len(significant)} are significant at {LEVEL} after Holm's correction"
@@ -218,15 +212,15 @@ def arm_rows(figures: Sequence[Figure], reference: str = "test") -> Table:
 
 
 def comparison_rows(figures: Sequence[Figure], reference: str = "test") -> Table:
-    """Every comparison on a test set: difference, interval, p, smallest difference that would be found."""
-    at, rows = _Lookup(figures), []
+    """Every comparison on a test set: difference, p, smallest difference that would be found."""
+    at, rows = _lookup(figures), []
     for f in figures:
         if f.reference != reference or not f.metric.endswith(DIFFERENCE):
             continue
         name, arms = f.metric.removesuffix(DIFFERENCE), arms_text(f)
-        metric, key = STUDIED[name], (f.class_name, reference)
-        primary, detectable = at.get(arms, name + P_VALUE, *key), at.get(arms, name + DETECTABLE, *key)
-        p_value = primary or at(arms, name + P_HOLM, *key)
+        metric, primary = STUDIED[name], at.get((reference, arms, name + P_VALUE, f.class_name))
+        p_value = primary or at[reference, arms, name + P_HOLM, f.class_name]
+        detectable = at.get((reference, arms, name + DETECTABLE, f.class_name))
         kind = "primary" if primary else "after Holm"
         smallest = metric.number(detectable.value) if detectable else NONE
         rows.append([arms, metric.title, f.class_name, metric.text(f, "+"), p_text(p_value.value), kind, smallest])

@@ -12,7 +12,6 @@ from busray.report.metrics import DISTANCES, KERNEL, METRICS, NEIGHBOURHOOD, NON
 
 Json = dict[str, Any]
 
-
 NUMBER = re.compile(r"[-+<\[]*\d|–$|$")
 """How the cells of a column of numbers begin."""
 
@@ -30,7 +29,7 @@ def figures_of(part: Mapping[str, Any]) -> list[Figure]:
 
 
 def by_extractor(figures: Sequence[Figure]) -> dict[str, list[Figure]]:
-    """extractor -> its figures, for extractors that have distances: no table below mixes extractors."""
+    """extractor -> its figures, of those with distances: no table below mixes extractors."""
     measured = dict.fromkeys(f.extractor for f in figures if f.metric in DISTANCES and not f.floor)
     return {extractor: [f for f in figures if f.extractor == extractor] for extractor in measured}
 
@@ -42,7 +41,7 @@ def without_clean(figures: Sequence[Figure]) -> tuple[list[Figure], list[Figure]
 
 
 def metrics_rows(figures: Sequence[Figure]) -> Table:
-    """Figures of all classes together, a row for each arm and protocol; the floor is the arm `real`.
+    """Figures over all classes, a row for each arm and protocol; the floor is the arm `real`.
 
     Rows of a protocol stand together: figures of different protocols must not be compared.
     """
@@ -65,7 +64,7 @@ def _arm_with_mixture(figure: Figure) -> str:
 
 
 def _wide(figures: Sequence[Figure], heads: tuple[str, str], key: Callable[[Figure], tuple[str, str]]) -> Table:
-    """A row for each key, with n and each distance that any figure has; in the order of the figures."""
+    """A row for each key with n and every distance that is there; in the order of the figures."""
     cells: dict[tuple[str, str], dict[str, Figure]] = {}
     for figure in figures:
         if figure.metric in DISTANCES:
@@ -124,7 +123,7 @@ def difference_rows(figures: Sequence[Figure]) -> Table:
 
 
 def figures_csv(figures: Sequence[Figure]) -> str:
-    """A row a figure, fields as in report.json; the interval in two columns, empty where there is none."""
+    """A row a figure, fields as in report.json; the interval in two columns, empty without one."""
     rows = []
     for figure in figures:
         row: Json = {}

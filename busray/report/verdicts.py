@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from busray.evidence.stats.frechet import ESTIMABLE
+from busray.evidence.stats.frechet import FEWEST_FOR_INFINITY
 from busray.records import CLASS_ALL, INCEPTION, REAL, SEPARABILITY_AUC, Figure
 from busray.report.metrics import METRICS, arms_text, excludes_zero, p_text
 
@@ -10,8 +10,8 @@ from busray.report.metrics import METRICS, arms_text, excludes_zero, p_text
 def distance_sentences(figures: Sequence[Figure]) -> list[str]:
     """The order of the arms, and which differences between them chance does not explain.
 
-    Only synthetic images and the floor against test images count: what trained or chose the models does
-    not show how close they come, and real images decoded by an autoencoder are no arm to be ranked.
+    Only test images count as reference: images that trained or chose the models do not show how
+    close these come. Real images decoded by an autoencoder are no arm to be ranked.
     """
     protocols = ("synthetic-only", "real-against-real")
     tested = [f for f in figures if f.class_name == CLASS_ALL and f.reference == "test" and f.protocol in protocols]
@@ -54,8 +54,8 @@ def _at_infinity(figures: Sequence[Figure]) -> list[str]:
     if fid is None:
         return []
     return [
-        f"FID-infinity: not estimable (it needs {ESTIMABLE:,} reference images and twice as many synthetic ones; "
-        f"here are {fid.n_reference:,} and {fid.drawn:,})."
+        f"FID-infinity: not estimable (it needs {FEWEST_FOR_INFINITY:,} reference images and twice as many synthetic "
+        f"ones; here are {fid.n_reference:,} and {fid.drawn:,})."
     ]
 
 
@@ -83,12 +83,10 @@ def _kid_differences(figures: Sequence[Figure]) -> list[str]:
     sentences = []
     for figure in figures:
         if figure.metric == "kid_difference" and figure.interval:
-            outcome = "contains 0: the arms are not distinguishable"
-            if excludes_zero(figure):
-                outcome = "excludes 0: the arms are distinguishable"
-            difference = METRICS["kid"].text(figure, "+")
+            contains = "excludes 0: the arms are" if excludes_zero(figure) else "contains 0: the arms are not"
             sentences.append(
-                f"Difference in KID x 1000, {arms_text(figure)}, paired by seed: {difference}. The 95 % interval {outcome}."
+                f"Difference in KID x 1000, {arms_text(figure)}, paired by seed: {METRICS['kid'].text(figure, '+')}. "
+                f"The 95 % interval {contains} distinguishable."
             )
     return sentences
 

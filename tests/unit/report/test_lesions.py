@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from busray.evidence.lesions import TALLER, Scored, dice_figures, geometry_figures
-from busray.evidence.stats.samples import Real
+from busray.evidence.real import RealFeatures
 from busray.records import Figure
 from busray.report.lesions import geometry_rows, geometry_section, geometry_sentences
 from busray.vision.lesion_shape import NAME, TRUE
@@ -33,10 +33,10 @@ def test_a_planted_difference_is_found_among_more_than_fifty_comparisons() -> No
     1000 permutations could tell no p-value below 0.05 / 60."""
     rng, classes = np.random.default_rng(4), "abcde"
 
-    def real(extractor: str) -> Real:
+    def real(extractor: str) -> RealFeatures:
         features = {split: {c: lesion_rows(rng, 14, 0.1) for c in classes} for split in ("train", "val", "test")}
         units = {s: {c: np.array([f"{s} {c} {i}" for i in range(14)]) for c in classes} for s in features}
-        return Real(features, units, extractor, "letterbox", 128)
+        return RealFeatures(features, units, extractor, "letterbox", 128)
 
     arms = {
         f"arm {i}": {c: lesion_rows(rng, 14, 0.2 if (i, c) == (2, "d") else 0.1) for c in classes} for i in range(4)

@@ -22,7 +22,7 @@ def found() -> tuple[Outcome, list[Figure]]:
 
 @pytest.fixture
 def gated(monkeypatch: pytest.MonkeyPatch) -> Outcome:
-    monkeypatch.setattr(paired, "REPLICATES", 200)  # quick
+    monkeypatch.setattr(paired, "BOOTSTRAP_REPLICATES", 200)  # quick
     return outcome(arms=GATED)
 
 
