@@ -1,9 +1,10 @@
-"""Turns an AWS spot notice into `ray drain-node`, so that Ray moves work off this node before the machine goes.
+"""Turns an AWS spot notice into `ray drain-node`: Ray moves its work before the machine ends.
 
-Runs beside Ray on every spot worker, with the standard library alone. It polls the instance metadata service (IMDSv2:
-every read carries a session token) and drains its node once for each kind of notice: without a deadline for a rebalance
-recommendation (the machine is likely to go), with one for an interruption notice (it goes in two minutes), and then
-exits 0. With `--stopping-in` it asks nobody and drains at once: what a Kubernetes preStop hook needs.
+Runs beside Ray on every spot worker and needs only the standard library. It polls the instance
+metadata service (IMDSv2: every read carries a session token) and drains its node once for each kind
+of notice. A rebalance recommendation (the machine is likely to end) has no deadline. An
+interruption notice (it ends in two minutes) has one; the watcher then exits 0. With `--stopping-in`
+it polls nothing and drains at once, for a Kubernetes preStop hook.
 """
 
 import argparse
@@ -19,21 +20,21 @@ from datetime import UTC, datetime
 
 IMDS = "http://169.254.169.254"
 TOKEN_SECONDS = 21_600
-"""The longest life that IMDSv2 gives a session token; a refused one is asked for again anyway."""
+"""The longest life that IMDSv2 gives a session token; a refused one is replaced anyway."""
 POLL_SECONDS = 5.0
 """What AWS recommends."""
 MARGIN_SECONDS = 15
-"""Kept between the drain's deadline and the machine's end: Ray's own clean-up and clocks that differ."""
+"""Between the drain's deadline and the machine's end: for Ray's clean-up and clocks that differ."""
 RAY_SECONDS = 60
-"""For one answer of Ray's; a busy node takes its time."""
+"""Most seconds for one answer from Ray; a busy node is slow."""
 TRANSIENT = (OSError, ValueError, LookupError, TypeError, subprocess.SubprocessError, http.client.HTTPException)
-"""What a service that is down, slow or talks nonsense makes us raise."""
+"""Errors from a service that is down, slow or answers nonsense."""
 ASK_RAY = "import ray, sys; print(ray.init(address=sys.argv[1], log_to_driver=False).address_info['node_id'])"
 
 
 @dataclass(frozen=True)
 class Notice:
-    """Why this node must be left, and when it goes (None: likely, but no time is set)."""
+    """Why this node must be drained, and when it ends (None: likely, but no time is set)."""
 
     reason: str
     at: datetime | None
@@ -45,11 +46,11 @@ class Imds:
     def __init__(self, url: str = IMDS, timeout: float = 2.0) -> None:
         self.url, self.timeout = url, timeout
         self._token: str | None = None
-        # A proxy in the environment must not be handed the session token.
+        # Without a proxy: one in the environment must not see the session token.
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
     def get(self, path: str) -> str | None:
-        """The text at path, None where there is none (404); OSError where the service does not answer."""
+        """The text at path, None if there is none (404). OSError if the service does not answer."""
         if self._token is None:
             self._token = self._ask("PUT", "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": TOKEN_SECONDS})
         try:
@@ -70,7 +71,10 @@ class Imds:
 
 
 def notice(imds: Imds) -> Notice | None:
-    """The interruption notice, else the rebalance recommendation, else None; OSError or ValueError where unreadable."""
+    """The interruption notice, else the rebalance recommendation, else None.
+
+    OSError or ValueError if it cannot be read.
+    """
     text = imds.get("/latest/meta-data/spot/instance-action")
     if text is not None:
         action = json.loads(text)
@@ -87,21 +91,22 @@ def _time(text: str) -> datetime:
 
 
 def deadline_seconds(at: datetime | None, now: datetime) -> int | None:
-    """Whole seconds that Ray may take, before the machine goes; None where no time is set. Never below 1."""
+    """Seconds that Ray may take before the machine ends, at least 1; None if no time is set."""
     if at is None:
         return None
     return max(1, int((at - now).total_seconds()) - MARGIN_SECONDS)
 
 
 def drain_command(address: str, node: str, message: str, seconds: int | None) -> list[str]:
-    # The node is always named: without --node-id, `ray drain-node` of 2.60 starts a Ray of its own and drains that.
+    # Always with --node-id: without it, `ray drain-node` of 2.60 starts a Ray of its own and drains
+    # that one.
     command = ["ray", "drain-node", "--address", address, "--node-id", node]
     command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", message]
     return command if seconds is None else [*command, "--deadline-remaining-seconds", str(seconds)]
 
 
 def node_id(address: str) -> str:
-    """The id in hex of the cluster's node on this machine; OSError where there is none (yet)."""
+    """The id (hex) of the cluster's node on this machine. OSError if there is none (yet)."""
     command = [sys.executable, "-c", ASK_RAY, address]
     done = subprocess.run(command, capture_output=True, text=True, timeout=RAY_SECONDS)
     if done.returncode:
@@ -110,7 +115,7 @@ def node_id(address: str) -> str:
 
 
 def drain(address: str, node: str, message: str, seconds: int | None) -> None:
-    """Ask the cluster to leave this node; OSError where it does not take the request."""
+    """Ask the cluster to drain this node. OSError if it does not accept the request."""
     command = drain_command(address, node, message, seconds)
     done = subprocess.run(command, capture_output=True, text=True, timeout=RAY_SECONDS)
     if done.returncode:
@@ -119,19 +124,20 @@ def drain(address: str, node: str, message: str, seconds: int | None) -> None:
 
 
 def watch(imds: Imds, address: str, pause: float) -> None:
-    """Return once this node has been drained for its interruption; pause: seconds between looks.
+    """Return once this node has been drained for its interruption. pause: seconds between polls.
 
-    Errors are told and the work tried again: a watcher that died is missed only when it is too late.
+    Errors are printed and the work is tried again, because nobody would notice a dead watcher in
+    time.
     """
     node, recommended = None, False
     while True:
         try:
             node = node or node_id(address)
-            found = notice(imds)
-            if found is not None and (found.at or not recommended):
-                drain(address, node, found.reason, deadline_seconds(found.at, datetime.now(UTC)))
+            current = notice(imds)
+            if current is not None and (current.at or not recommended):
+                drain(address, node, current.reason, deadline_seconds(current.at, datetime.now(UTC)))
                 recommended = True
-                if found.at:
+                if current.at:
                     return
         except TRANSIENT as error:
             print(f"spot_watcher: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""deploy/spot_watcher.py against a loopback metadata service and a `ray` that only records how it was called."""
+"""deploy/spot_watcher.py with a metadata service on loopback and a `ray` that records its calls."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ REBALANCE = "/latest/meta-data/events/recommendations/rebalance"
 
 
 class FakeImds(ThreadingHTTPServer):
-    """IMDSv2: a session token or 401. `script` gives the answers to successive reads, the last one for good."""
+    """IMDSv2: a session token or 401. `script` is the answers to successive reads; the last stays."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), FakeImdsHandler)
@@ -76,7 +76,7 @@ def imds() -> Iterator[FakeImds]:
 
 @pytest.fixture
 def calls(tmp_path: Path) -> Path:
-    """Where the recorded calls of `ray` go; beside it lie that command and a `ray` package that knows its node's id."""
+    """The file of the recorded calls. Beside it: the command `ray`, and a package that has a node id."""
     record = tmp_path / "calls.jsonl"
     command = tmp_path / "ray"
     command.write_text(
