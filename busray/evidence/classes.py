@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from busray.evidence.real import ClassFeatures, RealFeatures
 from busray.evidence.stats.intervals import Estimate, difference_of_estimates, mean_of_estimates, wilson
-from busray.evidence.stats.samples import Features, Real
 from busray.records import CLASS_ALL, REAL, Commit, Figure, Interval
 
 CONSISTENCY, EXCESS = "class_consistency", "class_consistency_excess"
@@ -49,7 +49,9 @@ def recalls(
     return {CLASS_ALL: mean_of_estimates(list(shares.values())), **shares}
 
 
-def consistency_figures(arms: Mapping[str, Features], real: Real, names: Sequence[str], protocol: str) -> list[Figure]:
+def consistency_figures(
+    arms: Mapping[str, ClassFeatures], real: RealFeatures, names: Sequence[str], protocol: str
+) -> list[Figure]:
     """CONSISTENCY and EXCESS of each arm overall and a class; for FIRST_DRAW also JUDGE and what SEEN_AS says.
 
     arms, real: the judge's probabilities [n, classes] as features, columns in the order of names. real.extractor: the
@@ -84,7 +86,7 @@ def consistency_figures(arms: Mapping[str, Features], real: Real, names: Sequenc
     return figures
 
 
-def _seen(images: Features, names: Sequence[str], arm: str, protocol: str, real: Real) -> list[Figure]:
+def _seen(images: ClassFeatures, names: Sequence[str], arm: str, protocol: str, real: RealFeatures) -> list[Figure]:
     """SEEN_AS of each class of images and each of names; without interval, which of the agreement CONSISTENCY has."""
     figures = []
     for name, rows in images.items():

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from busray.evidence.stats.frechet import Moments, Spread, frechet, frechet_at_infinity, frechet_spread
+from busray.evidence.real import ClassFeatures, RealFeatures
+from busray.evidence.stats.frechet import FrechetSpread, Moments, frechet, frechet_at_infinity, frechet_spread
 from busray.evidence.stats.intervals import Estimate
 from busray.evidence.stats.kernel import kid, kid_difference, kid_p_value
 from busray.evidence.stats.neighbours import neighbourhood
-from busray.evidence.stats.samples import FEWEST, Features, Real, Sample, numbered, some
-from busray.evidence.stats.separability import FEWEST as FEWEST_HALVED
+from busray.evidence.stats.samples import FEWEST_UNITS, Sample, random_subset, unit_numbers
+from busray.evidence.stats.separability import FEWEST_TO_HALVE as FEWEST_HALVED
 from busray.evidence.stats.separability import separability
 from busray.records import CLASS_ALL, CLEAN_TEST, REAL, SEPARABILITY_AUC, Figure, distance_names
 
@@ -29,8 +30,8 @@ OTHER = {"train": "test", "val": "train", "test": "train"}
 
 
 def arm_figures(
-    arms: Mapping[str, Features],
-    real: Real,
+    arms: Mapping[str, ClassFeatures],
+    real: RealFeatures,
     reference: str,
     pairs: Sequence[tuple[str, str]] | None = None,
     units: Mapping[str, Mapping[str, np.ndarray]] | None = None,
@@ -57,7 +58,7 @@ def arm_figures(
     against, beside = _halves(wanted) if reference == "all" else (wanted, real.split(OTHER[reference]))
     sizes = {name: min(len(features[name]) for features in arms.values()) for name in sorted(first)}
     sizes = {name: min(n, len(beside[name].units)) if name in beside else n for name, n in sizes.items()}
-    floor = {name: some(beside[name], n) for name, n in sizes.items() if name in beside}
+    floor = {name: random_subset(beside[name], n) for name, n in sizes.items() if name in beside}
     shared = [name for name in sizes if all(name in side and len(side[name].units) for side in (against, beside))]
     figures: list[Figure] = []
     for name, images, others in _sides(floor, against, shared):
@@ -108,7 +109,7 @@ def _mix(sizes: Mapping[str, int], reference: Mapping[str, Sample]) -> dict[str,
 
 def _halves(images: Mapping[str, Sample]) -> tuple[dict[str, Sample], dict[str, Sample]]:
     """Two halves that share no cluster."""
-    odd = {name: numbered(sample.units, sample.features) % 2 == 1 for name, sample in images.items()}
+    odd = {name: unit_numbers(sample.units, sample.features) % 2 == 1 for name, sample in images.items()}
     halves = ({name: sample.rows(odd[name] == half) for name, sample in images.items()} for half in (True, False))
     return next(halves), next(halves)
 
@@ -118,7 +119,7 @@ Kept = Mapping[str, Mapping[str, np.ndarray]]
 
 
 def clean_figures(
-    arms: Mapping[str, Features], real: Real, clean: Kept, pairs: Sequence[tuple[str, str]] | None = None
+    arms: Mapping[str, ClassFeatures], real: RealFeatures, clean: Kept, pairs: Sequence[tuple[str, str]] | None = None
 ) -> list[Figure]:
     """arm_figures of the arms and pairs against the test images without burned-in annotations.
 
@@ -143,7 +144,7 @@ def too_few_clean(
         for split in ("test", OTHER["test"])
         for name in classes
     }
-    return {side: n for side, n in counts.items() if n < FEWEST}
+    return {side: n for side, n in counts.items() if n < FEWEST_UNITS}
 
 
 def clean_sentences(units: Mapping[str, Mapping[str, np.ndarray]], clean: Kept, classes: Sequence[str]) -> list[str]:
@@ -154,14 +155,14 @@ def clean_sentences(units: Mapping[str, Mapping[str, np.ndarray]], clean: Kept, 
     there = ", ".join(f"{n} of {name} in {split}" for (split, name), n in few.items())
     return [
         "No figures without burned-in annotations: each class needs "
-        f"{FEWEST} independent images that have none in test and {OTHER['test']}, and there are {there}."
+        f"{FEWEST_UNITS} independent images that have none in test and {OTHER['test']}, and there are {there}."
     ]
 
 
 class _About(NamedTuple):
     """What the figures of one comparison have in common."""
 
-    real: Real
+    real: RealFeatures
     images: Sample
     others: Sample
     reference: str
@@ -178,8 +179,10 @@ class _About(NamedTuple):
     def frechet(self) -> float:
         return frechet(*map(Moments.of, self.features))
 
-    def figure(self, metric: str, value: float | Estimate | Spread) -> Figure:
-        number, interval = (value.value, value.interval) if isinstance(value, (Estimate, Spread)) else (value, None)
+    def figure(self, metric: str, value: float | Estimate | FrechetSpread) -> Figure:
+        number, interval = (
+            (value.value, value.interval) if isinstance(value, (Estimate, FrechetSpread)) else (value, None)
+        )
         return Figure(
             metric=metric,
             value=number,
@@ -193,7 +196,7 @@ class _About(NamedTuple):
             arm=self.arm,
             frame=self.real.frame,
             size=self.real.size,
-            replicates=value.replicates if isinstance(value, Spread) else None,
+            replicates=value.replicates if isinstance(value, FrechetSpread) else None,
             floor=self.floor,
             against=self.before,
         )
@@ -207,7 +210,7 @@ def _sides(
     pooled = Sample.joined([images[name].rows(slice(n)) for name, n in mix.items()])
     yield CLASS_ALL, pooled, Sample.joined([others[name] for name in mix])
     for name, sample in images.items():
-        if name in others and min(len(np.unique(side.units)) for side in (sample, others[name])) >= FEWEST:
+        if name in others and min(len(np.unique(side.units)) for side in (sample, others[name])) >= FEWEST_UNITS:
             yield name, sample, others[name]
 
 

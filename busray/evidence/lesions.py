@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from busray.evidence.real import ClassFeatures, RealFeatures
 from busray.evidence.stats.intervals import Estimate, jackknife_mean, share_of_units
-from busray.evidence.stats.samples import FEWEST, Features, Real, Sample, some
+from busray.evidence.stats.samples import FEWEST_UNITS, Sample, random_subset
 from busray.evidence.stats.wasserstein import enough_permutations, wasserstein, wasserstein_p_value
 from busray.records import CLASS_ALL, REAL, Figure
 from busray.vision.lesion_shape import COLUMNS, MEASURES, NAME
@@ -35,7 +36,7 @@ def dice_figures(scored: Scored, frame: str, size: int) -> list[Figure]:
     figures = []
     for name in (CLASS_ALL, *sorted(set(scored.classes.tolist()))):
         mine = np.ones(len(scored.dice), bool) if name == CLASS_ALL else scored.classes == name
-        if len(np.unique(scored.units[mine])) < FEWEST:
+        if len(np.unique(scored.units[mine])) < FEWEST_UNITS:
             continue
         found = jackknife_mean(scored.dice[mine], scored.units[mine])
         common = (scored.trained_on, int(mine.sum()), "test", "single-split", NAME, name, REAL, frame, size)
@@ -43,7 +44,9 @@ def dice_figures(scored: Scored, frame: str, size: int) -> list[Figure]:
     return figures
 
 
-def geometry_figures(arms: Mapping[str, Features], real: Real, truth: Real, reference: str) -> list[Figure]:
+def geometry_figures(
+    arms: Mapping[str, ClassFeatures], real: RealFeatures, truth: RealFeatures, reference: str
+) -> list[Figure]:
     """Of each class: FOUND, TALLER and the mean of each of MEASURES, for the arms, for the real images of `reference`
     and of its FLOOR by pseudo-masks (`real`), for those of `reference` by true masks (`truth`); Wasserstein-1 distances
     of the arms and the FLOOR to `reference`, all by pseudo-masks, with the probability of such a one by chance.
@@ -73,7 +76,7 @@ def geometry_figures(arms: Mapping[str, Features], real: Real, truth: Real, refe
                 continue
             figures += _about(images, len(held_out[name].units), real, reference, protocol, name, arm)
             about = (reference, protocol, real.extractor, name, arm, real.frame, real.size)
-            for measure, mine, theirs in _lesions(some(images, sizes[name]), held_out[name]):
+            for measure, mine, theirs in _lesions(random_subset(images, sizes[name]), held_out[name]):
                 far, n = wasserstein(mine.features, theirs.features), (len(mine.units), len(theirs.units))
                 figures.append(Figure(f"lesion_{measure}_distance", far, None, *n, *about, floor=is_floor))
             tests += [
@@ -87,7 +90,7 @@ def geometry_figures(arms: Mapping[str, Features], real: Real, truth: Real, refe
 
 
 def _about(
-    images: Sample, against: int, real: Real, reference: str, protocol: str, name: str, arm: str
+    images: Sample, against: int, real: RealFeatures, reference: str, protocol: str, name: str, arm: str
 ) -> Iterator[Figure]:
     """FOUND of a class's images, and of the lesions, where there are clusters enough, TALLER and the means."""
 
@@ -98,7 +101,7 @@ def _about(
     there = images.features[:, 0] == 1
     yield figure(FOUND, share_of_units(there, images.units), len(there))
     lesions = images.rows(there)
-    if len(np.unique(lesions.units)) < FEWEST:
+    if len(np.unique(lesions.units)) < FEWEST_UNITS:
         return
     n = len(lesions.units)
     for measure, values in zip(MEASURES, lesions.features[:, 1:].T.astype(np.float64), strict=True):
@@ -109,7 +112,7 @@ def _about(
 def _lesions(images: Sample, others: Sample) -> Iterator[tuple[str, Sample, Sample]]:
     """(measure, its values among the lesions of one side, of the other), where both have clusters enough."""
     sides = [side.rows(side.features[:, 0] == 1) for side in (images, others)]
-    if min(len(np.unique(side.units)) for side in sides) < FEWEST:
+    if min(len(np.unique(side.units)) for side in sides) < FEWEST_UNITS:
         return
     for i, measure in enumerate(MEASURES, 1):
         first, second = (side._replace(features=side.features[:, i].astype(np.float64)) for side in sides)

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 
 from busray.evidence.distances import arm_figures
+from busray.evidence.real import ClassFeatures, RealFeatures
 from busray.evidence.stats.intervals import median_interval, wilson
 from busray.evidence.stats.neighbours import nearest
-from busray.evidence.stats.samples import Features, Real
 from busray.records import CLASS_ALL, REAL, Figure, distance_names
 
 RECONSTRUCTION = "reconstruction"
@@ -23,7 +23,7 @@ DISTANCE, SAME_CLASS = "nearest_train_distance", "nearest_train_class"
 """Median distance to the nearest training image; share of images whose nearest training image is of their class."""
 
 
-def nearness_figures(arms: Mapping[str, Features], real: Real, held_out: str) -> list[Figure]:
+def nearness_figures(arms: Mapping[str, ClassFeatures], real: RealFeatures, held_out: str) -> list[Figure]:
     """DISTANCE and SAME_CLASS of each arm, overall and a class, and as floor those of the real images of `held_out`.
 
     The nearest one is looked for among the training images of all classes, for every arm the same ones, so that arms
@@ -53,7 +53,7 @@ def nearness_figures(arms: Mapping[str, Features], real: Real, held_out: str) ->
 
 
 def reconstruction_figures(
-    arms: Mapping[str, Features], real: Real, reference: str, units: Mapping[str, Mapping[str, np.ndarray]]
+    arms: Mapping[str, ClassFeatures], real: RealFeatures, reference: str, units: Mapping[str, Mapping[str, np.ndarray]]
 ) -> list[Figure]:
     """arm_figures of real images that the autoencoder encoded and decoded, units their labels of independent draws.
 

@@ -7,14 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from busray.corpus.arms import Source, arm_sources, gated_arm, released_arm
+from busray.corpus.arms import Source, arm_after_gate, arm_sources, released_arm
 from busray.corpus.commit import read_commits
 from busray.corpus.manifest import quarantine
 from busray.data.split import SPLITS
 from busray.evidence.classes import AFTER_GATE, FIRST_DRAW, GateCounts, consistency_figures, gate_counts, gate_figures
 from busray.evidence.distances import arm_figures, clean_figures, clean_sentences
 from busray.evidence.nearness import nearness_figures
-from busray.evidence.stats.samples import FEWEST, Real
+from busray.evidence.real import RealFeatures
+from busray.evidence.stats.samples import FEWEST_UNITS
 from busray.layout import CHECK
 from busray.records import Figure, Stopped
 from busray.run.pieces import ImageBlock, real_blocks, synthetic_blocks
@@ -59,7 +60,7 @@ class GateComparison(NamedTuple):
     """The images that the gate let pass; empty where there is no gate."""
     pairs: list[tuple[str, str]]
     """(arm, gated arm) whose row i is one image, before and after the gate."""
-    real: Real
+    real: RealFeatures
 
 
 def _before_and_after_gate(run: Run, workers: Workers, extractor: str) -> GateComparison:
@@ -71,7 +72,7 @@ def _before_and_after_gate(run: Run, workers: Workers, extractor: str) -> GateCo
     before = synthetic_blocks(run, arm_sources(run.config), extractor)
     _stop_at_too_few(run, before)
     arms, real = features(run, workers, before, extractor)
-    gated, released = gated_arm(run.config), released_arm(run.config)
+    gated, released = arm_after_gate(run.config), released_arm(run.config)
     if not gated:
         return GateComparison(arms, {}, [], real)
     after = synthetic_blocks(run, {gated: Source("", "image")}, extractor)
@@ -88,9 +89,9 @@ def _stop_at_too_few(run: Run, blocks: dict[str, list[ImageBlock]]) -> None:
     chosen = chosen_indices(run, blocks)
     for name, settings in run.config.classes.items():
         n = len(chosen.get(name, ()))
-        if settings.images and n < FEWEST:
+        if settings.images and n < FEWEST_UNITS:
             raise Stopped(
-                f"evaluate: every arm has {n} images of {name}, at least {FEWEST} are needed to compare anything, and "
+                f"evaluate: every arm has {n} images of {name}, at least {FEWEST_UNITS} are needed to compare anything, and "
                 f"the others were quarantined{_example_of_quarantine(run)}: fix the cause and draw into another output"
             )
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from busray.corpus.arms import compared_images
 from busray.data.split import SPLITS
-from busray.evidence.stats.frechet import MOST
-from busray.evidence.stats.samples import Real
+from busray.evidence.real import RealFeatures
+from busray.evidence.stats.frechet import MOST_REPLICATES
 from busray.records import INCEPTION
 from busray.run.pieces import ImageBlock, block_pixels, by_chance, class_of, load_features, real_blocks, rows_of
 from busray.run.record import Run
@@ -26,7 +26,7 @@ Arms = dict[str, ClassFeatures]
 """arm -> class -> features [n, d]"""
 
 
-def features(run: Run, workers: Workers, wanted: dict[str, list[ImageBlock]], extractor: str) -> tuple[Arms, Real]:
+def features(run: Run, workers: Workers, wanted: dict[str, list[ImageBlock]], extractor: str) -> tuple[Arms, RealFeatures]:
     """(features of the arms, features of the real images); what is not stored is extracted first.
 
     wanted: arm -> its blocks, of this run or of others with the same seeds. Row i of each arm has
@@ -118,7 +118,7 @@ def chosen_indices(run: Run, wanted: dict[str, list[ImageBlock]]) -> dict[str, l
                     in_arm[[index for index in rows_of(block) if index < len(in_arm)]] = True
             in_all &= in_arm
         real = sum(image.class_name == name for image in run.dataset.split("all"))
-        chosen[name] = by_chance(name, np.flatnonzero(in_all).tolist(), MOST * real)
+        chosen[name] = by_chance(name, np.flatnonzero(in_all).tolist(), MOST_REPLICATES * real)
     return chosen
 
 
@@ -140,14 +140,14 @@ def _arm_features(blocks: list[ImageBlock], chosen: dict[str, list[int]]) -> Cla
     return features
 
 
-def _real_images(run: Run, extractor: str) -> Real:
+def _real_images(run: Run, extractor: str) -> RealFeatures:
     blocks: dict[str, dict[str, list[np.ndarray]]] = {split: {} for split in SPLITS}
     for key, split, name, _ in real_blocks(run, extractor):
         blocks[split].setdefault(name, []).append(load_features(run.store, key))
     features: dict[str, ClassFeatures] = {}
     for split, by_class in blocks.items():
         features[split] = {name: np.concatenate(parts) for name, parts in by_class.items()}
-    return Real(features, real_units(run), extractor, run.dataset.frame, run.dataset.size)
+    return RealFeatures(features, real_units(run), extractor, run.dataset.frame, run.dataset.size)
 
 
 def real_units(run: Run) -> dict[str, ClassFeatures]:

@@ -1,194 +1,234 @@
-"""Lesion geometry of a run: the segmenter is trained once, as a task on Ray, its measures are stored once a shard.
+"""Lesion geometry of a run: a segmenter is trained once, then measures real and drawn images alike.
 
-What the segmenter is and how it does on test stands in its record, which is kept under all that decides it.
+The segmenter's record holds its scores on test, under a key of everything that decides it.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import ray
-from ray.exceptions import RayError
 
-from busray.cluster.liveness import Pulse, stopped, supervised, watched
-from busray.cluster.session import session, use_threads
 from busray.corpus.arms import arm_sources
 from busray.corpus.commit import read_rows
 from busray.corpus.encode import png_bytes, png_pixels
-from busray.data.frame import content_box
-from busray.data.images import load_images, load_masks
+from busray.data.images import ImageFolder
 from busray.data.split import SPLITS
 from busray.evidence.lesions import Scored, dice_figures, geometry_figures
-from busray.evidence.stats.samples import Real
+from busray.evidence.real import RealFeatures
 from busray.identity import fingerprint, seed_for, sha256_bytes
 from busray.layout import GEOMETRY_JSON, GEOMETRY_PNG, segmenter_key
-from busray.records import Box, Figure, SourceImage, to_json
+from busray.records import ContentBox, Figure, SourceImage, to_json
 from busray.report.contact_sheet import contact_sheet
-from busray.run.pieces import BOX, Piece, synthetic_pieces
+from busray.run.pieces import BOX, ImageBlock, synthetic_blocks
 from busray.run.record import Run
 from busray.stages.features import features
 from busray.storage import Store
-from busray.vision import lesion_shape as lesions
+from busray.vision import lesion_shape
 from busray.vision import segmenter as unet
 from busray.vision.extractors import Extractor
-from busray.vision.segmenter import Look, Masked, Segmenter
+from busray.vision.fitting import VALIDATIONS
+from busray.vision.segmenter import MaskedImages, Segmenter, Validation
+from busray.workers import Beat, Workers
 
-SHOWN = 2
+IMAGES_SHOWN = 2
 """Images a class and arm that are shown with their outlines."""
 
 
-TRIES = 3
-"""Times that Ray starts a training again whose worker died."""
-
-
 @dataclass(frozen=True)
-class Truth:
-    """What the data set's masks say of a split: lesions bool [n, s, s] of the images with known masks."""
+class TrueLesions:
+    """The images of a split whose masks are known."""
 
     images: tuple[SourceImage, ...]
     masks: np.ndarray
-    boxes: tuple[Box, ...]
+    """bool [n, s, s]"""
+    boxes: tuple[ContentBox, ...]
+
+    @property
+    def classes(self) -> np.ndarray:
+        return np.array([image.class_name for image in self.images])
+
+    @property
+    def units(self) -> np.ndarray:
+        return np.array([image.unit for image in self.images])
 
 
-def geometry(run: Run) -> list[Figure]:
-    """Dice of the segmenter and geometry of every arm's lesions beside real ones; none where there are no masks to
-    learn from, and geometry.json says so. geometry.png shows outlines. evaluate.geometry is set."""
-    truth = {split: _truth(run, split) for split in SPLITS}
-    reason = lesions.unmeasurable({split: found.masks for split, found in truth.items()})
+@dataclass(frozen=True)
+class SegmenterPins:
+    """Everything that decides a segmenter, by the names of its stored JSON."""
+
+    segmenter: str
+    dataset: str
+    masks: Mapping[str, str]
+    """split -> SHA-256 of its images' names and masks."""
+    steps: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class SegmenterRecord(SegmenterPins):
+    """The record that makes a segmenter the run's, by the names of its stored JSON."""
+
+    images: Mapping[str, int]
+    """split -> images with known masks."""
+    looks: tuple[Mapping[str, Any], ...]
+    """All validations: `step` and `dice`."""
+    dice: tuple[float | None, ...]
+    """Of each test image; None where neither mask has anything."""
+    object: str
+    """Key of the weights."""
+    digest: str
+
+    @staticmethod
+    def from_json(data: bytes) -> "SegmenterRecord":
+        fields = json.loads(data)
+        return SegmenterRecord(**{**fields, "looks": tuple(fields["looks"]), "dice": tuple(fields["dice"])})
+
+
+def geometry(run: Run, workers: Workers) -> list[Figure]:
+    """Dice of the segmenter, and the geometry of every arm's lesions beside real ones.
+
+    Needs evaluate.geometry. Without masks to learn from there are no figures, and geometry.json
+    says why. geometry.png shows outlines.
+    """
+    assert run.config.evaluate.geometry is not None
+    truth = {split: _true_lesions(run.images, split) for split in SPLITS}
+    reason = lesion_shape.unmeasurable({split: lesions.masks for split, lesions in truth.items()})
     if reason:
         run.store.replace(GEOMETRY_JSON, to_json({"reason": reason}))
         return []
-    record = _trained(run, truth)
-    looks = tuple(Look(**look) for look in record["looks"])
-    segmenter = Segmenter.from_bytes(run.store.read(record["object"]), looks)
-    name = f"{lesions.NAME}-{record['digest'][:16]}"
-    run = replace(run, extractors={name: Extractor(name, segmenter)})
-    pieces = synthetic_pieces(run, arm_sources(run.config), name)
-    arms, real = features(run, pieces, name)
-    real = replace(real, extractor=lesions.NAME)
-    reference = run.config.evaluate.reference
+    seed = seed_for(run.config.seed, "all", 0, 0, "segmenter") % 2**31
+    pins = _pins(run.dataset.hash, truth, run.config.evaluate.geometry.steps, seed)
+    record = _trained_segmenter(run.store, run.images, workers, truth, pins)
+    validations = tuple(Validation(**fields) for fields in record.looks)
+    segmenter = Segmenter.from_bytes(run.store.read(record.object), validations)
+
+    # The extractor's name has the weights' digest, so that features of another have other keys.
+    extractor = Extractor(f"{lesion_shape.NAME}-{record.digest[:16]}", segmenter)
+    run = replace(run, extractors={extractor.name: extractor})
+    blocks = synthetic_blocks(run, arm_sources(run.config), extractor.name)
+    arms, real = features(run, workers, blocks, extractor.name)
+    real = replace(real, extractor=lesion_shape.NAME)
+    reference = "val" if run.config.evaluate.reference == "val" else "test"
     figures = dice_figures(_scored(record, truth["test"]), run.dataset.frame, run.dataset.size)
-    figures += geometry_figures(arms, real, _true(run, truth), reference if reference == "val" else "test")
-    run.store.replace(GEOMETRY_PNG, _outlined(run, segmenter, pieces))
-    run.store.replace(GEOMETRY_JSON, to_json({"reason": None, "segmenter": record}))
+    figures += geometry_figures(arms, real, _by_true_masks(truth, run.images), reference)
+    run.store.replace(GEOMETRY_PNG, _outlined(run.images, segmenter, blocks))
+    run.store.replace(GEOMETRY_JSON, to_json({"reason": None, "segmenter": asdict(record)}))
     return figures
 
 
-def _truth(run: Run, split: str) -> Truth:
-    images, size, frame = run.dataset.split(split), run.dataset.size, run.dataset.frame
-    masks, known = load_masks(run.folder, images, size, frame)
-    kept = tuple(image for image, ok in zip(images, known, strict=True) if ok)
-    return Truth(kept, masks[known], tuple(content_box(i.width, i.height, size, frame) for i in kept))
+def _true_lesions(folder: ImageFolder, split: str) -> TrueLesions:
+    images = folder.dataset.split(split)
+    masks = folder.masks(images)
+    known = tuple(image for image, is_known in zip(images, masks.known, strict=True) if is_known)
+    return TrueLesions(known, masks.lesions[masks.known], folder.boxes(known))
 
 
-def _true(run: Run, truth: dict[str, Truth]) -> Real:
+def _by_true_masks(truth: Mapping[str, TrueLesions], folder: ImageFolder) -> RealFeatures:
     """The real images as their own masks show them."""
     features: dict[str, dict[str, np.ndarray]] = {}
     units: dict[str, dict[str, np.ndarray]] = {}
-    for split, found in truth.items():
-        measured = lesions.measures(found.masks, found.boxes)
-        classes = np.array([image.class_name for image in found.images])
-        labels = np.array([image.unit for image in found.images])
-        features[split] = {name: measured[classes == name] for name in np.unique(classes).tolist()}
-        units[split] = {name: labels[classes == name] for name in features[split]}
-    return Real(features, units, lesions.TRUE, run.dataset.frame, run.dataset.size)
+    for split, lesions in truth.items():
+        measures = lesion_shape.measures(lesions.masks, lesions.boxes)
+        classes = np.unique(lesions.classes).tolist()
+        features[split] = {name: measures[lesions.classes == name] for name in classes}
+        units[split] = {name: lesions.units[lesions.classes == name] for name in classes}
+    return RealFeatures(features, units, lesion_shape.TRUE, folder.dataset.frame, folder.dataset.size)
 
 
-def _scored(record: dict[str, Any], test: Truth) -> Scored:
-    dice = np.array(record["dice"], np.float64)  # null, where neither mask has anything, becomes NaN
-    there = test.masks.any((1, 2))
-    classes = np.array([image.class_name for image in test.images])
-    units = np.array([image.unit for image in test.images])
-    return Scored(dice[there], classes[there], units[there], record["images"]["train"])
+def _scored(record: SegmenterRecord, test: TrueLesions) -> Scored:
+    """Dice of the test images that have a lesion."""
+    dice = np.array(record.dice, np.float64)  # None becomes NaN
+    has_lesion = test.masks.any((1, 2))
+    return Scored(dice[has_lesion], test.classes[has_lesion], test.units[has_lesion], record.images["train"])
 
 
-def _trained(run: Run, truth: dict[str, Truth]) -> dict[str, Any]:
-    """The record of the run's segmenter, which is trained first where there is none."""
-    assert run.config.evaluate.geometry is not None
-    pins = {
-        "segmenter": lesions.NAME,
-        "dataset": run.dataset.hash,
-        "masks": {
-            split: sha256_bytes(repr([i.file for i in found.images]).encode() + np.packbits(found.masks).tobytes())
-            for split, found in truth.items()
-        },
-        "steps": run.config.evaluate.geometry.steps,
-        "seed": seed_for(run.config.seed, "all", 0, 0, "segmenter") % 2**31,
-    }
-    key = segmenter_key(fingerprint(pins))
-    if not run.store.exists(key):
-        with session(run.config.cluster, run.log_file):
-            _train(run, truth, pins, key)
-    return json.loads(run.store.read(key))
+# ---- the segmenter ----
 
 
-def _train(run: Run, truth: dict[str, Truth], pins: dict[str, Any], key: str) -> None:
-    cluster = run.config.cluster
-    with watched(run.tell, "segmenter", unet.CHECKS) as board:
-
-        def work() -> None:
-            splits = {}
-            for split, found in truth.items():
-                pixels = load_images(run.folder, found.images, run.dataset.size, run.dataset.frame)
-                splits[split] = Masked(pixels, found.masks, found.boxes)
-            task = _fit.options(num_cpus=cluster.cpus_per_actor, max_retries=TRIES)
-            ray.get(task.remote(run.store, pins, key, ray.put(splits), cluster.threads, board))
-
-        try:
-            supervised(board, "segmenter", cluster.hang_seconds, work)
-        except RayError as error:
-            raise stopped("segmenter", error) from error
+def _pins(dataset_hash: str, truth: Mapping[str, TrueLesions], steps: int, seed: int) -> SegmenterPins:
+    masks = {}
+    for split, lesions in truth.items():
+        files = repr([image.file for image in lesions.images]).encode()
+        masks[split] = sha256_bytes(files + np.packbits(lesions.masks).tobytes())
+    return SegmenterPins(lesion_shape.NAME, dataset_hash, masks, steps, seed)
 
 
-@ray.remote
-def _fit(store: Store, pins: dict[str, Any], key: str, splits: dict[str, Masked], threads: int, board: Any) -> None:
-    """Train, score test, put the weights and then their record; those of the first that comes so far stay."""
-    use_threads(threads)
-    beat = Pulse(board)
-    beat()
-    fitted = unet.fit(splits["train"], splits["val"], pins["steps"], pins["seed"], beat, looked=partial(beat, 1))
+def _trained_segmenter(
+    store: Store,
+    folder: ImageFolder,
+    workers: Workers,
+    truth: Mapping[str, TrueLesions],
+    pins: SegmenterPins,
+) -> SegmenterRecord:
+    """The record of the run's segmenter, which is trained first if there is none."""
+    key = segmenter_key(fingerprint(asdict(pins)))
+    if not store.exists(key):
+        splits = {}
+        for split, lesions in truth.items():
+            pixels = folder.load(lesions.images).pixels
+            splits[split] = MaskedImages(pixels, lesions.masks, lesions.boxes)
+        workers.call("segmenter", VALIDATIONS, _train_segmenter, store, key, pins, splits)
+    return SegmenterRecord.from_json(store.read(key))
+
+
+def _train_segmenter(beat: Beat, store: Store, key: str, pins: SegmenterPins, splits: Mapping[str, MaskedImages]) -> None:
+    """Train, score test, put the weights and then their record.
+
+    The first record that gets there stays. Its weights are safe: their key has their own digest.
+    """
+    segmenter = unet.fit(splits["train"], splits["val"], pins.steps, pins.seed, beat, validated=partial(beat, 1))
     test = splits["test"]
-    dice = unet.dice(unet.segment(fitted, test.pixels, test.boxes, beat), test.masks)
-    data = fitted.to_bytes()
+    dice = unet.dice(unet.segment(segmenter, test.pixels, test.boxes, beat), test.masks)
+    data = segmenter.to_bytes()
     digest = sha256_bytes(data)
-    weights = f"{key.removesuffix('.json')}-{digest[:16]}.safetensors"
-    store.put_once(weights, data)
-    record = {
-        **pins,
-        "images": {split: len(found.masks) for split, found in splits.items()},
-        "looks": [asdict(look) for look in fitted.looks],
-        "dice": [None if np.isnan(one) else float(one) for one in dice],
-        "object": weights,
-        "digest": digest,
-    }
+    weights_key = f"{key.removesuffix('.json')}-{digest[:16]}.safetensors"
+    store.put_once(weights_key, data)
+    record = SegmenterRecord(
+        **asdict(pins),
+        images={split: len(masked.masks) for split, masked in splits.items()},
+        looks=tuple(asdict(validation) for validation in segmenter.validations),
+        dice=tuple(None if np.isnan(value) else float(value) for value in dice),
+        object=weights_key,
+        digest=digest,
+    )
     store.put_once(key, to_json(record))
-    beat.rest()
 
 
-def _outlined(run: Run, segmenter: Segmenter, arms: dict[str, list[Piece]]) -> bytes:
-    """A row a class: the first real test images, then each arm's, with the outlines of their pseudo-masks."""
-    rows, size, frame = [], run.dataset.size, run.dataset.frame
-    for name in run.config.classes:
-        images = [image for image in run.dataset.test if image.class_name == name][:SHOWN]
-        boxes = [content_box(image.width, image.height, size, frame) for image in images]
-        row = _cells(segmenter, load_images(run.folder, images, size, frame), boxes)
-        for found in arms.values():
-            piece = next((p for p in found if p.commit is not None and p.commit.class_name == name), None)
-            if piece is None or piece.commit is None:
-                row += [None] * SHOWN
-                continue
-            table = read_rows(piece.store, piece.commit, columns=[piece.column, *BOX]).slice(0, SHOWN)
-            pixels = np.stack([png_pixels(cell["bytes"]) for cell in table.column(piece.column).to_pylist()])
-            row += _cells(segmenter, pixels, [Box(**one) for one in table.select(BOX).to_pylist()])
+# ---- the picture ----
+
+
+def _outlined(folder: ImageFolder, segmenter: Segmenter, arms: Mapping[str, list[ImageBlock]]) -> bytes:
+    """A row a class: the first real test images, then each arm's, with pseudo-masks outlined."""
+    rows = []
+    for class_name in folder.classes:
+        test = [image for image in folder.dataset.test if image.class_name == class_name]
+        real = folder.load(test[:IMAGES_SHOWN])
+        row = _cells(segmenter, real.pixels, real.boxes)
+        for blocks in arms.values():
+            row += _arm_cells(segmenter, blocks, class_name)
         rows.append(row)
-    labels = [arm if i == 0 else "" for arm in ("real", *arms) for i in range(SHOWN)]
-    return contact_sheet(rows, labels, row_labels=list(run.config.classes))
+    labels: list[str] = []
+    for arm in ("real", *arms):
+        labels += [arm] + [""] * (IMAGES_SHOWN - 1)
+    return contact_sheet(rows, labels, row_labels=list(folder.classes))
 
 
-def _cells(segmenter: Segmenter, pixels: np.ndarray, boxes: list[Box]) -> list[bytes | None]:
-    """SHOWN PNGs, None where there are fewer images."""
+def _arm_cells(segmenter: Segmenter, blocks: list[ImageBlock], class_name: str) -> list[bytes | None]:
+    for block in blocks:
+        if block.commit is not None and block.commit.class_name == class_name:
+            table = read_rows(block.store, block.commit, columns=[block.column, *BOX]).slice(0, IMAGES_SHOWN)
+            pixels = np.stack([png_pixels(cell["bytes"]) for cell in table.column(block.column).to_pylist()])
+            return _cells(segmenter, pixels, [ContentBox(**row) for row in table.select(BOX).to_pylist()])
+    return [None] * IMAGES_SHOWN
+
+
+def _cells(segmenter: Segmenter, pixels: np.ndarray, boxes: Any) -> list[bytes | None]:
+    """IMAGES_SHOWN PNGs; None in place of missing ones."""
     masks = unet.segment(segmenter, pixels, boxes)
-    cells = [png_bytes(lesions.outlined(image, mask), {}) for image, mask in zip(pixels, masks, strict=True)]
-    return [*cells, *[None] * (SHOWN - len(cells))]
+    cells: list[bytes | None] = []
+    for image, mask in zip(pixels, masks, strict=True):
+        cells.append(png_bytes(lesion_shape.outlined(image, mask), {}))
+    return cells + [None] * (IMAGES_SHOWN - len(cells))

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from busray.evidence.distances import arm_figures
-from busray.evidence.stats.frechet import MOST
-from busray.evidence.stats.samples import Real
+from busray.evidence.real import RealFeatures
+from busray.evidence.stats.frechet import MOST_REPLICATES
 from busray.identity import image_id
 from busray.layout import CHECK
 from busray.records import Commit, Execution, Figure, to_json
-from busray.run.pieces import Piece, by_chance
+from busray.run.pieces import ImageBlock, by_chance
 from busray.stages.evaluate import _clean
 from busray.stages.features import _paired
 from busray.storage import Store
@@ -34,7 +34,7 @@ def run() -> Any:
     return SimpleNamespace(config=config, dataset=SimpleNamespace(split=lambda name: real))
 
 
-def pieces(store: Store, arm: str, shard_size: int, quarantined: tuple[int, ...] = ()) -> list[Piece]:
+def pieces(store: Store, arm: str, shard_size: int, quarantined: tuple[int, ...] = ()) -> list[ImageBlock]:
     """An arm's features [IMAGES, 6] a class as stored shards: of an image they depend on class, index and arm."""
     found = []
     for number, name in enumerate(CLASSES):
@@ -49,18 +49,18 @@ def pieces(store: Store, arm: str, shard_size: int, quarantined: tuple[int, ...]
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, rows[kept], allow_pickle=False)
             commit = Commit(name, first, len(indices), "", "", 0, len(kept), rejects, Execution("", "", 1, 1, {}), 0.0)
-            found.append(Piece(store, key, commit, images=len(kept)))
+            found.append(ImageBlock(store, key, commit, images=len(kept)))
     return found
 
 
-def measured(run: Any, wanted: dict[str, list[Piece]]) -> list[Figure]:
+def measured(run: Any, wanted: dict[str, list[ImageBlock]]) -> list[Figure]:
     draw = np.random.default_rng(9).standard_normal
     features = {
         split: {name: draw((REAL // 3, 6)).astype(np.float32) + i for i, name in enumerate(CLASSES)}
         for split in ("train", "val", "test")
     }
     units = {split: {name: np.arange(len(rows)) for name, rows in by.items()} for split, by in features.items()}
-    return arm_figures(_paired(run, wanted), Real(features, units, "inception-v3-2015", "letterbox", 64), "test")
+    return arm_figures(_paired(run, wanted), RealFeatures(features, units, "inception-v3-2015", "letterbox", 64), "test")
 
 
 def test_figures_do_not_depend_on_shards_or_their_order(run: Any, tmp_path: Path) -> None:
@@ -78,9 +78,9 @@ def test_no_more_images_are_held_than_figures_look_at_and_rows_are_seed_paired(r
     found = _paired(run, {"base": pieces(store, "base", 50), "lora": pieces(store, "lora", 50, (3, 17))})
     common = [i for i in range(IMAGES) if i not in (3, 17)]
     for number, name in enumerate(CLASSES):
-        order = by_chance(name, common, MOST * REAL)
+        order = by_chance(name, common, MOST_REPLICATES * REAL)
         whole = np.random.default_rng(number).standard_normal((IMAGES, 6)) + number
-        assert len(order) == MOST * REAL < IMAGES
+        assert len(order) == MOST_REPLICATES * REAL < IMAGES
         np.testing.assert_array_equal(found["base"][name], (whole + 0.5).astype(np.float32)[order])
         np.testing.assert_allclose(found["lora"][name], (whole + 0.1)[order], atol=1e-6)
 

@@ -53,7 +53,7 @@ def _score(made: Outcome, name: str, arm: str) -> Scores:
 
 @pytest.fixture
 def gated(monkeypatch: pytest.MonkeyPatch) -> Outcome:
-    monkeypatch.setattr(study, "REPLICATES", 200)  # quick
+    monkeypatch.setattr(study, "BOOTSTRAP_REPLICATES", 200)  # quick
     return outcome(arms=GATED)
 
 

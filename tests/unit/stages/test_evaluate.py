@@ -8,11 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from busray.evidence.stats.samples import Real
+from busray.corpus.commit import commit_shard
+from busray.corpus.manifest import publish_manifest
+from busray.corpus.plan import extend_plan, read_segments
+from busray.evidence.real import RealFeatures
 from busray.layout import CHECK
+from busray.records import INCEPTION, Shard, Stopped
+from busray.run.record import Run
 from busray.stages import evaluate
 from busray.stages import report as report_stage
 from busray.storage import Store
+from tests.support.corpora import EXECUTION, commit_black
+from tests.support.workers import InProcessWorkers
 
 CLASSES = ("b", "m")
 SIZES = {"train": 12, "val": 4, "test": 8}
@@ -53,7 +60,7 @@ def test_what_a_gate_let_pass_has_figures_on_the_clean_test_images_too(
     units = {split: {c: np.arange(n) for c in CLASSES} for split, n in SIZES.items()}
     drawn = {arm: {c: rng.normal(size=(9, 4)) for c in CLASSES} for arm in ("base", "lora", "lora+gate")}
     gated = {"lora+gate": drawn.pop("lora+gate")}
-    real = Real(features, units, "x-1", "letterbox", 64)
+    real = RealFeatures(features, units, "x-1", "letterbox", 64)
     found = evaluate.Drawn(drawn, gated, [("lora", "lora+gate")], real)
     monkeypatch.setattr(evaluate, "_before_and_after", lambda run, extractor: found)
     monkeypatch.setattr(evaluate, "_class_figures", lambda run: [])
@@ -64,7 +71,7 @@ def test_what_a_gate_let_pass_has_figures_on_the_clean_test_images_too(
 
 def test_a_run_says_why_it_has_no_figures_on_clean_images(store: Store) -> None:
     annotated = [f"test m {i}" for i in range(6)]
-    (said,) = [line for line in report_stage.said(run_with(store, annotated), []) if "burned-in" in line]
+    (said,) = [line for line in report_stage.report_sentences(run_with(store, annotated), []) if "burned-in" in line]
     assert "there are 2 of m in test." in said
 
 
@@ -72,4 +79,15 @@ def test_a_run_says_why_it_has_no_figures_on_clean_images(store: Store) -> None:
 def test_a_run_gives_no_reason_where_there_are_such_figures_or_none_would_be(
     store: Store, annotated: list[str], reference: str
 ) -> None:
-    assert evaluate.clean_reason(run_with(store, annotated, reference)) == []
+    assert evaluate.no_clean_figures_sentences(run_with(store, annotated, reference)) == []
+
+
+def test_a_class_that_was_quarantined_ends_the_figures_with_its_reason(run: Run) -> None:
+    arm = run.store.sub("arms/base")
+    extend_plan(arm, {"benign": 6, "malignant": 6}, 6)
+    commit_black(arm, Shard("benign", 0, 6))
+    rejects = [(f"f-malignant-{i:08d}", "latents or pixels are not finite") for i in range(6)]
+    commit_shard(arm, Shard("malignant", 0, 6), [], rejects, {"fingerprint": "f" * 64}, EXECUTION, "parquet", 1.0)
+    publish_manifest(arm, read_segments(arm))
+    with pytest.raises(Stopped, match=r"0 images of malignant.*quarantined \(latents or pixels are not finite\)"):
+        evaluate._before_and_after_gate(run, InProcessWorkers(), INCEPTION)

@@ -266,5 +266,5 @@ def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_too_few_clusters_and_labels_for_other_images_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 3 images"):
         kid(sample(9, 1), sample(9, 2), np.repeat([0, 1], [4, 5]))
-    with pytest.raises(ValueError, match="8 cluster labels for 9 images"):
+    with pytest.raises(ValueError, match="8 unit labels for 9 images"):
         kid(sample(9, 1), sample(9, 2), LABELS)

@@ -13,7 +13,7 @@ from busray.evidence.stats.paired import (
     OVERALL,
     Difference,
     Scores,
-    cluster_weights,
+    bootstrap_weights,
     compare,
     estimate,
     holm,
@@ -91,7 +91,7 @@ def test_one_class_has_no_auc() -> None:
 def test_a_bootstrap_sample_takes_whole_clusters_and_keeps_every_class() -> None:
     labels = np.array([0] * 6 + [1] * 4)
     clusters = np.array(["a", "a", "a", "b", "c", "d", "e", "f", "f", "g"])
-    weights = cluster_weights(labels, clusters, 500, seed=1)
+    weights = bootstrap_weights(labels, clusters, 500, seed=1)
     assert (weights[:, 0] == weights[:, 1]).all() and (weights[:, 7] == weights[:, 8]).all()
     taken = weights[:, [0, 3, 4, 5]].sum(1), weights[:, [6, 7, 9]].sum(1)
     assert (taken[0] == 4).all() and (taken[1] == 3).all()
@@ -99,8 +99,8 @@ def test_a_bootstrap_sample_takes_whole_clusters_and_keeps_every_class() -> None
 
 
 def test_a_class_of_one_cluster_has_no_spread_to_tell() -> None:
-    with pytest.raises(ValueError, match="fewer than 2 clusters"):
-        cluster_weights(np.array([0, 0, 1, 1]), np.array(["a", "b", "c", "c"]), 10, seed=1)
+    with pytest.raises(ValueError, match="fewer than 2 independent"):
+        bootstrap_weights(np.array([0, 0, 1, 1]), np.array(["a", "b", "c", "c"]), 10, seed=1)
 
 
 @pytest.mark.parametrize("freedom", [1.0, 2.5, 7.0, 150.0, 1e6])
@@ -128,7 +128,7 @@ RECALL = ("recall", 0)
 
 def scored(right: np.ndarray, labels: np.ndarray, clusters: np.ndarray, seed: int = 0) -> Scores:
     """`score` for accuracy alone, of right [seeds, n], in 200 samples: quick enough to simulate with."""
-    weights = cluster_weights(labels, clusters, 200, seed)
+    weights = bootstrap_weights(labels, clusters, 200, seed)
     samples = right @ weights.T / weights.sum(1)
     return Scores({ACCURACY: right.mean(1)}, {ACCURACY: samples}, {OVERALL: len(np.unique(clusters))})
 
@@ -136,14 +136,14 @@ def scored(right: np.ndarray, labels: np.ndarray, clusters: np.ndarray, seed: in
 def test_the_simulations_below_score_as_the_study_does(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study, "REPLICATES", 200)
+    monkeypatch.setattr(study, "BOOTSTRAP_REPLICATES", 200)
     labels, clusters = np.arange(30) // 3 % 2, np.arange(30) // 3
     right = rng.random((2, 30)) < 0.6
     whole = score(np.eye(2)[np.where(right, labels, 1 - labels)], labels, clusters)
     quick = scored(right, labels, clusters)
     assert whole.point[ACCURACY] == pytest.approx(quick.point[ACCURACY])
     assert whole.samples[ACCURACY] == pytest.approx(quick.samples[ACCURACY])
-    assert whole.clusters[OVERALL] == quick.clusters[OVERALL] == 10
+    assert whole.units[OVERALL] == quick.units[OVERALL] == 10
 
 
 def worlds(rng: np.random.Generator, seeds: int, gain: float, repeats: int, size: int) -> list[Difference]:
@@ -227,7 +227,7 @@ def test_the_recall_of_a_class_rests_on_its_own_clusters() -> None:
     labels, clusters = np.repeat([0, 1], [17, 95]), np.concatenate([np.arange(17) % 12, np.arange(12, 107)])
     right = np.repeat([np.arange(112) % 3 > 0], 3, axis=0)
     found = score(np.eye(2)[np.where(right, labels, 1 - labels)], labels, clusters)
-    assert found.clusters == {OVERALL: 107, 0: 12, 1: 95}
+    assert found.units == {OVERALL: 107, 0: 12, 1: 95}
     interval = estimate(found, RECALL)
     error = found.samples[RECALL].mean(0).std(ddof=1)
     assert interval.value - interval.interval.low == pytest.approx(stats.t.ppf(0.975, 11) * error, rel=1e-3)
@@ -283,7 +283,7 @@ def test_a_mistake_more_never_makes_an_interval_narrower_or_its_low_end_higher()
 
 def test_the_interval_of_a_macro_f1_near_1_covers_it(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     """40 images, 3 % of them hard for every training, and each training errs by chance about 2 %."""
-    monkeypatch.setattr(study, "REPLICATES", 200)
+    monkeypatch.setattr(study, "BOOTSTRAP_REPLICATES", 200)
     labels, truth, covered = np.arange(40) % 2, 0.97 * 0.98, 0
     for _ in range(150):
         right = (rng.random((3, 40)) < 0.98) & (rng.random(40) < 0.97)
@@ -294,7 +294,7 @@ def test_the_interval_of_a_macro_f1_near_1_covers_it(rng: np.random.Generator, m
 
 def test_the_interval_of_an_auc_near_1_covers_it(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores of unit variance a class, a fifth of it each training's own, so far apart that the AUC is 0.98."""
-    monkeypatch.setattr(study, "REPLICATES", 200)
+    monkeypatch.setattr(study, "BOOTSTRAP_REPLICATES", 200)
     labels, truth, covered = np.arange(40) % 2, 0.98, 0
     apart = stats.norm.ppf(truth) * np.sqrt(2)
     for _ in range(150):

@@ -5,7 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from busray.evidence.stats.separability import PENALTIES, SPLITS, direction, halves, separability
+from busray.evidence.stats.separability import HALVINGS, RIDGE_PENALTIES, direction, halves, separability
 
 PHI = NormalDist().cdf
 
@@ -36,7 +36,7 @@ def fitted(x: np.ndarray, y: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
 def test_it_is_the_mean_over_halves_of_pairs_in_order() -> None:
     x, y = sample(23, 1, 0.3), sample(31, 2)
     values = [pairs_in_order(x[held[:23]] @ w, y[held[23:]] @ w) for held, w in fitted(x, y)]
-    assert len(values) == 2 * SPLITS
+    assert len(values) == 2 * HALVINGS
     assert separability(x, y).value == pytest.approx(np.mean(values))
 
 
@@ -49,7 +49,7 @@ def test_the_direction_is_the_ridge_with_the_least_cross_validation_error(d: int
     centred = x - x.mean(0)
     largest = np.linalg.svd(centred, compute_uv=False)[0] ** 2
     errors, weights = [], []
-    for penalty in PENALTIES * largest:
+    for penalty in RIDGE_PENALTIES * largest:
         inverse = np.linalg.inv(centred.T @ centred + penalty * np.eye(d))
         hat = centred @ inverse @ centred.T + 1 / 45
         errors.append(((y - hat @ y) ** 2).mean() / (1 - np.trace(hat) / 45) ** 2)
