@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from busray.evidence.stats.samples import Real
+from busray.evidence.real import RealFeatures
 
 NAMES = ["benign", "malignant"]
 
@@ -12,7 +12,7 @@ def said(*labels: int) -> np.ndarray:
     return np.eye(2)[list(labels)] * 0.8 + 0.1
 
 
-def real(benign: tuple[int, ...], malignant: tuple[int, ...]) -> Real:
+def real(benign: tuple[int, ...], malignant: tuple[int, ...]) -> RealFeatures:
     """What the judge says of real test images, each its own patient."""
     test = {"benign": said(*benign), "malignant": said(*malignant)}
     train = {"benign": said(*[0] * 30), "malignant": said(*[1] * 20)}
@@ -20,7 +20,7 @@ def real(benign: tuple[int, ...], malignant: tuple[int, ...]) -> Real:
         split: {name: np.array([f"{name} {i}" for i in range(len(rows))]) for name, rows in by.items()}
         for split, by in (("train", train), ("test", test))
     }
-    return Real({"train": train, "test": test}, units, "cnn", "letterbox", 128)
+    return RealFeatures({"train": train, "test": test}, units, "cnn", "letterbox", 128)
 
 
 SEVEN_OF_TEN = (0,) * 7 + (1,) * 3, (1,) * 7 + (0,) * 3

@@ -3,7 +3,7 @@
 import numpy as np
 
 from busray.evidence.lesions import Scored, dice_figures, geometry_figures
-from busray.evidence.stats.samples import Real
+from busray.evidence.real import RealFeatures
 from busray.records import Figure
 from busray.vision.lesion_shape import NAME, TRUE
 
@@ -21,7 +21,7 @@ def lesion_figures() -> list[Figure]:
     """An arm whose benign lesions are too large and one that is right; normal images without lesions."""
     rng = np.random.default_rng(8)
 
-    def real(extractor: str, area: float) -> Real:
+    def real(extractor: str, area: float) -> RealFeatures:
         features = {
             split: {"benign": lesion_rows(rng, n, area, 0.9), "normal": lesion_rows(rng, n, area, 0)}
             for split, n in (("train", 40), ("val", 20), ("test", 30))
@@ -30,7 +30,7 @@ def lesion_figures() -> list[Figure]:
             split: {name: np.array([f"{split} {i}" for i in range(len(found))]) for name, found in by.items()}
             for split, by in features.items()
         }
-        return Real(features, units, extractor, "letterbox", 128)
+        return RealFeatures(features, units, extractor, "letterbox", 128)
 
     arms = {
         "base": {"benign": lesion_rows(rng, 25, 0.2), "normal": lesion_rows(rng, 25, 0.2, 0)},
