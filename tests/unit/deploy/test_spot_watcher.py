@@ -20,7 +20,7 @@ REBALANCE = "/latest/meta-data/events/recommendations/rebalance"
 
 
 class FakeImds(ThreadingHTTPServer):
-    """IMDSv2: a session token or 401. `script` is the answers to successive reads; the last stays."""
+    """IMDSv2: a session token or 401. `script`: answers to successive reads; the last repeats."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), FakeImdsHandler)
@@ -76,7 +76,7 @@ def imds() -> Iterator[FakeImds]:
 
 @pytest.fixture
 def calls(tmp_path: Path) -> Path:
-    """The file of the recorded calls. Beside it: the command `ray`, and a package that has a node id."""
+    """The file of recorded calls. Beside it: the command `ray`, and a package with a node id."""
     record = tmp_path / "calls.jsonl"
     command = tmp_path / "ray"
     command.write_text(
