@@ -160,9 +160,9 @@ def _one_creator_wins(probe: Store) -> None:
         with ThreadPoolExecutor(CREATORS) as pool:
             created = list(pool.map(create, range(CREATORS)))
         if sum(created) != 1:
-            raise _Failed(f"{sum(created)} of {CREATORS} creators of one object were told that theirs is kept")
+            raise _Failed(f"{sum(created)} of {CREATORS} creators of one object got the answer that theirs is kept")
         if probe.read_or_none(f"race-{i}") != b"creator %d" % created.index(True):
-            raise _Failed("the object is not the one whose creator was told that it is kept")
+            raise _Failed("the object is not the one whose creator got the answer that it is kept")
 
 
 def _lists_at_once(probe: Store) -> None:

@@ -298,7 +298,7 @@ of its floor are without them too."""
 
 
 SEPARABILITY_AUC = "told_apart_auc"
-"""Metric of how well a classifier on an extractor's features tells synthetic from real images."""
+"""AUC of a classifier that separates synthetic from real images by an extractor's features."""
 
 
 def distance_names(extractor: str) -> tuple[str, str]:
@@ -374,7 +374,7 @@ class Figure:
 
     @staticmethod
     def from_dict(value: Mapping[str, Any]) -> "Figure":
-        """Of a dict that to_dict made. A report from before 0.1.0 may lack frame and size."""
+        """The figure of a dict that to_dict made; an old report may have no frame and size."""
         fields: dict[str, Any] = {"frame": "", "size": 0, **value}
         fields["class_name"] = fields.pop("class")
         metric = fields["metric"]

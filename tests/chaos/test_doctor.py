@@ -107,7 +107,7 @@ def test_a_server_that_ignores_the_condition_is_refused(rclone: Path, capsys: py
     output = capsys.readouterr()
     assert "busray: s3://unsafe/run is not fit for a run:" in output.err
     assert "refuses to create an object twice: an object was created twice" in output.err
-    assert re.search(r"one wins: [2-8] of 8 creators of one object were told that theirs is kept", output.err)
+    assert re.search(r"one wins: [2-8] of 8 creators of one object got the answer that theirs is kept", output.err)
     assert "If-None-Match" in output.err and "fix: use a store that honours" in output.err
 
 
