@@ -54,7 +54,7 @@ def _best_of_sweep(sweep: Sequence[Figure], reference: str) -> list[str]:
 
 
 def ablation_notes(arms: Sequence[Figure], full: str) -> list[str]:
-    """FID from base to `full` where it is no verdict: in the mixture, or not against test images."""
+    """FID from base to `full` where it is no verdict: in the mixture, or without test images."""
     notes = []
     for before, after in _steps(arms, full):
         if after.protocol == "paper-mixture":

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from busray.evidence.audit import Evidence, Sighting
+from busray.evidence.audit import AuditEvidence, NearestPair
 from busray.evidence.copies import FALSE_ALARMS, IDENTICAL
 from busray.evidence.stats.intervals import wilson
 from busray.records import Figure
@@ -135,12 +135,12 @@ def _outline(plot: Plot, start: float, width: float, counts: Sequence[int]) -> s
     return f"{path}V{plot.bottom:g}"
 
 
-def audit_sentences(of: Evidence) -> list[str]:
+def audit_sentences(of: AuditEvidence) -> list[str]:
     """The verdict with the search's sensitivity first, then how far it can be trusted."""
     n = of.tally.images
     false_alarms, units = of.false_positives
     low, high = wilson(false_alarms, units)
-    planted = ", ".join(f"{name} {hits / len(of.planted[name]):.0%}" for name, hits in of.found.items())
+    planted = ", ".join(f"{name} {hits / len(of.planted[name]):.0%}" for name, hits in of.planted_found.items())
     sentences = [
         f"Copies: {_verdict(of)}; planted copies found: {planted or 'nothing was planted'}.",
         f"False alarms allowed among {n:,} images: {FALSE_ALARMS:g}. This holds if the scores of images that copy "
@@ -148,7 +148,7 @@ def audit_sentences(of: Evidence) -> list[str]:
         f"independent units, {false_alarms} have an image above the thresholds (95 % interval of the rate {low:.2%} to "
         f"{high:.2%}).",
     ]
-    duplicates, sampled = of.inside
+    duplicates, sampled = of.near_duplicates
     if sampled:
         sentences.append(
             f"Inside the corpus: of {sampled} images sampled from {n:,}, {duplicates} have a near-duplicate among "
@@ -157,20 +157,20 @@ def audit_sentences(of: Evidence) -> list[str]:
     return sentences
 
 
-def _verdict(of: Evidence) -> str:
+def _verdict(of: AuditEvidence) -> str:
     n, copies = of.tally.images, of.tally.copies
     if copies:
         return f"{copies} of {n:,} images copy one of {of.training} training images ({len(of.tally.copied)} copied)"
-    if of.sees:
+    if of.detects:
         return f"none of {n:,} images was found to copy one of {of.training} training images"
-    found, planted = of.found.get(IDENTICAL, 0), len(of.planted.get(IDENTICAL, ()))
+    found, planted = of.planted_found.get(IDENTICAL, 0), len(of.planted.get(IDENTICAL, ()))
     return (
         f"no verdict on {n:,} images, because the search misses exact copies of training images planted among them "
         f"({found} of {planted} found)"
     )
 
 
-def closest_rows(closest: Iterable[Sighting], files: Sequence[str]) -> Table:
+def closest_rows(closest: Iterable[NearestPair], files: Sequence[str]) -> Table:
     """The closest pairs; files: of the training images."""
     rows = []
     for sighting in closest:

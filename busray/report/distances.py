@@ -33,7 +33,7 @@ NEIGHBOURHOODS = (
 INTRODUCTIONS = {
     "inception": (
         "Distances to real images",
-        "Smaller is closer. FID is biased upwards at small n: two sets of real images reach the floor, not 0. So read "
+        "Lower is closer. FID is biased upwards at small n: two sets of real images reach the floor, not 0. So read "
         "FID next to the floor, and compare arms at equal n only. The spread of FID is over disjoint parts of the "
         "synthetic images, with the same real images. KID has no such bias. AUC: how well a classifier separates "
         "images from real ones, on images it was not trained on; 0.5 is guessing. In figures of all classes, "
@@ -109,7 +109,9 @@ def _distance_plot(figures: Sequence[Figure], name: str) -> str:
         title = "all classes" if class_name == CLASS_ALL else class_name
         dashed = (metric.scaled(floor)[0], metric.number(floor.value)) if floor else None
         groups.append(RowGroup(title, rows, dashed))
-    drawing = row_plot(groups, f"{metric.title} (no unit; smaller is closer)", f"{metric.name} of each arm and class")
+    drawing = row_plot(
+        groups, f"{metric.title} (no unit; {metric.better} is closer)", f"{metric.name} of each arm and class"
+    )
     bars = "spread over disjoint parts of the synthetic images" if metric.brackets == SPREAD else "95 % intervals"
     caption = f"{metric.name} {statement(shown)}. " + (f"Bars: {bars}. " if any(f.interval for f in shown) else "")
     if floors:

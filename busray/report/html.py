@@ -172,7 +172,7 @@ class RowGroup(NamedTuple):
 
 
 def row_plot(groups: Sequence[RowGroup], axis: str, label: str, bars: bool = False, reach: float = 0.0) -> str:
-    """Rows of dots or bars, with intervals, over one axis that reaches at least from 0 to `reach`."""
+    """Rows of dots or bars with intervals, over an axis that reaches at least from 0 to `reach`."""
     rows = [row for group in groups for row in group.rows]
     values = [0.0, reach, *(group.floor[0] for group in groups if group.floor)]
     for row in rows:

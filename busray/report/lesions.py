@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from busray.evidence.lesions import DICE, FOUND, TALLER
+from busray.evidence.lesions import DICE, LESION_FOUND, TALLER
 from busray.records import CLASS_ALL, Figure
 from busray.report.html import figure, image, paragraph, section, table
 from busray.report.metrics import METRICS, NONE, p_text
@@ -13,7 +13,7 @@ P_VALUE = "_p_value"
 
 
 def geometry_sentences(figures: Sequence[Figure], reason: str | None) -> list[str]:
-    """The segmenter's Dice, and arms whose lesions differ from real ones; or why neither is known."""
+    """Dice of the segmenter, and arms whose lesions differ from real ones; or why none is known."""
     if reason:
         return [f"Lesion geometry is not measured: {reason}."]
     dice = next((f for f in figures if (f.metric, f.class_name) == (DICE, CLASS_ALL)), None)
@@ -54,12 +54,12 @@ def geometry_rows(figures: Sequence[Figure]) -> Table:
     shares = ("lesion_area", "lesion_aspect", TALLER, "lesion_ellipticity")
     rows = []
     for (name, arm, extractor), by_metric in found.items():
-        images, lesions = by_metric[FOUND], by_metric.get("lesion_area")
-        row = [name, arm, "true" if extractor == TRUE else "pseudo", str(images.n), METRICS[FOUND].text(images)]
+        images, lesions = by_metric[LESION_FOUND], by_metric.get("lesion_area")
+        row = [name, arm, "true" if extractor == TRUE else "pseudo", str(images.n), METRICS[LESION_FOUND].text(images)]
         row.append(str(lesions.n) if lesions else NONE)
         row += [METRICS[metric].text(by_metric.get(metric)) for metric in shares]
         rows.append(row + [_distance(by_metric, measure) for measure in MEASURES])
-    columns = ["class", "arm", "masks", "images", METRICS[FOUND].title, "lesions"]
+    columns = ["class", "arm", "masks", "images", METRICS[LESION_FOUND].title, "lesions"]
     columns += [METRICS[metric].title for metric in shares]
     return Table(columns + [METRICS[f"lesion_{measure}_distance"].title for measure in MEASURES], rows)
 
@@ -80,7 +80,7 @@ def geometry_section(figures: Sequence[Figure], reason: str | None, picture: byt
         return section("Lesion geometry", paragraph(f"Not measured: {reason}.") if reason else "")
     dice = [f for f in figures if f.metric == DICE]
     reached = "; ".join(f"{f.class_name} {METRICS[DICE].text(f)}, n = {f.n_reference}" for f in dice)
-    reference = next(f.reference for f in figures if f.metric == FOUND)
+    reference = next(f.reference for f in figures if f.metric == LESION_FOUND)
     explanation = (
         "Synthetic images have no masks. A small segmenter trained on "
         f"{dice[0].n if dice else 'the'} real training images gives them pseudo-masks. Its mean Dice on real test "

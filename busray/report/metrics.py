@@ -91,7 +91,7 @@ METRICS = {
     "macro_f1": Metric("macro F1", 3, better="higher"),
     "auc": Metric("AUC", 3, better="higher"),
     "copies": Metric("share of the corpus that copies a training image", 4, better="lower"),
-    "copy_false_positives": Metric("share of independent held-out real images with one taken for a copy", 4),
+    "copy_false_positives": Metric("share of units of held-out real images with one taken for a copy", 4),
     "copy_false_alarms_expected": Metric("false alarms allowed in the corpus", 4),
     "copy_threshold_image": Metric("score above which an image is a copy", 4),
     "copy_threshold_lesion": Metric("score above which a lesion is a copy", 4),

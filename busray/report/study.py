@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from busray.evidence.stats.paired import LEVEL, POWER
-from busray.evidence.study import DETECTABLE, DIFFERENCE, P_HOLM, P_VALUE, Outcome
+from busray.evidence.study import DETECTABLE, DIFFERENCE, P_HOLM, P_VALUE, StudyResults
 from busray.evidence.study_design import MIXED, REAL, UNGATED, gate_pairs
 from busray.records import CLASS_ALL, Figure
 from busray.report.html import (
@@ -111,15 +111,15 @@ def _utility_curve(figures: Sequence[Figure], metric: Metric) -> str:
     return figure(drawing, _caption(figures), title)
 
 
-Lookup = Mapping[tuple[str, str, str, str], Figure]
-"""(test set, arms, metric, class) -> figure"""
+Lookup = Mapping[tuple[str, str, str | None, str, str], Figure]
+"""(test set, arm, against, metric, class) -> figure"""
 
 
 def _lookup(figures: Sequence[Figure]) -> Lookup:
-    return {(f.reference, arms_text(f), f.metric, f.class_name): f for f in figures}
+    return {(f.reference, f.arm, f.against, f.metric, f.class_name): f for f in figures}
 
 
-def study_sentences(figures: Sequence[Figure], outcome: Outcome) -> list[str]:
+def study_sentences(figures: Sequence[Figure], outcome: StudyResults) -> list[str]:
     """What the study found, the declared comparison first."""
     at = _lookup(figures)
     return [
@@ -132,12 +132,12 @@ def study_sentences(figures: Sequence[Figure], outcome: Outcome) -> list[str]:
     ]
 
 
-def _primary_sentence(at: Lookup, outcome: Outcome) -> str:
+def _primary_sentence(at: Lookup, outcome: StudyResults) -> str:
     primary, metric = outcome.primary, STUDIED[outcome.primary.metric]
-    pair = f"{primary.arm} - {primary.against}"
-    difference = metric.text(at["test", pair, primary.metric + DIFFERENCE, CLASS_ALL], "+")
-    p_value = at["test", pair, primary.metric + P_VALUE, CLASS_ALL].value
-    detectable = at.get(("test", pair, primary.metric + DETECTABLE, CLASS_ALL))
+    pair = ("test", primary.arm, primary.against)
+    difference = metric.text(at[*pair, primary.metric + DIFFERENCE, CLASS_ALL], "+")
+    p_value = at[*pair, primary.metric + P_VALUE, CLASS_ALL].value
+    detectable = at.get((*pair, primary.metric + DETECTABLE, CLASS_ALL))
     result = "distinguishable" if p_value < LEVEL else "not distinguishable"
     power = (
         f"With {_independent(outcome)} independent units of test images and {_seeds(outcome)} trainings an arm, no "
@@ -152,8 +152,8 @@ def _primary_sentence(at: Lookup, outcome: Outcome) -> str:
     )
 
 
-def _setting_sentence(at: Lookup, outcome: Outcome) -> str:
-    accuracy, f1 = (at["test", REAL, metric, CLASS_ALL] for metric in ("accuracy", "macro_f1"))
+def _setting_sentence(at: Lookup, outcome: StudyResults) -> str:
+    accuracy, f1 = (at["test", REAL, None, metric, CLASS_ALL] for metric in ("accuracy", "macro_f1"))
     return (
         f"{accuracy.n_reference} test images in {_independent(outcome)} independent units, {_seeds(outcome)} trainings "
         f"an arm, classifier {outcome.architecture}: trained on {REAL} images alone it reaches an accuracy of "
@@ -161,22 +161,21 @@ def _setting_sentence(at: Lookup, outcome: Outcome) -> str:
     )
 
 
-def _seeds(outcome: Outcome) -> int:
+def _seeds(outcome: StudyResults) -> int:
     return len(next(iter(outcome.probabilities["test"].values())))
 
 
-def _independent(outcome: Outcome) -> int:
-    return len(np.unique(outcome.clusters["test"]))
+def _independent(outcome: StudyResults) -> int:
+    return len(np.unique(outcome.units["test"]))
 
 
-def _gate_sentence(at: Lookup, outcome: Outcome) -> list[str]:
+def _gate_sentence(at: Lookup, outcome: StudyResults) -> list[str]:
     """The gated mixtures against the same ones without the gate; nothing without a gate."""
     name, parts = outcome.primary.metric, []
     for gated, ungated in gate_pairs(outcome.images):
-        pair = f"{gated} - {ungated}"
-        if after_holm := at.get(("test", pair, name + P_HOLM, CLASS_ALL)):
-            difference = STUDIED[name].text(at["test", pair, name + DIFFERENCE, CLASS_ALL], "+")
-            parts.append(f"{pair} {difference}, {p_equation(after_holm.value)}")
+        if after_holm := at.get(("test", gated, ungated, name + P_HOLM, CLASS_ALL)):
+            difference = STUDIED[name].text(at["test", gated, ungated, name + DIFFERENCE, CLASS_ALL], "+")
+            parts.append(f"{gated} - {ungated} {difference}, {p_equation(after_holm.value)}")
     title = STUDIED[name].title
     return [f"The class gate's part in {title} on test, p after Holm: {'; '.join(parts)}."] if parts else []
 
@@ -187,7 +186,7 @@ def _other_comparisons(figures: Sequence[Figure], at: Lookup) -> str:
     named = []
     for f in significant:
         name = f.metric.removesuffix(P_HOLM)
-        difference = STUDIED[name].text(at[f.reference, arms_text(f), name + DIFFERENCE, f.class_name], "+")
+        difference = STUDIED[name].text(at[f.reference, f.arm, f.against, name + DIFFERENCE, f.class_name], "+")
         named.append(f"{arms_text(f)}, {STUDIED[name].title} {f.class_name} on {f.reference} {difference}")
     return (
         f"Of {len(others)} other comparisons, {len(significant)} are significant at {LEVEL} after Holm's correction"
@@ -217,11 +216,13 @@ def comparison_rows(figures: Sequence[Figure], reference: str = "test") -> Table
     for f in figures:
         if f.reference != reference or not f.metric.endswith(DIFFERENCE):
             continue
-        name, arms = f.metric.removesuffix(DIFFERENCE), arms_text(f)
-        metric, primary = STUDIED[name], at.get((reference, arms, name + P_VALUE, f.class_name))
-        p_value = primary or at[reference, arms, name + P_HOLM, f.class_name]
-        detectable = at.get((reference, arms, name + DETECTABLE, f.class_name))
+        name, pair = f.metric.removesuffix(DIFFERENCE), (reference, f.arm, f.against)
+        metric, primary = STUDIED[name], at.get((*pair, name + P_VALUE, f.class_name))
+        p_value = primary or at[*pair, name + P_HOLM, f.class_name]
+        detectable = at.get((*pair, name + DETECTABLE, f.class_name))
         kind = "primary" if primary else "after Holm"
         smallest = metric.number(detectable.value) if detectable else NONE
-        rows.append([arms, metric.title, f.class_name, metric.text(f, "+"), p_text(p_value.value), kind, smallest])
+        rows.append(
+            [arms_text(f), metric.title, f.class_name, metric.text(f, "+"), p_text(p_value.value), kind, smallest]
+        )
     return Table(["arms", "metric", "class", "difference [95 % interval]", "p", "p is", "detectable"], rows)

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 from busray.evidence.stats.frechet import FEWEST_FOR_INFINITY
-from busray.records import CLASS_ALL, INCEPTION, REAL, SEPARABILITY_AUC, Figure
-from busray.report.metrics import METRICS, arms_text, excludes_zero, p_text
+from busray.records import CLASS_ALL, INCEPTION, SEPARABILITY_AUC, Figure
+from busray.report.metrics import METRICS, OTHER_REAL, arms_text, excludes_zero, p_text
 
 
 def distance_sentences(figures: Sequence[Figure]) -> list[str]:
@@ -63,19 +63,23 @@ def _separability(figures: Sequence[Figure]) -> list[str]:
     areas = [f for f in figures if f.metric == SEPARABILITY_AUC and f.extractor == INCEPTION]
     if not areas:
         return []
-    real_last = sorted(areas, key=lambda f: f.arm == REAL)
-    named = _listed(f"{f.arm} {METRICS[SEPARABILITY_AUC].text(f)}" for f in real_last)
+    arms_first = sorted(areas, key=lambda f: f.floor)
+    named = _listed(f"{_arm(f)} {METRICS[SEPARABILITY_AUC].text(f)}" for f in arms_first)
     return [
         "AUC of a classifier that separates an arm's images from test images (0.5: not distinguishable; "
         f"95 % intervals): {named}."
     ]
 
 
+def _arm(f: Figure) -> str:
+    return OTHER_REAL if f.floor else f.arm
+
+
 def _kid_p_values(figures: Sequence[Figure]) -> list[str]:
     p_values = [f for f in figures if f.metric == "kid_p_value"]
     if not p_values:
         return []
-    named = _listed(f"{f.arm} {p_text(f.value)}" for f in p_values)
+    named = _listed(f"{_arm(f)} {p_text(f.value)}" for f in sorted(p_values, key=lambda f: f.floor))
     return [f"Probability of a KID this high if an arm's images were like the test images (permutations): {named}."]
 
 
