@@ -19,7 +19,7 @@ from busray.data.images import ImageFolder
 from busray.data.prepare import prepare
 from busray.data.read import scan
 from busray.doctor import require_create_only
-from busray.evidence.distances import OTHER
+from busray.evidence.distances import FLOOR_SPLIT
 from busray.evidence.stats.samples import FEWEST_UNITS
 from busray.layout import BASE, CHECK, CONFIG, DATASET
 from busray.model.adapters import check_adapters, token_vectors
@@ -237,7 +237,7 @@ def check_independent_images(run: Run, *, compares: bool) -> None:
         return
     reference = run.config.evaluate.reference
     # Where all images are the reference, one half of them is compared with the other half.
-    splits, fewest = (["all"], 2 * FEWEST_UNITS) if reference not in OTHER else ([reference, OTHER[reference]], FEWEST_UNITS)
+    splits, fewest = (["all"], 2 * FEWEST_UNITS) if reference not in FLOOR_SPLIT else ([reference, FLOOR_SPLIT[reference]], FEWEST_UNITS)
     for split in splits:
         units = len({image.unit for image in run.dataset.split(split)})
         if units < fewest:

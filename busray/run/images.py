@@ -13,8 +13,38 @@ from busray.records import UserError
 from busray.storage import Store
 
 
-def fetch_folder(url: str, cache: Path) -> Path:
-    """A local folder with the files of url (itself, where it is local)."""
+@contextmanager
+def image_folder(config: Config, store: Store) -> Iterator[Path]:
+    """The folder of the real images, or of simulated ones, which are written if they are missing.
+
+    Simulated images of a new run are removed where a check in the block raises UserError.
+    """
+    phantoms = config.dataset.phantoms
+    if phantoms is None:
+        assert config.dataset.path is not None
+        if not Path(config.dataset.path).is_dir():
+            raise UserError(f"dataset.path: no folder {config.dataset.path}; --dataset.path=FOLDER says where it lies")
+        yield Path(config.dataset.path)
+        return
+    parent = Path(store.url) if store.local else cache_folder(store.url)
+    folder = parent / f"phantoms-{fingerprint(phantoms.model_dump())[:12]}"
+    new = not folder.exists()
+    materialise_phantoms(phantoms, folder)
+    try:
+        yield folder
+    except UserError:
+        if new and store.read_or_none(CONFIG) is None:
+            shutil.rmtree(folder)
+            with suppress(OSError):  # the parent has other files
+                parent.rmdir()
+        raise
+
+
+def adapters_folder(url: str, cache: Path) -> Path:
+    """A local folder with the adapter files of url: url itself, or cache with copies of them.
+
+    UserError where url is a local folder that is not there.
+    """
     source = Store(url)
     if source.local:
         if not Path(source.url).is_dir():
@@ -29,27 +59,3 @@ def fetch_folder(url: str, cache: Path) -> Path:
 
 def cache_folder(name: str) -> Path:
     return Path.home() / ".cache" / "busray" / fingerprint(name)[:16]
-
-
-@contextmanager
-def image_folder(config: Config, store: Store) -> Iterator[Path]:
-    """The real images, or simulated ones: those of a new run are gone again where a check within the block fails."""
-    phantoms = config.dataset.phantoms
-    if phantoms is None:
-        assert config.dataset.path is not None
-        if not Path(config.dataset.path).is_dir():
-            raise UserError(f"dataset.path: no folder {config.dataset.path}; --dataset.path=FOLDER says where it lies")
-        yield Path(config.dataset.path)
-        return
-    home = Path(store.url) if store.local else cache_folder(store.url)
-    folder = home / f"phantoms-{fingerprint(phantoms.model_dump())[:12]}"
-    new = not folder.exists()
-    materialise_phantoms(phantoms, folder)
-    try:
-        yield folder
-    except UserError:
-        if new and store.read_or_none(CONFIG) is None:
-            shutil.rmtree(folder)
-            with suppress(OSError):  # something else is in it
-                home.rmdir()
-        raise

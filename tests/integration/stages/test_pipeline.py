@@ -24,7 +24,7 @@ from busray.corpus.encode import png_pixels
 from busray.layout import features_key
 from busray.model.adapters import LORA_FILE, load_adapters
 from busray.model.base import TINY, load_pipeline
-from busray.records import Box, Figure, UserError
+from busray.records import ContentBox, Figure, UserError
 from busray.run.checks import open_run
 from busray.run.record import Run
 from busray.stages.evaluate import evaluate
@@ -92,11 +92,11 @@ def test_texture_features_are_stored_a_shard_and_are_of_each_images_content(fini
         key = features_key(commit.digest, "image", "texture-1")
         stored = np.load(io.BytesIO(finished.store.read(key)), allow_pickle=False)
         rows = read_rows(finished.store, commit).to_pylist()
-        own = [Box(*(row[name] for name in ("left", "top", "width", "height"))) for row in rows]
+        own = [ContentBox(*(row[name] for name in ("left", "top", "width", "height"))) for row in rows]
         pixels = np.stack([png_pixels(row["image"]["bytes"]) for row in rows])
         np.testing.assert_allclose(stored, texture_features(pixels, own).astype(np.float32), rtol=1e-6)
         boxes += own
-    assert any(box != Box(0, 0, 128, 128) for box in boxes)  # else content and padding are not told apart
+    assert any(box != ContentBox(0, 0, 128, 128) for box in boxes)  # else content and padding are not told apart
 
 
 def test_lesions_are_measured_in_every_arm_by_one_segmenter_that_is_trained_once(finished: Run) -> None:
@@ -123,13 +123,14 @@ def test_lesions_are_measured_in_every_arm_by_one_segmenter_that_is_trained_once
 
 def test_a_data_set_without_masks_says_so_and_gets_no_geometry(finished: Run, tmp_path: Path) -> None:
     shutil.copytree(finished.store.url, tmp_path / "run")
-    run = replace(finished, store=Store(str(tmp_path / "run")), folder=tmp_path / "images")
+    images = replace(finished.images, path=tmp_path / "images")
+    run = replace(finished, store=Store(str(tmp_path / "run")), images=images)
     shutil.copytree(finished.folder, run.folder)
     bare = {
         split: tuple(replace(image, masks=()) for image in finished.dataset.split(split))
         for split in ("train", "val", "test")
     }
-    run = replace(run, dataset=replace(finished.dataset, **bare))
+    run = replace(run, images=replace(run.images, dataset=replace(finished.dataset, **bare)))
     figures = geometry(run)
     write_report(run, figures)
     assert figures == []

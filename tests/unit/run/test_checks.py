@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
 from busray.cli import main
 from busray.config import Config
@@ -14,8 +14,9 @@ from busray.config_file import validate
 from busray.data.phantom import write_dataset
 from busray.data.prepare import prepare
 from busray.layout import CONFIG
-from busray.model.adapters import LORA_FILE
+from busray.model.adapters import LORA_FILE, adapter_sha256
 from busray.model.base import TINY
+from busray.model.checkpoints import commit_adapters
 from busray.records import UserError, to_json
 from busray.run import checks as run_module
 from busray.run.checks import open_run as open_whole_run
@@ -159,3 +160,24 @@ def test_a_run_with_adapters_refuses_others(tmp_path: Path) -> None:
     finetune(reopen("one"))
     with pytest.raises(UserError, match=r"adapters\.path: .* has other adapters already"):
         reopen("other")
+
+
+def test_adopted_adapters_are_needed_where_they_came_from_no_more(tmp_path: Path) -> None:
+    layer = "unet.down_blocks.0.resnets.0.conv1.lora"
+    matrices = {f"{layer}.down.weight": np.ones((2, 64, 3, 3)), f"{layer}.up.weight": np.ones((64, 2, 1, 1))}
+    (tmp_path / "given").mkdir()
+    save_file(matrices, tmp_path / "given" / LORA_FILE)
+    tree: dict[str, Any] = {
+        "output": str(tmp_path / "run"),
+        "dataset": {"phantoms": {"images": 12, "seed": 3}},
+        "classes": {"benign": {"images": 6}, "malignant": {"images": 6}},
+        "adapters": {"method": "lora", "path": str(tmp_path / "given")},
+        "evaluate": {"arms": ["base"]},
+    }
+    first = open_whole_run(validate(tree), lambda *_: None, needs_inception=False)
+    shutil.rmtree(tmp_path / "given")
+    with pytest.raises(UserError, match=r"adapters\.path: no folder"):
+        open_whole_run(validate(tree), lambda *_: None, needs_inception=False)
+    record = {"method": "lora", "sha256": adapter_sha256({LORA_FILE: save(matrices)})}
+    commit_adapters(first.store, {LORA_FILE: save(matrices)}, record)
+    open_whole_run(validate(tree), lambda *_: None, needs_inception=False)
