@@ -1,68 +1,78 @@
-"""`busray ablate`: every part of an ablation drawn by the stages of a run, measured together, written as one table.
+"""`busray ablate`: the sub-runs of an ablation are drawn by a run's stages and measured together.
 
-A part is a run below the output with settings of its own; all share data, seeds and training budget. Whatever a part
-has committed is not made again, so the same command goes on where it stopped.
+A sub-run lies below the output and has settings of its own; all share data, seeds and the training
+budget. What a sub-run has committed is not made again, so the same command resumes an ablation.
 """
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import ray
-from ray.exceptions import RayError
 
 from busray import __version__
 from busray import config as settings
-from busray.cluster.liveness import Pulse, stopped, supervised, watched
-from busray.cluster.session import device_of, session, use_threads
 from busray.config_file import validate
-from busray.corpus.ablation import ARMS, FULL, Part, curves, pairs, parts, unet_evaluations
+from busray.corpus.ablation import (
+    ARMS,
+    SWEPT_METHOD,
+    SWEPT_REFINED,
+    SubRunPlan,
+    compared_pairs,
+    plan_sub_runs,
+    sweep_curves,
+    unet_evaluations,
+)
 from busray.corpus.arms import arm_sources, arms_to_draw, compared_images
 from busray.corpus.commit import committed_shards, read_commit, read_rows
 from busray.corpus.encode import png_bytes
-from busray.data.frame import content_box
-from busray.data.images import load_images
-from busray.evidence.distances import OTHER, arm_figures
+from busray.data.images import Images
+from busray.evidence.distances import FLOOR_SPLIT, arm_figures
 from busray.evidence.nearness import VAE, nearness_figures, reconstruction_figures
 from busray.identity import fingerprint
-from busray.layout import CONFIG, DATASET, features_key
+from busray.layout import ABLATE_CSV, ABLATE_HTML, ABLATE_JSON, CONFIG, DATASET, TIMINGS, features_key
 from busray.model.checkpoints import commit_adapters, read_adapters
-from busray.records import INCEPTION, Box, Figure, SourceImage, UserError, to_json
-from busray.report.ablation import ablation_html, notes, sentences
+from busray.records import INCEPTION, Arm, Figure, SourceImage, UserError, to_json
+from busray.report.ablation import ablation_html, ablation_notes, ablation_sentences
 from busray.report.contact_sheet import contact_sheet
 from busray.report.tables import figures_csv
-from busray.report.verdicts import verdicts
-from busray.run.pieces import Piece, by_chance, synthetic_pieces
-from busray.run.record import TIMINGS, Run, timed
+from busray.report.verdicts import distance_sentences
+from busray.run.pieces import ImageBlock, by_chance, synthetic_blocks
+from busray.run.record import Run, timed
 from busray.stages.features import features
 from busray.stages.finetune import finetune
 from busray.stages.generate import generate
 from busray.storage import Store
+from busray.workers import Beat, Workers
 
 SWEEP_REFERENCE = "val"
 """Settings are chosen on it; the arms are compared on evaluate.reference."""
-
-
-TABLE, RECORD, PAGE = "ablate.csv", "ablate.json", "ablate.html"
-
-
 SHEET_IMAGES = 6
+"""Images an arm in the picture of the arms side by side."""
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A part and the run that its stages are handed."""
+class SubRun:
+    """A sub-run of the ablation, and what the stages get to draw it."""
 
-    part: Part
+    plan: SubRunPlan
     run: Run
+    workers: Workers
 
 
-def check_ablation(run: Run) -> list[Part]:
-    """The ablation's parts; UserError where their settings or the adapters that are there make no fair comparison."""
+@dataclass(frozen=True)
+class AblationFigures:
+    arms: list[Figure]
+    """Against evaluate.reference."""
+    sweep: list[Figure]
+    """Against SWEEP_REFERENCE."""
+
+
+def check_ablation(run: Run) -> list[SubRunPlan]:
+    """The plans of the sub-runs; UserError where they or the adapters allow no fair comparison."""
     if INCEPTION not in run.extractors:
         raise UserError("evaluate.extractors: an ablation measures with inception: name it among them")
     adapters = read_adapters(run.store)
@@ -71,54 +81,59 @@ def check_ablation(run: Run) -> list[Part]:
             "adapters.path: an ablation trains every arm's adapters alike, so it takes none from elsewhere: leave it "
             "unset and give an output whose adapters were trained there (those of `busray run` under it are kept)"
         )
-    return parts(run.config)
+    return plan_sub_runs(run.config)
 
 
-def ablate(run: Run) -> dict[str, Any]:
-    """Draw and measure every part, write ablate.csv, ablate.json and ablate.html; returns what ablate.json holds."""
-    found = [Opened(part, _open(run, part)) for part in check_ablation(run)]
-    with session(run.config.cluster, run.log_file):
-        for one in found:
-            _draw(one, found)
-        arms, sweep = _measure(run, found)
-    report = _report(run, found, arms, sweep)
-    run.store.replace(TABLE, figures_csv(report["figures"]).encode())
-    run.store.replace(RECORD, to_json(report))
-    run.store.replace(PAGE, ablation_html(report, _sheets(run, found)).encode())
+def ablate(run: Run, workers: Workers) -> dict[str, Any]:
+    """Draw and measure every sub-run, write the tables and the page; returns ablate.json."""
+    sub_runs = [open_sub_run(run, workers, plan) for plan in check_ablation(run)]
+    for sub_run in sub_runs:
+        draw_sub_run(sub_run, sub_runs)
+    figures = _measure(run, workers, sub_runs)
+    report = _report(run, sub_runs, figures)
+    run.store.replace(ABLATE_CSV, figures_csv(_all(figures)).encode())
+    run.store.replace(ABLATE_JSON, to_json(report))
+    run.store.replace(ABLATE_HTML, ablation_html(report, _sheets(run, sub_runs)).encode())
     return report
 
 
-def _open(run: Run, part: Part) -> Run:
-    """The part's run: its own settings and storage, the ablation's data set and base."""
-    if not part.prefix:
-        return replace(run, config=part.config)
-    store = run.store.sub(part.prefix)
-    store.put_once(CONFIG, to_json(part.config.model_dump(mode="json")))
+def _all(figures: AblationFigures) -> list[Figure]:
+    """An arm that is in the table and in a sweep has its paper-mixture figures once."""
+    return list(dict.fromkeys([*figures.arms, *figures.sweep]))
+
+
+# ---- drawing ----
+
+
+def open_sub_run(run: Run, workers: Workers, plan: SubRunPlan) -> SubRun:
+    """The plan's own settings and storage; the ablation's data set and base."""
+    if not plan.prefix:
+        return SubRun(plan, replace(run, config=plan.config), workers)
+    store = run.store.sub(plan.prefix)
+    store.put_once(CONFIG, to_json(plan.config.model_dump(mode="json")))
     store.put_once(DATASET, to_json(run.dataset))
-
-    def tell(stage: str, done: int, total: int) -> None:
-        run.tell(f"{part.prefix}: {stage}", done, total)
-
-    return replace(run, config=part.config, store=store, tell=tell)
+    return SubRun(plan, replace(run, config=plan.config, store=store), workers.labelled(plan.prefix))
 
 
-def _draw(one: Opened, found: list[Opened]) -> None:
-    run, start = one.run, None
-    if one.part.shares_adapters:
-        full = next(other.run for other in found if FULL in other.part.arms.values())
-        _share_adapters(full.store, run.store)
-        if one.part.point and one.part.point[0] == "strength" and full.config.corpus.keep_txt2img:
-            start = full.store
+def draw_sub_run(sub_run: SubRun, sub_runs: Sequence[SubRun]) -> None:
+    """Train or copy the adapters, then draw every corpus that the sub-run still misses."""
+    run, workers, txt2img_source = sub_run.run, sub_run.workers, None
+    if sub_run.plan.shares_adapters:
+        full = next(other.run for other in sub_runs if SWEPT_METHOD in other.plan.arms.values())
+        _copy_adapters(full.store, run.store)
+        # Another strength starts from the same txt2img images, which need not be drawn again.
+        if sub_run.plan.point and sub_run.plan.point[0] == "strength" and full.config.corpus.keep_txt2img:
+            txt2img_source = full.store
     else:
-        timed(run, "finetune", lambda: finetune(run))
+        timed(run, "finetune", lambda: finetune(run, workers))
     # More images may be there, of `busray run` or of an ablation that compared more.
-    timed(run, "generate", lambda: generate(run, start=start, keep_more=True))
+    timed(run, "generate", lambda: generate(run, workers, txt2img_source=txt2img_source, never_shrink=True))
     for arm in arms_to_draw(run.config):
-        timed(run, f"generate {arm}", lambda arm=arm: generate(run, arm))
+        timed(run, f"generate {arm}", lambda arm=arm: generate(run, workers, arm))
 
 
-def _share_adapters(source: Store, target: Store) -> None:
-    """Commit the source's adapters in the target too, so that the part can be reproduced by itself."""
+def _copy_adapters(source: Store, target: Store) -> None:
+    """Commit the source's adapters in the target too, so that a sub-run can be reproduced alone."""
     record = read_adapters(source)
     assert record is not None
     if read_adapters(target) is None:
@@ -126,51 +141,64 @@ def _share_adapters(source: Store, target: Store) -> None:
         commit_adapters(target, files, record)
 
 
-def _measure(run: Run, found: list[Opened]) -> tuple[list[Figure], list[Figure]]:
-    """(figures of the arms against evaluate.reference, figures of the sweeps against SWEEP_REFERENCE)."""
-    arms: list[Figure] = []
-    sweep: list[Figure] = []
+# ---- figures ----
+
+
+def _measure(run: Run, workers: Workers, sub_runs: Sequence[SubRun]) -> AblationFigures:
+    figures = AblationFigures([], [])
     for done, extractor in enumerate(run.extractors):
-        run.tell("figures", done, len(run.extractors))
-        of_arms, of_sweep = _measure_by(run, found, extractor)
-        arms += of_arms
-        sweep += of_sweep
-    run.tell("figures", len(run.extractors), len(run.extractors))
-    return arms, sweep
+        workers.report("figures", done, len(run.extractors))
+        by_extractor = _measure_by(run, workers, sub_runs, extractor)
+        figures.arms.extend(by_extractor.arms)
+        figures.sweep.extend(by_extractor.sweep)
+    workers.report("figures", len(run.extractors), len(run.extractors))
+    return figures
 
 
-def _measure_by(run: Run, found: list[Opened], extractor: str) -> tuple[list[Figure], list[Figure]]:
+def _measure_by(run: Run, workers: Workers, sub_runs: Sequence[SubRun], extractor: str) -> AblationFigures:
     """_measure by one extractor."""
-    reference = run.config.evaluate.reference
-    wanted: dict[str, list[Piece]] = {}
-    for one in found:
-        pieces = synthetic_pieces(one.run, arm_sources(one.run.config), extractor)
-        wanted |= {name: pieces[arm] for arm, name in one.part.arms.items()}
-    drawn, real = features(run, wanted, extractor)
+    wanted: dict[str, list[ImageBlock]] = {}
+    for sub_run in sub_runs:
+        blocks = synthetic_blocks(sub_run.run, arm_sources(sub_run.run.config), extractor)
+        wanted |= {name: blocks[arm] for arm, name in sub_run.plan.arms.items()}
+    drawn, real = features(run, workers, wanted, extractor)
 
-    names = _arm_names(found)
+    reference, names = run.config.evaluate.reference, _table_arms(sub_runs)
     compared = {name: drawn[name] for name in names}
-    arms = arm_figures(compared, real, reference, pairs(names, run.config.ablate.against))
+    arms = arm_figures(compared, real, reference, compared_pairs(names, run.config.ablate.against))
     arms += nearness_figures(compared, real, _held_out(reference))
-    for arm, pieces in _reconstructed(run, extractor).items():
-        images, _ = features(run, {arm: pieces}, extractor)
+    for arm, blocks in _reconstructed(run, workers, extractor).items():
+        images, _ = features(run, workers, {arm: blocks}, extractor)
         arms += reconstruction_figures(images, real, reference, {arm: _units(run, arm)})
-    points = [(arm, name) for by in curves(run.config, _parts(found)).values() for arm in by for _, name in by[arm]]
+
+    points = _sweep_points(run.config, sub_runs)
     swept = {name: drawn[name] for _, name in points}
     against = [(arm, name) for arm, name in dict.fromkeys(points) if arm != name]
     sweep = arm_figures(swept, real, SWEEP_REFERENCE, against)
     sweep += nearness_figures(swept, real, SWEEP_REFERENCE)
-    return arms, sweep
+    return AblationFigures(arms, sweep)
 
 
-def _parts(found: list[Opened]) -> list[Part]:
-    return [one.part for one in found]
+def _sweep_points(config: settings.Config, sub_runs: Sequence[SubRun]) -> list[tuple[str, str]]:
+    """(arm as it is configured, arm at a point of a sweep), sweep by sweep."""
+    points = []
+    for by_arm in sweep_curves(config, _plans(sub_runs)).values():
+        for arm, values in by_arm.items():
+            points += [(arm, name) for _, name in values]
+    return points
 
 
-def _arm_names(found: list[Opened]) -> list[str]:
-    """The arms of the table: all but those that are a sweep's."""
-    others = [name for one in found if not one.part.point for name in one.part.arms.values()]
-    return [*ARMS, *(name for name in others if name not in ARMS)]
+def _plans(sub_runs: Sequence[SubRun]) -> list[SubRunPlan]:
+    return [sub_run.plan for sub_run in sub_runs]
+
+
+def _table_arms(sub_runs: Sequence[SubRun]) -> list[str]:
+    """The arms of the table: all but those that only a sweep has."""
+    names = list(ARMS)
+    for plan in _plans(sub_runs):
+        if not plan.point:
+            names += [name for name in plan.arms.values() if name not in ARMS]
+    return names
 
 
 def _held_out(reference: str) -> str:
@@ -178,103 +206,105 @@ def _held_out(reference: str) -> str:
     return reference if reference in ("val", "test") else "test"
 
 
+# ---- the autoencoder alone ----
+
+
 @dataclass(frozen=True)
-class Block:
-    """Real images of a class to encode and decode; `key` is where the result goes, uint8 [n, s, s]."""
+class AutoencoderBlock:
+    """Real images of a class to encode and decode."""
 
     arm: str
     class_name: str
     images: tuple[SourceImage, ...]
-    key: str
     content: str
+    """Fingerprint of the images and the autoencoder."""
+
+    @property
+    def key(self) -> str:
+        """Of the result, uint8 [n, s, s]."""
+        return f"vae/{self.content[:32]}.npy"
 
 
-def _blocks(run: Run) -> list[Block]:
-    """`vae`: the reference's images, as many a class as the arms have. Its images and the reference are the same, so
-    beside it stand those that the real-against-real floor holds against the reference, `vae-<split>`."""
+def _autoencoder_blocks(run: Run) -> list[AutoencoderBlock]:
+    """Blocks of the arm `vae`: the reference's images, as many a class as the arms have.
+
+    These are the reference itself. So the images that the floor compares with the reference are
+    decoded too, as `vae-<split>`.
+    """
     reference, n = run.config.evaluate.reference, compared_images(run.config)
-    splits = {VAE: reference} | ({f"{VAE}-{OTHER[reference]}": OTHER[reference]} if reference in OTHER else {})
+    split_of = {VAE: reference}
+    if reference in FLOOR_SPLIT:
+        split_of[f"{VAE}-{FLOOR_SPLIT[reference]}"] = FLOOR_SPLIT[reference]
+    autoencoder = [run.base.files, run.config.base.dtype, run.dataset.size, run.dataset.frame]
     blocks = []
-    for arm, split in splits.items():
+    for arm, split in split_of.items():
         for name in run.config.classes:
-            images = tuple([image for image in run.dataset.split(split) if image.class_name == name][:n])
-            made_of = [image.sha256 for image in images]
-            base = [run.base.files, run.config.base.dtype, run.dataset.size, run.dataset.frame]
-            content = fingerprint([*base, made_of])
-            blocks.append(Block(arm, name, images, f"vae/{content[:32]}.npy", content))
+            images = [image for image in run.dataset.split(split) if image.class_name == name][:n]
+            content = fingerprint([*autoencoder, [image.sha256 for image in images]])
+            blocks.append(AutoencoderBlock(arm, name, tuple(images), content))
     return blocks
 
 
-def _reconstructed(run: Run, extractor: str) -> dict[str, list[Piece]]:
-    """arm -> real images that the base's autoencoder encoded and decoded, within a session."""
-    blocks = _blocks(run)
-    missing = [block for block in blocks if not run.store.exists(block.key)]
+def _reconstructed(run: Run, workers: Workers, extractor: str) -> dict[str, list[ImageBlock]]:
+    """arm -> real images that the base's autoencoder encoded and decoded."""
+    blocks = _autoencoder_blocks(run)
+    missing = {block.key: run.images.load(block.images) for block in blocks if not run.store.exists(block.key)}
     if missing:
-        cluster = run.config.cluster
-        task = ray.remote(num_cpus=cluster.cpus_per_actor, num_gpus=cluster.gpus_per_actor)(_reconstruct)
-        with watched(run.tell, "autoencoder", sum(len(block.images) for block in missing)) as board:
-
-            def work() -> None:
-                for block in missing:
-                    pixels = load_images(run.folder, block.images, run.dataset.size, run.dataset.frame)
-                    ray.get(task.remote(run.config, run.store, block.key, pixels, _boxes(run, block), board))
-
-            try:
-                supervised(board, "autoencoder", cluster.hang_seconds, work)
-            except RayError as error:
-                raise stopped("autoencoder", error) from error
-    wanted: dict[str, list[Piece]] = {}
+        total = sum(map(len, missing.values()))
+        arguments = (run.config, workers.device, run.store, missing)
+        workers.call("autoencoder", total, _reconstruct, *arguments, kind="model")
+    wanted: dict[str, list[ImageBlock]] = {}
     for block in blocks:
-        pixels, key = ray.put(_pixels(run.store, block)), features_key(block.content, "vae", extractor)
-        about = {"boxes": _boxes(run, block), "images": len(block.images), "class_name": block.class_name}
-        wanted.setdefault(block.arm, []).append(Piece(run.store, key, pixels=pixels, **about))
+        key = features_key(block.content, "vae", extractor)
+        decoded = ImageBlock(
+            run.store,
+            key,
+            pixels=None if run.store.exists(key) else workers.share(_pixels(run.store, block)),
+            boxes=run.images.boxes(block.images),
+            images=len(block.images),
+            class_name=block.class_name,
+        )
+        wanted.setdefault(block.arm, []).append(decoded)
     return wanted
 
 
-def _boxes(run: Run, block: Block) -> tuple[Box, ...]:
-    """Where the content of the block's images lies."""
-    size, frame = run.dataset.size, run.dataset.frame
-    return tuple(content_box(image.width, image.height, size, frame) for image in block.images)
+def _reconstruct(
+    beat: Beat, config: settings.Config, device: str, store: Store, images_of: Mapping[str, Images]
+) -> None:
+    """Encode and decode images in a worker; images_of: key of the result -> images."""
+    from busray.model.base import load_pipeline
+    from busray.model.latents import reconstruct
+
+    pipe = load_pipeline(config.base, device)
+    for key, images in images_of.items():
+        decoded = reconstruct(pipe, images.pixels, images.boxes, config.sampling.batch_size, beat)
+        buffer = io.BytesIO()
+        np.save(buffer, decoded, allow_pickle=False)
+        store.put_once(key, buffer.getvalue())
 
 
 def _units(run: Run, arm: str) -> dict[str, np.ndarray]:
-    """class -> labels of independent draws among the real images that an arm is made from, in its features' order."""
-    return {
-        block.class_name: np.array(
-            [block.images[i].unit for i in by_chance(block.class_name, range(len(block.images)), len(block.images))]
-        )
-        for block in _blocks(run)
-        if block.arm == arm
-    }
+    """class -> labels of independent draws among an arm's real images, in its features' order."""
+    units = {}
+    for block in _autoencoder_blocks(run):
+        if block.arm == arm:
+            n = len(block.images)
+            order = by_chance(block.class_name, range(n), n)
+            units[block.class_name] = np.array([block.images[i].unit for i in order])
+    return units
 
 
-def _pixels(store: Store, block: Block) -> np.ndarray:
+def _pixels(store: Store, block: AutoencoderBlock) -> np.ndarray:
     """uint8 [n, s, s]"""
     return np.load(io.BytesIO(store.read(block.key)), allow_pickle=False)
 
 
-def _reconstruct(
-    config: settings.Config, store: Store, key: str, pixels: np.ndarray, boxes: tuple[Box, ...], board: Any
-) -> None:
-    from busray.model.base import load_pipeline
-    from busray.model.latents import reconstruct
-
-    use_threads(config.cluster.threads)
-    beat = Pulse(board)
-    beat()
-    pipe = load_pipeline(config.base, device_of(config.cluster.gpus_per_actor))
-    made = reconstruct(pipe, pixels, boxes, config.sampling.batch_size, beat)
-    buffer = io.BytesIO()
-    np.save(buffer, made, allow_pickle=False)
-    store.put_once(key, buffer.getvalue())
-    beat.rest()
+# ---- the report ----
 
 
-def _report(run: Run, found: list[Opened], arms: list[Figure], sweep: list[Figure]) -> dict[str, Any]:
-    """Pure records; an arm that is in the table and in a sweep has its paper-mixture figures once."""
-    figures = list(dict.fromkeys([*arms, *sweep]))
-    names, refined = _arm_names(found), f"{FULL}+refine"
+def _report(run: Run, sub_runs: Sequence[SubRun], figures: AblationFigures) -> dict[str, Any]:
     reference = run.config.evaluate.reference
+    sentences = ablation_sentences(figures.arms, figures.sweep, SWEPT_REFINED, SWEEP_REFERENCE)
     return {
         "run": {
             "name": run.config.name,
@@ -292,45 +322,61 @@ def _report(run: Run, found: list[Opened], arms: list[Figure], sweep: list[Figur
             "counts": run.dataset.counts(run.config.classes),
             "left_out": [list(pair) for pair in run.dataset.left_out],
         },
-        "figures": [figure.to_dict() for figure in figures],
-        "verdicts": [*sentences(arms, sweep, refined, SWEEP_REFERENCE), *verdicts(arms)],
-        "timings": _timings(found),
+        "figures": [figure.to_dict() for figure in _all(figures)],
+        "verdicts": [*sentences, *distance_sentences(figures.arms)],
+        "timings": _timings(sub_runs),
         "ablation": {
             "against": run.config.ablate.against,
-            "full": FULL,
-            "arms": names,
-            "sweep_only": [name for one in found if one.part.point for name in one.part.arms.values()],
+            "full": SWEPT_METHOD,
+            "arms": _table_arms(sub_runs),
+            "sweep_only": _sweep_arms(sub_runs),
             "reference": reference,
             "sweep_reference": SWEEP_REFERENCE,
             "held_out": _held_out(reference),
-            "notes": notes(arms, refined),
-            "curves": curves(run.config, _parts(found)),
-            "configurations": _configurations(run, found),
+            "notes": ablation_notes(figures.arms, SWEPT_REFINED),
+            "curves": sweep_curves(run.config, _plans(sub_runs)),
+            "configurations": _configurations(run.store, sub_runs),
         },
     }
 
 
-def _configurations(run: Run, found: list[Opened]) -> list[dict[str, Any]]:
-    """Every arm's settings, and those of sweeps that an earlier command with other values of them left here."""
-    rows = [_configuration(name, arm, one.part) for one in found for arm, name in one.part.arms.items()]
-    mine = {one.part.prefix for one in found}
-    for key in run.store.list("points"):
-        prefix, _, file = key.rpartition("/")
-        if file == CONFIG and prefix.count("/") == 1 and prefix not in mine:
-            config = validate(json.loads(run.store.read(key)))
-            earlier = Part(prefix, config, {arm: f"{arm} {prefix.partition('/')[2]}" for arm in config.evaluate.arms})
-            rows += [_configuration(name, arm, earlier, "earlier") for arm, name in earlier.arms.items()]
-    order = {name: i for i, name in enumerate(_arm_names(found))}
+def _sweep_arms(sub_runs: Sequence[SubRun]) -> list[str]:
+    names: list[str] = []
+    for plan in _plans(sub_runs):
+        if plan.point:
+            names += plan.arms.values()
+    return names
+
+
+def _configurations(store: Store, sub_runs: Sequence[SubRun]) -> list[dict[str, Any]]:
+    """Every arm's settings, and those of sweeps of an earlier command with other values."""
+    rows = []
+    for plan in _plans(sub_runs):
+        rows += [_configuration(name, arm, plan) for arm, name in plan.arms.items()]
+    for plan in _earlier_points(store, {plan.prefix for plan in _plans(sub_runs)}):
+        rows += [_configuration(name, arm, plan, "earlier") for arm, name in plan.arms.items()]
+    order = {name: i for i, name in enumerate(_table_arms(sub_runs))}
     return sorted(rows, key=lambda row: order.get(row["arm"], len(order)))
 
 
-def _configuration(name: str, arm: str, part: Part, measured: str = "now") -> dict[str, Any]:
-    config = part.config
-    method, refined = settings.split_arm(arm)
-    refine = config.refine if refined else None
+def _earlier_points(store: Store, prefixes_now: set[str]) -> list[SubRunPlan]:
+    earlier = []
+    for key in store.list("points"):
+        prefix, _, file = key.rpartition("/")
+        if file == CONFIG and prefix.count("/") == 1 and prefix not in prefixes_now:
+            config = validate(json.loads(store.read(key)))
+            point = prefix.partition("/")[2]
+            earlier.append(SubRunPlan(prefix, config, {arm: f"{arm} {point}" for arm in config.evaluate.arms}))
+    return earlier
+
+
+def _configuration(name: str, arm: str, plan: SubRunPlan, measured: str = "now") -> dict[str, Any]:
+    config = plan.config
+    parsed = Arm.parse(arm)
+    refine = config.refine if parsed.refined else None
     return {
         "arm": name,
-        "training steps": None if method == "base" else config.adapters.steps,
+        "training steps": config.adapters.steps if parsed.uses_adapters else None,
         "steps": config.sampling.steps,
         "guidance": config.sampling.guidance_scale,
         "strength": refine.strength if refine else None,
@@ -338,42 +384,36 @@ def _configuration(name: str, arm: str, part: Part, measured: str = "now") -> di
         "refine guidance": refine.guidance_scale if refine else None,
         "UNet evaluations an image": unet_evaluations(config.sampling, refine),
         "images a class": compared_images(config),
-        "under": part.prefix or ".",
+        "under": plan.prefix or ".",
         "measured": measured,
     }
 
 
-def _timings(found: list[Opened]) -> list[dict[str, Any]]:
+def _timings(sub_runs: Sequence[SubRun]) -> list[dict[str, Any]]:
     rows = []
-    for one in found:
-        timings: Mapping[str, float] = json.loads(one.run.store.read_or_none(TIMINGS) or b"{}")
-        where = f"{one.part.prefix}: " if one.part.prefix else ""
-        rows += [
-            {"stage": f"{where}{stage}", "seconds": seconds, "images": None, "images_per_actor_second": None}
-            for stage, seconds in timings.items()
-        ]
+    for sub_run in sub_runs:
+        timings: Mapping[str, float] = json.loads(sub_run.run.store.read_or_none(TIMINGS) or b"{}")
+        label = f"{sub_run.plan.prefix}: " if sub_run.plan.prefix else ""
+        for stage, seconds in timings.items():
+            row = {"stage": f"{label}{stage}", "seconds": seconds, "images": None, "images_per_actor_second": None}
+            rows.append(row)
     return rows
 
 
-def _sheets(run: Run, found: list[Opened]) -> dict[str, bytes]:
-    """class -> the first images of each arm, a row an arm, a column a seed; and real images through the autoencoder."""
+def _sheets(run: Run, sub_runs: Sequence[SubRun]) -> dict[str, bytes]:
+    """class -> the first images of each arm: a row an arm, a column a seed. Also the autoencoder's."""
+    images_of = {}
+    for sub_run in sub_runs:
+        for arm, name in sub_run.plan.arms.items():
+            images_of[name] = _first_images(sub_run.run, arm)
+    arms = _table_arms(sub_runs)
+    arms += [name for name in images_of if name not in arms]
     sheets = {}
-    cells = {name: _first_images(one.run, arm) for one in found for arm, name in one.part.arms.items()}
-    names = _arm_names(found)
-    order = [*names, *(name for name in cells if name not in names)]
     for class_name in run.config.classes:
-        rows = [cells[name].get(class_name, []) for name in order]
+        rows = [images_of[arm].get(class_name, []) for arm in arms]
         if any(rows):
-            sheets[class_name] = contact_sheet(rows, [], row_labels=order)
-    rows, labels = [], []
-    for block in _blocks(run):
-        if block.arm == VAE:
-            shown = block.images[:SHEET_IMAGES]
-            real = load_images(run.folder, shown, run.dataset.size, run.dataset.frame)
-            made = _pixels(run.store, block)[:SHEET_IMAGES]
-            rows += [[png_bytes(image, {}) for image in images] for images in (real, made)]
-            labels += [f"{block.class_name}, real", "through the autoencoder"]
-    sheets["The autoencoder alone"] = contact_sheet(rows, [], row_labels=labels)
+            sheets[class_name] = contact_sheet(rows, [], row_labels=arms)
+    sheets["The autoencoder alone"] = _autoencoder_sheet(run)
     return sheets
 
 
@@ -390,3 +430,14 @@ def _first_images(run: Run, arm: str) -> dict[str, list[bytes | None]]:
                     cells = shown.setdefault(shard.class_name, [None] * SHEET_IMAGES)
                     cells[row["index"]] = row[source.column]["bytes"]
     return shown
+
+
+def _autoencoder_sheet(run: Run) -> bytes:
+    rows, labels = [], []
+    for block in _autoencoder_blocks(run):
+        if block.arm == VAE:
+            real = run.images.load(block.images[:SHEET_IMAGES]).pixels
+            decoded = _pixels(run.store, block)[:SHEET_IMAGES]
+            rows += [[png_bytes(image, {}) for image in images] for images in (real, decoded)]
+            labels += [f"{block.class_name}, real", "through the autoencoder"]
+    return contact_sheet(rows, [], row_labels=labels)

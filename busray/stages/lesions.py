@@ -16,7 +16,7 @@ from busray.corpus.commit import read_rows
 from busray.corpus.encode import png_bytes, png_pixels
 from busray.data.images import ImageFolder
 from busray.data.split import SPLITS
-from busray.evidence.lesions import Scored, dice_figures, geometry_figures
+from busray.evidence.lesions import DiceScores, dice_figures, geometry_figures
 from busray.evidence.real import RealFeatures
 from busray.identity import fingerprint, seed_for, sha256_bytes
 from busray.layout import GEOMETRY_JSON, GEOMETRY_PNG, segmenter_key
@@ -138,11 +138,11 @@ def _by_true_masks(truth: Mapping[str, TrueLesions], folder: ImageFolder) -> Rea
     return RealFeatures(features, units, lesion_shape.TRUE, folder.dataset.frame, folder.dataset.size)
 
 
-def _scored(record: SegmenterRecord, test: TrueLesions) -> Scored:
+def _scored(record: SegmenterRecord, test: TrueLesions) -> DiceScores:
     """Dice of the test images that have a lesion."""
     dice = np.array(record.dice, np.float64)  # None becomes NaN
     has_lesion = test.masks.any((1, 2))
-    return Scored(dice[has_lesion], test.classes[has_lesion], test.units[has_lesion], record.images["train"])
+    return DiceScores(dice[has_lesion], test.classes[has_lesion], test.units[has_lesion], record.images["train"])
 
 
 # ---- the segmenter ----

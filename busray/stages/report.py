@@ -1,6 +1,7 @@
-"""report.json and report.html from what the stages committed."""
+"""report.json and report.html, from what the stages committed."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -11,7 +12,8 @@ from busray.corpus.commit import committed_shards, in_threads, read_commit, read
 from busray.corpus.encode import png_bytes
 from busray.corpus.manifest import published_rows
 from busray.corpus.plan import read_segments, shards
-from busray.data.images import load_images
+from busray.corpus.record import read_run
+from busray.data.images import ImageFolder
 from busray.layout import (
     AUDIT_JSON,
     AUDIT_PANELS,
@@ -36,68 +38,65 @@ from busray.report.tables import figures_of
 from busray.report.verdicts import distance_sentences
 from busray.run.record import Run
 from busray.stages.classifiers import classifier_record
-from busray.stages.evaluate import clean_reason, gated_counts
-from busray.stages.generate import draw_job
+from busray.stages.evaluate import class_gate_counts, no_clean_figures_sentences
 from busray.storage import Store
 
 GALLERY_ROWS = 4
 
 
-def said(run: Run, figures: list[Figure]) -> list[str]:
-    """What the figures come to, as sentences."""
+def report_sentences(run: Run, figures: list[Figure]) -> list[str]:
+    """What the figures say."""
     lesions = geometry_sentences(figures, (_geometry(run) or {}).get("reason"))
-    return [*distance_sentences(figures), *clean_reason(run), *consistency_sentences(figures), *lesions]
+    return [*distance_sentences(figures), *no_clean_figures_sentences(run), *consistency_sentences(figures), *lesions]
 
 
 def write_report(run: Run, figures: list[Figure]) -> None:
-    """report.json and report.html from what the run's stages committed."""
+    """Write report.json and report.html anew."""
     _publish(run, _report(run, figures))
 
 
 def add_to_report(run: Run, name: str, part: dict[str, Any]) -> None:
-    """Put a part beside the others of report.json and make the page anew; nothing where the run has no report yet."""
-    held = run.store.read_or_none(REPORT_JSON)
-    if held is not None:
-        _publish(run, {**json.loads(held), name: part})
+    """Replace one part of report.json and make the page anew; nothing where there is no report."""
+    report = run.store.read_or_none(REPORT_JSON)
+    if report is not None:
+        _publish(run, {**json.loads(report), name: part})
 
 
 def _publish(run: Run, report: dict[str, Any]) -> None:
+    published = list(published_rows(run.store).values())
     if audit := report.get("audit"):
-        images = sum(row["rows"] for row in published_rows(run.store).values())
-        report = {**report, "audit": of_now(audit, images)}
+        # The corpus may have grown since the audit. The report then says so.
+        report = {**report, "audit": of_now(audit, sum(row["rows"] for row in published))}
     run.store.replace(REPORT_JSON, to_json(report))
-    lesions = report.get("geometry") or {}
-    picture = run.store.read_or_none(GEOMETRY_PNG) if lesions.get("segmenter") else None
-    figures = figures_of(report)
+    lesions, figures = report.get("geometry") or {}, figures_of(report)
+    outlines = run.store.read_or_none(GEOMETRY_PNG) if lesions.get("segmenter") else None
     sections = [
         consistency_section(figures, report.get("gate")),
-        geometry_section(figures, lesions.get("reason"), picture),
+        geometry_section(figures, lesions.get("reason"), outlines),
         copies_section(report.get("audit") or {}, run.store.read_or_none(AUDIT_PANELS)),
         study_section(report.get("study") or {}),
     ]
-    page = report_html(report, figures, _galleries(run), sections)
-    run.store.replace(REPORT_HTML, page.encode())
+    galleries = _galleries(run.store, run.images, refined=run.config.refine is not None)
+    run.store.replace(REPORT_HTML, report_html(report, figures, galleries, sections).encode())
+
+
+# ---- report.json ----
 
 
 def _report(run: Run, figures: list[Figure]) -> dict[str, Any]:
-    config, dataset = run.config, run.dataset
-    adapters = read_adapters(run.store) or {}
-    job = draw_job(run)
-    drawn = list(published_rows(run.store).values())
-    plan = shards(read_segments(run.store))
-    classes = {name: sum(row["rows"] for row in drawn if row["class"] == name) for name in config.classes}
-    training = {key: adapters.get(key, []) for key in ("loss", "validation")}
+    config, dataset, store = run.config, run.dataset, run.store
+    adapters = read_adapters(store) or {}
     return {
         "run": {
             "name": config.name,
-            "fingerprint": job.recipe.fingerprint,
+            "fingerprint": (read_run(store) or {})["fingerprint"],
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "busray": __version__,
             "output": config.output,
             "command": run.command,
             "base": run.base.to_dict(),
             "adapters": {k: v for k, v in adapters.items() if k not in ("loss", "validation")},
-            "execution": _execution(run.store),
+            "execution": _execution(store),
             "settings": config.model_dump(mode="json"),
         },
         "dataset": {
@@ -107,64 +106,85 @@ def _report(run: Run, figures: list[Figure]) -> dict[str, Any]:
             "counts": dataset.counts(config.classes),
             "left_out": [list(pair) for pair in dataset.left_out],
         },
-        "check": json.loads(run.store.read(CHECK)),
-        "corpus": {
-            "planned": sum(s.count for s in plan),
-            "committed": sum(row["rows"] for row in drawn),
-            "quarantined": sum(row["rejects"] for row in drawn),
-            "shards": len(drawn),
-            "bytes": sum(row["bytes"] for row in drawn),
-            "manifest": MANIFEST,
-            "classes": classes,
-        },
+        "check": json.loads(store.read(CHECK)),
+        "corpus": _corpus(store, list(config.classes)),
         "figures": [figure.to_dict() for figure in figures],
-        "verdicts": said(run, figures),
+        "verdicts": report_sentences(run, figures),
         "geometry": _geometry(run),
         "gate": _gate(run),
-        "finetune": {"steps": adapters.get("step"), **training} if training["loss"] else None,
-        "timings": _timings(run),
-        "study": json.loads(run.store.read_or_none(STUDY_JSON) or b"null"),
-        "audit": json.loads(run.store.read_or_none(AUDIT_JSON) or b"null"),
+        "finetune": _training(adapters),
+        "timings": _timings(store),
+        "study": json.loads(store.read_or_none(STUDY_JSON) or b"null"),
+        "audit": json.loads(store.read_or_none(AUDIT_JSON) or b"null"),
     }
 
 
 def _execution(store: Store) -> dict[str, Any]:
-    """Of the corpus's first shard; each record has its own, since cards and libraries of a cluster may differ."""
+    """Of the first shard only. Each record has its own: cards and libraries of a cluster may differ."""
     first = next(iter(published_rows(store)), None)
     return asdict(read_commit(store, first).execution) if first else {}
 
 
+def _corpus(store: Store, classes: Sequence[str]) -> dict[str, Any]:
+    published = list(published_rows(store).values())
+    images = dict.fromkeys(classes, 0)
+    for row in published:
+        if row["class"] in images:
+            images[row["class"]] += row["rows"]
+    return {
+        "planned": sum(shard.count for shard in shards(read_segments(store))),
+        "committed": sum(row["rows"] for row in published),
+        "quarantined": sum(row["rejects"] for row in published),
+        "shards": len(published),
+        "bytes": sum(row["bytes"] for row in published),
+        "manifest": MANIFEST,
+        "classes": images,
+    }
+
+
+def _training(adapters: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The curves of the fine-tuning; None for adapters that were not trained here."""
+    if not adapters.get("loss"):
+        return None
+    return {"steps": adapters.get("step"), "loss": adapters["loss"], "validation": adapters.get("validation", [])}
+
+
 def _geometry(run: Run) -> dict[str, Any] | None:
-    """The segmenter behind the lesions' figures, or why there are none; None where none are wanted."""
+    """The segmenter of the lesions' figures, or why there are none; None where none are wanted."""
     return json.loads(run.store.read(GEOMETRY_JSON)) if run.config.evaluate.geometry else None
 
 
 def _gate(run: Run) -> dict[str, Any] | None:
-    """The class gate's classifier and what it did with each class of the released corpus."""
+    """The class gate's classifier, and what it did with each class of the released corpus."""
     gate = run.config.corpus.gate
     record = classifier_record(run, gate.architecture) if gate else None
     if gate is None or record is None:
         return None
-    told = {key: asdict(record)[key] for key in ("architecture", "images", "test", "digest")}
-    classes = {name: asdict(counts) for name, counts in gated_counts(run).items()}
-    return {**told, "threshold": gate.threshold, "attempts": gate.attempts, "classes": classes}
+    classifier = asdict(record)
+    return {
+        **{field: classifier[field] for field in ("architecture", "images", "test", "digest")},
+        "threshold": gate.threshold,
+        "attempts": gate.attempts,
+        "classes": {name: asdict(counts) for name, counts in class_gate_counts(run).items()},
+    }
 
 
-def _timings(run: Run) -> list[dict[str, Any]]:
-    timings = json.loads(run.store.read_or_none(TIMINGS) or b"{}")
+def _timings(store: Store) -> list[dict[str, Any]]:
     rows = []
-    for stage, seconds in timings.items():
+    for stage, seconds in json.loads(store.read_or_none(TIMINGS) or b"{}").items():
         images = rate = None
         if stage.startswith("generate"):
             arm = stage.removeprefix("generate").strip()
-            images, rate = _drawing(run.store.sub(arm_prefix(arm)) if arm else run.store)
+            images, rate = _drawing_rate(store.sub(arm_prefix(arm)) if arm else store)
         rows.append({"stage": stage, "seconds": seconds, "images": images, "images_per_actor_second": rate})
     return rows
 
 
-def _drawing(store: Store) -> tuple[int | None, float | None]:
-    """(images of a corpus, images a second of its actors), from its records: a session's wall time says nothing of a
-    corpus that several sessions drew."""
+def _drawing_rate(store: Store) -> tuple[int | None, float | None]:
+    """(images of a corpus, images a second of its actors).
+
+    From the corpus's records: the stage's wall time is of its last session only.
+    """
     images, seconds = 0, 0.0
     for commit in in_threads(partial(read_commit, store), committed_shards(store)):
         images += commit.rows
@@ -172,27 +192,34 @@ def _drawing(store: Store) -> tuple[int | None, float | None]:
     return images or None, images / seconds if images and seconds else None
 
 
-def _galleries(run: Run) -> dict[str, list[GalleryRow]]:
-    """A few rows a class of real (test) | txt2img | refined."""
+# ---- images of the page ----
+
+
+def _galleries(store: Store, folder: ImageFolder, *, refined: bool) -> dict[str, list[GalleryRow]]:
+    """class -> a few rows of a real test image | txt2img | refined."""
+    published = published_rows(store)
     galleries: dict[str, list[GalleryRow]] = {}
-    published = published_rows(run.store)
-    for name in run.config.classes:
-        shard = next((shard for shard, row in published.items() if shard.class_name == name and row["rows"]), None)
-        drawn = read_rows(run.store, read_commit(run.store, shard)).to_pylist()[:GALLERY_ROWS] if shard else []
-        images = [image for image in run.dataset.test if image.class_name == name][:GALLERY_ROWS]
-        real = load_images(run.folder, images, run.dataset.size, run.dataset.frame)
-        rows = []
+    for name in folder.classes:
+        shard = next((s for s, row in published.items() if s.class_name == name and row["rows"]), None)
+        drawn: list[dict[str, Any]] = []
+        if shard is not None:
+            drawn = read_rows(store, read_commit(store, shard)).to_pylist()[:GALLERY_ROWS]
+        test = [image for image in folder.dataset.test if image.class_name == name][:GALLERY_ROWS]
+        real = [png_bytes(pixels, {}) for pixels in folder.load(test).pixels]
+        galleries[name] = []
         for i in range(max(len(drawn), len(real))):
-            cells = drawn[i] if i < len(drawn) else {}
-            final = cells.get("image", {}).get("bytes")
-            before = (cells.get("image_txt2img") or {}).get("bytes")
-            rows.append(
-                GalleryRow(
-                    real=png_bytes(real[i], {}) if i < len(real) else None,
-                    txt2img=before if run.config.refine else final,
-                    refined=final if run.config.refine else None,
-                    caption=cells.get("prompt", ""),
-                )
-            )
-        galleries[name] = rows
+            row = drawn[i] if i < len(drawn) else {}
+            galleries[name].append(_gallery_row(real[i] if i < len(real) else None, row, refined))
     return galleries
+
+
+def _gallery_row(real: bytes | None, row: Mapping[str, Any], refined: bool) -> GalleryRow:
+    """row: of a shard; empty where there is no drawn image."""
+    final = row.get("image", {}).get("bytes")
+    before = (row.get("image_txt2img") or {}).get("bytes")
+    return GalleryRow(
+        real=real,
+        txt2img=before if refined else final,
+        refined=final if refined else None,
+        caption=row.get("prompt", ""),
+    )

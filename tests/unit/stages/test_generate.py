@@ -1,0 +1,55 @@
+"""Corpora of a run whose settings have changed where they may: what is there already is used as it is."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from busray.corpus.manifest import published_rows
+from busray.corpus.plan import read_segments
+from busray.records import Commit, ImageSpec, Segment, Shard, UserError
+from busray.run.record import Run
+from busray.stages import generate as module
+from busray.stages.generate import DrawJob, draw_job, generate, reproduce
+from tests.support.corpora import commit_black, fill, with_settings
+from tests.support.workers import InProcessWorkers
+
+
+def test_an_arm_keeps_its_images_where_fewer_are_compared(run: Run) -> None:
+    arm = run.store.sub("arms/base")
+    fill(arm, {"benign": 6, "malignant": 6})
+    before = arm.read("manifest.parquet")
+    generate(with_settings(run, evaluate={"images": 4}), InProcessWorkers(), "base")
+    assert arm.read("manifest.parquet") == before
+
+
+def test_an_arm_keeps_its_images_where_a_class_is_added_with_fewer(run: Run) -> None:
+    arm = run.store.sub("arms/base")
+    fill(arm, {"benign": 6})
+    commit_black(arm, Shard("malignant", 0, 3))
+    fewer = run.config.classes["malignant"].model_copy(update={"images": 3}).model_dump(mode="json")
+    generate(with_settings(run, classes={"malignant": fewer}), InProcessWorkers(), "base")
+    size = run.config.corpus.shard_size
+    assert read_segments(arm) == [Segment("benign", 0, 6, 4), Segment("malignant", 0, 3, size)]
+    assert sum(row["rows"] for row in published_rows(arm).values()) == 9
+
+
+def test_an_image_of_an_arm_that_the_stored_settings_do_not_name_is_made_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as an image of a later --evaluate.arms, or of an ablation's base+refine."""
+    draw_job(run, "cpu", "base+refine")
+    arm = run.store.sub("arms/base+refine")
+    fill(arm, {"malignant": 2})
+    asked = []
+
+    def redraw(job: DrawJob, commit: Commit, spec: ImageSpec) -> SimpleNamespace:
+        asked.append((job.store.url, job.method, job.refine, commit.shard, spec.index))
+        return SimpleNamespace(image=np.full((8, 8), 7, np.uint8))
+
+    monkeypatch.setattr(module, "redraw", redraw)
+    stored, redrawn = reproduce(run, "f-malignant-00000001")
+    assert asked == [(arm.url, None, run.config.refine, Shard("malignant", 0, 2), 1)]
+    assert stored.max() == 0 and redrawn.min() == 7
+    with pytest.raises(UserError, match="no such image"):
+        reproduce(run, "f-malignant-00000002")
