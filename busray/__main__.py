@@ -2,4 +2,5 @@
 
 from busray.cli import process
 
-process()
+if __name__ == "__main__":
+    process()

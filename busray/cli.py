@@ -50,8 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def finish(status: int) -> NoReturn:
-    """Ends the process here: all is stored, and what aborted a finished driver once came after this, it seems (native
-    threads in the interpreter's teardown)."""
+    """End the process here, without the interpreter's teardown, since everything is stored.
+
+    Native threads of a library once aborted a finished driver in its teardown.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

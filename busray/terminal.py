@@ -1,17 +1,28 @@
-"""Tables, progress and figures on a terminal."""
+"""What commands show on a terminal: tables, sentences, progress."""
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from busray.records import CLASS_ALL, INCEPTION, Figure
+
+if TYPE_CHECKING:
+    from busray.corpus.manifest import Quarantine
+    from busray.corpus.verify import VerifyResult
+    from busray.doctor import Finding
+    from busray.evidence.reader_study import Score
+    from busray.workers import Report
 
 LINE_SECONDS = 10.0
 """Between plain progress lines where there is no terminal."""
 
-
 WIDEST = 1000
 """Characters of a table's line where there is no terminal."""
+
+PROBLEMS_SHOWN = 20
+"""Problems of `verify` that are printed; the rest is counted."""
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -24,54 +35,130 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(escape(column), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
-    # Into a file a table is as wide as it needs to be; rich would take 80 columns and fold its figures.
+    # Into a file a table is as wide as it needs to be: rich would take 80 columns and fold figures.
     Console(width=None if sys.stdout.isatty() else WIDEST).print(table)
 
 
-def print_figures(figures: list[Any], sentences: list[str]) -> None:
+# ---- figures ----
+
+
+def print_figures(figures: Sequence[Figure], sentences: Sequence[str]) -> None:
+    """A table for each extractor and distance, class consistency, and what the figures say."""
     from busray.report.classes import consistency_rows
     from busray.report.metrics import DISTANCES, METRICS
     from busray.report.tables import by_extractor, narrow_rows, without_clean
 
     whole, _ = without_clean(figures)
     reference = next(figure.reference for figure in figures if figure.protocol == "synthetic-only")
-    for extractor, measured in by_extractor(whole).items():
-        for metric in (name for name in DISTANCES if any(f.metric == name and not f.floor for f in measured)):
-            heading = f"{METRICS[metric].heading} ({extractor}) against {reference} images; synthetic-only unless noted"
-            print_table(heading, *narrow_rows(measured, metric))
+    for extractor, of_extractor in by_extractor(whole).items():
+        measured = {figure.metric for figure in of_extractor if not figure.floor}
+        for metric in DISTANCES:
+            if metric in measured:
+                heading = f"{METRICS[metric].heading} ({extractor})"
+                title = f"{heading} against {reference} images; synthetic-only unless noted"
+                print_table(title, *narrow_rows(of_extractor, metric))
     agreement = consistency_rows(whole)
-    if agreement[1]:
+    if agreement.rows:
         print_table("Does a classifier of real images see each drawn image's class?", *agreement)
-    for sentence in sentences:
-        print(sentence)
+    print(*sentences, sep="\n")
 
 
 def print_ablation(report: dict[str, Any]) -> None:
-    from busray.records import INCEPTION
+    """report: what ablate.json holds."""
     from busray.report.ablation import compared, configuration_rows, nearness_rows, sweep_rows
     from busray.report.metrics import METRICS
     from busray.report.tables import difference_rows, figures_of, narrow_rows
 
-    ablation, every = report["ablation"], figures_of(report)
-    figures = compared(every, ablation)
+    ablation, figures = report["ablation"], figures_of(report)
+    of_arms = compared(figures, ablation)
     for metric in ("fid", "kid"):
-        heading = f"{METRICS[metric].heading} against {ablation['reference']} images; synthetic-only unless noted"
-        print_table(heading, *narrow_rows(figures, metric))
+        heading = f"{METRICS[metric].heading} against {ablation['reference']} images"
+        print_table(f"{heading}; synthetic-only unless noted", *narrow_rows(of_arms, metric))
     for note in ablation["notes"]:
         print(note)
-    overall = [f for f in figures if (f.class_name, f.extractor) == ("all", INCEPTION)]
+    overall = [f for f in of_arms if (f.class_name, f.extractor) == (CLASS_ALL, INCEPTION)]
     print_table("Seed-paired KID differences", *difference_rows(overall))
-    print_table("Copying and class drift", *nearness_rows(figures, ablation["arms"], ablation["held_out"]))
-    sweeps = sweep_rows(every, ablation["curves"], ablation["sweep_reference"])
+    print_table("Copying and class drift", *nearness_rows(of_arms, ablation["arms"], ablation["held_out"]))
+    sweeps = sweep_rows(figures, ablation["curves"], ablation["sweep_reference"])
     print_table(f"Sweeps, against {ablation['sweep_reference']} images", *sweeps)
     print_table("Every configuration tried", *configuration_rows(ablation["configurations"]))
-    for sentence in report["verdicts"]:
-        print(sentence)
+    print(*report["verdicts"], sep="\n")
+
+
+def print_study(architecture: str, figures: Sequence[Figure], sentences: Sequence[str]) -> None:
+    from busray.report.study import arm_rows, comparison_rows
+
+    for reference in dict.fromkeys(figure.reference for figure in figures):
+        what = f"{architecture}, {reference} images [95 % interval]"
+        print_table(f"Classifiers of real images, {what}", *arm_rows(figures, reference))
+        print_table(f"Comparisons, {what}", *comparison_rows(figures, reference))
+    print(*sentences, sep="\n")
+
+
+def print_audit(figures: Sequence[Figure], sentences: Sequence[str]) -> None:
+    from busray.report.audit import audit_rows
+
+    print_table("Copies of training images", *audit_rows(figures))
+    print(*sentences, sep="\n")
+
+
+def print_scores(scores: Sequence[tuple[str, "Score"]]) -> None:
+    """(reader, score) of each returned sheet of a reader study."""
+    from busray.report.metrics import Metric
+
+    share, rows = Metric("", 3), []
+    for reader, score in scores:
+        classes = (score.class_synthetic.estimate, score.class_real.estimate)
+        n = f"{score.synthetic} / {score.real}"
+        rows.append([reader, share.text(score.auc), n, *map(share.text, classes)])
+    columns = ("reader", "AUC", "n synthetic / real", "class right, synthetic", "class right, real")
+    print_table("Synthetic told from real, with 95 % intervals (AUC 0.5: guessing)", columns, rows)
+
+
+# ---- stores and corpora ----
+
+
+def print_doctor(url: str, findings: Sequence["Finding"]) -> None:
+    answers = {True: "yes", False: "NO", None: "not tried"}
+    rows = [(finding.check, answers[finding.passed]) for finding in findings]
+    print_table(f"{url}: is it safe to run on?", ("check", "passed"), rows)
+
+
+def print_verify(url: str, results: Mapping[str, "VerifyResult"]) -> None:
+    """results: corpus -> what verify() found."""
+    rows, problems = [], []
+    for name, result in results.items():
+        counts = (result.planned, result.committed, result.quarantined, result.shards, len(result.problems))
+        rows.append((name, *map(str, counts)))
+        problems += [f"{name}: {problem}" for problem in result.problems]
+    columns = ("corpus", "planned", "committed", "quarantined", "shards", "problems")
+    print_table(f"{url}: the manifest against the world", columns, rows)
+    for name, result in results.items():
+        print(f"{name}: manifest digest {result.digest}")
+    for problem in problems[:PROBLEMS_SHOWN]:
+        print(problem)
+    if len(problems) > PROBLEMS_SHOWN:
+        print(f"... and {len(problems) - PROBLEMS_SHOWN} more")
+
+
+def print_quarantine(url: str, found: "Quarantine", allowed: float) -> None:
+    """Say, on standard error, that a corpus has more quarantined images than allowed."""
+    examples = "".join(f"  {image_id}: {reason}\n" for image_id, reason in found.examples)
+    print(
+        f"busray: {found.images} of {found.planned} planned images are quarantined, more than "
+        f"corpus.max_quarantined={allowed} allows:\n{examples}"
+        f"every id and reason is in the records, {url}/commits/; the corpus and its manifest are complete "
+        "otherwise. Fix the cause and draw into another output, or raise corpus.max_quarantined",
+        file=sys.stderr,
+    )
+
+
+# ---- progress ----
 
 
 @contextmanager
-def reporter() -> Iterator[Any]:
-    """tell(stage, done, total): bars with rate and time left on a terminal, a plain line now and then elsewhere."""
+def reporter() -> Iterator["Report"]:
+    """report(stage, done, total): bars on a terminal, a plain line now and then elsewhere."""
     if not sys.stderr.isatty():
         yield _plain_lines()
         return
@@ -89,34 +176,36 @@ def reporter() -> Iterator[Any]:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         tasks: dict[str, Any] = {}
 
-        def tell(stage: str, done: int, total: int) -> None:
+        def report(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = progress.add_task(stage, total=total, completed=done, rate="")
-            task = progress.tasks[tasks[stage]]
-            speed = task.speed
-            progress.update(tasks[stage], completed=done, total=total, rate=f"{speed:.1f}/s" if speed else "")
+            speed = progress.tasks[tasks[stage]].speed
+            rate = f"{speed:.1f}/s" if speed else ""
+            progress.update(tasks[stage], completed=done, total=total, rate=rate)
 
-        yield tell
+        yield report
 
 
-def _plain_lines() -> Any:
+def _plain_lines() -> "Report":
+    """A line when a stage starts and ends, and every LINE_SECONDS between."""
     first: dict[str, tuple[float, int]] = {}
     last: dict[str, float] = {}
-    finished = set()
+    finished: set[str] = set()
 
-    def tell(stage: str, done: int, total: int) -> None:
+    def report(stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        began, already = first.setdefault(stage, (now, done))
-        if stage in finished or (stage in last and now - last[stage] < LINE_SECONDS and done < total):
+        started, already_done = first.setdefault(stage, (now, done))
+        too_soon = stage in last and now - last[stage] < LINE_SECONDS and done < total
+        if stage in finished or too_soon:
             return
         last[stage] = now
-        # over the whole stage: work comes in batches, and the last of a shard may be small
-        rate = (done - already) / (now - began) if now > began else 0.0
-        text = f"{stage}: {done}/{total}"
+        # Over the whole stage: items come in batches, and the last batch of a shard may be small.
+        rate = (done - already_done) / (now - started) if now > started else 0.0
+        line = f"{stage}: {done}/{total}"
         if done >= total:
             finished.add(stage)
         elif rate:
-            text += f", {rate:.1f}/s, {(total - done) / rate:.0f} s left"
-        print(text, file=sys.stderr, flush=True)
+            line += f", {rate:.1f}/s, {(total - done) / rate:.0f} s left"
+        print(line, file=sys.stderr, flush=True)
 
-    return tell
+    return report

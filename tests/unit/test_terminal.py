@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from busray import commands as cli
+from busray import terminal
 from busray.cli import main
 from busray.terminal import print_table, reporter
 
@@ -26,12 +26,12 @@ def test_progress_is_a_plain_line_now_and_then_where_there_is_no_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(cli.time, "monotonic", lambda: now)
-    with reporter() as tell:
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now)
+    with reporter() as report:
         for done in range(101):
-            tell("generate", done, 100)
+            report("generate", done, 100)
             now += 1.0
-        tell("generate", 100, 100)
+        report("generate", 100, 100)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "generate: 0/100" and lines[-1] == "generate: 100/100"
     assert 5 <= len(lines) <= 15
@@ -47,10 +47,10 @@ def test_progress_is_a_bar_a_stage_with_its_rate_on_a_terminal(monkeypatch: pyte
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr(sys, "stderr", screen)
-    with reporter() as tell:
+    with reporter() as report:
         for done in range(5):
-            tell("finetune", done, 4)
-            tell("generate", 0, 12)
+            report("finetune", done, 4)
+            report("generate", 0, 12)
     shown = screen.getvalue()
     assert "finetune" in shown and "4/4" in shown and "/s" in shown
     assert "generate" in shown and "0/12" in shown
