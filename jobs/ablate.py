@@ -1,4 +1,4 @@
-"""The paper's table, for `ray job submit --working-dir . -- python jobs/ablate.py CONFIG [--a.b=c ...]`."""
+"""ray job submit --working-dir . -- python jobs/ablate.py CONFIG [--a.b=c ...]"""
 
 import sys
 

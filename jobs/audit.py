@@ -1,4 +1,4 @@
-"""One stage, for `ray job submit --working-dir . -- python jobs/audit.py RUN`."""
+"""ray job submit --working-dir . -- python jobs/audit.py RUN [--a.b=c ...]"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""One stage, for `ray job submit --working-dir . -- python jobs/generate.py CONFIG [--a.b=c ...]`."""
+"""ray job submit --working-dir . -- python jobs/generate.py CONFIG [--a.b=c ...]"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The whole job, for `ray job submit --working-dir . -- python jobs/pipeline.py CONFIG [--a.b=c ...]`."""
+"""ray job submit --working-dir . -- python jobs/pipeline.py CONFIG [--a.b=c ...]"""
 
 import sys
 
