@@ -1,51 +1,45 @@
-"""The downstream study on Ray: every training is a task whose result is a create-only record of the run."""
+"""The downstream study: classifiers trained with and without synthetic images, tested on real ones.
+
+Each training runs in one worker, and its result is a create-only record of the run.
+"""
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import ray
-from ray.exceptions import RayError
 
-from busray.cluster.liveness import Pulse, stopped, supervised, watched
-from busray.cluster.session import session, use_threads
-from busray.corpus.commit import first_draws_held, in_threads, read_commit, read_rows, rejected_first_draws
+from busray.config import Config
+from busray.config import Study as StudySettings
+from busray.corpus.commit import count_first_draws, in_threads, read_commit, read_rows, rejected_first_draws
 from busray.corpus.encode import png_pixels
 from busray.corpus.manifest import published_rows
-from busray.corpus.record import differences
-from busray.data.check import CheckReport, check, shared_images
-from busray.data.images import load_images
+from busray.corpus.record import differences, read_run
+from busray.data.check import CheckReport, check
+from busray.data.duplicates import shared_images
+from busray.data.images import ImageFolder
 from busray.data.read import class_names
 from busray.data.split import SPLITS
-from busray.evidence.stats.paired import without_spread
-from busray.evidence.study import Outcome, study_figures
+from busray.evidence.stats.paired import classes_without_spread
+from busray.evidence.study import StudyResults, study_figures
 from busray.evidence.study_design import (
     Arm,
-    Diet,
+    TrainingMix,
     Draws,
-    clusters_of,
+    units_of,
     first_rows,
-    needed,
-    positions,
+    synthetic_counts,
+    mix_positions,
     refuse_foreign_corpus,
     refuse_leaks,
     study_arms,
 )
 from busray.identity import fingerprint, seed_for
-from busray.layout import (
-    CHECK,
-    RUN,
-    STUDY_CSV,
-    STUDY_DECLARED,
-    STUDY_JSON,
-    study_identity_key,
-    study_key,
-)
+from busray.layout import CHECK, STUDY_CSV, STUDY_DECLARED, STUDY_JSON, study_identity_key, study_key
 from busray.model.checkpoints import read_adapters
 from busray.records import Figure, SourceImage, UserError, to_json
 from busray.report.study import study_sentences
@@ -54,17 +48,14 @@ from busray.run.record import Run
 from busray.stages.report import add_to_report
 from busray.storage import Store
 from busray.vision.classifier import Architecture, Augmentation, Phase, Training, fit, predict, represent
+from busray.workers import Beat, Report, Shared, Workers
 
-SHOWN = 10
-"""Problems of an external test set that are told."""
-
-
-TRIES = 3
-"""Times that Ray starts a training again whose worker died."""
+PROBLEMS_SHOWN = 10
+"""Problems of an external test set that the message lists."""
 
 
 @dataclass(frozen=True)
-class Task:
+class ArmSeed:
     """One training: an arm from its number-th seed."""
 
     arm: Arm
@@ -72,35 +63,60 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What every training of a study is told; travels to the workers."""
+class StudyJob:
+    """What every training of a study needs; travels pickled to the workers."""
 
     store: Store
     identity: str
     training: Training
     classes: tuple[str, ...]
     seed: int
-    threads: int
 
 
 @dataclass(frozen=True)
-class Images:
-    """Pixels uint8 [n, s, s] and labels [n]."""
+class TrainingRecord:
+    """The result of one training, by the names of its stored JSON."""
 
+    arm: str
+    number: int
+    seed: int
+    classes: tuple[str, ...]
+    """The order of the columns of `probabilities`."""
+    fed: tuple[Mapping[str, float], ...]
+    """For each phase: numbers of `real` and `synthetic` images, `share` of the steps."""
+    chosen: Mapping[str, Any]
+    """The validation whose weights were kept."""
+    trials: tuple[Mapping[str, Any], ...]
+    """All validations."""
+    probabilities: Mapping[str, Sequence[Sequence[float]]]
+    """`val`, `test` and, where there is one, `external` -> [n, classes]."""
+    seconds: float
+
+    @staticmethod
+    def from_json(data: bytes) -> "TrainingRecord":
+        fields = json.loads(data)
+        for name in ("classes", "fed", "trials"):
+            fields[name] = tuple(fields[name])
+        return TrainingRecord(**fields)
+
+
+class LabelledImages(NamedTuple):
     pixels: np.ndarray
+    """uint8 [n, s, s]"""
     labels: np.ndarray
+    """int64 [n]: the number of each image's class."""
 
 
-def study(run: Run) -> tuple[list[Figure], list[str]]:
-    """Train what the store still misses and compare on test: figures and what they say.
+def study(run: Run, workers: Workers) -> tuple[list[Figure], list[str]]:
+    """Train what the store still misses and compare the arms on test; returns (figures, sentences).
 
     study.json, study.csv and the report's part are written anew from the trainings' records.
+    UserError where the run, the settings or the external test set do not allow a fair comparison.
     """
-    config, store = run.config, run.store
-    arms = study_arms(config.study.ratios, config.corpus.gate is not None)
-    corpus = _refuse_unfit(run, arms)
-    external = _external(run)
-    settings = config.study
+    config, store, settings = run.config, run.store, run.config.study
+    arms = study_arms(settings.ratios, config.corpus.gate is not None)
+    corpus = _check_study(run, arms)
+    external = _external_images(run, workers.report)
     training = Training(settings.architecture, settings.steps, settings.batch_size, settings.learning_rates)
     pins = {
         "dataset": run.dataset.hash,
@@ -110,339 +126,371 @@ def study(run: Run) -> tuple[list[Figure], list[str]]:
         "threads": config.cluster.threads,
         "external": [image.sha256 for image in external.images] if external else None,
     }
-    identity = fingerprint(pins)
-    job = Job(store, identity, training, tuple(config.classes), config.seed, config.cluster.threads)
-    _declare(run, pins, identity)
-    tasks = [Task(arm, number) for number in range(settings.seeds) for arm in arms]
-    todo = [task for task in tasks if not store.exists(study_key(identity, task.arm.name, task.number))]
-    if todo:
-        with session(config.cluster, run.log_file):
-            _train_all(run, job, todo, len(tasks), external)
-    outcome = _outcome(run, job, tasks, external)
-    run.tell("study figures", 0, 1)
+    job = StudyJob(store, fingerprint(pins), training, tuple(config.classes), config.seed)
+    _declare(store, settings, pins, job.identity)
+    trainings = [ArmSeed(arm, number) for number in range(settings.seeds) for arm in arms]
+    missing = [training for training in trainings if not store.exists(_key(job, training))]
+    if missing:
+        images = _study_images(run, missing, external)
+        inputs = _represent_all(workers, job, images)
+        labels = {name: of_name.labels for name, of_name in images.items()}
+        done = len(trainings) - len(missing)
+        workers.call_all("study", len(trainings), _train, missing, job, inputs, labels, done=done)
+    workers.report("study figures", 0, 1)
+    outcome = _outcome(run, job, trainings, external)
     figures = study_figures(outcome)
     sentences = study_sentences(figures, outcome)
-    part = {
-        "identity": identity,
-        "primary": settings.model_dump(mode="json")["primary"],
-        "tried": _configurations(store),
-        "sentences": sentences,
-        "figures": [figure.to_dict() for figure in figures],
-    }
-    store.replace(STUDY_JSON, to_json(part))
-    store.replace(STUDY_CSV, figures_csv(part["figures"]).encode())
-    add_to_report(run, "study", part)
-    run.tell("study figures", 1, 1)
+    _write(run, job.identity, figures, sentences)
+    workers.report("study figures", 1, 1)
     return figures, sentences
 
 
-def _refuse_unfit(run: Run, arms: list[Arm]) -> str:
-    """The corpus's fingerprint; UserError for a leak, an unfinished run, too few images, no or an unknown primary."""
-    settings, names = run.config.study, [arm.name for arm in arms]
-    primary = settings.primary
-    if primary is None:
-        raise UserError(
-            "study.primary: declare the one comparison that this study is about before it runs, such as "
-            f"--study.primary='{{metric: macro_f1, arm: {names[-4]}, against: real}}'; arms: {', '.join(names)}"
-        )
-    for field, arm in (("arm", primary.arm), ("against", primary.against)):
-        if arm not in names:
-            raise UserError(f"study.primary.{field}: no arm {arm!r} in this study; arms: {', '.join(names)}")
-    if primary.arm == primary.against:
-        raise UserError("study.primary: arm and against are the same arm")
-    if settings.architecture == "efficientnet-lite0":
+def _key(job: StudyJob, training: ArmSeed) -> str:
+    return study_key(job.identity, training.arm.name, training.number)
+
+
+def _write(run: Run, identity: str, figures: list[Figure], sentences: list[str]) -> None:
+    part = {
+        "identity": identity,
+        "primary": run.config.study.model_dump(mode="json")["primary"],
+        "tried": _studies_tried(run.store),
+        "sentences": sentences,
+        "figures": [figure.to_dict() for figure in figures],
+    }
+    run.store.replace(STUDY_JSON, to_json(part))
+    run.store.replace(STUDY_CSV, figures_csv(figures).encode())
+    add_to_report(run, "study", part)
+
+
+def _studies_tried(store: Store) -> list[dict[str, Any]]:
+    """Every study that was ever begun in this run: its settings and how many trainings it has."""
+    keys = list(store.list("study"))
+    studies = []
+    for key in keys:
+        folder, _, file = key.rpartition("/")
+        if file == "identity.json":
+            trainings = sum(other.startswith(f"{folder}/") for other in keys) - 1
+            identity = folder.rpartition("/")[2]
+            studies.append({"identity": identity, "trainings": trainings, **json.loads(store.read(key))})
+    return studies
+
+
+# ---- checks before anything is trained ----
+
+
+def _check_study(run: Run, arms: list[Arm]) -> str:
+    """The corpus's fingerprint.
+
+    UserError for a leak between splits, an unfinished run, too few images, or no valid primary.
+    """
+    _check_primary(run.config.study, [arm.name for arm in arms])
+    if run.config.study.architecture == "efficientnet-lite0":
         from busray.vision.efficientnet import find_weights
 
         find_weights()
-    record = run.store.read_or_none(RUN)
-    if record is None or not published_rows(run.store):
+    corpus = read_run(run.store)
+    if corpus is None or not published_rows(run.store):
         raise UserError(f"{run.store.url} has no finished corpus to study: run `busray run` or `busray generate` first")
-    refuse_leaks(run.dataset, _near_duplicates(run))
-    if lone := _without_spread(run, run.dataset.test, _near_duplicates(run)):
+    near_duplicates = _near_duplicates(run.store)
+    refuse_leaks(run.dataset, near_duplicates)
+    if alone := _classes_without_spread(list(run.config.classes), run.dataset.test, near_duplicates):
         raise UserError(
-            f"dataset.test: {', '.join(lone)} has fewer than 2 independent test images, so no spread can be told: "
-            "raise dataset.test in another output"
+            f"dataset.test: {', '.join(alone)} has fewer than 2 independent test images, so their spread cannot be "
+            "estimated: raise dataset.test in another output"
         )
-    corpus, adapters = json.loads(record), read_adapters(run.store)
+    adapters = read_adapters(run.store)
     carried = {"the corpus (run.json)": corpus["identity"].get("dataset")}
     if corpus["identity"].get("adapters"):
         carried["its adapters (adapters.json)"] = (adapters or {}).get("dataset_hash")
     refuse_foreign_corpus(run.dataset.hash, carried)
-    labels = _labels(run, run.dataset.train)
-    wanted = needed(labels, len(run.config.classes), max(settings.ratios))
-    for draws in _draws(arms):
-        for (name, found), n in zip(_held(run, draws).items(), wanted, strict=True):
-            if n > found:
-                raise UserError(
-                    f"study.ratios: {max(settings.ratios):g} needs {n} synthetic images of {name}, the corpus has "
-                    f"{found} {draws}: lower the ratios, or raise classes.{name}.images and run `busray generate`"
-                )
+    _check_enough_drawn(run, arms)
     return corpus["fingerprint"]
+
+
+def _check_primary(settings: StudySettings, arms: list[str]) -> None:
+    primary = settings.primary
+    if primary is None:
+        raise UserError(
+            "study.primary: declare the one comparison that this study is about before it runs, such as "
+            f"--study.primary='{{metric: macro_f1, arm: {arms[-4]}, against: real}}'; arms: {', '.join(arms)}"
+        )
+    for field, arm in (("arm", primary.arm), ("against", primary.against)):
+        if arm not in arms:
+            raise UserError(f"study.primary.{field}: no arm {arm!r} in this study; arms: {', '.join(arms)}")
+    if primary.arm == primary.against:
+        raise UserError("study.primary: arm and against are the same arm")
+
+
+def _check_enough_drawn(run: Run, arms: list[Arm]) -> None:
+    ratio = max(run.config.study.ratios)
+    wanted = synthetic_counts(_labels(run.config, run.dataset.train), len(run.config.classes), ratio)
+    for draws in _draws(arms):
+        available = _images_drawn(run.store, draws)
+        for name, n in zip(run.config.classes, wanted, strict=True):
+            if n > available.get(name, 0):
+                raise UserError(
+                    f"study.ratios: {ratio:g} needs {n} synthetic images of {name}, the corpus has "
+                    f"{available.get(name, 0)} {draws}: lower the ratios, or raise classes.{name}.images and run "
+                    "`busray generate`"
+                )
 
 
 def _draws(arms: Iterable[Arm]) -> list[Draws]:
     """Which images of the corpus the arms take."""
-    return list(dict.fromkeys(diet.draws for arm in arms for diet in arm.diets))
+    return list(dict.fromkeys(mix.draws for arm in arms for mix in arm.mixes))
 
 
-def _held(run: Run, draws: Draws) -> dict[str, int]:
+def _images_drawn(store: Store, draws: Draws) -> dict[str, int]:
     """class -> how many such images the published corpus has."""
-    shards = published_rows(run.store)
+    shards = published_rows(store)
     if draws == "released":
         counts = [row["rows"] for row in shards.values()]
     else:
-        counts = [first_draws_held(one) for one in in_threads(partial(read_commit, run.store), list(shards))]
-    held = dict.fromkeys(run.config.classes, 0)
+        counts = [count_first_draws(commit) for commit in in_threads(partial(read_commit, store), list(shards))]
+    available: dict[str, int] = {}
     for shard, count in zip(shards, counts, strict=True):
-        if shard.class_name in held:
-            held[shard.class_name] += count
-    return held
+        available[shard.class_name] = available.get(shard.class_name, 0) + count
+    return available
 
 
-def _without_spread(run: Run, images: tuple[SourceImage, ...], near_duplicates: Iterable[Sequence[str]]) -> list[str]:
-    clusters = clusters_of(images, near_duplicates)
-    names = list(run.config.classes)
-    return [
-        names[label] for label in without_spread(_labels(run, images), np.array([clusters[i.file] for i in images]))
-    ]
+def _classes_without_spread(
+    names: list[str], images: Sequence[SourceImage], near_duplicates: Iterable[Sequence[str]]
+) -> list[str]:
+    """Classes of which there are fewer than two independent images."""
+    unit_of = units_of(images, near_duplicates)
+    labels = np.array([names.index(image.class_name) for image in images], np.int64)
+    return [names[label] for label in classes_without_spread(labels, np.array([unit_of[i.file] for i in images]))]
 
 
-def _near_duplicates(run: Run) -> list[list[str]]:
-    return json.loads(run.store.read(CHECK))["near_duplicates"]
+def _near_duplicates(store: Store) -> list[list[str]]:
+    return json.loads(store.read(CHECK))["near_duplicates"]
 
 
-def _external(run: Run) -> CheckReport | None:
-    """What is in study.external; UserError where there is nothing to use, or where it is the data set's own."""
+def _labels(config: Config, images: Sequence[SourceImage]) -> np.ndarray:
+    names = list(config.classes)
+    return np.array([names.index(image.class_name) for image in images], np.int64)
+
+
+def _external_images(run: Run, report: Report) -> CheckReport | None:
+    """The check of study.external; None where it is unset.
+
+    UserError where nothing there can be used, or where it has images of the data set.
+    """
     path = run.config.study.external
     if path is None:
         return None
-    folder = Path(path)
-    names = [name for name in class_names(folder) if name in run.config.classes]
+    folder, classes = Path(path), list(run.config.classes)
+    names = [name for name in class_names(folder) if name in classes]
     if not names:
-        raise UserError(
-            f"study.external: {folder} has no folder of a class of this run ({', '.join(run.config.classes)})"
+        raise UserError(f"study.external: {folder} has no folder of a class of this run ({', '.join(classes)})")
+    checked = check(folder, names, progress=lambda done, total: report("check external", done, total))
+    problems = [f"{file} cannot be read: {reason}" for file, reason in checked.unreadable]
+    problems += [f"{' = '.join(files)}: one image in more than one class" for files in checked.conflicts]
+    for name in _classes_without_spread(classes, checked.images, checked.duplicates):
+        problems.append(
+            f"class {name} has fewer than 2 images that are no near-duplicates: their spread cannot be estimated"
         )
-    found = check(folder, names, progress=lambda done, total: run.tell("check external", done, total))
-    problems = [f"{file} cannot be read: {reason}" for file, reason in found.unreadable]
-    problems += [f"{' = '.join(files)}: one image in more than one class" for files in found.conflicts]
-    problems += [
-        f"class {name} has fewer than 2 images that are no near-duplicates: no spread can be told"
-        for name in _without_spread(run, found.images, found.clusters)
-    ]
-    problems += [
-        f"{theirs} is, or is nearly, the data set's {ours}"
-        for ours, theirs in shared_images(run.folder, run.dataset.split("all"), folder, found.images)
-    ]
+    for ours, external in shared_images(run.images.path, run.dataset.split("all"), folder, checked.images):
+        problems.append(f"{external} is, or is nearly, the data set's {ours}")
     if problems:
         raise UserError(
-            f"study.external: {folder} is no test set as it is ({len(problems)} problems); mend or remove:\n  "
-            + "\n  ".join(problems[:SHOWN])
+            f"study.external: {folder} cannot be a test set ({len(problems)} problems); fix or remove:\n  "
+            + "\n  ".join(problems[:PROBLEMS_SHOWN])
         )
-    return found
+    return checked
 
 
-def _declare(run: Run, pins: dict[str, Any], identity: str) -> None:
-    """Keep what is compared before its results exist; UserError where another comparison, or another number of arms or
-    trainings, was declared: to add seeds until p is small, or to drop ratios and so comparisons that Holm corrects for,
-    is not to have declared."""
-    store, settings = run.store, run.config.study
+def _declare(store: Store, settings: StudySettings, pins: dict[str, Any], identity: str) -> None:
+    """Record what is compared before any result exists; UserError if something else was declared.
+
+    Changes after results are seen would make the p-values invalid: seeds could be added until p is
+    small, or ratios dropped, so that Holm corrects for fewer comparisons.
+    """
     assert settings.primary is not None
     primary = settings.primary.model_dump(mode="json")
     declaration = {"primary": primary, "ratios": sorted(set(settings.ratios)), "seeds": settings.seeds}
-    # Listed before the declaration is looked for: another driver's trainings come after its declaration.
-    begun = any(key.count("/") == 2 and not key.endswith("/identity.json") for key in store.list("study"))
-    if begun and not store.exists(STUDY_DECLARED):
+    # First the trainings, then the declaration: another driver declares before it trains.
+    has_trainings = any(key.count("/") == 2 and not key.endswith("/identity.json") for key in store.list("study"))
+    if has_trainings and not store.exists(STUDY_DECLARED):
         raise UserError(
-            f"study.ratios, study.seeds: {store.url} has trainings of a study that did not declare them, so whether "
-            f"they are still {declaration['ratios']} and {declaration['seeds']} cannot be told: give another output"
+            f"study.ratios, study.seeds: {store.url} has trainings of a study that did not declare them, so nobody "
+            f"knows whether they are still {declaration['ratios']} and {declaration['seeds']}: give another output"
         )
     store.put_once(STUDY_DECLARED, to_json(declaration))
-    _refuse_other(store, json.loads(store.read(STUDY_DECLARED)), declaration)
-    store.put_once(study_identity_key(identity), to_json(pins))
-
-
-def _refuse_other(store: Store, declared: dict[str, Any], now: dict[str, Any]) -> None:
-    changes = "; ".join(f"study.{field}: {values}" for field, values in differences(declared, now).items())
+    declared = json.loads(store.read(STUDY_DECLARED))
+    changes = "; ".join(f"study.{field}: {values}" for field, values in differences(declared, declaration).items())
     if changes:
         raise UserError(
             f"{changes}. Another study was declared in {store.url} before its results: take the declared values back, "
             "or give another output"
         )
+    store.put_once(study_identity_key(identity), to_json(pins))
 
 
-def _labels(run: Run, images: tuple[SourceImage, ...]) -> np.ndarray:
-    names = list(run.config.classes)
-    return np.array([names.index(image.class_name) for image in images], np.int64)
+# ---- trainings ----
 
 
-def _real(run: Run, images: tuple[SourceImage, ...], folder: Path) -> Images:
-    return Images(load_images(folder, images, run.dataset.size, run.dataset.frame), _labels(run, images))
+def _study_images(run: Run, missing: list[ArmSeed], external: CheckReport | None) -> dict[str, LabelledImages]:
+    """The images of each split, of each kind of draws that an arm takes, and of study.external."""
+    images: dict[str, LabelledImages] = {}
+    for split in SPLITS:
+        real = run.images.load(run.dataset.split(split))
+        images[split] = LabelledImages(real.pixels, real.labels)
+    wanted = synthetic_counts(images["train"].labels, len(run.config.classes), max(run.config.study.ratios))
+    for draws in _draws(training.arm for training in missing):
+        images[draws] = _synthetic(run.store, draws, dict(zip(run.config.classes, wanted, strict=True)))
+    if external:
+        folder = ImageFolder(run.dataset, Path(run.config.study.external or ""), run.images.classes)
+        real = folder.load(external.images)
+        images["external"] = LabelledImages(real.pixels, real.labels)
+    return images
 
 
-def _synthetic(run: Run, draws: Draws, wanted: list[int]) -> Images:
+def _synthetic(store: Store, draws: Draws, wanted: dict[str, int]) -> LabelledImages:
     """The first such images of each class of the corpus, in the order of their indices."""
     pixels, labels = [], []
-    for label, (name, count) in enumerate(zip(run.config.classes, wanted)):
-        left = count
-        for shard in sorted((s for s in published_rows(run.store) if s.class_name == name), key=lambda s: s.first):
-            if left <= 0:
-                break
-            commit = read_commit(run.store, shard)
-            parts = [commit, rejected_first_draws(commit) if draws == "first draws" else None]
-            columns = ["image", "index", "attempt"]
-            rows = [row for part in parts if part for row in read_rows(run.store, part, columns).to_pylist()]
-            taken = first_rows(draws, rows, left)
-            pixels += [png_pixels(row["image"]["bytes"]) for row in taken]
-            labels += [label] * len(taken)
-            left -= len(taken)
-    return Images(np.stack(pixels), np.array(labels, np.int64))
+    for label, (name, count) in enumerate(wanted.items()):
+        shards = [shard for shard in published_rows(store) if shard.class_name == name]
+        missing = count
+        for shard in sorted(shards, key=lambda shard: shard.first):
+            if missing <= 0:
+                break  # so that no further shard is read
+            rows = first_rows(draws, _rows(store, read_commit(store, shard), draws), missing)
+            pixels += [png_pixels(row["image"]["bytes"]) for row in rows]
+            labels += [label] * len(rows)
+            missing -= len(rows)
+    return LabelledImages(np.stack(pixels), np.array(labels, np.int64))
 
 
-def _train_all(run: Run, job: Job, todo: list[Task], planned: int, external: CheckReport | None) -> None:
-    splits = {split: _real(run, run.dataset.split(split), run.folder) for split in SPLITS}
-    classes = len(job.classes)
-    wanted = needed(splits["train"].labels, classes, max(run.config.study.ratios))
-    synthetic = {draws: _synthetic(run, draws, wanted) for draws in _draws(task.arm for task in todo)}
-    sets: dict[str, tuple[np.ndarray, Augmentation | None]] = {
-        "train": (splits["train"].pixels, "mirror"),
-        "classical": (splits["train"].pixels, "classical"),
-        **{draws: (images.pixels, "mirror") for draws, images in synthetic.items()},
-        "val": (splits["val"].pixels, None),
-        "test": (splits["test"].pixels, None),
-    }
-    if external:
-        sets["external"] = (_real(run, external.images, Path(run.config.study.external or "")).pixels, None)
-    cpus = run.config.cluster.cpus_per_actor
-    with watched(run.tell, "study", planned, planned - len(todo)) as board:
-
-        def work() -> None:
-            seen = _represent.options(num_cpus=cpus)
-            inputs = {
-                name: seen.remote(pixels, job.training.architecture, kind, job.seed, job.threads, board)
-                for name, (pixels, kind) in sets.items()
-            }
-            labels = {name: images.labels for name, images in {**splits, **synthetic}.items()}
-            started = _train.options(num_cpus=cpus, max_retries=TRIES)
-            waiting = [started.remote(job, task, labels, list(inputs), board, *inputs.values()) for task in todo]
-            while waiting:  # the first failure ends the study at once, not when its turn in the list comes
-                done, waiting = ray.wait(waiting)
-                ray.get(done)
-
-        try:
-            supervised(board, "study", run.config.cluster.hang_seconds, work)
-        except RayError as error:
-            raise stopped("study", error) from error
+def _rows(store: Store, commit: Any, draws: Draws) -> list[dict[str, Any]]:
+    columns = ["image", "index", "attempt"]
+    rows = read_rows(store, commit, columns).to_pylist()
+    rejected = rejected_first_draws(commit) if draws == "first draws" else None
+    if rejected is not None:
+        rows += read_rows(store, rejected, columns).to_pylist()
+    return rows
 
 
-@ray.remote
+def _represent_all(
+    workers: Workers, job: StudyJob, images: Mapping[str, LabelledImages]
+) -> dict[str, Shared[np.ndarray]]:
+    """set -> its classifier inputs; `classical` is train, prepared for classical augmentation."""
+    sets: dict[str, tuple[np.ndarray, Augmentation | None]] = {}
+    for name, of_name in images.items():
+        augmentation = None if name in ("val", "test", "external") else "mirror"
+        sets[name] = of_name.pixels, augmentation
+    sets["classical"] = images["train"].pixels, "classical"
+    architecture = job.training.architecture
+    shared = workers.call_all("study inputs", len(sets), _represent, list(sets.values()), architecture, job.seed)
+    return dict(zip(sets, shared, strict=True))
+
+
 def _represent(
-    pixels: np.ndarray,
-    architecture: Architecture,
-    augmentation: Augmentation | None,
-    seed: int,
-    threads: int,
-    board: Any,
+    beat: Beat, images: tuple[np.ndarray, Augmentation | None], architecture: Architecture, seed: int
 ) -> np.ndarray:
-    use_threads(threads)
-    beat = Pulse(board)
-    beat()
+    pixels, augmentation = images
     inputs = represent(pixels, architecture, augmentation, seed, beat)
-    beat.rest()
+    beat(1)
     return inputs
 
 
-@ray.remote
-def _train(job: Job, task: Task, labels: dict[str, np.ndarray], names: list[str], board: Any, *arrays: Any) -> None:
-    """Train, predict val, test and the external set, put the record; a record that is there already stays."""
-    use_threads(job.threads)
-    beat, started = Pulse(board), time.perf_counter()
-    beat()
-    inputs = dict(zip(names, arrays, strict=True))
-    classes = len(job.classes)
-    phases, counts = [], []
-    for diet in task.arm.diets:
-        real, synthetic = positions(diet, labels["train"], labels[diet.draws], classes)
-        phases.append(_phase(diet, inputs, labels, real, synthetic))
-        counts.append({"real": len(real), "synthetic": len(synthetic), "share": diet.share})
-    seed = seed_for(job.seed, "all", task.number, 0, "study") % 2**31  # one for all arms: they are paired by it
-    fitted = fit(phases, (inputs["val"], labels["val"]), classes, job.training, seed, beat)
-    record = {
-        "arm": task.arm.name,
-        "number": task.number,
-        "seed": seed,
-        "classes": list(job.classes),
-        "fed": counts,
-        "chosen": asdict(fitted.chosen),
-        "trials": [asdict(trial) for trial in fitted.trials],
-        "probabilities": {
-            name: predict(fitted, inputs[name], beat).tolist() for name in ("val", "test", "external") if name in inputs
-        },
-        "seconds": time.perf_counter() - started,
-    }
-    job.store.put_once(study_key(job.identity, task.arm.name, task.number), to_json(record))
+def _train(
+    beat: Beat,
+    training: ArmSeed,
+    job: StudyJob,
+    inputs: Mapping[str, Shared[np.ndarray]],
+    labels: Mapping[str, np.ndarray],
+) -> None:
+    """Train, predict the held-out sets, put the record. A record that is there already stays."""
+    started = time.perf_counter()
+    arrays = {name: shared.get() for name, shared in inputs.items()}
+    phases, fed = [], []
+    for diet in training.arm.mixes:
+        real, synthetic = mix_positions(diet, labels["train"], labels[diet.draws], len(job.classes))
+        phases.append(_phase(diet, arrays, labels, real, synthetic))
+        fed.append({"real": len(real), "synthetic": len(synthetic), "share": diet.share})
+    # One seed for all arms: they are compared in pairs of equal seeds.
+    seed = seed_for(job.seed, "all", training.number, 0, "study") % 2**31
+    fitted = fit(phases, (arrays["val"], labels["val"]), len(job.classes), job.training, seed, beat)
+    tested = [name for name in ("val", "test", "external") if name in arrays]
+    record = TrainingRecord(
+        arm=training.arm.name,
+        number=training.number,
+        seed=seed,
+        classes=job.classes,
+        fed=tuple(fed),
+        chosen=asdict(fitted.chosen),
+        trials=tuple(asdict(validation) for validation in fitted.validations),
+        probabilities={name: predict(fitted, arrays[name], beat).tolist() for name in tested},
+        seconds=time.perf_counter() - started,
+    )
+    job.store.put_once(_key(job, training), to_json(record))
     beat(1)
-    beat.rest()
 
 
 def _phase(
-    diet: Diet, inputs: dict[str, Any], labels: dict[str, np.ndarray], real: np.ndarray, synthetic: np.ndarray
+    diet: TrainingMix,
+    inputs: Mapping[str, np.ndarray],
+    labels: Mapping[str, np.ndarray],
+    real: np.ndarray,
+    synthetic: np.ndarray,
 ) -> Phase:
-    ours = inputs["classical" if diet.augmentation == "classical" else "train"]
-    drawn = (inputs[diet.draws][synthetic], labels[diet.draws][synthetic])
-    parts = [(ours[real], labels["train"][real]), drawn]
-    parts = [part for part in parts if len(part[1])]
+    """The images of a phase, by their positions among the real and the synthetic ones."""
+    real_inputs = inputs["classical" if diet.augmentation == "classical" else "train"]
+    parts = [
+        (real_inputs[real], labels["train"][real]),
+        (inputs[diet.draws][synthetic], labels[diet.draws][synthetic]),
+    ]
+    parts = [part for part in parts if len(part[1])]  # no copy of the real images where they are alone
     return Phase(
         np.concatenate([images for images, _ in parts]),
-        np.concatenate([names for _, names in parts]),
+        np.concatenate([part_labels for _, part_labels in parts]),
         diet.share,
         diet.augmentation,
         diet.balanced,
     )
 
 
-def _outcome(run: Run, job: Job, tasks: list[Task], external: CheckReport | None) -> Outcome:
-    keys = [study_key(job.identity, task.arm.name, task.number) for task in tasks]
-    records = [json.loads(data) for data in in_threads(run.store.read, keys)]
-    sets = {"test": (run.dataset.test, clusters_of(run.dataset.test, _near_duplicates(run)))}
+# ---- result ----
+
+
+def _outcome(run: Run, job: StudyJob, trainings: list[ArmSeed], external: CheckReport | None) -> StudyResults:
+    keys = [_key(job, training) for training in trainings]
+    records = [TrainingRecord.from_json(data) for data in in_threads(run.store.read, keys)]
+    near_duplicates = _near_duplicates(run.store)
+    sets = {"test": (run.dataset.test, units_of(run.dataset.test, near_duplicates))}
     if external:
-        sets["external"] = (external.images, clusters_of(external.images, external.clusters))
-    arms = dict.fromkeys(record["arm"] for record in records)
+        sets["external"] = (external.images, units_of(external.images, external.duplicates))
+    labels, units, probabilities = {}, {}, {}
+    for name, (images, unit_of) in sets.items():
+        labels[name] = _labels(run.config, images)
+        units[name] = np.array([unit_of[image.file] for image in images])
+        probabilities[name] = _probabilities(records, name, job.classes)
     assert run.config.study.primary is not None
-    return Outcome(
+    return StudyResults(
         classes=job.classes,
         architecture=job.training.architecture,
         frame=run.dataset.frame,
         size=run.dataset.size,
         primary=run.config.study.primary,
-        images={record["arm"]: sum(fed["real"] + fed["synthetic"] for fed in record["fed"]) for record in records},
-        labels={name: _labels(run, images) for name, (images, _) in sets.items()},
-        clusters={
-            name: np.array([clusters[image.file] for image in images]) for name, (images, clusters) in sets.items()
-        },
-        probabilities={
-            name: {
-                arm: np.array([_probabilities(r, name, job.classes) for r in records if r["arm"] == arm])
-                for arm in arms
-            }
-            for name in sets
-        },
+        images={record.arm: _images_fed(record) for record in records},
+        labels=labels,
+        units=units,
+        probabilities=probabilities,
         tasks=len(records),
-        seconds=sum(record["seconds"] for record in records),
+        seconds=sum(record.seconds for record in records),
     )
 
 
-def _probabilities(record: dict[str, Any], name: str, classes: tuple[str, ...]) -> np.ndarray:
-    """What a training says of a set's images, [n, classes]: records of before classes were sorted have them as the
-    config named them."""
-    return np.array(record["probabilities"][name])[:, [record["classes"].index(c) for c in classes]]
+def _images_fed(record: TrainingRecord) -> int:
+    return int(sum(fed["real"] + fed["synthetic"] for fed in record.fed))
 
 
-def _configurations(store: Store) -> list[dict[str, Any]]:
-    """Every study that was ever begun in this run: its settings and how many trainings it has."""
-    keys = list(store.list("study"))
-    found = []
-    for key in (key for key in keys if key.endswith("/identity.json")):
-        folder = key.rpartition("/")[0]
-        trainings = sum(other.startswith(f"{folder}/") for other in keys) - 1
-        found.append({"identity": folder.rpartition("/")[2], "trainings": trainings, **json.loads(store.read(key))})
-    return found
+def _probabilities(records: Sequence[TrainingRecord], name: str, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """arm -> [seeds, n, classes] of a set's images, the columns in the order of `classes`."""
+    by_arm: dict[str, list[np.ndarray]] = {}
+    for record in records:
+        # A record from before classes were sorted has its columns in the order of its config.
+        columns = [record.classes.index(class_name) for class_name in classes]
+        by_arm.setdefault(record.arm, []).append(np.array(record.probabilities[name])[:, columns])
+    return {arm: np.array(of_arm) for arm, of_arm in by_arm.items()}
