@@ -17,7 +17,7 @@ from busray.data.framing import content_box
 from busray.data.images import load_images, load_masks
 from busray.data.prepare import prepare
 from busray.data.read import class_names
-from busray.evidence.copies import KINDS, Originals, flagged, planted, thresholds, unpadded
+from busray.evidence.copies import KINDS, Originals, are_copies, plant_copies, thresholds, unpadded
 from busray.evidence.stats.intervals import wilson
 from busray.records import SourceImage
 
@@ -44,7 +44,7 @@ def main(folder: Path) -> None:
     real = np.array([originals.find(i, content) for i, content in enumerate(hosts)])
     seconds = (time.process_time() - started) / len(real)
     chosen = np.random.default_rng(0).choice(len(contents), PLANTED, replace=False)
-    copies = planted([contents[i] for i in chosen], [lesions[i] for i in chosen], hosts, seed=0)
+    copies = plant_copies([contents[i] for i in chosen], [lesions[i] for i in chosen], hosts, seed=0)
     found = {name: np.array([originals.find(i, c) for i, c in enumerate(made)]) for name, made in copies.items()}
 
     print(f"{len(contents)} training images, {len(real)} held out, {SIZE} px {dataset.frame}, {seconds:.2f} s each")
@@ -52,7 +52,7 @@ def main(folder: Path) -> None:
     print("| ---: " * (3 + len(KINDS)) + "| ---: " * (len(found) - 1) + "|")
     for images in CORPORA:
         limits = thresholds(real, images)
-        shares = [(int(flagged(rows, limits).sum()), len(rows)) for rows in (real, *found.values())]
+        shares = [(int(are_copies(rows, limits).sum()), len(rows)) for rows in (real, *found.values())]
         cells = [f"{part} of {n} [{wilson(part, n)[0]:.3f}, {wilson(part, n)[1]:.3f}]" for part, n in shares]
         print(f"| {images:,} | " + " | ".join([f"{limits[kind][0]:.3f}" for kind in KINDS] + cells) + " |")
     print("\n| scores | " + " | ".join(f"{kind} {q:g} %" for kind in KINDS for q in (5, 50, 95, 100)) + " |")

@@ -24,7 +24,7 @@ METHOD = "aligned-1"
 KINDS = ("image", "lesion")
 
 
-CLOSEST = 2
+PROPOSED_PER_KIND = 2
 """Originals of each kind that squares propose for alignment."""
 
 
@@ -40,7 +40,7 @@ FALSE_ALARMS = 0.05
 """Allowed, as an expected number, among all of a corpus's images together, shared by the kinds."""
 
 
-FOUND = np.dtype(
+SEARCH_ROW = np.dtype(
     [("index", "<i8"), ("nearest", "<i4"), ("distance", "<f4")]
     + [(f"{kind}_{field}", of) for kind in KINDS for field, of in (("score", "<f4"), ("of", "<i4"), ("mirrored", "?"))]
 )
@@ -93,7 +93,7 @@ class Originals:
                 if lesion is not None and lesion.any():
                     box = lesion_square(lesion[:, ::-1] if mirrored else lesion)
                     first.append(len(boxes))
-                    found.append(Original(i, "lesion", mirrored, shrink(cut(turned, box))))
+                    found.append(Original(i, "lesion", mirrored, shrink(cut_square(turned, box))))
                     vectors.append(square(small, box))
                     boxes.append((1.0, 0.0, 0.0))
         known = np.zeros((1, 1)) if features is None else features
@@ -104,7 +104,7 @@ class Originals:
 
     def find(self, index: int, content: np.ndarray, feature: np.ndarray | None = None) -> np.ndarray:
         """One row of FOUND for an image uint8 [h, w] without padding."""
-        row = np.zeros((), FOUND)
+        row = np.zeros((), SEARCH_ROW)
         row["index"], row["nearest"] = index, -1
         if feature is not None and self.features is not None:
             at, distance = nearest(((feature - self.mean) / self.spread)[None], self.features)
@@ -133,7 +133,7 @@ class Originals:
     def _candidates(self, kind: str, scores: np.ndarray, near: int) -> set[int]:
         """Numbers of the originals of a kind that squares or features propose."""
         mine = [o for o, original in enumerate(self.originals) if original.kind == kind]
-        proposed = sorted(mine, key=lambda o: -scores[o])[:CLOSEST]
+        proposed = sorted(mine, key=lambda o: -scores[o])[:PROPOSED_PER_KIND]
         by_features = [o for o in mine if self.originals[o].image == near]
         return set(proposed) | set(sorted(by_features, key=lambda o: -scores[o])[:1])
 
@@ -156,26 +156,26 @@ def lesion_square(lesion: np.ndarray) -> SquareBox:
     return side / short, top / short, left / short
 
 
-def cut(content: np.ndarray, box: SquareBox) -> np.ndarray:
+def cut_square(content: np.ndarray, box: SquareBox) -> np.ndarray:
     """The pixels of a square."""
     side, top, left = (round(part * min(content.shape)) for part in box)
     return content[top : top + side, left : left + side]
 
 
 @dataclass(frozen=True)
-class Chance:
+class GumbelLaw:
     """The Gumbel law of a kind's scores among images that are no copies."""
 
     middle: float
     spread: float
 
     @staticmethod
-    def fitted(scores: np.ndarray) -> "Chance":
+    def fitted(scores: np.ndarray) -> "GumbelLaw":
         """Through the quartiles of scores [n]."""
         low, high = np.quantile(scores, (0.25, 0.75))
         reduced = -np.log(-np.log(np.array([0.25, 0.75])))
         spread = max((high - low) / (reduced[1] - reduced[0]), 1e-6)
-        return Chance(float(low - spread * reduced[0]), float(spread))
+        return GumbelLaw(float(low - spread * reduced[0]), float(spread))
 
     def exceeds(self, score: float) -> float:
         """Probability of a higher score."""
@@ -186,13 +186,13 @@ class Chance:
         return float(self.middle - self.spread * np.log(-np.log1p(-probability)))
 
 
-def thresholds(found: np.ndarray, images: int) -> dict[str, tuple[float, Chance]]:
+def thresholds(found: np.ndarray, images: int) -> dict[str, tuple[float, GumbelLaw]]:
     """kind -> (score above which an image is a copy, law), from real images' FOUND rows, for a corpus of images."""
-    laws = {kind: Chance.fitted(found[f"{kind}_score"]) for kind in KINDS}
+    laws = {kind: GumbelLaw.fitted(found[f"{kind}_score"]) for kind in KINDS}
     return {kind: (law.threshold(FALSE_ALARMS / len(KINDS) / images), law) for kind, law in laws.items()}
 
 
-def flagged(found: np.ndarray, limits: dict[str, tuple[float, Chance]]) -> np.ndarray:
+def are_copies(found: np.ndarray, limits: dict[str, tuple[float, GumbelLaw]]) -> np.ndarray:
     """bool [n]: above the threshold of any kind."""
     return np.any([found[f"{kind}_score"] > limit for kind, (limit, _) in limits.items()], axis=0)
 
@@ -249,7 +249,7 @@ TRANSFORMATIONS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarra
 LESION_PASTED = "lesion pasted"
 
 
-def planted(
+def plant_copies(
     contents: Sequence[np.ndarray], lesions: Sequence[np.ndarray | None], hosts: Sequence[np.ndarray], seed: int
 ) -> dict[str, list[np.ndarray]]:
     """transformation -> copies of training images; a lesion is also pasted, with its surroundings, into other scans."""
@@ -264,7 +264,7 @@ def planted(
 
 def pasted(content: np.ndarray, lesion: np.ndarray, host: np.ndarray) -> np.ndarray:
     """The host with the square about a lesion put where it lies in its own image, at the same share of the sides."""
-    patch = cut(content, lesion_square(lesion))
+    patch = cut_square(content, lesion_square(lesion))
     side, top, left = lesion_square(lesion)
     short = min(host.shape)
     pixels = round(side * short)

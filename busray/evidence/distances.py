@@ -25,7 +25,7 @@ MIXTURE = "paper-mixture"
 """Protocol: all real images against the same with the drawn ones added."""
 
 
-OTHER = {"train": "test", "val": "train", "test": "train"}
+FLOOR_SPLIT = {"train": "test", "val": "train", "test": "train"}
 """reference -> the split it is held against for the floor; `all` holds its own halves against each other."""
 
 
@@ -55,7 +55,7 @@ def arm_figures(
     all_real = real.split("all")
     everything = Sample.joined(list(all_real.values()))
     first = next(iter(arms.values()))
-    against, beside = _halves(wanted) if reference == "all" else (wanted, real.split(OTHER[reference]))
+    against, beside = _halves(wanted) if reference == "all" else (wanted, real.split(FLOOR_SPLIT[reference]))
     sizes = {name: min(len(features[name]) for features in arms.values()) for name in sorted(first)}
     sizes = {name: min(n, len(beside[name].units)) if name in beside else n for name, n in sizes.items()}
     floor = {name: random_subset(beside[name], n) for name, n in sizes.items() if name in beside}
@@ -141,7 +141,7 @@ def too_few_clean(
     """(split, class) -> independent clean images, where these are fewer than FEWEST; of test and its floor's split."""
     counts = {
         (split, name): len(np.unique(units[split][name][clean[split][name]])) if name in units[split] else 0
-        for split in ("test", OTHER["test"])
+        for split in ("test", FLOOR_SPLIT["test"])
         for name in classes
     }
     return {side: n for side, n in counts.items() if n < FEWEST_UNITS}
@@ -155,7 +155,7 @@ def clean_sentences(units: Mapping[str, Mapping[str, np.ndarray]], clean: Kept, 
     there = ", ".join(f"{n} of {name} in {split}" for (split, name), n in few.items())
     return [
         "No figures without burned-in annotations: each class needs "
-        f"{FEWEST_UNITS} independent images that have none in test and {OTHER['test']}, and there are {there}."
+        f"{FEWEST_UNITS} independent images that have none in test and {FLOOR_SPLIT['test']}, and there are {there}."
     ]
 
 

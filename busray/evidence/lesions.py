@@ -12,17 +12,17 @@ from busray.evidence.stats.wasserstein import enough_permutations, wasserstein, 
 from busray.records import CLASS_ALL, REAL, Figure
 from busray.vision.lesion_shape import COLUMNS, MEASURES, NAME
 
-FLOOR = {"test": "val", "val": "test"}
+LESION_FLOOR_SPLIT = {"test": "val", "val": "test"}
 """reference -> the split held against it: neither was trained on. Of training images pseudo-masks are too good."""
 
 
-DICE, FOUND, TALLER = "lesion_dice", "lesion_found", "lesion_taller_than_wide"
+DICE, LESION_FOUND, TALLER = "lesion_dice", "lesion_found", "lesion_taller_than_wide"
 """Dice of the segmenter's masks of real test images with lesions; share of images in which there is a lesion; share of
 lesions whose aspect is above 1."""
 
 
 @dataclass(frozen=True)
-class Scored:
+class DiceScores:
     """Dice of the segmenter on test images with lesions: [n], their classes and clusters."""
 
     dice: np.ndarray
@@ -31,7 +31,7 @@ class Scored:
     trained_on: int
 
 
-def dice_figures(scored: Scored, frame: str, size: int) -> list[Figure]:
+def dice_figures(scored: DiceScores, frame: str, size: int) -> list[Figure]:
     """DICE overall and a class, interval over test clusters; n is the number of images trained on."""
     figures = []
     for name in (CLASS_ALL, *sorted(set(scored.classes.tolist()))):
@@ -56,7 +56,7 @@ def geometry_figures(
     probability are in its place. They fall as n grows, so arms and floor count as many images of a class, as far as
     there are; a probability holds at any n and is of all images.
     """
-    other = FLOOR[reference]
+    other = LESION_FLOOR_SPLIT[reference]
     held_out, against = real.split(reference), real.split(other)
     drawn = {arm: {name: Sample.drawn(rows, name) for name, rows in sorted(by.items())} for arm, by in arms.items()}
     sides = [(f"{REAL} {other}", against, "real-against-real", True)]
@@ -99,7 +99,7 @@ def _about(
         return Figure(metric, found.value, found.interval, *common)
 
     there = images.features[:, 0] == 1
-    yield figure(FOUND, share_of_units(there, images.units), len(there))
+    yield figure(LESION_FOUND, share_of_units(there, images.units), len(there))
     lesions = images.rows(there)
     if len(np.unique(lesions.units)) < FEWEST_UNITS:
         return

@@ -22,7 +22,7 @@ comparisons of the study; the smallest true difference that is found with power 
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StudyResults:
     """Everything a study's trainings came to. Dictionaries of sets: `test` and, where there is one, `external`."""
 
     classes: tuple[str, ...]
@@ -35,7 +35,7 @@ class Outcome:
     """arm -> training images."""
     labels: Mapping[str, np.ndarray]
     """set -> [n]"""
-    clusters: Mapping[str, np.ndarray]
+    units: Mapping[str, np.ndarray]
     """set -> [n]"""
     probabilities: Mapping[str, Mapping[str, np.ndarray]]
     """set -> arm -> [seeds, n, classes]"""
@@ -44,14 +44,14 @@ class Outcome:
     """Of all trainings together."""
 
 
-def study_figures(outcome: Outcome) -> list[Figure]:
+def study_figures(outcome: StudyResults) -> list[Figure]:
     """Metrics of each arm on each test set with intervals, then every comparison: each arm with study.primary.against,
     and each mixture with the same one without the class gate."""
     figures: list[Figure] = []
     compared: list[tuple[str, tuple[str, str], Key, Difference]] = []
     primary = outcome.primary
     for name, by_arm in outcome.probabilities.items():
-        scores = {arm: score(p, outcome.labels[name], outcome.clusters[name]) for arm, p in by_arm.items()}
+        scores = {arm: score(p, outcome.labels[name], outcome.units[name]) for arm, p in by_arm.items()}
         for arm, found in scores.items():
             for key in found.point:
                 got = estimate(found, key)
@@ -91,7 +91,7 @@ def _is_primary(row: tuple[str, tuple[str, str], Key, Difference], primary: conf
 
 
 def _figure(
-    outcome: Outcome,
+    outcome: StudyResults,
     name: str,
     key: Key,
     arms: tuple[str, str | None],

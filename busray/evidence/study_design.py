@@ -26,7 +26,7 @@ Draws = Literal["released", "first draws"]
 
 
 @dataclass(frozen=True)
-class Diet:
+class TrainingMix:
     """What a share of a training's steps is fed with."""
 
     real: bool
@@ -44,7 +44,7 @@ class Diet:
 @dataclass(frozen=True)
 class Arm:
     name: str
-    diets: tuple[Diet, ...]
+    mixes: tuple[TrainingMix, ...]
 
 
 def study_arms(ratios: Sequence[float], gated: bool = False) -> list[Arm]:
@@ -57,18 +57,18 @@ def study_arms(ratios: Sequence[float], gated: bool = False) -> list[Arm]:
     """
     ratios = sorted(set(ratios))
     most = ratios[-1]
-    arms = [Arm(REAL, (Diet(True),))]
-    arms += [Arm(f"synthetic@{ratio:g}", (Diet(False, ratio),)) for ratio in ratios]
-    arms += [Arm(f"{MIXED}@{ratio:g}", (Diet(True, ratio),)) for ratio in ratios]
+    arms = [Arm(REAL, (TrainingMix(True),))]
+    arms += [Arm(f"synthetic@{ratio:g}", (TrainingMix(False, ratio),)) for ratio in ratios]
+    arms += [Arm(f"{MIXED}@{ratio:g}", (TrainingMix(True, ratio),)) for ratio in ratios]
     if gated:
-        arms += [Arm(f"{UNGATED}@{ratio:g}", (Diet(True, ratio, draws="first draws"),)) for ratio in ratios]
-    first, then = Diet(False, most, share=PRETRAINED), Diet(True, share=1 - PRETRAINED)
+        arms += [Arm(f"{UNGATED}@{ratio:g}", (TrainingMix(True, ratio, draws="first draws"),)) for ratio in ratios]
+    first, then = TrainingMix(False, most, share=PRETRAINED), TrainingMix(True, share=1 - PRETRAINED)
     return [
         *arms,
         Arm(f"pretrained@{most:g}", (first, then)),
-        Arm("real+classical", (Diet(True, augmentation="classical"),)),
-        Arm("real+balanced", (Diet(True, balanced=True),)),
-        Arm(f"real+repeated@{most:g}", (Diet(True, repeated=most),)),
+        Arm("real+classical", (TrainingMix(True, augmentation="classical"),)),
+        Arm("real+balanced", (TrainingMix(True, balanced=True),)),
+        Arm(f"real+repeated@{most:g}", (TrainingMix(True, repeated=most),)),
     ]
 
 
@@ -77,7 +77,7 @@ def gate_pairs(arms: Iterable[str]) -> list[tuple[str, str]]:
     return [(f"{MIXED}{arm.removeprefix(UNGATED)}", arm) for arm in arms if arm.startswith(f"{UNGATED}@")]
 
 
-def needed(labels: np.ndarray, classes: int, ratio: float) -> list[int]:
+def synthetic_counts(labels: np.ndarray, classes: int, ratio: float) -> list[int]:
     """Synthetic images of each class at a ratio to real training images with these labels; at least one."""
     return [max(1, round(ratio * int((labels == label).sum()))) for label in range(classes)]
 
@@ -91,20 +91,20 @@ def first_rows(draws: Draws, rows: Iterable[Mapping[str, Any]], n: int) -> list[
     return sorted(kept, key=lambda row: row["index"])[:n]
 
 
-def positions(diet: Diet, labels: np.ndarray, synthetic: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def mix_positions(mix: TrainingMix, labels: np.ndarray, synthetic: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """(positions of real images, of synthetic ones): the first of each class, so that larger ratios add to smaller.
 
     labels [n] of the real training images, synthetic [m] of the synthetic ones. ValueError where those are too few.
     """
-    ours = np.arange(len(labels)) if diet.real else np.zeros(0, np.int64)
-    if diet.repeated:
+    ours = np.arange(len(labels)) if mix.real else np.zeros(0, np.int64)
+    if mix.repeated:
         again = [
             np.resize(np.flatnonzero(labels == label), n)
-            for label, n in enumerate(needed(labels, classes, diet.repeated))
+            for label, n in enumerate(synthetic_counts(labels, classes, mix.repeated))
         ]
         ours = np.concatenate([ours, *again])
     drawn: list[np.ndarray] = []
-    for label, n in enumerate(needed(labels, classes, diet.synthetic) if diet.synthetic else []):
+    for label, n in enumerate(synthetic_counts(labels, classes, mix.synthetic) if mix.synthetic else []):
         found = np.flatnonzero(synthetic == label)[:n]
         if len(found) < n:
             raise ValueError(f"class {label}: {n} synthetic images are needed, there are {len(found)}")
@@ -112,7 +112,7 @@ def positions(diet: Diet, labels: np.ndarray, synthetic: np.ndarray, classes: in
     return ours, np.concatenate(drawn) if drawn else np.zeros(0, np.int64)
 
 
-def clusters_of(images: Iterable[SourceImage], near_duplicates: Iterable[Sequence[str]]) -> dict[str, str]:
+def units_of(images: Iterable[SourceImage], near_duplicates: Iterable[Sequence[str]]) -> dict[str, str]:
     """file -> the first file of its cluster: near-duplicates and images of one group, and what they link.
 
     Not SourceImage.unit, which the split wrote: an external set has no split, and the split's own word proves no leak.
@@ -130,7 +130,7 @@ def clusters_of(images: Iterable[SourceImage], near_duplicates: Iterable[Sequenc
 
 def refuse_leaks(dataset: DataSet, near_duplicates: Iterable[Sequence[str]]) -> None:
     """UserError where an image, its cluster or its group is in more than one split."""
-    clusters = clusters_of(dataset.split("all"), near_duplicates)
+    clusters = units_of(dataset.split("all"), near_duplicates)
     kinds: dict[str, Mapping[str, Any]] = {
         "the same file content": {image.file: image.sha256 for image in dataset.split("all")},
         "one group (patient)": {image.file: image.group for image in dataset.split("all")},

@@ -2,15 +2,15 @@
 
 import numpy as np
 
-from busray.evidence.audit import Evidence, tally
-from busray.evidence.copies import FOUND, KINDS
+from busray.evidence.audit import AuditEvidence, tally
+from busray.evidence.copies import SEARCH_ROW, KINDS
 
 TRAINING = 8
 
 
 def rows(rng: np.random.Generator, n: int, first: int = 0) -> np.ndarray:
     """FOUND rows of images that copy nothing."""
-    found = np.zeros(n, FOUND)
+    found = np.zeros(n, SEARCH_ROW)
     found["index"] = np.arange(first, first + n)
     for kind in KINDS:
         found[f"{kind}_score"] = rng.gumbel(0.1, 0.02, n)
@@ -18,7 +18,7 @@ def rows(rng: np.random.Generator, n: int, first: int = 0) -> np.ndarray:
     return found
 
 
-def evidence(rng: np.random.Generator, copies: dict[int, int], missed: int = 0) -> Evidence:
+def evidence(rng: np.random.Generator, copies: dict[int, int], missed: int = 0) -> AuditEvidence:
     """Of two classes of 5,000 images in five shards each; copies: index among the benign -> training image copied.
 
     Held-out images come in threes, and so many of the 20 planted as they are are missed."""
@@ -37,4 +37,4 @@ def evidence(rng: np.random.Generator, copies: dict[int, int], missed: int = 0) 
     units = np.array([f"cluster {i // 3}" for i in range(300)])
     counted = tally(held_out, {"benign": 5000, "malignant": 5000}, shards)
     copied = {"identical": identical, "blurred": planted}
-    return Evidence(counted, held_out, units, copied, (3, 400), TRAINING, "lora+ti", "letterbox", 128)
+    return AuditEvidence(counted, held_out, units, copied, (3, 400), TRAINING, "lora+ti", "letterbox", 128)

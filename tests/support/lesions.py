@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from busray.evidence.lesions import Scored, dice_figures, geometry_figures
+from busray.evidence.lesions import DiceScores, dice_figures, geometry_figures
 from busray.evidence.real import RealFeatures
 from busray.records import Figure
 from busray.vision.lesion_shape import NAME, TRUE
@@ -36,6 +36,6 @@ def lesion_figures() -> list[Figure]:
         "base": {"benign": lesion_rows(rng, 25, 0.2), "normal": lesion_rows(rng, 25, 0.2, 0)},
         "lora+ti": {"benign": lesion_rows(rng, 25, 0.1, 0.8), "normal": lesion_rows(rng, 25, 0.1, 0)},
     }
-    scored = Scored(rng.uniform(0.4, 0.9, 30), np.array(["benign"] * 30), np.arange(30).astype(str), trained_on=80)
+    scored = DiceScores(rng.uniform(0.4, 0.9, 30), np.array(["benign"] * 30), np.arange(30).astype(str), trained_on=80)
     truth = real(TRUE, 0.11)
     return [*dice_figures(scored, "letterbox", 128), *geometry_figures(arms, real(NAME, 0.1), truth, "test")]

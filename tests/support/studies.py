@@ -3,7 +3,7 @@
 import numpy as np
 
 from busray.config import Primary
-from busray.evidence.study import Outcome
+from busray.evidence.study import StudyResults
 
 ARMS = ("real", "synthetic@0.5", "synthetic@1", "mixed@0.5", "mixed@1", "real+balanced")
 SKILL = {"synthetic@0.5": 0.3, "synthetic@1": 0.4, "mixed@1": 0.95}
@@ -12,7 +12,7 @@ GATED = (*ARMS[:5], "ungated@0.5", "ungated@1", ARMS[5])
 
 def outcome(
     classes: tuple[str, ...] = ("benign", "malignant"), external: bool = False, arms: tuple[str, ...] = ARMS
-) -> Outcome:
+) -> StudyResults:
     """Two trainings an arm, 60 test images in 30 clusters; `mixed@1` is better than all, `synthetic` worse."""
     draw = np.random.default_rng(3)
     labels = np.arange(60) // 2 % 2
@@ -23,7 +23,7 @@ def outcome(
         return 0.9 * sure + 0.1 * draw.dirichlet([1, 1], sure.shape[:2])
 
     sets = {"test": labels} | ({"external": np.zeros(8, np.int64)} if external else {})
-    return Outcome(
+    return StudyResults(
         classes=classes,
         architecture="cnn",
         frame="letterbox",
@@ -31,7 +31,7 @@ def outcome(
         primary=Primary(metric="macro_f1", arm="mixed@1"),
         images={arm: 100 + 10 * i for i, arm in enumerate(arms)},
         labels=sets,
-        clusters={name: np.arange(len(truth)) // 2 for name, truth in sets.items()},
+        units={name: np.arange(len(truth)) // 2 for name, truth in sets.items()},
         probabilities={name: {arm: predictions(arm, truth) for arm in arms} for name, truth in sets.items()},
         tasks=12,
         seconds=1.0,

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from busray.evidence.audit import CLOSEST, audit_figures, audit_spread, tally
+from busray.evidence.audit import CLOSEST_PAIRS, audit_figures, audit_spread, tally
 from busray.evidence.copies import BINS, FALSE_ALARMS, bin_edges, histograms
 from busray.evidence.stats.intervals import wilson
 from tests.support.audits import evidence, rows
@@ -15,7 +15,7 @@ def test_one_copy_in_ten_thousand_fails_the_gate_and_stands_first_among_the_clos
     of = evidence(rng, {4_321: 5})
     assert of.tally.images == 10_000
     assert of.tally.copies == 1
-    assert len(of.tally.closest) == CLOSEST
+    assert len(of.tally.closest) == CLOSEST_PAIRS
     first = of.tally.closest[0]
     assert (first.class_name, first.index, first.original, first.kind) == ("benign", 4_321, 5, "image")
     assert first.excess > 0 > of.tally.closest[1].excess

@@ -6,15 +6,15 @@ import pytest
 from busray.data.phantom import CLASSES, PROBES, phantom
 from busray.evidence.copies import (
     FALSE_ALARMS,
-    FOUND,
+    SEARCH_ROW,
     KINDS,
     LESION_PASTED,
     TRANSFORMATIONS,
-    Chance,
+    GumbelLaw,
     Originals,
-    flagged,
+    are_copies,
     lesion_square,
-    planted,
+    plant_copies,
     thresholds,
     unpadded,
 )
@@ -49,7 +49,7 @@ def real(originals: Originals, hosts: list[np.ndarray]) -> np.ndarray:
 
 
 def test_other_scans_are_not_taken_for_copies_in_a_corpus_of_thousands(real: np.ndarray) -> None:
-    assert not flagged(real, thresholds(real, CORPUS)).any()
+    assert not are_copies(real, thresholds(real, CORPUS)).any()
 
 
 @pytest.mark.parametrize("name", [*TRANSFORMATIONS, LESION_PASTED])
@@ -60,9 +60,9 @@ def test_planted_copies_are_found_with_what_they_copy(
     hosts: list[np.ndarray],
     real: np.ndarray,
 ) -> None:
-    made = planted(*train, hosts, seed=1)[name]
+    made = plant_copies(*train, hosts, seed=1)[name]
     found = np.array([originals.find(i, copy) for i, copy in enumerate(made)])
-    assert flagged(found, thresholds(real, CORPUS)).all()
+    assert are_copies(found, thresholds(real, CORPUS)).all()
     if name == LESION_PASTED:
         with_lesion = [i for i, lesion in enumerate(train[1]) if lesion is not None and lesion.any()]
         assert found["lesion_of"].tolist() == with_lesion
@@ -79,14 +79,14 @@ def test_one_copy_in_ten_thousand_is_found_and_nothing_else(
 ) -> None:
     """The scores of images that are no copies are drawn from the law of those that were measured."""
     limits = thresholds(real, CORPUS)
-    corpus = np.zeros(CORPUS, FOUND)
+    corpus = np.zeros(CORPUS, SEARCH_ROW)
     corpus["index"] = np.arange(CORPUS)
     for kind in KINDS:
-        law = Chance.fitted(real[f"{kind}_score"])
+        law = GumbelLaw.fitted(real[f"{kind}_score"])
         corpus[f"{kind}_score"] = rng.gumbel(law.middle, law.spread, CORPUS)
-    copy = planted([train[0][2]], [None], [], seed=4)["re-noised"][0]
+    copy = plant_copies([train[0][2]], [None], [], seed=4)["re-noised"][0]
     corpus[7_123] = originals.find(7_123, copy)
-    assert np.nonzero(flagged(corpus, limits))[0].tolist() == [7_123]
+    assert np.nonzero(are_copies(corpus, limits))[0].tolist() == [7_123]
 
 
 def test_features_propose_the_original_that_squares_do_not(
@@ -108,15 +108,15 @@ def test_without_masks_there_are_no_lesions_to_find(train: tuple[list[np.ndarray
 
 
 def test_the_fitted_law_gives_the_quantiles_of_a_gumbel_sample(rng: np.random.Generator) -> None:
-    law = Chance.fitted(rng.gumbel(0.2, 0.03, 200_000))
+    law = GumbelLaw.fitted(rng.gumbel(0.2, 0.03, 200_000))
     assert (law.middle, law.spread) == (pytest.approx(0.2, abs=5e-4), pytest.approx(0.03, rel=0.02))
     for probability in (0.3, 1e-3, 1e-9):
         assert law.exceeds(law.threshold(probability)) == pytest.approx(probability)
-    assert Chance(0.2, 0.03).threshold(1e-3) == pytest.approx(0.2 - 0.03 * np.log(-np.log(1 - 1e-3)))
+    assert GumbelLaw(0.2, 0.03).threshold(1e-3) == pytest.approx(0.2 - 0.03 * np.log(-np.log(1 - 1e-3)))
 
 
 def test_expected_false_alarms_are_those_of_the_law_whatever_the_corpus(rng: np.random.Generator) -> None:
-    real = np.zeros(400, FOUND)
+    real = np.zeros(400, SEARCH_ROW)
     for kind in KINDS:
         real[f"{kind}_score"] = rng.gumbel(0.1, 0.02, 400)
     for images in (100, 1_000_000):
@@ -125,13 +125,13 @@ def test_expected_false_alarms_are_those_of_the_law_whatever_the_corpus(rng: np.
 
 
 def test_a_copy_among_the_held_out_images_moves_no_threshold_much(rng: np.random.Generator) -> None:
-    real = np.zeros(200, FOUND)
+    real = np.zeros(200, SEARCH_ROW)
     real["image_score"] = rng.gumbel(0.1, 0.02, 200)
     spoilt = real.copy()
     spoilt["image_score"][0] = 0.95
     before, after = thresholds(real, CORPUS)["image"][0], thresholds(spoilt, CORPUS)["image"][0]
     assert after == pytest.approx(before, abs=0.02)
-    assert flagged(spoilt, thresholds(spoilt, CORPUS))[0]
+    assert are_copies(spoilt, thresholds(spoilt, CORPUS))[0]
 
 
 def test_a_lesions_square_holds_it_and_lies_in_the_image() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from busray.evidence.lesions import DICE, FOUND
+from busray.evidence.lesions import DICE, LESION_FOUND
 from busray.evidence.stats.intervals import jackknife_mean, share_of_units
 from busray.evidence.stats.samples import Sample
 from busray.evidence.stats.wasserstein import enough_permutations, wasserstein, wasserstein_p_value
@@ -170,7 +170,7 @@ def one(figures: list[Figure], metric: str, arm: str, class_name: str = "benign"
 
 
 def test_means_are_over_the_lesions_found_and_carry_their_number(figures: list[Figure]) -> None:
-    found = one(figures, FOUND, "lora+ti")
+    found = one(figures, LESION_FOUND, "lora+ti")
     assert (found.value, found.n, found.n_reference, found.reference) == (0.8, 25, 30, "test")
     area = one(figures, "lesion_area", "lora+ti")
     assert area.n == 20 and area.value == pytest.approx(0.1, rel=0.1)
@@ -200,8 +200,8 @@ def test_distances_are_to_the_reference_by_pseudo_masks_and_beside_a_floor_that_
 
 
 def test_a_class_without_lesions_has_a_share_and_nothing_else(figures: list[Figure]) -> None:
-    assert {f.metric for f in figures if f.class_name == "normal"} == {FOUND}
-    found = one(figures, FOUND, "base", "normal")
+    assert {f.metric for f in figures if f.class_name == "normal"} == {LESION_FOUND}
+    found = one(figures, LESION_FOUND, "base", "normal")
     assert found.value == 0 and found.interval is not None and found.interval[1] > 0.1
 
 

@@ -11,12 +11,12 @@ from busray.config_file import load_config
 from busray.data.duplicates import shared_images
 from busray.data.read import scan
 from busray.evidence.study_design import (
-    Diet,
-    clusters_of,
+    TrainingMix,
+    units_of,
     first_rows,
     gate_pairs,
-    needed,
-    positions,
+    synthetic_counts,
+    mix_positions,
     refuse_foreign_corpus,
     refuse_leaks,
     study_arms,
@@ -53,7 +53,7 @@ def test_arms_are_real_synthetic_and_mixed_at_each_ratio_pretrained_and_three_co
 
 def test_arms_of_one_name_are_fed_alike_whatever_the_other_ratios() -> None:
     """Their names are those of their stored trainings."""
-    few, more = ({arm.name: arm.diets for arm in study_arms(ratios)} for ratios in ((0.5,), (0.5, 2.0)))
+    few, more = ({arm.name: arm.mixes for arm in study_arms(ratios)} for ratios in ((0.5,), (0.5, 2.0)))
     same = few.keys() & more.keys()
     assert {name: few[name] for name in same} == {name: more[name] for name in same}
 
@@ -63,12 +63,12 @@ def test_a_gated_corpus_has_each_mixture_without_the_gate_too_and_all_other_arms
     further = [arm for arm in gated if arm not in plain]
     assert [arm.name for arm in further] == ["ungated@0.5", "ungated@1"]
     assert [arm for arm in gated if arm not in further] == plain
-    at = {arm.name: arm.diets for arm in gated}
+    at = {arm.name: arm.mixes for arm in gated}
     pairs = gate_pairs(at)
     assert pairs == [("mixed@0.5", "ungated@0.5"), ("mixed@1", "ungated@1")]
     for mixed, ungated in pairs:
-        assert at[ungated] == tuple(replace(diet, draws="first draws") for diet in at[mixed])
-    assert {diet.draws for arm in plain for diet in arm.diets} == {"released"} and not gate_pairs(a.name for a in plain)
+        assert at[ungated] == tuple(replace(mix, draws="first draws") for mix in at[mixed])
+    assert {mix.draws for arm in plain for mix in arm.mixes} == {"released"} and not gate_pairs(a.name for a in plain)
 
 
 def test_released_images_and_first_draws_are_equally_many_from_the_same_start_of_the_plan() -> None:
@@ -83,37 +83,37 @@ def test_released_images_and_first_draws_are_equally_many_from_the_same_start_of
 
 def test_every_arm_spends_all_of_the_same_steps_and_only_the_control_is_augmented_otherwise() -> None:
     for arm in study_arms((0.5, 2.0)):
-        assert sum(diet.share for diet in arm.diets) == pytest.approx(1)
-        kinds = {diet.augmentation for diet in arm.diets}
+        assert sum(mix.share for mix in arm.mixes) == pytest.approx(1)
+        kinds = {mix.augmentation for mix in arm.mixes}
         assert kinds == ({"classical"} if arm.name == "real+classical" else {"mirror"})
 
 
 def test_pretraining_sees_no_real_image_first_and_no_synthetic_one_last() -> None:
-    first, last = next(arm for arm in study_arms((0.5, 2.0)) if arm.name == "pretrained@2").diets
+    first, last = next(arm for arm in study_arms((0.5, 2.0)) if arm.name == "pretrained@2").mixes
     assert (first.real, first.synthetic) == (False, 2.0) and (last.real, last.synthetic) == (True, 0.0)
 
 
 def test_synthetic_images_keep_the_classes_shares_of_the_real_ones() -> None:
-    assert needed(LABELS, 2, 0.5) == [2, 1] and needed(LABELS, 2, 1.5) == [6, 3]
-    assert needed(LABELS, 2, 0.01) == [1, 1]
+    assert synthetic_counts(LABELS, 2, 0.5) == [2, 1] and synthetic_counts(LABELS, 2, 1.5) == [6, 3]
+    assert synthetic_counts(LABELS, 2, 0.01) == [1, 1]
 
 
 def test_a_larger_corpus_holds_the_smaller_one() -> None:
-    _, small = positions(Diet(False, 0.5), LABELS, DRAWN, 2)
-    real, large = positions(Diet(False, 1.5), LABELS, DRAWN, 2)
+    _, small = mix_positions(TrainingMix(False, 0.5), LABELS, DRAWN, 2)
+    real, large = mix_positions(TrainingMix(False, 1.5), LABELS, DRAWN, 2)
     assert not len(real) and set(small) < set(large) and (DRAWN[large] == 0).sum() == 6
 
 
 def test_repeated_real_images_are_as_many_as_the_synthetic_ones_they_stand_in_for() -> None:
-    real, none = positions(Diet(True, repeated=1.5), LABELS, DRAWN, 2)
-    ours, drawn = positions(Diet(True, 1.5), LABELS, DRAWN, 2)
+    real, none = mix_positions(TrainingMix(True, repeated=1.5), LABELS, DRAWN, 2)
+    ours, drawn = mix_positions(TrainingMix(True, 1.5), LABELS, DRAWN, 2)
     assert not len(none) and len(real) == len(ours) + len(drawn) == 15
     assert np.bincount(LABELS[real]).tolist() == [10, 5]
 
 
 def test_too_small_a_corpus_is_an_error_and_not_a_smaller_arm() -> None:
     with pytest.raises(ValueError, match="12 synthetic images are needed, there are 8"):
-        positions(Diet(False, 3.0), LABELS, DRAWN, 2)
+        mix_positions(TrainingMix(False, 3.0), LABELS, DRAWN, 2)
 
 
 # ---- leaks ----------------------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def test_too_small_a_corpus_is_an_error_and_not_a_smaller_arm() -> None:
 
 def test_clusters_join_near_duplicates_and_groups() -> None:
     images = [image("a"), image("b", "p1"), image("c", "p1"), image("d"), image("e")]
-    assert clusters_of(images, [["benign/a.png", "benign/b.png"]]) == {
+    assert units_of(images, [["benign/a.png", "benign/b.png"]]) == {
         "benign/a.png": "benign/a.png",
         "benign/b.png": "benign/a.png",
         "benign/c.png": "benign/a.png",
@@ -185,7 +185,7 @@ def test_the_repositorys_configs_declare_a_study_that_their_corpus_can_feed(name
     for label, settings in config.classes.items():
         left = 1 - config.dataset.val - config.dataset.test
         train = round(phantoms.images * left) if phantoms else BUSI_TRAIN[label]
-        assert needed(np.zeros(train), 1, max(study.ratios)) <= [settings.images]
+        assert synthetic_counts(np.zeros(train), 1, max(study.ratios)) <= [settings.images]
 
 
 @pytest.mark.parametrize("name", ["demo", "busi-tiny", "busi-ablate"])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from busray.evidence.lesions import TALLER, Scored, dice_figures, geometry_figures
+from busray.evidence.lesions import TALLER, DiceScores, dice_figures, geometry_figures
 from busray.evidence.real import RealFeatures
 from busray.records import Figure
 from busray.report.lesions import geometry_rows, geometry_section, geometry_sentences
@@ -41,7 +41,7 @@ def test_a_planted_difference_is_found_among_more_than_fifty_comparisons() -> No
     arms = {
         f"arm {i}": {c: lesion_rows(rng, 14, 0.2 if (i, c) == (2, "d") else 0.1) for c in classes} for i in range(4)
     }
-    scored = Scored(rng.uniform(0.4, 0.9, 30), np.array(["a"] * 30), np.arange(30).astype(str), trained_on=80)
+    scored = DiceScores(rng.uniform(0.4, 0.9, 30), np.array(["a"] * 30), np.arange(30).astype(str), trained_on=80)
     made = [*dice_figures(scored, "letterbox", 128), *geometry_figures(arms, real(NAME), real(TRUE), "test")]
     said = geometry_sentences(made, None)[-1]
     assert "5 % over all 60 comparisons" in said and said.endswith(": arm 2 d area.")

@@ -7,7 +7,7 @@ import pytest
 
 from busray.config import Primary
 from busray.evidence.stats import paired
-from busray.evidence.study import Outcome, study_figures
+from busray.evidence.study import StudyResults, study_figures
 from busray.records import Figure
 from busray.report.page import report_html
 from busray.report.study import arm_rows, comparison_rows, study_section, study_sentences
@@ -15,18 +15,18 @@ from tests.support.studies import ARMS, GATED, outcome
 
 
 @pytest.fixture(scope="module")
-def found() -> tuple[Outcome, list[Figure]]:
+def found() -> tuple[StudyResults, list[Figure]]:
     made = outcome(external=True)
     return made, study_figures(made)
 
 
 @pytest.fixture
-def gated(monkeypatch: pytest.MonkeyPatch) -> Outcome:
+def gated(monkeypatch: pytest.MonkeyPatch) -> StudyResults:
     monkeypatch.setattr(paired, "BOOTSTRAP_REPLICATES", 200)  # quick
     return outcome(arms=GATED)
 
 
-def test_a_sentence_compares_each_mixture_with_the_same_one_without_the_gate(gated: Outcome) -> None:
+def test_a_sentence_compares_each_mixture_with_the_same_one_without_the_gate(gated: StudyResults) -> None:
     part = study_sentences(study_figures(gated), gated)[2]
     assert part.startswith("The class gate's part in macro F1 on test, p after Holm: mixed@0.5 - ungated@0.5 ")
     assert "; mixed@1 - ungated@1 +" in part
@@ -34,7 +34,7 @@ def test_a_sentence_compares_each_mixture_with_the_same_one_without_the_gate(gat
 
 @pytest.mark.parametrize(("arm", "against"), [("mixed@1", "ungated@1"), ("ungated@1", "mixed@1")])
 def test_a_declared_comparison_with_the_gate_is_not_repeated_in_the_gates_sentence(
-    gated: Outcome, arm: str, against: str
+    gated: StudyResults, arm: str, against: str
 ) -> None:
     made = replace(gated, primary=Primary(metric="macro_f1", arm=arm, against=against))
     part = study_sentences(study_figures(made), made)[2]
@@ -42,9 +42,9 @@ def test_a_declared_comparison_with_the_gate_is_not_repeated_in_the_gates_senten
 
 
 def test_the_page_and_the_sentences_speak_of_the_gate_only_where_there_is_one(
-    gated: Outcome, found: tuple[Outcome, list[Figure]]
+    gated: StudyResults, found: tuple[StudyResults, list[Figure]]
 ) -> None:
-    def page(made: Outcome, figures: list[Figure]) -> str:
+    def page(made: StudyResults, figures: list[Figure]) -> str:
         said, plain = study_sentences(figures, made), [figure.to_dict() for figure in figures]
         return study_section({"primary": {"metric": "macro_f1"}, "sentences": said, "figures": plain})
 
@@ -53,7 +53,7 @@ def test_the_page_and_the_sentences_speak_of_the_gate_only_where_there_is_one(
     assert "as if there were no class gate" in with_gate and "gate" not in without
 
 
-def test_the_sentences_name_the_primary_first_and_own_up_to_one_split(found: tuple[Outcome, list[Figure]]) -> None:
+def test_the_sentences_name_the_primary_first_and_own_up_to_one_split(found: tuple[StudyResults, list[Figure]]) -> None:
     sentences = study_sentences(found[1], found[0])
     assert sentences[0].startswith("Primary comparison, declared beforehand: macro F1 on test, mixed@1 minus real: +0.")
     assert "so the two are distinguishable" in sentences[0] and "would be found" in sentences[0]
@@ -65,7 +65,7 @@ def test_the_sentences_name_the_primary_first_and_own_up_to_one_split(found: tup
 def test_where_no_difference_can_be_found_none_is_called_detectable() -> None:
     """Five clusters of test images: no p-value of theirs is below 0.05, however large a difference."""
     made = outcome()
-    few = replace(made, clusters={"test": np.minimum(made.clusters["test"], 4)})
+    few = replace(made, units={"test": np.minimum(made.units["test"], 4)})
     figures = study_figures(few)
     assert not [f for f in figures if f.metric.endswith("_detectable")]
     said = study_sentences(figures, few)[0]
@@ -82,7 +82,7 @@ def test_a_control_like_the_real_arm_is_not_distinguishable() -> None:
     assert "so the two are not distinguishable" in study_sentences(study_figures(made), made)[0]
 
 
-def test_the_tables_hold_every_arm_and_every_comparison(found: tuple[Outcome, list[Figure]]) -> None:
+def test_the_tables_hold_every_arm_and_every_comparison(found: tuple[StudyResults, list[Figure]]) -> None:
     columns, rows = arm_rows(found[1])
     assert columns == ["arm", "training images", "accuracy", "macro F1", "AUC", "recall benign", "recall malignant"]
     assert [row[0] for row in rows] == list(ARMS) and rows[0][1] == "100"
