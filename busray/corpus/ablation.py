@@ -1,4 +1,4 @@
-"""What an ablation compares: its sub-runs (corpora that the stages can draw), their arms, and the pairs of arms.
+"""What an ablation compares: its sub-runs, their arms, and the pairs of arms.
 
 The arms are called by their names: those of one sub-run as evaluate.arms has them, those of the
 ablation with the sampling setting after it, such as `lora+ti+refine strength=0.5`.
@@ -146,7 +146,7 @@ SweepCurves = dict[Sweep, dict[str, list[tuple[float, str]]]]
 
 
 def sweep_curves(config: Config, plans: Sequence[SubRunPlan]) -> SweepCurves:
-    """The points of each sweep, the configured one included. Strength 0 is the image before refinement."""
+    """The points of each sweep with the configured one. Strength 0: the image before refinement."""
     assert config.refine is not None
     strength = [(0.0, SWEPT_METHOD), (config.refine.strength, SWEPT_REFINED)]
     guidance: dict[str, list[tuple[float, str]]] = {SWEPT_METHOD: [], SWEPT_REFINED: []}
@@ -175,7 +175,7 @@ def unet_evaluations(sampling: Sampling, refine: Refine | None) -> int:
 
 
 def equal_steps(sampling: Sampling, refine: Refine) -> int:
-    """Steps of txt2img alone with as many UNet evaluations as with refinement, rounded to a step."""
+    """Steps of txt2img alone with as many UNet evaluations as with refinement, rounded."""
     return round(unet_evaluations(sampling, refine) / _per_step(sampling.guidance_scale))
 
 

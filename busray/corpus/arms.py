@@ -1,5 +1,5 @@
 # pyright: strict
-"""Arms: what is compared, and where each arm's images are read from, so that none is drawn twice."""
+"""Arms: what is compared, and where each arm's images are stored, so that none is drawn twice."""
 
 from dataclasses import dataclass, replace
 
@@ -71,6 +71,6 @@ def corpora(store: Store) -> dict[str, Store]:
 
 
 def compared_images(config: Config) -> int:
-    """Images per class and arm that figures use. It is equal for all, since distances depend on n."""
+    """Images per class and arm that figures use: equal for all, since distances depend on n."""
     drawn = [settings.images for settings in config.classes.values() if settings.images]
     return config.evaluate.images or min(drawn, default=0)

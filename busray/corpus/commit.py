@@ -1,8 +1,11 @@
-"""What counts as done: encode, hash, put once, record. The first record of a shard wins; readers trust records."""
+"""Committing a shard: encode, hash, put the bytes, then put the record that makes it done.
+
+The first record of a shard wins. Readers trust records and never a listing of data.
+"""
 
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -16,12 +19,12 @@ from busray.layout import commit_key, committed_shard, data_key, first_draws_key
 from busray.records import Commit, Execution, FirstDraws, Redrawn, Shard, UserError, to_json
 from busray.storage import Store
 
-READERS = 16
+RECORD_THREADS = 16
 """Threads that read records at once."""
-AHEAD = 512
-"""Results that may wait for whoever takes them."""
-REASON = 200
-"""Characters of a quarantined image's reason."""
+RESULTS_AHEAD = 512
+"""Most results that wait for their consumer."""
+REASON_LENGTH = 200
+"""Most characters of a quarantined image's reason."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -39,27 +42,30 @@ def commit_shard(
     redrawn: Sequence[Redrawn] = (),
     first_draws: Sequence[Row] = (),
 ) -> Commit:
-    """Make a shard done; returns the commit that won, which another worker may have put first.
+    """Make a shard done. Returns the commit that won, which another worker may have put first.
 
+    rejects: (image id, reason) of images to quarantine. Rows that do not encode join them, so that
+    one image never fails its shard.
     redrawn, first_draws: what the class gate did, and the first draws that it rejected.
-    A row that does not encode joins the rejects: one image never fails its shard.
+    format: `parquet` or `png`. seconds: the time of drawing.
+    ValueError where rows and rejects are not as many as the shard's images.
     """
     if len(rows) + len(rejects) != shard.count:
         raise ValueError(f"shard {shard}: {len(rows)} rows and {len(rejects)} rejects")
     suffix = ".parquet" if format == "parquet" else ".jsonl"
 
-    def encode(some: Sequence[Row]) -> tuple[bytes, dict[str, bytes]]:
+    def encode(subset: Sequence[Row]) -> tuple[bytes, dict[str, bytes]]:
         if format == "parquet":
-            return encode_parquet(some, provenance), {}
-        return encode_png(some, provenance, png_prefix(shard))
+            return encode_parquet(subset, provenance), {}
+        return encode_png(subset, provenance, png_prefix(shard))
 
-    (data, pngs), rows, refused = _encode_what_encodes(rows, encode)
+    (data, pngs), rows, failed = _encode_what_encodes(rows, encode)
+    # Bytes before the record: a record never names an object that is not there.
     for name, png in pngs.items():
         store.put_once(name, png)
     digest = sha256_bytes(data)
     key = data_key(shard, digest, suffix)
     store.put_once(key, data)
-    lost = {image_id for image_id, _ in refused}
     commit = Commit(
         class_name=shard.class_name,
         first=shard.first,
@@ -68,27 +74,35 @@ def commit_shard(
         digest=digest,
         bytes=len(data) + sum(map(len, pngs.values())),
         rows=len(rows),
-        rejects=tuple(sorted([*rejects, *refused])),
+        rejects=tuple(sorted([*rejects, *failed])),
         execution=execution,
         seconds=seconds,
-        redrawn=tuple(replace(one, kept=None) if one.image_id in lost else one for one in redrawn),
+        redrawn=_quarantined(redrawn, {image_id for image_id, _ in failed}),
         first_draws=_put_first_draws(store, shard, first_draws, provenance),
     )
     store.put_once(commit_key(shard), to_json(commit))
     return read_commit(store, shard)
 
 
+def _quarantined(redrawn: Sequence[Redrawn], failed: Set[str]) -> tuple[Redrawn, ...]:
+    """Of the images whose ids are in `failed`, no attempt was kept after all."""
+    records = []
+    for record in redrawn:
+        records.append(replace(record, kept=None) if record.image_id in failed else record)
+    return tuple(records)
+
+
 def _put_first_draws(
     store: Store, shard: Shard, rows: Sequence[Row], provenance: Mapping[str, Any]
 ) -> FirstDraws | None:
-    """The object of the rejected first draws; a row that does not encode is left out."""
+    """Put the rejected first draws. A row that does not encode is left out."""
     if not rows:
         return None
     marked = {**provenance, "rejected": "first draws that the class gate rejected; no part of the corpus"}
-    data, kept, _ = _encode_what_encodes(rows, lambda some: encode_parquet(some, marked))
+    data, rows, _ = _encode_what_encodes(rows, lambda subset: encode_parquet(subset, marked))
     digest = sha256_bytes(data)
     store.put_once(first_draws_key(shard, digest), data)
-    return FirstDraws(first_draws_key(shard, digest), digest, len(data), tuple(row.spec.index for row in kept))
+    return FirstDraws(first_draws_key(shard, digest), digest, len(data), tuple(row.spec.index for row in rows))
 
 
 def _encode_what_encodes(
@@ -96,48 +110,48 @@ def _encode_what_encodes(
 ) -> tuple[T, Sequence[Row], list[tuple[str, str]]]:
     """(encoded, the rows in it, (image id, reason) of those left out).
 
-    Rows are tried alone only after all together failed. Where each passes alone, or memory is short, no image is to
-    blame and the error is the caller's.
+    Rows are encoded one by one only after all together failed. If each one passes alone, no image
+    is to blame, and the error is raised; so is MemoryError.
     """
     try:
         return encode(rows), rows, []
     except MemoryError:
         raise
     except Exception as together:
-        good, refused = [], []
+        good, failed = [], []
         for row in rows:
             try:
                 encode([row])
             except MemoryError:
                 raise
             except Exception as error:
-                refused.append((row.spec.image_id, _reason(error)))
+                failed.append((row.spec.image_id, _reason(error)))
             else:
                 good.append(row)
-        if not refused:
+        if not failed:
             raise together
-        return encode(good), good, refused
+        return encode(good), good, failed
 
 
 def _reason(error: Exception) -> str:
-    """One line that any store takes: a lone surrogate in a prompt must not fail the record that reports it."""
+    """One line that is valid UTF-8: a lone surrogate in a prompt must not fail its own report."""
     text = " ".join(f"does not encode: {type(error).__name__}: {error}".split())
-    return text.encode(errors="backslashreplace").decode()[:REASON]
+    return text.encode(errors="backslashreplace").decode()[:REASON_LENGTH]
 
 
 def committed_shards(store: Store) -> list[Shard]:
-    """The shards that are done, in the order of their keys: one listing, no record is read.
+    """The shards that are done, in the order of their keys. One listing; no record is read.
 
-    UserError names a key under commits/ that is no record's.
+    UserError for a key under commits/ that is not a record's.
     """
     try:
         return [committed_shard(key) for key in store.list("commits")]
     except ValueError as error:
-        raise UserError(f"{store.url}/commits: {error}; move what is not busray's elsewhere") from error
+        raise UserError(f"{store.url}/commits: {error}; move files of others elsewhere") from error
 
 
 def read_commit(store: Store, shard: Shard) -> Commit:
-    """A shard's record; ValueError where it is none or contradicts itself, FileNotFoundError where there is none."""
+    """A shard's record. FileNotFoundError without one, ValueError where it contradicts itself."""
     key = commit_key(shard)
     try:
         commit = Commit.from_json(store.read(key))
@@ -155,29 +169,33 @@ def read_commits(store: Store) -> list[Commit]:
     return list(in_threads(lambda shard: read_commit(store, shard), committed_shards(store)))
 
 
-def in_threads(work: Callable[[T], R], items: Sequence[T], threads: int = READERS) -> Iterator[R]:
-    """work of each item, in order; a bounded number of results is held, however many items there are."""
+def in_threads(work: Callable[[T], R], items: Sequence[T], threads: int = RECORD_THREADS) -> Iterator[R]:
+    """work(item) of each item, in order. At most RESULTS_AHEAD results are in memory."""
     with ThreadPoolExecutor(threads) as pool:
-        for at in range(0, len(items), AHEAD):
-            yield from pool.map(work, items[at : at + AHEAD])
+        for start in range(0, len(items), RESULTS_AHEAD):
+            yield from pool.map(work, items[start : start + RESULTS_AHEAD])
 
 
 def rejected_first_draws(commit: Commit) -> Commit | None:
-    """The record as if those were the shard's rows; None where there are none."""
-    found = commit.first_draws
-    return found and replace(
-        commit, object=found.object, digest=found.digest, bytes=found.bytes, rows=len(found.indices)
-    )
+    """A commit whose object is that of the shard's rejected first draws; None where it has none."""
+    draws = commit.first_draws
+    if draws is None:
+        return None
+    return replace(commit, object=draws.object, digest=draws.digest, bytes=draws.bytes, rows=len(draws.indices))
 
 
-def first_draws_held(commit: Commit) -> int:
-    """How many first draws a shard holds: its rows that are no redraws, and those that the class gate rejected."""
-    rejected = rejected_first_draws(commit)
-    return commit.rows - sum(one.kept is not None for one in commit.redrawn) + (rejected.rows if rejected else 0)
+def count_first_draws(commit: Commit) -> int:
+    """First draws of a shard: rows that are not redraws, and those that the gate rejected."""
+    redraws = sum(record.kept is not None for record in commit.redrawn)
+    rejected = len(commit.first_draws.indices) if commit.first_draws else 0
+    return commit.rows - redraws + rejected
 
 
 def read_rows(store: Store, commit: Commit, columns: Sequence[str] | None = None) -> pa.Table:
-    """A committed shard's rows; images as struct<bytes, path>. ValueError where the object is not the recorded one."""
+    """A committed shard's rows, all columns or some; images as struct<bytes, path>.
+
+    ValueError where the object or a PNG is not the recorded one.
+    """
     data = store.read(commit.object)
     if sha256_bytes(data) != commit.digest:
         raise ValueError(f"{store.url}/{commit.object} is not what its commit records")
@@ -186,10 +204,14 @@ def read_rows(store: Store, commit: Commit, columns: Sequence[str] | None = None
     rows = [json.loads(line) for line in data.decode().splitlines()[1:]]
     if columns is not None:
         rows = [{column: row[column] for column in columns} for row in rows]
-    return pa.Table.from_pylist([{k: _image(store, v) for k, v in row.items()} for row in rows])
+    for row in rows:
+        for column, value in row.items():
+            row[column] = _with_picture(store, value)
+    return pa.Table.from_pylist(rows)
 
 
-def _image(store: Store, value: Any) -> Any:
+def _with_picture(store: Store, value: Any) -> Any:
+    """A cell of metadata.jsonl; one that names a PNG becomes that PNG."""
     if not isinstance(value, dict):
         return value
     data = store.read(value["key"])
@@ -199,10 +221,13 @@ def _image(store: Store, value: Any) -> Any:
 
 
 def find_image(store: Store, image_id: str) -> tuple[Commit, dict[str, Any]] | None:
-    """(commit, row) of an image, or None; reads the shards its id may belong to only."""
+    """(commit, row) of an image, or None. Only the shards that its id may belong to are read."""
     index = image_id.rpartition("-")[2]
-    for shard in committed_shards(store) if index.isdecimal() else ():
-        if f"-{shard.class_name}-" not in image_id or not shard.first <= int(index) < shard.first + shard.count:
+    if not index.isdecimal():
+        return None
+    for shard in committed_shards(store):
+        in_shard = shard.first <= int(index) < shard.first + shard.count
+        if not in_shard or f"-{shard.class_name}-" not in image_id:
             continue
         commit = read_commit(store, shard)
         for row in read_rows(store, commit).to_pylist():

@@ -1,6 +1,7 @@
-"""Images and their rows as bytes: PNG, Parquet shards that Hugging Face `datasets` reads, PNG shards with metadata.
+"""Images and their rows as bytes.
 
-Deterministic: the same rows give the same bytes.
+A shard is a Parquet file that Hugging Face `datasets` reads, or PNG files and a metadata file.
+The same rows give the same bytes, so two drivers that draw one shard put one object.
 """
 
 import io
@@ -14,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, PngImagePlugin
 
-from busray.identity import canonical_json
+from busray.identity import canonical_json, sha256_bytes
 from busray.records import IMAGE_COLUMNS, ImageSpec
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+"""What `datasets` decodes as an Image."""
 FIELDS = [
     ("image_id", pa.string(), "string"),
     ("class", pa.string(), "string"),
@@ -32,15 +34,18 @@ FIELDS = [
     ("height", pa.int64(), "int64"),
     ("columns", pa.string(), "string"),
 ]
+"""(column, its Arrow type, its type in `datasets`) of a row besides the images."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image of a shard: its specification, its pixels uint8 [h, w], and those before refinement where kept."""
+    """One image of a shard."""
 
     spec: ImageSpec
     image: np.ndarray
+    """uint8 [h, w]"""
     txt2img: np.ndarray | None = None
+    """uint8 [h, w]: the image before refinement, where it is kept."""
 
 
 def png_bytes(image: np.ndarray, text: Mapping[str, str]) -> bytes:
@@ -71,8 +76,9 @@ def _synthetic_png(row: Row, column: str, provenance: Mapping[str, Any]) -> byte
 
 
 def image_columns(rows: Sequence[Row]) -> list[str]:
-    """The image columns these rows have."""
-    return [c for c in IMAGE_COLUMNS if c == "image" or (rows and all(row.txt2img is not None for row in rows))]
+    """The image columns of these rows; that before refinement only if every row has one."""
+    txt2img = bool(rows) and all(row.txt2img is not None for row in rows)
+    return [column for column in IMAGE_COLUMNS if column == "image" or txt2img]
 
 
 def describe(row: Row) -> dict[str, Any]:
@@ -92,7 +98,7 @@ def describe(row: Row) -> dict[str, Any]:
 
 
 def encode_parquet(rows: Sequence[Row], provenance: Mapping[str, Any]) -> bytes:
-    """A Parquet shard; image bytes are stored as they are, since PNG is compressed already."""
+    """A Parquet shard. The run-wide provenance is in the metadata of its schema."""
     images = image_columns(rows)
     features = {column: {"_type": "Image"} for column in images}
     features |= {name: {"dtype": dtype, "_type": "Value"} for name, _, dtype in FIELDS}
@@ -103,16 +109,15 @@ def encode_parquet(rows: Sequence[Row], provenance: Mapping[str, Any]) -> bytes:
             "busray": canonical_json(dict(provenance)),
         },
     )
-    values = [
-        {
-            **{c: {"bytes": _synthetic_png(row, c, provenance), "path": f"{row.spec.image_id}.png"} for c in images},
-            **describe(row),
-        }
-        for row in rows
-    ]
-    table = pa.Table.from_pylist(values, schema=schema)
-    plain = [f"{column}.bytes" for column in images]
-    compression = {path: "zstd" for path in _leaves(schema)} | dict.fromkeys(plain, "none")
+    cells = []
+    for row in rows:
+        values = describe(row)
+        for column in images:
+            values[column] = {"bytes": _synthetic_png(row, column, provenance), "path": f"{row.spec.image_id}.png"}
+        cells.append(values)
+    table = pa.Table.from_pylist(cells, schema=schema)
+    compression = dict.fromkeys(_leaf_columns(schema), "zstd")
+    compression |= {f"{column}.bytes": "none" for column in images}  # PNG is compressed already
     buffer = io.BytesIO()
     pq.write_table(
         table,
@@ -124,7 +129,8 @@ def encode_parquet(rows: Sequence[Row], provenance: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _leaves(schema: pa.Schema) -> list[str]:
+def _leaf_columns(schema: pa.Schema) -> list[str]:
+    """The columns that Parquet stores: a struct is one column for each of its fields."""
     names = []
     for field in schema:
         names += [f"{field.name}.bytes", f"{field.name}.path"] if field.type == IMAGE else [field.name]
@@ -132,12 +138,11 @@ def _leaves(schema: pa.Schema) -> list[str]:
 
 
 def encode_png(rows: Sequence[Row], provenance: Mapping[str, Any], prefix: str) -> tuple[bytes, dict[str, bytes]]:
-    """(metadata.jsonl, object key -> PNG) of a PNG shard; the metadata names each PNG by key and SHA-256.
+    """(metadata.jsonl, object key -> PNG) of a PNG shard whose keys begin with `prefix`.
 
-    Its first line is the run-wide provenance; the shard's digest is that of the metadata, which covers every image.
+    The metadata's first line is the run-wide provenance. Each further line names the PNGs of a row
+    by key and SHA-256, so that the digest of the metadata covers every image.
     """
-    from busray.identity import sha256_bytes
-
     pngs: dict[str, bytes] = {}
     lines = [canonical_json({"busray": dict(provenance)})]
     for row in rows:
@@ -146,6 +151,7 @@ def encode_png(rows: Sequence[Row], provenance: Mapping[str, Any], prefix: str) 
             data = _synthetic_png(row, column, provenance)
             digest = sha256_bytes(data)
             suffix = "" if column == "image" else ".txt2img"
+            # The digest in the key keeps two drivers from writing different bytes to one object.
             key = f"{prefix}/{row.spec.image_id}{suffix}-{digest[:16]}.png"
             pngs[key] = data
             cells[column] = {"key": key, "sha256": digest}

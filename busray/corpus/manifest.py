@@ -1,4 +1,7 @@
-"""The manifest: one row a shard, published only when planned = committed + quarantined; and what nobody reads."""
+"""The manifest: one row per shard, published once every planned shard is committed; and orphans.
+
+Orphans are objects that no record names.
+"""
 
 import io
 import json
@@ -11,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from busray.corpus.commit import committed_shards, in_threads, read_commit
-from busray.corpus.plan import read_segments, shards
+from busray.corpus.plan import in_class_order, read_segments, shards
 from busray.identity import fingerprint_rows, sha256_bytes
 from busray.layout import MANIFEST, commit_key, data_shard
 from busray.records import Commit, Segment, Shard, Stopped
@@ -30,36 +33,38 @@ SCHEMA = pa.schema(
     ]
 )
 EXAMPLES = 5
+"""Shards or images that a message or a record names; the rest is counted."""
 
 
 class Incomplete(Stopped):
-    """Planned shards have no commit: there is no manifest to publish yet."""
+    """Planned shards have no commit, so there is no manifest to publish yet."""
 
 
-# ---- publishing -----------------------------------------------------------------------------------------------------
+# ---- publishing ----------------------------------------------------------------------------------
 
 
 def publish_manifest(store: Store, segments: Sequence[Segment], *, drawn: Iterable[Shard] = ()) -> str:
-    """Bring manifest.parquet up to the plan; returns the digest of its content.
+    """Bring manifest.parquet up to the plan. Returns the digest of its content.
 
-    A row that the published manifest has is not read again, since records are create-only; `drawn` are the shards
-    that had no record when this driver looked, so what an older manifest says of them does not count.
-    Incomplete where a planned shard has no commit. Another driver may grow the plan meanwhile: its shards are
-    taken up if they are there, so that a stalled driver does not leave its old manifest over a newer one.
+    Records are create-only, so a row of the published manifest is not read again. `drawn`: shards
+    that had no record when this driver started; what an older manifest says of them is ignored.
+    Incomplete where a planned shard has no commit.
     """
     fresh = frozenset(drawn)
+    # Another driver may grow the plan meanwhile. Its shards are included if they are committed, so
+    # that a slow driver does not leave its old manifest over a newer one.
     digest = _publish(store, segments, fresh)
     while (latest := read_segments(store)) != list(segments):
         segments = latest
         try:
             digest = _publish(store, segments, fresh)
-        except Incomplete:  # what is missing is the other driver's, which publishes when it is done
+        except Incomplete:  # the other driver draws the missing shards, and publishes them then
             break
     return digest
 
 
 def _publish(store: Store, segments: Sequence[Segment], drawn: Set[Shard]) -> str:
-    plan = sorted(shards(segments), key=lambda shard: (shard.class_name, shard.first))
+    plan = in_class_order(shards(segments))
     published = published_rows(store)
     known = {shard: row for shard, row in published.items() if shard not in drawn}
     unknown = [shard for shard in plan if shard not in known]
@@ -68,7 +73,7 @@ def _publish(store: Store, segments: Sequence[Segment], drawn: Set[Shard]) -> st
             known[shard] = row
     missing = [shard for shard in unknown if shard not in known]
     if missing:
-        names = ", ".join(f"{s.class_name}/{s.name}" for s in missing[:5])
+        names = ", ".join(f"{s.class_name}/{s.name}" for s in missing[:EXAMPLES])
         raise Incomplete(f"{store.url}: {len(missing)} of {len(plan)} planned shards are not committed ({names})")
     rows = [known[shard] for shard in plan]
     digest = fingerprint_rows(rows)
@@ -81,7 +86,7 @@ def _publish(store: Store, segments: Sequence[Segment], drawn: Set[Shard]) -> st
 
 
 def manifest_row(commit: Commit) -> dict[str, Any]:
-    """What the manifest says of a shard: nothing of when, where or by whom it was drawn."""
+    """A shard's row. It does not depend on when, where or by whom the shard was drawn."""
     return {
         "class": commit.class_name,
         "first": commit.first,
@@ -102,7 +107,7 @@ def _row_or_none(store: Store, shard: Shard) -> dict[str, Any] | None:
 
 
 def published_rows(store: Store) -> dict[Shard, dict[str, Any]]:
-    """The published manifest's rows in its order; none where there is no manifest whose digest holds."""
+    """The published manifest's rows, in its order; none if it is missing or its digest is wrong."""
     data = store.read_or_none(MANIFEST)
     if data is None:
         return {}
@@ -110,22 +115,26 @@ def published_rows(store: Store) -> dict[Shard, dict[str, Any]]:
         table = pq.read_table(pa.BufferReader(data))
         digest = json.loads(table.schema.metadata[b"busray"])["digest"]
         rows = table.to_pylist()
-        sound = fingerprint_rows(rows) == digest
-        return {Shard(row["class"], row["first"], row["count"]): row for row in rows} if sound else {}
+        if fingerprint_rows(rows) != digest:
+            return {}
+        return {Shard(row["class"], row["first"], row["count"]): row for row in rows}
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError):
         return {}  # a derived file: it is made again from the records
 
 
-# ---- what was quarantined -------------------------------------------------------------------------------------------
+# ---- what was quarantined ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Quarantine:
-    """How many of a corpus's planned images were quarantined, and the first of them as (image id, reason)."""
+    """How many images of a corpus were quarantined."""
 
     planned: int
+    """Images of the whole corpus."""
     images: int
+    """Of these, quarantined ones."""
     examples: tuple[tuple[str, str], ...]
+    """(image id, reason) of the first of them."""
 
     @property
     def share(self) -> float:
@@ -133,7 +142,7 @@ class Quarantine:
 
 
 def quarantine(store: Store) -> Quarantine:
-    """From the published manifest; reads a few records for their reasons."""
+    """Counted in the published manifest; a few records are read for their reasons."""
     rows = published_rows(store)
     return Quarantine(
         planned=sum(row["count"] for row in rows.values()),
@@ -142,43 +151,45 @@ def quarantine(store: Store) -> Quarantine:
     )
 
 
-def _examples(store: Store, holders: Sequence[Shard]) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    for shard in holders:
-        found += read_commit(store, shard).rejects
-        if len(found) >= EXAMPLES:
+def _examples(store: Store, shards_with_rejects: Sequence[Shard]) -> list[tuple[str, str]]:
+    rejects: list[tuple[str, str]] = []
+    for shard in shards_with_rejects:
+        rejects += read_commit(store, shard).rejects
+        if len(rejects) >= EXAMPLES:
             break
-    return found[:EXAMPLES]
+    return rejects[:EXAMPLES]
 
 
-# ---- orphans --------------------------------------------------------------------------------------------------------
+# ---- orphans -------------------------------------------------------------------------------------
 
 
 def orphans(store: Store) -> list[str]:
-    """Objects of a corpus whose shard's record names others: what a driver that lost left behind.
+    """Keys of objects whose shard's record names other objects: left by a driver that came second.
 
-    Kept: an object whose shard has no record yet (in flight), whatever is not named as busray names things, and
-    everything of a shard whose record or recorded object cannot be read as it should (see verify).
-    Records are create-only, so what is an orphan once stays one: it may be deleted at any time.
+    Not orphans: objects of a shard without a record (it may be about to be put), keys that busray
+    does not make, and everything of a shard whose record or object is damaged (see verify).
+    Records are create-only, so an orphan stays one and may be deleted at any time.
     """
-    done = set(committed_shards(store))  # before the data: a record's own object is there before its record
+    # List records before objects: an object is put before the record that names it, so every shard
+    # in `done` has its object in the later listing.
+    done = set(committed_shards(store))
     objects: dict[Shard, list[str]] = defaultdict(list)
     for key in (*store.list("data"), *store.list("first-draws")):
         shard = data_shard(key)
         if shard is not None and shard in done:
             objects[shard].append(key)
-    doubtful = [shard for shard, keys in objects.items() if len(keys) > 1]
-    return sorted(
-        key
-        for shard, live in zip(doubtful, in_threads(lambda shard: _live(store, shard), doubtful), strict=True)
-        if live and live <= set(objects[shard])
-        for key in objects[shard]
-        if key not in live
-    )
+    # A committed shard with one object has no orphan: its record need not be read.
+    several = [shard for shard, keys in objects.items() if len(keys) > 1]
+    orphaned = []
+    for shard, live in zip(several, in_threads(lambda shard: _live_keys(store, shard), several), strict=True):
+        # Otherwise the shard is damaged: keep everything for whoever repairs it.
+        if live and live <= set(objects[shard]):
+            orphaned += [key for key in objects[shard] if key not in live]
+    return sorted(orphaned)
 
 
-def _live(store: Store, shard: Shard) -> set[str]:
-    """What a shard's record names, with its pictures; nothing where that cannot be told for certain."""
+def _live_keys(store: Store, shard: Shard) -> set[str]:
+    """Keys of all objects that a shard's record names; none where they are not known for certain."""
     try:
         commit = read_commit(store, shard)
         first_draws = {commit.first_draws.object} if commit.first_draws else set()
@@ -188,7 +199,7 @@ def _live(store: Store, shard: Shard) -> set[str]:
 
 
 def pictures(store: Store, commit: Commit) -> Iterator[str]:
-    """Keys of the pictures of a shard of format `png`. ValueError where its object is not the recorded one."""
+    """Keys of the PNGs of a shard of format `png`. ValueError if its object is not as recorded."""
     if not commit.object.endswith(".jsonl"):
         return
     data = store.read(commit.object)

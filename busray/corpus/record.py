@@ -13,22 +13,25 @@ from busray.records import UserError, to_json
 from busray.storage import Store
 
 
-def open_run(store: Store, identity: dict[str, Any]) -> str:
-    """The fingerprint of the corpus; UserError naming each differing field where the output holds another one."""
-    ours = fingerprint(identity)
+def claim_corpus(store: Store, identity: dict[str, Any]) -> str:
+    """Write run.json, unless it is there, and return the fingerprint of the corpus.
+
+    UserError where the output holds another corpus; it names each differing field.
+    """
+    digest = fingerprint(identity)
     stored = read_run(store)
     if stored is None:
-        record = {"format": FORMAT, "fingerprint": ours, "identity": identity, "busray": __version__}
+        record = {"format": FORMAT, "fingerprint": digest, "identity": identity, "busray": __version__}
         store.put_once(RUN, to_json(record))
         stored = read_run(store)  # another driver may have been first
         assert stored is not None
-    if stored["fingerprint"] != ours:
+    if stored["fingerprint"] != digest:
         changed = differences(stored["identity"], identity)
         lines = "\n".join(f"  {key}: {change}" for key, change in changed.items())
         raise UserError(
             f"output: {store.url} holds another corpus:\n{lines}\ngive another output, or take the old settings back"
         )
-    return ours
+    return digest
 
 
 def read_run(store: Store) -> dict[str, Any] | None:
@@ -50,13 +53,13 @@ def read_run(store: Store) -> dict[str, Any] | None:
 
 
 def differences(old: Any, new: Any) -> dict[str, str]:
-    """Each differing field of two plain trees: {"sampling.steps": "4 there, 5 now"}."""
+    """The differing fields of two plain trees, such as {"sampling.steps": "4 there, 5 now"}."""
     before, after = flatten(old), flatten(new)
-    return {
-        key: f"{_short(before.get(key))} there, {_short(after.get(key))} now"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    }
+    changes = {}
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key):
+            changes[key] = f"{_short(before.get(key))} there, {_short(after.get(key))} now"
+    return changes
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

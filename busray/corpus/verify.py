@@ -1,6 +1,6 @@
-"""The manifest against the world: every planned image once, every object as recorded, one digest whoever counts.
+"""Checking a corpus: every planned image is there once, every object is as recorded, digests agree.
 
-Reads everything a corpus holds, in threads, and keeps no more than a few shards of it. Changes nothing.
+Reads everything that a corpus holds, with a few shards in memory. Changes nothing.
 """
 
 import json
@@ -13,94 +13,102 @@ import pyarrow.parquet as pq
 
 from busray.corpus.commit import committed_shards, in_threads, read_commit, read_rows, rejected_first_draws
 from busray.corpus.manifest import manifest_row
-from busray.corpus.plan import read_segments, shards
+from busray.corpus.plan import in_class_order, read_segments, shards
+from busray.corpus.record import read_run
 from busray.identity import fingerprint_rows, image_id
 from busray.layout import MANIFEST, RUN, commit_key
 from busray.records import Commit, Segment, Shard, UserError
 from busray.storage import Store
 
-READERS = 4
-"""Shards read at once: each is held whole."""
+SHARD_THREADS = 4
+"""Shards read at once; each is in memory as a whole."""
 ID_COLUMNS = ("image_id", "class", "index", "attempt")
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a corpus was found to be; sound where there is no problem."""
+class VerifyResult:
+    """Result of verify(); the corpus is sound if `problems` is empty."""
 
     planned: int
+    """Images, as the next two."""
     committed: int
     quarantined: int
     shards: int
+    """With a readable record."""
     digest: str
     """Of the manifest that follows from the records."""
     problems: tuple[str, ...]
 
 
-def verify(store: Store, tell: Callable[[int, int], None] = lambda done, total: None) -> Verdict:
-    """Check a corpus; tell(images looked at, planned) as it goes on. UserError where there is none."""
-    record = store.read_or_none(RUN)
+def verify(store: Store, progress: Callable[[int, int], None] = lambda done, total: None) -> VerifyResult:
+    """Check a corpus. progress(images checked, planned). UserError where there is no corpus."""
+    record = read_run(store)
     if record is None:
         raise UserError(f"{store.url}: no corpus there (no {RUN})")
-    fingerprint = json.loads(record)["fingerprint"]
+    fingerprint = record["fingerprint"]
     segments = read_segments(store)
-    plan = sorted(shards(segments), key=lambda shard: (shard.class_name, shard.first))
+    plan = in_class_order(shards(segments))
     planned = sum(shard.count for shard in plan)
     problems = _plan_problems(segments, plan, committed_shards(store))
-    committed = quarantined = found = looked_at = 0
+    committed = quarantined = readable = checked = 0
 
     def rows() -> Iterator[dict[str, Any]]:
-        nonlocal committed, quarantined, found, looked_at
-        looked_over = in_threads(lambda shard: _look_over(store, shard, fingerprint), plan, READERS)
-        for shard, (commit, ills) in zip(plan, looked_over, strict=True):
-            problems.extend(ills)
-            looked_at += shard.count
-            tell(looked_at, planned)
+        """Manifest rows of the readable records, one after the other to save memory."""
+        nonlocal committed, quarantined, readable, checked
+        results = in_threads(lambda shard: _check_shard(store, shard, fingerprint), plan, SHARD_THREADS)
+        for shard, (commit, shard_problems) in zip(plan, results, strict=True):
+            problems.extend(shard_problems)
+            checked += shard.count
+            progress(checked, planned)
             if commit is not None:
                 committed += commit.rows
                 quarantined += len(commit.rejects)
-                found += 1
+                readable += 1
                 yield manifest_row(commit)
 
     digest = fingerprint_rows(rows())
     problems += _manifest_problems(store, digest)
     if planned != committed + quarantined:
         problems.append(f"{planned} images are planned, {committed} committed and {quarantined} quarantined")
-    return Verdict(planned, committed, quarantined, found, digest, tuple(problems))
+    return VerifyResult(planned, committed, quarantined, readable, digest, tuple(problems))
 
 
 def _plan_problems(segments: Sequence[Segment], plan: Sequence[Shard], done: Sequence[Shard]) -> list[str]:
-    """Images that the plan holds twice or never, and records of shards that it does not hold."""
+    """Images that the plan has twice or never, and records of shards that it does not have."""
     problems = []
-    reached: dict[str, int] = {}
+    end_of_class: dict[str, int] = {}
     for segment in segments:
-        if segment.first != reached.get(segment.class_name, 0):
-            problems.append(f"plan: {segment} does not go on where its class's last segment ends")
-        reached[segment.class_name] = segment.first + segment.count
-    strays = set(done) - set(plan)
-    return problems + [f"{commit_key(shard)}: the plan has no such shard" for shard in sorted(strays, key=commit_key)]
+        if segment.first != end_of_class.get(segment.class_name, 0):
+            problems.append(f"plan: {segment} does not begin where its class's last segment ends")
+        end_of_class[segment.class_name] = segment.first + segment.count
+    unplanned = sorted(map(commit_key, set(done) - set(plan)))
+    return problems + [f"{key}: the plan has no such shard" for key in unplanned]
 
 
-def _look_over(store: Store, shard: Shard, fingerprint: str) -> tuple[Commit | None, list[str]]:
-    """(the shard's record, if it can be read, what is wrong with the shard)."""
+def _check_shard(store: Store, shard: Shard, fingerprint: str) -> tuple[Commit | None, list[str]]:
+    """(the shard's record, if it can be read; problems of the shard)."""
     try:
         commit = read_commit(store, shard)
     except FileNotFoundError:
         return None, [f"{commit_key(shard)}: no record: the shard is not done"]
     except ValueError as error:
         return None, [str(error)]
-    problems = _look_into(store, commit, lambda rows: _row_problems(commit, rows, fingerprint))
+    problems = _object_problems(store, commit, lambda rows: _row_problems(commit, rows, fingerprint))
     first_draws = rejected_first_draws(commit)
     if first_draws is not None:
-        problems += _look_into(store, first_draws, lambda rows: _first_draw_problems(first_draws, rows, fingerprint))
+        problems += _object_problems(
+            store, first_draws, lambda rows: _first_draw_problems(first_draws, rows, fingerprint)
+        )
     return commit, problems
 
 
-def _look_into(store: Store, commit: Commit, told: Callable[[pa.Table], list[str]]) -> list[str]:
-    """What is wrong with a record's object, by name; told: what its rows tell."""
+def _object_problems(store: Store, commit: Commit, row_problems: Callable[[pa.Table], list[str]]) -> list[str]:
+    """Problems of a record's object and of its rows, each with the object's key."""
+    # The digest of a Parquet object covers its images. Of PNGs it covers their digests only, so all
+    # columns are read: read_rows compares each picture.
+    columns = ID_COLUMNS if commit.object.endswith(".parquet") else None
     try:
-        # a PNG shard's metadata vouches for each picture, so that all of them are read
-        problems = told(read_rows(store, commit, ID_COLUMNS if commit.object.endswith(".parquet") else None))
+        problems = row_problems(read_rows(store, commit, columns))
     except FileNotFoundError as error:
         problems = [f"it or one of its pictures is not there ({error})"]
     except (ValueError, KeyError, pa.ArrowException) as error:
@@ -109,42 +117,41 @@ def _look_into(store: Store, commit: Commit, told: Callable[[pa.Table], list[str
 
 
 def _row_problems(commit: Commit, rows: pa.Table, fingerprint: str) -> list[str]:
-    """Every planned image is one row or one reject, under the id that follows from the corpus, class and index."""
-    ids = {
-        index: image_id(fingerprint, commit.class_name, index)
-        for index in range(commit.first, commit.first + commit.count)
-    }
+    """Where a planned image is not exactly one row or one reject under its id."""
+    indices = range(commit.first, commit.first + commit.count)
+    ids = {index: image_id(fingerprint, commit.class_name, index) for index in indices}
     problems = []
     if rows.num_rows != commit.rows:
         problems.append(f"{rows.num_rows} rows, recorded are {commit.rows}")
     cells = rows.select(ID_COLUMNS).to_pylist() if rows.num_rows else []
     wrong = [row["image_id"] for row in cells if ids.get(row["index"]) != row["image_id"]]
     if wrong:
-        problems.append(f"{len(wrong)} ids do not follow from the corpus, such as {wrong[0]}")
+        problems.append(f"{len(wrong)} ids do not belong to this corpus, such as {wrong[0]}")
     listed = [row["image_id"] for row in cells] + [reject for reject, _ in commit.rejects]
     if sorted(listed) != sorted(ids.values()):
         lost, extra = set(ids.values()) - set(listed), len(listed) - len(set(listed))
         problems.append(f"{len(lost)} planned images are neither rows nor rejects, {extra} ids are there twice")
-    kept = {one.image_id: one.kept for one in commit.redrawn if one.kept is not None}
-    if {row["image_id"]: row["attempt"] for row in cells if row["attempt"]} != kept:
+    recorded = {record.image_id: record.kept for record in commit.redrawn if record.kept is not None}
+    if {row["image_id"]: row["attempt"] for row in cells if row["attempt"]} != recorded:
         problems.append("its rows' attempts are not those that its record says the class gate kept")
     return problems
 
 
 def _first_draw_problems(commit: Commit, rows: pa.Table, fingerprint: str) -> list[str]:
-    """The rejected first draws are of images that the record says were redrawn, each once."""
+    """Where the rejected first draws are not those of redrawn images, each once."""
     cells = rows.select(ID_COLUMNS).to_pylist()
     recorded = commit.first_draws.indices if commit.first_draws else ()
     ids = [image_id(fingerprint, commit.class_name, index) for index in recorded]
-    found = [(row["image_id"], row["index"], row["attempt"]) for row in cells]
-    sound = found == [(name, index, 0) for name, index in zip(ids, recorded)]
-    if sound and len(set(ids)) == len(ids) and set(ids) <= {one.image_id for one in commit.redrawn}:
+    stored = [(row["image_id"], row["index"], row["attempt"]) for row in cells]
+    as_recorded = stored == [(name, index, 0) for name, index in zip(ids, recorded)]
+    redrawn = {record.image_id for record in commit.redrawn}
+    if as_recorded and len(set(ids)) == len(ids) and set(ids) <= redrawn:
         return []
     return ["its rows are not the first draws that its record says were rejected"]
 
 
 def _manifest_problems(store: Store, digest: str) -> list[str]:
-    """Where the manifest's rows, the digest it states and the records do not come to one digest."""
+    """Where the manifest's rows, the digest that it states and `digest` of the records differ."""
     data = store.read_or_none(MANIFEST)
     if data is None:
         return [f"{MANIFEST}: not there: the run is not finished"]

@@ -9,10 +9,11 @@ from math import sqrt
 from busray.records import SourceImage, UserError
 
 GOLDEN = 0.6180339887498949
+"""The fractional part of the golden ratio."""
 
 
 def fill(template: str, *, token: str, class_name: str, columns: Mapping[str, str]) -> str:
-    """The template with `{token}`, `{class}` and columns filled in; UserError names what is unknown."""
+    """The template with `{token}`, `{class}` and columns filled in. UserError names unknown fields."""
     values = {**columns, "token": token, "class": class_name}
     try:
         return template.format_map(values)
@@ -21,9 +22,15 @@ def fill(template: str, *, token: str, class_name: str, columns: Mapping[str, st
         raise UserError(f"classes.{class_name}: cannot fill {error} in {template!r}; known here: {known}") from error
 
 
-def shares(images: Iterable[SourceImage], class_name: str, column: str) -> dict[str, float]:
-    """value -> share of a metadata column among a class's images; images without a value do not count."""
-    counts = Counter(i.columns[column] for i in images if i.class_name == class_name and i.columns.get(column))
+def column_shares(images: Iterable[SourceImage], class_name: str, column: str) -> dict[str, float]:
+    """value -> share of a metadata column among a class's images that have a value.
+
+    UserError where none has one.
+    """
+    counts: Counter[str] = Counter()
+    for image in images:
+        if image.class_name == class_name and image.columns.get(column):
+            counts[image.columns[column]] += 1
     if not counts:
         raise UserError(
             f"classes.{class_name}.prompts: {{{column}}} is no column of dataset.metadata with values for this class; "
@@ -33,24 +40,28 @@ def shares(images: Iterable[SourceImage], class_name: str, column: str) -> dict[
 
 
 def quota_value(shares: Mapping[str, float], index: int, seed: int, column: int = 0) -> str:
-    """The value of the index-th image: by index alone, so that a grown corpus keeps what it has.
+    """The value of the image `index`. Only the index decides, so a grown corpus keeps its values.
 
-    column: the column's number among those of its class. Each has a step of its own, as with one step for all of them
-    their values would go together. Among any first n images each value's count is within O(log n) of its share.
+    This is an additive recurrence: image after image takes an irrational step around a circle of
+    which each value has its share. Among any first n images, each value's count is within O(log n)
+    of its share, far closer than independent draws.
+    column: the column's number among those of its class. Each column has a step of its own; with
+    one step for all, their values would go together.
     """
     at = (seed / 2**63 + index * _step(column)) % 1.0 * sum(shares.values())
     for value, share in sorted(shares.items()):
         at -= share
         if at < 0:
             return value
-    return max(shares)
+    return max(shares)  # rounding: the shares' sum was not quite reached
 
 
 @cache
 def _step(column: int) -> float:
-    """The golden ratio, then the fractional parts of primes' square roots: no sum of multiples of them is whole.
+    """The golden ratio, then square roots of primes: no sum of their multiples is a whole number.
 
-    Without 5, whose root is the golden ratio's, and 3: beside 2, three columns of two values strayed thrice as far.
+    5 is left out, as its root is the golden ratio's. 3 is left out, as three columns of two values
+    strayed from their joint shares three times as far with it.
     """
     if column == 0:
         return GOLDEN

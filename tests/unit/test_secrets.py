@@ -8,7 +8,7 @@ import yaml
 from busray.cli import main
 from busray.config import credentials_in
 from busray.config_file import validate
-from busray.corpus.record import open_run as open_corpus
+from busray.corpus.record import claim_corpus as open_corpus
 from busray.records import UserError
 from busray.run.checks import open_run
 

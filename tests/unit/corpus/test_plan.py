@@ -44,8 +44,8 @@ def test_lowering_is_refused_by_name(store: Store) -> None:
 def test_what_was_planned_is_kept_where_fewer_will_do(store: Store) -> None:
     extend_plan(store, {"b": 6, "m": 4}, 4)
     kept = [Segment("b", 0, 6, 4), Segment("m", 0, 4, 4)]
-    assert extend_plan(store, {"b": 5, "m": 4}, 4, keep_more=True) == kept
-    assert extend_plan(store, {"b": 5, "m": 7}, 4, keep_more=True) == [*kept, Segment("m", 4, 3, 4)]
+    assert extend_plan(store, {"b": 5, "m": 4}, 4, never_shrink=True) == kept
+    assert extend_plan(store, {"b": 5, "m": 7}, 4, never_shrink=True) == [*kept, Segment("m", 4, 3, 4)]
 
 
 def test_two_drivers_that_plan_at_once_end_with_one_plan(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from busray.config import Config
 from busray.config_file import validate
-from busray.corpus.arms import arm_sources, arms_to_draw, compared_images, gated_arm, released_arm
+from busray.corpus.arms import arm_sources, arms_to_draw, compared_images, arm_after_gate, released_arm
 from busray.corpus.recipe import corpus_identity, longest_prompts, make_recipe, quotas
 from busray.identity import fingerprint
 from busray.records import DataSet, Shard, SourceImage
@@ -160,7 +160,7 @@ def test_an_arm_that_the_released_corpus_holds_is_not_drawn_again() -> None:
 
 def test_a_gated_corpus_is_an_arm_of_its_own_beside_the_first_draws_that_it_holds() -> None:
     gated = config(corpus={"gate": {}}, evaluate={"arms": ["base", "lora+ti", "lora+ti+refine"]})
-    assert gated_arm(gated) == "lora+ti+refine+gate" and gated_arm(config()) is None
+    assert arm_after_gate(gated) == "lora+ti+refine+gate" and arm_after_gate(config()) is None
     assert {arm: (s.prefix, s.first_draws) for arm, s in arm_sources(gated).items()} == {
         "base": ("arms/base", False),
         "lora+ti": ("", True),

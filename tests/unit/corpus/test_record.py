@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from busray.cli import main
-from busray.corpus.record import differences, open_run
+from busray.corpus.record import differences, claim_corpus
 from busray.identity import fingerprint
 from busray.layout import CONFIG, FORMAT, RUN
 from busray.records import UserError, to_json
@@ -22,24 +22,24 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_the_record_holds_the_fingerprint_and_what_went_into_it(store: Store) -> None:
-    assert open_run(store, IDENTITY) == fingerprint(IDENTITY)
+    assert claim_corpus(store, IDENTITY) == fingerprint(IDENTITY)
     record = json.loads(store.read(RUN))
     assert record["fingerprint"] == fingerprint(record["identity"])
 
 
 def test_the_same_corpus_opens_again_and_rewrites_nothing(store: Store) -> None:
-    open_run(store, IDENTITY)
+    claim_corpus(store, IDENTITY)
     before = store.read(RUN)
-    assert open_run(store, dict(reversed(IDENTITY.items()))) == fingerprint(IDENTITY)
+    assert claim_corpus(store, dict(reversed(IDENTITY.items()))) == fingerprint(IDENTITY)
     assert store.read(RUN) == before
 
 
 def test_another_corpus_is_refused_with_each_differing_field_and_nothing_is_changed(store: Store) -> None:
-    open_run(store, IDENTITY)
+    claim_corpus(store, IDENTITY)
     before = store.read(RUN)
     changed = {**IDENTITY, "seed": 8, "sampling": {"steps": 5, "scheduler": "ddim"}, "refine": {"strength": 0.3}}
     with pytest.raises(UserError) as caught:
-        open_run(store, changed)
+        claim_corpus(store, changed)
     message = str(caught.value)
     assert "  seed: 7 there, 8 now\n" in message
     assert "  sampling.steps: 4 there, 5 now\n" in message
@@ -54,23 +54,23 @@ def test_of_two_corpora_opened_at_once_the_first_record_decides(store: Store, mo
     def slow(self: Store, key: str, data: bytes) -> bool:
         if not raced:
             raced.append(key)
-            open_run(Store(self.url), {**IDENTITY, "seed": 8})
+            claim_corpus(Store(self.url), {**IDENTITY, "seed": 8})
         return put(self, key, data)
 
     monkeypatch.setattr(Store, "put_once", slow)
     with pytest.raises(UserError, match="seed: 8 there, 7 now"):
-        open_run(store, IDENTITY)
+        claim_corpus(store, IDENTITY)
 
 
 def test_a_new_record_has_its_format_which_decides_no_fingerprint(store: Store) -> None:
-    assert open_run(store, IDENTITY) == fingerprint(IDENTITY)
+    assert claim_corpus(store, IDENTITY) == fingerprint(IDENTITY)
     assert json.loads(store.read(RUN))["format"] == FORMAT == 1
 
 
 def test_a_record_from_before_formats_is_the_first_format_and_stays_as_it_is(store: Store) -> None:
     old = to_json({"fingerprint": fingerprint(IDENTITY), "identity": IDENTITY, "busray": "0.0.9"})
     store.put_once(RUN, old)
-    assert open_run(store, IDENTITY) == fingerprint(IDENTITY)
+    assert claim_corpus(store, IDENTITY) == fingerprint(IDENTITY)
     assert store.read(RUN) == old
 
 
@@ -81,7 +81,7 @@ def test_a_format_that_this_busray_does_not_know_is_refused_by_who_wrote_it(stor
     with pytest.raises(
         UserError, match=rf"run\.json is of format {newer}, written by busray 7\.1, .* up to 1: install"
     ):
-        open_run(store, IDENTITY)
+        claim_corpus(store, IDENTITY)
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,11 @@ from busray.corpus.commit import commit_shard, committed_shards, read_commit, re
 from busray.corpus.encode import Row
 from busray.corpus.manifest import orphans, publish_manifest
 from busray.corpus.plan import extend_plan, pending, read_segments, shards
-from busray.corpus.record import open_run
+from busray.corpus.record import claim_corpus
 from busray.corpus.verify import verify
 from busray.identity import image_id, sha256_bytes
 from busray.layout import MANIFEST, commit_key, data_key, segment_key
-from busray.records import Box, Commit, Execution, ImageSpec, Segment, Shard, UserError, to_json
+from busray.records import Commit, ContentBox, Execution, ImageSpec, Segment, Shard, UserError, to_json
 from busray.storage import Store
 
 EXECUTION = Execution("cpu", "float32", 2, 1, {})
@@ -41,7 +41,7 @@ def store(tmp_path: Path) -> Store:
 def rows(fingerprint: str, shard: Shard, shade: int = 0) -> list[Row]:
     return [
         Row(
-            ImageSpec(image_id(fingerprint, shard.class_name, i), shard.class_name, i, 0, "", i, i, Box(0, 0, 8, 8)),
+            ImageSpec(image_id(fingerprint, shard.class_name, i), shard.class_name, i, 0, "", i, i, ContentBox(0, 0, 8, 8)),
             np.full((8, 8), shade + i, np.uint8),
             np.full((8, 8), 100 + i, np.uint8),
         )
@@ -51,7 +51,7 @@ def rows(fingerprint: str, shard: Shard, shade: int = 0) -> list[Row]:
 
 def commit(store: Store, shard: Shard, shade: int = 0, format: str = "parquet", rejected: int = 0) -> Commit:
     """A shard whose pixels follow from class, index and shade; its first `rejected` images are quarantined."""
-    fingerprint = open_run(store, {"seed": 7})
+    fingerprint = claim_corpus(store, {"seed": 7})
     made = rows(fingerprint, shard, shade)
     rejects = [(row.spec.image_id, "a poisoned prompt") for row in made[:rejected]]
     return commit_shard(
@@ -72,7 +72,7 @@ def everything(store: Store) -> dict[str, bytes]:
     return {key: store.read(key) for key in store.list()}
 
 
-# ---- growing --------------------------------------------------------------------------------------------------------
+# ---- growing -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shard_size", [4, 3, 7])
@@ -103,7 +103,7 @@ def test_a_grown_corpus_cannot_be_lowered_and_the_refusal_changes_nothing(store:
     assert everything(store) == before
 
 
-# ---- one digest, whoever drew ---------------------------------------------------------------------------------------
+# ---- one digest, whoever drew --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("format", ["parquet", "png"])
@@ -122,7 +122,7 @@ def test_the_manifests_digest_follows_from_the_images_and_not_from_order_time_or
     assert verify(two).problems == ()
 
 
-# ---- verify ---------------------------------------------------------------------------------------------------------
+# ---- verify --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("format", ["parquet", "png"])
@@ -195,7 +195,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Store], object], str]] = {
     "the plan has a gap": (
         "parquet",
         lambda s: s.put_once(segment_key(2), to_json(Segment("benign", 8, 1, 4))),
-        "does not go on where",
+        "does not begin where",
     ),
     "there is no manifest": ("parquet", lambda s: s.delete(MANIFEST), "the run is not finished"),
     "the manifest is torn": ("parquet", lambda s: s.replace(MANIFEST, b"torn"), "cannot be read"),
@@ -232,7 +232,7 @@ def test_verify_and_gc_refuse_a_folder_that_is_no_run(store: Store, capsys: pyte
     assert not Path(store.url).exists()
 
 
-# ---- quarantine -----------------------------------------------------------------------------------------------------
+# ---- quarantine ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("allowed, status", [(0.2, 0), (0.19, 1), (0.0, 1), (1.0, 0)])
@@ -266,7 +266,7 @@ def test_an_arms_quarantined_images_count_for_themselves(store: Store, capsys: p
     assert f"{store.url}/arms/base/commits/" in capsys.readouterr().err
 
 
-# ---- gc -------------------------------------------------------------------------------------------------------------
+# ---- gc ------------------------------------------------------------------------------------------
 
 
 def gc(store: Store, capsys: pytest.CaptureFixture, *flags: str) -> list[str]:

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from busray.data.templates import fill, quota_value, shares
+from busray.data.templates import column_shares, fill, quota_value
 from busray.records import SourceImage, UserError
 
 
@@ -39,12 +39,12 @@ def test_what_cannot_be_filled_is_named_with_what_is_known(template: str) -> Non
 def test_shares_are_those_of_the_class_and_leave_out_images_without_a_value() -> None:
     images = [image("benign", birads=value) for value in ("3", "3", "3", "2", "")]
     images += [image("benign"), image("malignant", birads="5")]
-    assert shares(images, "benign", "birads") == {"2": 0.25, "3": 0.75}
+    assert column_shares(images, "benign", "birads") == {"2": 0.25, "3": 0.75}
 
 
 def test_a_column_that_no_image_of_the_class_has_is_named_with_the_mend() -> None:
     with pytest.raises(UserError, match=r"classes\.benign\.quotas\.birads"):
-        shares([image("malignant", birads="5")], "benign", "birads")
+        column_shares([image("malignant", birads="5")], "benign", "birads")
 
 
 def test_quotas_hold_among_any_first_images() -> None:
