@@ -53,6 +53,7 @@ def credentials_in(text: str) -> bool:
     for scheme, host, path in re.findall(r"(\w*)://([^/?#]*)([^?#]*)", text):
         user, at, _ = host.rpartition("@")
         port = host.rpartition(":")[2]
+        # user:password@host anywhere; with http even a user alone may be a token.
         if at and (":" in user or scheme.lower() in ("http", "https")):
             return True
         # A secret may contain a slash: the `@` is then in what looks like the path.
@@ -90,6 +91,7 @@ WorkerCount = Annotated[int, Field(ge=1, le=512)]
 
 def _as_range(value: Any) -> Any:
     """A single number as [min, max]."""
+    # bool is an int for Python: `true` is no number of workers, so pydantic has to see it.
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -230,6 +232,7 @@ class Refine(Settings):
 
     @model_validator(mode="after")
     def _at_least_one_step(self) -> "Refine":
+        # diffusers rounds down too.
         if int(self.steps * self.strength) < 1:
             raise ValueError("strength x steps is below 1, so refinement would run no step: raise either")
         return self

@@ -64,7 +64,7 @@ def require_create_only(store: Store) -> None:
         doing = "delete"
         store.delete(key)
     except StoreError:
-        raise
+        raise  # no answer: the user made no mistake, and the same command may work later
     except Exception as error:
         seen, fix = _explain(store, doing, error)
         raise UserError(f"output: {store.url}: {seen}; {fix}") from error
@@ -77,6 +77,7 @@ def require_create_only(store: Store) -> None:
 
 def examine(store: Store) -> list[Finding]:
     """Run every check on temporary objects; failures are returned, never raised."""
+    # A fresh folder: another doctor at the same time must not meet these objects.
     probe = store.sub(f"doctor-{secrets.token_hex(8)}")
     probe.retry_seconds = PROBE_RETRY_SECONDS
     new_folders = _missing_folders(probe)
@@ -91,6 +92,7 @@ def examine(store: Store) -> list[Finding]:
                 findings[name] = Finding(_title(store, name), None, "not tried")
     finally:
         _clean_up(probe, new_folders)
+    # The user has to remove what the doctor could not: say where it is.
     refused = findings["delete"]
     if findings["write"].passed and not refused.passed:
         findings["delete"] = replace(refused, seen=f"{refused.seen}; its objects stay under {probe.url}")
@@ -157,6 +159,7 @@ def _one_creator_wins(probe: Store) -> None:
             start.wait()
             return probe.put_once(key, b"creator %d" % creator)
 
+        # All threads pass the barrier together, so that their requests overlap on the server.
         with ThreadPoolExecutor(CREATORS) as pool:
             created = list(pool.map(create, range(CREATORS)))
         if sum(created) != 1:
@@ -236,6 +239,7 @@ def _explain(store: Store, doing: str, error: Exception) -> tuple[str, str]:
     text = describe_error(error)
     if store.local:
         return text, "choose a folder that you may write to, on a file system with hard links"
+    # S3 answers wrong keys with 403 too; that must not look like a missing permission.
     if any(code in text for code in KEYS_REFUSED) or type(error).__name__ in NO_KEYS:
         return f"the keys are missing or not accepted ({text})", "set AWS_ACCESS_KEY_ID and its like, or give a role"
     if isinstance(error, PermissionError):
@@ -257,6 +261,7 @@ def _missing_folders(probe: Store) -> list[Path]:
 
 
 def _clean_up(probe: Store, new_folders: list[Path]) -> None:
+    # By name and not by a listing, which may be forbidden or late.
     keys = ["written", "created", "replaced", "deleted"]
     for i in range(ROUNDS):
         keys += [f"read-{i}", f"race-{i}", f"listed/{i}"]

@@ -63,7 +63,7 @@ def fingerprint(value: Any) -> str:
 
 def fingerprint_rows(rows: Iterable[Any]) -> str:
     """fingerprint(list(rows)), with one row at a time in memory."""
-    digest = hashlib.sha256(b"[")
+    digest = hashlib.sha256(b"[")  # the JSON of the list, written row by row
     for i, row in enumerate(rows):
         digest.update((b"," if i else b"") + canonical_json(row).encode())
     digest.update(b"]")
@@ -89,6 +89,8 @@ def seed_for(seed: int, class_name: str, index: int, attempt: int, stage: str) -
     """
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}: one of {', '.join(STAGES)}")
+    # As JSON, so that class `a` and index 11 are not the same text as class `a1` and index 1. The
+    # prefix keeps these seeds apart from any other use of the same hash.
     text = canonical_json(["busray-seed-1", seed, class_name, index, attempt, stage])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 

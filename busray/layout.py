@@ -51,6 +51,7 @@ def commit_key(shard: Shard) -> str:
 
 def committed_shard(key: str) -> Shard:
     """The shard whose commit record has this key. ValueError if commit_key makes no such key."""
+    # Another name of the same shard, such as 1-2.json, would count it twice: only ours is accepted.
     match = re.fullmatch(r"commits/([^/]+)/([0-9]+)-([0-9]+)\.json", key)
     shard = Shard(match[1], int(match[2]), int(match[3])) if match else None
     if shard is None or commit_key(shard) != key:

@@ -366,6 +366,7 @@ class Figure:
         value = asdict(self)
         value["class"] = value.pop("class_name")
         value["interval"] = list(self.interval) if self.interval else None
+        # One name for metric and floor, and one for a pair of arms: so reports were always stored.
         value["metric"] += FLOOR_SUFFIX if value.pop("floor") else ""
         against = value.pop("against")
         if against is not None:
