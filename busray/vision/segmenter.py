@@ -1,8 +1,9 @@
-"""A small segmenter of lesions: a U-Net (Ronneberger et al. 2015, arXiv 1505.04597) from random weights, fitted on the
-train split's images and masks, chosen on val, and nothing else.
+"""A small segmenter of lesions: a U-Net (Ronneberger et al. 2015, arXiv 1505.04597).
 
-It gives drawn images pseudo-masks. It errs, on real images too: what is measured by it is compared with real images
-measured by it, never with true masks. On the CPU; the same seed and threads give the same weights.
+It learns from the train split's images and masks, and is chosen on val. It gives generated images
+pseudo-masks. It errs, on real images too: what its masks say of generated images is compared with
+what its masks say of real ones, never with true masks. On the CPU; the same seed and number of
+threads give the same weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,52 +12,52 @@ from typing import Any
 
 import numpy as np
 
-from busray.records import Box
+from busray.records import ContentBox
 from busray.vision.classifier import moved, toned
+from busray.vision.fitting import cosine, grey_tensor, load_weights, optimise, shrunk, shuffled_rows, weights_of
 
 SIDE = 128
-"""Pixels a side that the network sees: larger squares are reduced to it, its answer is enlarged again."""
-
+"""Pixels a side that the network sees; other squares are resized, and its answer back."""
 
 WIDTHS = (16, 32, 64, 96, 96)
-"""Channels of each level; the first has SIDE / 2 pixels a side, with 2 x 2 pixels folded into channels."""
-
+"""Channels of each level; the first has 2 x 2 pixels folded into channels."""
 
 BATCH = 8
-
 
 LEARNING_RATE = 3e-3
 
 
-CHECKS = 10
-"""Times in a fit at which val is looked at; the best of them is kept."""
-
-
 @dataclass(frozen=True)
-class Masked:
-    """Images uint8 [n, s, s] with their lesions bool [n, s, s] (empty where there is none) and content boxes [n]."""
+class MaskedImages:
+    """Images with their lesions and content boxes."""
 
     pixels: np.ndarray
+    """uint8 [n, s, s]"""
     masks: np.ndarray
-    boxes: tuple[Box, ...]
+    """bool [n, s, s], true on lesions"""
+    boxes: tuple[ContentBox, ...]
 
 
 @dataclass(frozen=True)
-class Look:
-    """One look at val during training: the mean over its images of Dice, which is 1 where there is nothing to find and
-    nothing found."""
+class Validation:
+    """What one validation during training found on val."""
 
     step: int
+    """Optimiser steps done."""
     dice: float
+    """Mean over val's images; 1 for an image where there is no lesion and none is found."""
 
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A fitted network: `weights` by tensor name; `looks` are all looks at val, `chosen` the one that was kept."""
+    """A fitted network with the weights of its best validation."""
 
     weights: dict[str, np.ndarray]
-    chosen: Look
-    looks: tuple[Look, ...]
+    """By tensor name."""
+    chosen: Validation
+    """The validation that the weights are of."""
+    validations: tuple[Validation, ...]
+    """All of them, by step."""
 
     def to_bytes(self) -> bytes:
         """The weights as safetensors; the same segmenter gives the same bytes."""
@@ -65,67 +66,62 @@ class Segmenter:
         return save(self.weights)
 
     @staticmethod
-    def from_bytes(data: bytes, looks: tuple[Look, ...]) -> "Segmenter":
+    def from_bytes(data: bytes, validations: tuple[Validation, ...]) -> "Segmenter":
+        """The weights are of the best validation, the first of equals, as in `fit`."""
         from safetensors.numpy import load
 
-        return Segmenter(load(data), max(looks, key=lambda look: look.dice), looks)
+        return Segmenter(load(data), max(validations, key=lambda validation: validation.dice), validations)
 
 
 def fit(
-    train: Masked,
-    val: Masked,
+    train: MaskedImages,
+    val: MaskedImages,
     steps: int,
     seed: int,
     beat: Callable[[], None] = lambda: None,
-    looked: Callable[[], None] = lambda: None,
+    validated: Callable[[], None] = lambda: None,
 ) -> Segmenter:
     """Train for so many optimiser steps of BATCH images; keep the step whose Dice on val is best.
 
-    The loss is cross entropy and soft Dice (Milletari et al. 2016, arXiv 1606.04797) over a batch's content pixels:
-    padding carries none. Images are mirrored, turned, moved, scaled and toned as the classifiers' under `classical`.
-    beat is called after every optimiser step and every batch of val, looked after each look at val. ValueError where
-    there is no lesion to learn from.
+    The loss is cross entropy and soft Dice (Milletari et al. 2016, arXiv 1606.04797) over the
+    content pixels of a batch; padding does not count. Images are augmented as the classifiers'
+    under `classical`. beat is called after every optimiser step and every batch of val, validated
+    after each validation. ValueError where no training image has a lesion.
     """
     if not train.masks.any():
         raise ValueError("no training image has a lesion in its mask")
     import torch
 
-    from tools.tiny_base.training import cosine
-
-    best: tuple[Look, dict[str, np.ndarray]] | None = None
-    looks: list[Look] = []
-    checked = {round(steps * (i + 1) / CHECKS) for i in range(CHECKS)}
     stack, shown = _stacked(train), reduced(val.pixels)
+    best: tuple[Validation, dict[str, np.ndarray]] | None = None
+    validations: list[Validation] = []
+    # The network's weights come from torch's global generator.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _network()
-        optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
-        order, noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-        waiting = np.zeros(0, np.int64)
-        for step in range(1, steps + 1):
-            while len(waiting) < BATCH:
-                waiting = np.concatenate([waiting, order.permutation(len(stack))])
-            picked, waiting = waiting[:BATCH], waiting[BATCH:]
-            network.train()
-            for group in optimiser.param_groups:
-                group["lr"] = LEARNING_RATE * cosine(step - 1, steps, warm=max(1, steps // 20))
-            loss = _loss(network, moved(stack[picked], noise), noise)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            beat()
-            if step in checked:
-                found = _enlarged(_logits(network, shown, beat), val.masks.shape[1]) > 0
-                looks.append(Look(step, float(np.nan_to_num(dice(_inside(found, val.boxes), val.masks), nan=1).mean())))
-                if best is None or looks[-1].dice > best[0].dice:
-                    best = looks[-1], {k: v.detach().numpy().copy() for k, v in network.state_dict().items()}
-                looked()
+        rows = shuffled_rows(len(stack), BATCH, np.random.default_rng(seed))
+        noise = torch.Generator().manual_seed(seed)
+
+        def loss(step: int) -> torch.Tensor:
+            return _loss(network, moved(stack[next(rows)], noise), noise)
+
+        def rate(step: int) -> float:
+            return LEARNING_RATE * cosine(step, steps, warm=max(1, steps // 20))
+
+        for done in optimise(network, loss, steps, rate, beat):
+            masks = _enlarged(_logits(network, shown, beat), val.masks.shape[1]) > 0
+            scores = np.nan_to_num(dice(_inside(masks, val.boxes), val.masks), nan=1)
+            validations.append(Validation(done, float(scores.mean())))
+            if best is None or validations[-1].dice > best[0].dice:
+                best = validations[-1], weights_of(network)
+            validated()
     assert best is not None
-    return Segmenter(best[1], best[0], tuple(looks))
+    chosen, weights = best
+    return Segmenter(weights, chosen, tuple(validations))
 
 
 def _network() -> Any:
-    """The U-Net with random weights: grey [n, 1, SIDE, SIDE] in 0..1 -> logits of the same shape."""
+    """The U-Net, untrained: grey [n, 1, SIDE, SIDE] in 0..1 -> logits of that shape."""
     import torch
     from torch import nn
 
@@ -169,18 +165,12 @@ def _loss(network: Any, images: Any, noise: Any) -> Any:
 
 def reduced(pixels: np.ndarray) -> np.ndarray:
     """uint8 [n, s, s] -> uint8 [n, SIDE, SIDE], each pixel the mean of those it covers."""
-    import torch
-    from torch.nn import functional
-
     if pixels.ndim != 3 or pixels.dtype != np.uint8:
         raise TypeError(f"a segmenter takes uint8 [n, s, s], not {pixels.dtype} {list(pixels.shape)}")
-    if pixels.shape[1:] == (SIDE, SIDE) or not len(pixels):
-        return pixels.reshape(-1, SIDE, SIDE)
-    grey = torch.from_numpy(np.ascontiguousarray(pixels))[:, None].float()
-    return functional.adaptive_avg_pool2d(grey, SIDE)[:, 0].round().byte().numpy()
+    return shrunk(pixels, SIDE)
 
 
-def _stacked(images: Masked) -> Any:
+def _stacked(images: MaskedImages) -> Any:
     """float [n, 3, SIDE, SIDE] in 0..1: grey, lesion, content."""
     import torch
 
@@ -189,13 +179,13 @@ def _stacked(images: Masked) -> Any:
     return torch.from_numpy(np.stack([reduced(plane) for plane in planes], 1)).float() / 255
 
 
-def _inside(masks: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
+def _inside(masks: np.ndarray, boxes: Sequence[ContentBox]) -> np.ndarray:
     """bool [n, s, s], false outside each one's content."""
-    kept = np.zeros_like(masks)
-    for out, mask, box in zip(kept, masks, boxes, strict=True):
+    inside = np.zeros_like(masks)
+    for out, mask, box in zip(inside, masks, boxes, strict=True):
         content = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
         out[content] = mask[content]
-    return kept
+    return inside
 
 
 def _logits(network: Any, shown: np.ndarray, beat: Callable[[], None]) -> Any:
@@ -204,9 +194,8 @@ def _logits(network: Any, shown: np.ndarray, beat: Callable[[], None]) -> Any:
 
     network.eval()
     with torch.inference_mode():
-        grey = torch.from_numpy(np.ascontiguousarray(shown))[:, None].float() / 255
         batches = []
-        for batch in grey.split(32):
+        for batch in grey_tensor(shown).split(32):
             batches.append(network(batch))
             beat()
         return torch.cat(batches)
@@ -222,22 +211,17 @@ def _enlarged(logits: Any, side: int) -> np.ndarray:
 
 
 def segment(
-    segmenter: Segmenter, pixels: np.ndarray, boxes: Sequence[Box], beat: Callable[[], None] = lambda: None
+    segmenter: Segmenter, pixels: np.ndarray, boxes: Sequence[ContentBox], beat: Callable[[], None] = lambda: None
 ) -> np.ndarray:
-    """Pseudo-masks bool [n, s, s] of images uint8 [n, s, s]; inside the content, likelier lesion than not.
-
-    beat is called after each batch.
-    """
-    import torch
-
+    """Pseudo-masks bool [n, s, s] of images uint8 [n, s, s]; beat after each batch."""
     if not len(pixels):
         return np.zeros(pixels.shape, bool)
     network = _network()
-    network.load_state_dict({name: torch.from_numpy(value) for name, value in segmenter.weights.items()})
+    load_weights(network, segmenter.weights)
     return _inside(_enlarged(_logits(network, reduced(pixels), beat), pixels.shape[1]) > 0, boxes)
 
 
 def dice(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Dice of masks bool [n, s, s], float [n]: twice the overlap over both areas; NaN where both are empty."""
+    """Dice of masks bool [n, s, s], float [n]: twice the overlap over both areas, or NaN."""
     overlap, total = (found & truth).sum((1, 2)), found.sum((1, 2)) + truth.sum((1, 2))
     return np.divide(2.0 * overlap, total, out=np.full(len(found), np.nan), where=total > 0)

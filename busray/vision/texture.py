@@ -1,14 +1,16 @@
-"""Ultrasound texture: documented radiomics and speckle features of an image, and the space that distances are taken in.
+"""Ultrasound texture: 59 documented radiomics and speckle features of an image.
 
-Pure NumPy. Only an image's content counts, never its padding: drawn and real images alike carry their content's Box.
-First-order and co-occurrence features follow the Image Biomarker Standardisation Initiative (IBSI; Zwanenburg et al.
-2020, doi 10.1148/radiol.2020191145; its reference manual is arXiv 1612.07003), at 32 fixed grey levels of 8 of 256.
+Pure NumPy. Only an image's content counts, never its padding. First-order and co-occurrence
+features follow the Image Biomarker Standardisation Initiative (IBSI; Zwanenburg et al. 2020, doi
+10.1148/radiol.2020191145; reference manual arXiv 1612.07003), at 32 fixed grey levels, each of 8
+of the 256 grey values.
 
-Compared with the Frechet Radiomic Distance (Konz et al., arXiv 2412.01496): it too is a Frechet distance between
-standardised radiomic features of whole images. It takes 464 of PyRadiomics, also of wavelet and Laplacian-of-Gaussian
-images, standardises on its reference images and gives a logarithm. These are 59, which fewer reference images
-determine; direction matters, since a scanner resolves depth and width differently; the scale is the training images',
-so every arm and the floor share it; and the distance is given as it is. Its values are not FRD's.
+The Frechet Radiomic Distance (FRD; Konz et al., arXiv 2412.01496) is a Frechet distance between
+standardised radiomic features too. It takes 464 features of PyRadiomics, standardises on its
+reference images and gives a logarithm. Here there are 59 features, which fewer reference images
+determine; axial and lateral features differ, as a scanner resolves depth and width differently;
+all arms and the floor are scaled by the training images; and the distance itself is given. So
+values here are not FRD's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,31 +21,23 @@ from busray.records import ContentBox
 from busray.vision.speckle import local_snr, spectrum_slope
 
 NAME = "texture-1"
-"""Of the extractor. Another definition of any feature is another number: stored features are found by it."""
-
+"""Of the extractor; stored features are found by it. Any other definition needs another name."""
 
 LEVELS = 32
 
-
 BIN = 256 // LEVELS
-
 
 PERCENTILES = (10, 25, 50, 75, 90)
 
-
 DISTANCES = (1, 2, 4)
-"""Of co-occurring pixels, in px; diagonally as many steps both ways."""
-
+"""Between co-occurring pixels, in px; on a diagonal this many px down and across."""
 
 DIRECTIONS = ("axial", "lateral", "diagonal")
 
-
 HARALICK = ("contrast", "homogeneity", "energy", "correlation", "entropy")
 
-
 SMALLEST = 16
-"""Shortest side of a content box in px."""
-
+"""Least side of a content box in px that texture can be measured in."""
 
 FEATURES = (
     *("mean", "sd", "skewness", "kurtosis", "entropy"),
@@ -54,7 +48,7 @@ FEATURES = (
 
 
 def texture_features(images: np.ndarray, boxes: Sequence[ContentBox]) -> np.ndarray:
-    """uint8 [n, s, s] and where each one's content lies -> float64 [n, 59], columns as in FEATURES; always finite.
+    """Images uint8 [n, s, s] and their content boxes -> finite float64 [n, 59], as in FEATURES.
 
     TypeError where images are not 8-bit; ValueError where a content box has a side below SMALLEST.
     """
@@ -73,24 +67,31 @@ def texture_features(images: np.ndarray, boxes: Sequence[ContentBox]) -> np.ndar
 def standardised(
     arms: Mapping[str, Mapping[str, np.ndarray]], real: Mapping[str, Mapping[str, np.ndarray]]
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, np.ndarray]]]:
-    """(arms, real), both name -> class -> features [n, d], in units of the real training images: their mean is 0 and
-    their standard deviation 1. A feature that is the same in all of them is only centred."""
+    """The same (arms, real), scaled so that the real training images have mean 0 and deviation 1.
+
+    Both are name -> class -> features [n, d]. A feature without spread there is only centred.
+    """
     train = np.concatenate(list(real["train"].values())).astype(np.float64)
     mean, sd = train.mean(0), train.std(0)
     sd[sd == 0] = 1
 
     def scaled(sides: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
-        return {side: {name: (rows - mean) / sd for name, rows in by.items()} for side, by in sides.items()}
+        result: dict[str, dict[str, np.ndarray]] = {}
+        for side, rows_by_class in sides.items():
+            result[side] = {name: (rows - mean) / sd for name, rows in rows_by_class.items()}
+        return result
 
     return scaled(arms), scaled(real)
 
 
 def first_order(content: np.ndarray) -> list[float]:
-    """Of uint8 [h, w], N pixels x: intensity statistics (IBSI 3.3) and the histogram's entropy (IBSI 3.4).
+    """Of uint8 [h, w], N pixels x: intensity statistics (IBSI 3.3) and the histogram's entropy
+    (IBSI 3.4).
 
-    mean m = sum x / N; sd s = sqrt(sum (x - m)^2 / N); skewness = sum ((x - m) / s)^3 / N; excess kurtosis =
-    sum ((x - m) / s)^4 / N - 3 (both 0 where s = 0); entropy = - sum p log2 p [bit] of the shares p of 32 grey levels;
-    percentile q: the least grey value that at least q % of the pixels do not exceed.
+    mean m = sum x / N; sd s = sqrt(sum (x - m)^2 / N); skewness = sum ((x - m) / s)^3 / N; excess
+    kurtosis = sum ((x - m) / s)^4 / N - 3 (both 0 where s = 0); entropy = - sum p log2 p [bit] of
+    the shares p of 32 grey levels; percentile q: the least grey value that at least q % of the
+    pixels do not exceed.
     """
     counts = np.bincount(content.ravel(), minlength=256)
     grey, share = np.arange(256), counts / content.size
@@ -104,14 +105,17 @@ def first_order(content: np.ndarray) -> list[float]:
 
 
 def co_occurrence(content: np.ndarray) -> np.ndarray:
-    """Haralick's features (Haralick et al. 1973, doi 10.1109/TSMC.1973.4309314; IBSI 3.6) of uint8 [h, w] -> [45].
+    """Haralick's features (Haralick et al. 1973, doi 10.1109/TSMC.1973.4309314; IBSI 3.6) of uint8
+    [h, w] -> [45].
 
-    p(i, j): the share of pixel pairs at an offset with grey levels i and j, counted both ways, so p(i, j) = p(j, i).
-    Offsets: DISTANCES px down (axial), across (lateral), and along both diagonals, whose pairs are counted together,
-    so that a mirrored image has the same features. With mean m and variance v of the levels under p:
+    p(i, j): the share of pixel pairs at an offset with grey levels i and j, counted both ways, so
+    p(i, j) = p(j, i). Offsets: DISTANCES px down (axial), across (lateral), and along both
+    diagonals, whose pairs are counted together, so that a mirrored image has the same features.
+    With mean m and variance v of the levels under p:
 
-    contrast = sum (i - j)^2 p; homogeneity (inverse difference moment) = sum p / (1 + (i - j)^2); energy (angular
-    second moment) = sum p^2; correlation = (sum i j p - m^2) / v, 1 where v = 0; entropy = - sum p log2 p [bit].
+    contrast = sum (i - j)^2 p; homogeneity (inverse difference moment) = sum p / (1 + (i - j)^2);
+    energy (angular second moment) = sum p^2; correlation = (sum i j p - m^2) / v, 1 where v = 0;
+    entropy = - sum p log2 p [bit].
     """
     levels = content.astype(np.intp) // BIN
     p = np.stack([_pairs(levels, d, direction) for d in DISTANCES for direction in DIRECTIONS])
@@ -151,12 +155,13 @@ def _entropy(shares: np.ndarray) -> np.ndarray:
 
 
 def correlation_widths(content: np.ndarray, reach: int) -> tuple[float, float]:
-    """(axial, lateral) size of a speckle in px: full width at half maximum of the autocovariance of [h, w] along an
-    axis (Wagner et al. 1983, doi 10.1109/T-SU.1983.31404).
+    """(axial, lateral) size of a speckle in px: full width at half maximum of the autocovariance
+    of [h, w] along an axis (Wagner et al. 1983, doi 10.1109/T-SU.1983.31404).
 
-    The local mean, over a square of 2 reach + 1 px, is taken off first: what changes more slowly is tissue. At lag k
-    the autocovariance is the mean product of all pairs k px apart. The crossing of half the variance is interpolated
-    between lags; it lies at `reach` where there is none before, and at 0 where nothing is left.
+    The local mean, over a square of 2 reach + 1 px, is subtracted first: what changes more slowly
+    is tissue. At lag k the autocovariance is the mean product of all pairs k px apart. The
+    crossing of half the variance is interpolated between lags; it lies at `reach` where there is
+    none before, and at 0 where nothing is left.
     """
     rest = content - _local_mean(content, reach)
     variance = float((rest**2).mean())
@@ -176,7 +181,7 @@ def _half_width(rest: np.ndarray, reach: int, variance: float) -> float:
 
 
 def _local_mean(content: np.ndarray, reach: int) -> np.ndarray:
-    """Over squares of 2 reach + 1 px, at the border over the part that lies inside; from a summed-area table."""
+    """Mean over squares of 2 reach + 1 px, cut at the border; from a summed-area table."""
     height, width = content.shape
     table = np.zeros((height + 1, width + 1), np.int64)
     table[1:, 1:] = content.cumsum(0, dtype=np.int64).cumsum(1)
@@ -187,8 +192,7 @@ def _local_mean(content: np.ndarray, reach: int) -> np.ndarray:
 
 
 def _speckle(content: np.ndarray) -> tuple[float, float]:
-    """Speckle SNR, 0 where no part is bright and uneven enough to have one, and the slope of the radial power spectrum
-    of the content's central square, 0 where that is flat. Both: busray.model.speckle."""
+    """(speckle SNR, slope of the radial power of the central square); 0 where undefined."""
     height, width = content.shape
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from busray.vision.fitting import cosine
 from tools.tiny_base.pictures import SIDE
-from tools.tiny_base.training import checkpoint, cosine, resume
+from tools.tiny_base.training import checkpoint, resume
 
 SCANS = ("scans", "grained")
 """What the denoiser learns from: scenes, then speckle."""

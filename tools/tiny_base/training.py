@@ -1,17 +1,11 @@
 """Training that can be cut short at any step: a learning-rate schedule and checkpoints of whatever has a state."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
-
-def cosine(step: int, steps: int, warm: int) -> float:
-    """Share of the peak learning rate: linear warm-up, then a cosine to 1 % of it."""
-    if step < warm:
-        return (step + 1) / warm
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
+from busray.vision.fitting import cosine
 
 
 def trapezoid(step: int, steps: int, warm: int) -> float:

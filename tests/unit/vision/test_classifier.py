@@ -9,9 +9,8 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from busray.records import UserError
-from busray.vision import efficientnet
+from busray.vision import classifier, efficientnet
 from busray.vision.classifier import (
-    CHECKS,
     Classifier,
     Phase,
     Training,
@@ -23,6 +22,7 @@ from busray.vision.classifier import (
     represent,
     softmax,
 )
+from busray.vision.fitting import VALIDATIONS
 
 QUICK = Training("cnn", steps=10, batch_size=4, learning_rates=(1e-2,))
 """Too short to learn anything."""
@@ -30,8 +30,10 @@ ENOUGH = Training("cnn", steps=60, batch_size=8, learning_rates=(1e-2,))
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the pixels, and one thread, with which a fit repeats bit for bit."""
     torch.set_num_threads(1)
+    monkeypatch.setattr(classifier, "SIDE", 32)
 
 
 def blobs(rng: np.random.Generator, n: int, side: int = 64) -> tuple[np.ndarray, np.ndarray]:
@@ -45,7 +47,7 @@ def blobs(rng: np.random.Generator, n: int, side: int = 64) -> tuple[np.ndarray,
 
 @pytest.fixture
 def sides(rng: np.random.Generator) -> dict[str, Any]:
-    return {name: blobs(rng, n) for name, n in (("train", 24), ("val", 12), ("test", 20))}
+    return {name: blobs(rng, n) for name, n in (("train", 24), ("val", 12), ("test", 40))}
 
 
 def fitted(sides: dict[str, Any], training: Training = QUICK, seed: int = 1, **phase: Any) -> Classifier:
@@ -57,7 +59,7 @@ def fitted(sides: dict[str, Any], training: Training = QUICK, seed: int = 1, **p
 def test_a_class_that_can_be_seen_is_learnt(sides: dict[str, Any]) -> None:
     pixels, labels = sides["test"]
     found = predict(fitted(sides, ENOUGH), represent(pixels, "cnn"))
-    assert found.shape == (20, 2) and found.sum(1) == pytest.approx(np.ones(20))
+    assert found.shape == (40, 2) and found.sum(1) == pytest.approx(np.ones(40))
     assert (found.argmax(1) == labels).mean() >= 0.95
 
 
@@ -84,7 +86,7 @@ def test_the_same_seed_and_threads_give_the_same_weights_and_another_seed_others
     again = fitted(sides)
     assert torch.rand(1) == before
     assert all((first.weights[name] == again.weights[name]).all() for name in first.weights)
-    assert first.trials == again.trials
+    assert first.validations == again.validations
     other = fitted(sides, seed=2)
     assert any((first.weights[name] != other.weights[name]).any() for name in first.weights)
 
@@ -92,26 +94,28 @@ def test_the_same_seed_and_threads_give_the_same_weights_and_another_seed_others
 def test_the_number_of_steps_is_the_same_whatever_the_number_of_images(sides: dict[str, Any]) -> None:
     pixels, labels = sides["train"]
     small = fitted({**sides, "train": (pixels[:5], labels[:5])})
-    assert [trial.step for trial in small.trials] == [trial.step for trial in fitted(sides).trials]
-    assert len(small.trials) == CHECKS and small.trials[-1].step == QUICK.steps
+    assert [validation.step for validation in small.validations] == [
+        validation.step for validation in fitted(sides).validations
+    ]
+    assert len(small.validations) == VALIDATIONS and small.validations[-1].step == QUICK.steps
     assert small.weights["1.weight"].shape == fitted(sides).weights["1.weight"].shape
 
 
-def test_val_chooses_the_step_and_the_learning_rate_and_every_trial_is_kept(sides: dict[str, Any]) -> None:
+def test_val_chooses_the_step_and_the_learning_rate_and_every_validation_is_kept(sides: dict[str, Any]) -> None:
     found = fitted(sides, Training("cnn", 10, 4, (1e-6, 1e-2)))
-    assert [trial.learning_rate for trial in found.trials] == [1e-6] * CHECKS + [1e-2] * CHECKS
-    assert found.chosen == min(found.trials, key=lambda trial: trial.nll)
+    assert [validation.learning_rate for validation in found.validations] == [1e-6] * VALIDATIONS + [1e-2] * VALIDATIONS
+    assert found.chosen == min(found.validations, key=lambda validation: validation.nll)
 
 
 def test_each_step_and_each_batch_of_val_is_a_sign_of_life(sides: dict[str, Any]) -> None:
     beats: list[int] = []
-    looks: list[int] = []
+    validations: list[int] = []
     (pixels, labels), (other, others) = sides["train"], sides["val"]
     inputs, val = represent(pixels, "cnn"), (represent(other, "cnn"), others)
     training = Training("cnn", 10, 4, (1e-3, 1e-2))
-    found = fit([Phase(inputs, labels)], val, 2, training, 1, lambda: beats.append(1), lambda: looks.append(1))
-    assert len(looks) == len(found.trials) == 2 * CHECKS
-    assert len(beats) == 2 * (10 + CHECKS)
+    found = fit([Phase(inputs, labels)], val, 2, training, 1, lambda: beats.append(1), lambda: validations.append(1))
+    assert len(validations) == len(found.validations) == 2 * VALIDATIONS
+    assert len(beats) == 2 * (10 + VALIDATIONS)
     beats.clear()
     predict(found, np.repeat(val[0], 22, 0), lambda: beats.append(1))
     assert len(beats) == 2
@@ -131,7 +135,7 @@ def test_phases_follow_each_other_and_have_to_fill_the_steps(sides: dict[str, An
     inputs, val = represent(pixels, "cnn"), (represent(other, "cnn"), others)
     wrong_then_right = [Phase(inputs, 1 - labels, 0.4), Phase(inputs, labels, 0.6)]
     found = fit(wrong_then_right, val, 2, Training("cnn", 100, 8, (1e-2,)), 1)
-    assert found.trials[3].accuracy < 0.5 < found.trials[-1].accuracy
+    assert found.validations[3].accuracy < 0.5 < found.validations[-1].accuracy
     with pytest.raises(ValueError, match="add up to 1"):
         fit([Phase(inputs, labels, 0.5)], val, 2, QUICK, 1)
 
@@ -152,8 +156,8 @@ def test_only_8_bit_squares_are_taken(rng: np.random.Generator) -> None:
 
 
 def test_images_are_shrunk_by_averaging(rng: np.random.Generator) -> None:
-    pixels = rng.integers(0, 256, (2, 128, 128), dtype=np.uint8)
-    mean = pixels.reshape(2, 64, 2, 64, 2).astype(float).mean((2, 4))
+    pixels = rng.integers(0, 256, (2, 64, 64), dtype=np.uint8)
+    mean = pixels.reshape(2, 32, 2, 32, 2).astype(float).mean((2, 4))
     assert np.abs(represent(pixels, "cnn")[:, 0] - mean).max() <= 0.5
 
 
@@ -232,7 +236,9 @@ def test_the_network_has_the_shapes_of_lite0() -> None:
 def test_each_batch_and_each_view_of_a_frozen_backbone_is_a_sign_of_life(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(efficientnet, "load", lambda: efficientnet.build().eval())
+    network = efficientnet.build().eval()
+    monkeypatch.setattr(efficientnet, "load", lambda: network)
+    monkeypatch.setattr(efficientnet, "BATCH", 4)
     beats: list[int] = []
     pixels, _ = blobs(rng, 2 * efficientnet.BATCH + 1, side=32)
     efficientnet.features(pixels, lambda: beats.append(1))

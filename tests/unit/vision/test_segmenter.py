@@ -1,28 +1,32 @@
 """The segmenter learns lesions, repeats itself, sees no padding, and is chosen on val."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from busray.records import Box
+from busray.records import ContentBox
 from busray.vision import segmenter
-from busray.vision.segmenter import CHECKS, Masked, Segmenter, dice, fit, reduced, segment
+from busray.vision.fitting import VALIDATIONS
+from busray.vision.segmenter import MaskedImages, Segmenter, dice, fit, reduced, segment
 
-CONTENT = Box(0, 16, 64, 32)
+CONTENT = ContentBox(0, 16, 64, 32)
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
     """A network that takes milliseconds a step."""
     torch.set_num_threads(1)
-    monkeypatch.setattr(segmenter, "SIDE", 64)
-    monkeypatch.setattr(segmenter, "WIDTHS", (8, 8, 8))
-    monkeypatch.setattr(segmenter, "BATCH", 8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmenter, "SIDE", 64)
+        patch.setattr(segmenter, "WIDTHS", (8, 8, 8))
+        patch.setattr(segmenter, "BATCH", 8)
+        yield
 
 
-def discs(rng: np.random.Generator, n: int) -> Masked:
+def discs(rng: np.random.Generator, n: int) -> MaskedImages:
     """Noise with a dark disc in its content, every fourth without; black bars above and below."""
     y, x = np.mgrid[:64, :64]
     pixels, masks = np.zeros((n, 64, 64), np.uint8), np.zeros((n, 64, 64), bool)
@@ -30,17 +34,26 @@ def discs(rng: np.random.Generator, n: int) -> Masked:
     for i in range(n):
         if i % 4:
             masks[i] = np.hypot(y - rng.uniform(26, 38), x - rng.uniform(15, 49)) < rng.uniform(5, 9)
-    return Masked(np.where(masks, pixels // 3, pixels), masks, (CONTENT,) * n)
+    return MaskedImages(np.where(masks, pixels // 3, pixels), masks, (CONTENT,) * n)
 
 
-@pytest.fixture
-def splits(rng: np.random.Generator) -> dict[str, Masked]:
+@pytest.fixture(scope="module")
+def splits() -> dict[str, MaskedImages]:
+    rng = np.random.default_rng(20240)
     return {name: discs(rng, n) for name, n in (("train", 24), ("val", 8), ("test", 12))}
 
 
-def test_lesions_are_learnt_to_a_dice_that_no_constant_mask_reaches(splits: dict[str, Masked]) -> None:
+@pytest.fixture(scope="module")
+def learnt(splits: dict[str, MaskedImages], small: None) -> Segmenter:
+    """Trained for long enough to find lesions."""
+    return fit(splits["train"], splits["val"], 80, seed=1)
+
+
+def test_lesions_are_learnt_to_a_dice_that_no_constant_mask_reaches(
+    splits: dict[str, MaskedImages], learnt: Segmenter
+) -> None:
     test = splits["test"]
-    found = segment(fit(splits["train"], splits["val"], 80, seed=1), test.pixels, test.boxes)
+    found = segment(learnt, test.pixels, test.boxes)
     there = test.masks.any((1, 2))
     everywhere = np.zeros_like(test.masks)
     everywhere[:, 16:48] = True
@@ -49,7 +62,7 @@ def test_lesions_are_learnt_to_a_dice_that_no_constant_mask_reaches(splits: dict
     assert dice(np.zeros_like(found), test.masks)[there].mean() == 0
 
 
-def test_the_same_seed_and_threads_give_the_same_bytes_and_another_seed_others(splits: dict[str, Masked]) -> None:
+def test_the_same_seed_and_threads_give_the_same_bytes_and_another_seed_others(splits: dict[str, MaskedImages]) -> None:
     torch.manual_seed(5)
     first = fit(splits["train"], splits["val"], 10, seed=1)
     torch.manual_seed(6)  # the state around it is neither used nor changed
@@ -57,38 +70,38 @@ def test_the_same_seed_and_threads_give_the_same_bytes_and_another_seed_others(s
     torch.manual_seed(6)
     again = fit(splits["train"], splits["val"], 10, seed=1)
     assert torch.rand(1) == before
-    assert first.to_bytes() == again.to_bytes() and first.looks == again.looks
+    assert first.to_bytes() == again.to_bytes() and first.validations == again.validations
     assert fit(splits["train"], splits["val"], 10, seed=2).to_bytes() != first.to_bytes()
 
 
-def test_val_chooses_the_step_and_the_kept_weights_are_its(splits: dict[str, Masked]) -> None:
-    looks: list[int] = []
+def test_val_chooses_the_step_and_the_kept_weights_are_its(splits: dict[str, MaskedImages]) -> None:
+    validations: list[int] = []
     val = splits["val"]
-    found = fit(splits["train"], val, 30, seed=1, looked=lambda: looks.append(1))
-    assert len(found.looks) == len(looks) == CHECKS and found.looks[-1].step == 30
-    assert found.chosen.dice == max(look.dice for look in found.looks)
+    found = fit(splits["train"], val, 30, seed=1, validated=lambda: validations.append(1))
+    assert len(found.validations) == len(validations) == VALIDATIONS and found.validations[-1].step == 30
+    assert found.chosen.dice == max(validation.dice for validation in found.validations)
     scores = dice(segment(found, val.pixels, val.boxes), val.masks)
     assert np.nan_to_num(scores, nan=1).mean() == pytest.approx(found.chosen.dice)
 
 
-def test_each_step_and_each_batch_of_val_and_test_is_a_sign_of_life(splits: dict[str, Masked]) -> None:
+def test_each_step_and_each_batch_of_val_and_test_is_a_sign_of_life(splits: dict[str, MaskedImages]) -> None:
     beats: list[int] = []
     val = splits["val"]
     found = fit(splits["train"], val, 20, seed=1, beat=lambda: beats.append(1))
-    assert len(beats) == 20 + CHECKS
+    assert len(beats) == 20 + VALIDATIONS
     beats.clear()
     segment(found, np.repeat(val.pixels, 5, 0), val.boxes * 5, lambda: beats.append(1))
     assert len(beats) == 2
 
 
-def test_bytes_bring_the_segmenter_back(splits: dict[str, Masked]) -> None:
+def test_bytes_bring_the_segmenter_back(splits: dict[str, MaskedImages]) -> None:
     found, test = fit(splits["train"], splits["val"], 10, seed=1), splits["test"]
-    again = Segmenter.from_bytes(found.to_bytes(), found.looks)
+    again = Segmenter.from_bytes(found.to_bytes(), found.validations)
     assert again.chosen == found.chosen
     assert (segment(again, test.pixels, test.boxes) == segment(found, test.pixels, test.boxes)).all()
 
 
-def test_what_masks_say_of_padding_is_neither_learnt_nor_found(splits: dict[str, Masked]) -> None:
+def test_what_masks_say_of_padding_is_neither_learnt_nor_found(splits: dict[str, MaskedImages]) -> None:
     train = splits["train"]
     painted = train.masks.copy()
     painted[:, :8] = painted[:, 56:] = True  # two rows or more from the content: interpolation must not reach it
@@ -96,13 +109,13 @@ def test_what_masks_say_of_padding_is_neither_learnt_nor_found(splits: dict[str,
     first, second = (fit(one, splits["val"], 10, seed=1) for one in (train, wrong))
     assert first.to_bytes() == second.to_bytes()
     bright = np.full((1, 64, 64), 255, np.uint8)
-    assert not segment(first, bright, [Box(0, 0, 64, 1)])[:, 1:].any()
+    assert not segment(first, bright, [ContentBox(0, 0, 64, 1)])[:, 1:].any()
 
 
-def test_larger_squares_are_answered_in_their_own_size(splits: dict[str, Masked]) -> None:
-    found, test = fit(splits["train"], splits["val"], 80, seed=1), splits["test"]
+def test_larger_squares_are_answered_in_their_own_size(splits: dict[str, MaskedImages], learnt: Segmenter) -> None:
+    found, test = learnt, splits["test"]
     small = segment(found, test.pixels, test.boxes)
-    large = segment(found, test.pixels.repeat(2, 1).repeat(2, 2), [Box(0, 32, 128, 64)] * len(test.boxes))
+    large = segment(found, test.pixels.repeat(2, 1).repeat(2, 2), [ContentBox(0, 32, 128, 64)] * len(test.boxes))
     assert large.shape == (12, 128, 128)
     assert dice(large, small.repeat(2, 1).repeat(2, 2))[small.any((1, 2))].min() > 0.9
     assert segment(found, np.zeros((0, 128, 128), np.uint8), []).shape == (0, 128, 128)
@@ -115,7 +128,9 @@ def test_dice_is_twice_the_overlap_over_both_areas() -> None:
     assert first == 0.5 and np.isnan(nothing)
 
 
-def test_nothing_to_learn_and_other_than_8_bit_are_refused(splits: dict[str, Masked], rng: np.random.Generator) -> None:
+def test_nothing_to_learn_and_other_than_8_bit_are_refused(
+    splits: dict[str, MaskedImages], rng: np.random.Generator
+) -> None:
     blank = replace(splits["train"], masks=np.zeros_like(splits["train"].masks))
     with pytest.raises(ValueError, match="lesion"):
         fit(blank, splits["val"], 10, seed=1)
