@@ -24,7 +24,7 @@ from busray.vision.classifier import Classifier, probabilities
 from busray.workers import Beat
 
 if TYPE_CHECKING:  # torch and diffusers cost 800 MB, which only the drawing workers need
-    from busray.model.sample import Drawn, Sampler
+    from busray.model.sample import DrawnImage, Sampler
 
 GATE_BATCH = 128
 """Images that the class gate classifies between two signs of life."""
@@ -124,7 +124,7 @@ class ShardDrawer:
     def __call__(self, shard: Shard, beat: Beat) -> DrawnShard:
         started = time.perf_counter()
         if self.job.txt2img_source is not None:
-            self.sampler.held = txt2img_images(self.job.txt2img_source, shard)
+            self.sampler.txt2img_source = txt2img_images(self.job.txt2img_source, shard)
         gated = self._draw(shard, beat)
         rows, rejects = [], []
         for image in gated.images:
@@ -151,7 +151,7 @@ class ShardDrawer:
         if gate is None:
             return GatedShard(draw_shard(self.sampler, recipe.specs(shard), beat), [], ())
 
-        def draw(specs: Sequence[ImageSpec]) -> "list[Drawn]":
+        def draw(specs: Sequence[ImageSpec]) -> "list[DrawnImage]":
             first = specs[0].attempt == 0  # redraws are no further images: they only beat
             return draw_shard(self.sampler, specs, lambda n: beat(n if first else 0))
 
@@ -167,7 +167,7 @@ class ShardDrawer:
             beat(-shard.count)
 
 
-def _row(image: "Drawn") -> Row:
+def _row(image: "DrawnImage") -> Row:
     return Row(image.spec, image.image, image.txt2img)
 
 
@@ -218,7 +218,7 @@ def load_sampler(job: DrawJob) -> "Sampler":
     return Sampler(pipe, job.sampling, job.refine, job.base.size, job.keep_txt2img)
 
 
-def redraw(job: DrawJob, commit: Commit, spec: ImageSpec) -> "Drawn":
+def redraw(job: DrawJob, commit: Commit, spec: ImageSpec) -> "DrawnImage":
     """Draw one image of a committed shard again, with the batch size and threads of its record.
 
     It takes its old place in the batch, since a place can change the last bit of a pixel.

@@ -14,9 +14,9 @@ from busray.corpus.recipe import Recipe
 from busray.records import Commit, ImageSpec, Redrawn, Shard
 
 if TYPE_CHECKING:  # torch and diffusers cost 800 MB, which only the drawing workers need
-    from busray.model.sample import Drawn
+    from busray.model.sample import DrawnImage
 
-Draw = Callable[[Sequence[ImageSpec]], "list[Drawn]"]
+Draw = Callable[[Sequence[ImageSpec]], "list[DrawnImage]"]
 ClassProbability = Callable[[str, np.ndarray], np.ndarray]
 """(class, images uint8 [n, s, s]) -> probability of that class [n]"""
 
@@ -25,10 +25,10 @@ ClassProbability = Callable[[str, np.ndarray], np.ndarray]
 class GatedShard:
     """What the gate made of a shard."""
 
-    images: "list[Drawn]"
+    images: "list[DrawnImage]"
     """In the order of their indices; each specification names its attempt. An image whose draws
     were all rejected has that as its `problem`."""
-    first_draws: "list[Drawn]"
+    first_draws: "list[DrawnImage]"
     """The first draws that were rejected."""
     redrawn: tuple[Redrawn, ...]
 
@@ -42,9 +42,9 @@ def draw_gated(
     cannot be drawn is not drawn again: its problem stands.
     """
     class_name = shard.class_name
-    latest: dict[int, Drawn] = {}
+    latest: dict[int, DrawnImage] = {}
     rejected: dict[int, tuple[float, ...]] = {}
-    first_draws: list[Drawn] = []
+    first_draws: list[DrawnImage] = []
     waiting = list(range(shard.first, shard.first + shard.count))
     for attempt in range(attempts):
         images = draw([recipe.spec(class_name, index, attempt) for index in waiting])

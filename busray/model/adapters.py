@@ -1,7 +1,8 @@
-"""LoRA and learned tokens: where they attach, how they are stored, and proof that loading them had an effect.
+"""LoRA and learned tokens: where they attach, how they are stored, and whether loading them works.
 
-Stored exactly as diffusers' users expect: `pytorch_lora_weights.safetensors` and one `<token>.safetensors` a learned
-token, with `adapter.json` of ours beside them. Nothing here reads a pickle.
+They are stored as diffusers loads them: `pytorch_lora_weights.safetensors`, and one
+`<token>.safetensors` for each learned token. busray's `adapter.json` lies beside them. Nothing here
+reads a pickle. LoRA: Hu et al. 2021, arXiv 2106.09685.
 """
 
 import json
@@ -12,18 +13,18 @@ from typing import Any
 
 from busray.config import Adapters, Base
 from busray.identity import fingerprint, sha256_bytes
-from busray.model.base import BaseIdentity
+from busray.model.base import BaseIdentity, vector_names
 from busray.records import UserError, to_json
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 METADATA_FILE = "adapter.json"
 DOWN = (".lora.down.weight", ".lora_A.weight")
-"""Endings of a LoRA's first matrix in the two layouts that diffusers loads: its own and PEFT's."""
+"""Ends of the names of first matrices, in diffusers' own layout and in PEFT's. Both are loaded."""
 UP = (".lora.up.weight", ".lora_B.weight")
-"""Of its second matrix, which is zero until it is trained."""
+"""Likewise of its second matrix, which is zero before training."""
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 UNET_CONVOLUTIONS = ["conv1", "conv2"]
-"""Of the residual blocks."""
+"""The convolutions of the residual blocks."""
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
 
@@ -33,15 +34,16 @@ def token_file(token: str) -> str:
 
 
 def adapter_sha256(files: Mapping[str, bytes]) -> str:
-    """One digest for a set of adapter files: of what decides pixels, so adapter.json does not count.
-
-    safetensors and PEFT write a file's metadata in an order that changes from process to process; here it is sorted.
-    """
+    """One digest for a set of adapter files, without adapter.json, which decides no pixel."""
     return fingerprint({name: _content(data) for name, data in files.items() if name.endswith(".safetensors")})
 
 
 def _content(data: bytes) -> dict[str, Any]:
-    """Header and digest of the tensors of a safetensors file, the same however its header is ordered."""
+    """The header and the tensors' digest of a safetensors file.
+
+    safetensors and PEFT write a header's metadata in an order that changes from process to
+    process, so that the file's own digest is not the same for the same adapters.
+    """
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     metadata = header.pop("__metadata__", {})
@@ -50,14 +52,14 @@ def _content(data: bytes) -> dict[str, Any]:
 
 
 def _sorted(value: Any) -> Any:
-    """PEFT's sets become lists of any order."""
+    """The same JSON with every list sorted: PEFT writes sets, as lists in any order."""
     if isinstance(value, dict):
         return {key: _sorted(inner) for key, inner in value.items()}
     return sorted(value, key=str) if isinstance(value, list) else value
 
 
 def attach_lora(pipe: Any, settings: Adapters, seed: int) -> None:
-    """Put a fresh LoRA on the UNet's attention; where settings ask, on its convolutions and the text encoder too."""
+    """Put a fresh LoRA on the UNet's attention, and on what else the settings name."""
     import torch
     from peft import LoraConfig
 
@@ -72,13 +74,18 @@ def attach_lora(pipe: Any, settings: Adapters, seed: int) -> None:
 
 
 def lora_bytes(pipe: Any, text_encoder: bool) -> bytes:
-    """The pipeline's LoRA in diffusers' file form, PEFT's metadata kept (without it alpha != rank reloads wrong)."""
+    """The pipeline's LoRA as a file of diffusers.
+
+    PEFT's metadata is in it: without it a LoRA with alpha != rank would be loaded at another scale.
+    """
     from diffusers import StableDiffusionPipeline
     from diffusers.training_utils import _collate_lora_metadata
     from peft.utils import get_peft_model_state_dict
 
     modules = {"unet": pipe.unet, **({"text_encoder": pipe.text_encoder} if text_encoder else {})}
-    layers = {f"{n}_lora_layers": _in_one_layout(get_peft_model_state_dict(m)) for n, m in modules.items()}
+    layers = {}
+    for name, module in modules.items():
+        layers[f"{name}_lora_layers"] = _in_one_layout(get_peft_model_state_dict(module))
     with tempfile.TemporaryDirectory() as folder:
         StableDiffusionPipeline.save_lora_weights(
             folder, **layers, safe_serialization=True, **_collate_lora_metadata(modules)
@@ -87,7 +94,10 @@ def lora_bytes(pipe: Any, text_encoder: bool) -> bytes:
 
 
 def _in_one_layout(state: dict[str, Any]) -> dict[str, Any]:
-    """In diffusers' own names, or, since these are for attention alone, all in PEFT's: of both, one half is loaded."""
+    """The LoRA's tensors in diffusers' own names or, where these do not fit them all, in PEFT's.
+
+    diffusers' names are for attention alone. Of a file in both layouts it would load one half.
+    """
     from diffusers.utils import convert_state_dict_to_diffusers
 
     converted = convert_state_dict_to_diffusers(dict(state))
@@ -95,14 +105,14 @@ def _in_one_layout(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def token_bytes(token: str, rows: Any) -> bytes:
-    """A learned token's vectors float [k, width] in diffusers' file form."""
+    """A learned token's vectors float [k, width] as a file of diffusers."""
     from safetensors.torch import save
 
     return save({token: rows.detach().cpu().float().contiguous()})
 
 
 def adapter_files(lora: bytes | None, tokens: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, bytes]:
-    """file name -> bytes of a set of adapters; tokens: placeholder -> vectors [k, width]."""
+    """file name -> bytes of a set of adapters. tokens: placeholder -> vectors [k, width]."""
     files = {token_file(token): token_bytes(token, rows) for token, rows in tokens.items()}
     if lora is not None:
         files[LORA_FILE] = lora
@@ -112,30 +122,44 @@ def adapter_files(lora: bytes | None, tokens: Mapping[str, Any], metadata: Mappi
 def check_adapters(
     folder: Path, method: str, tokens: Mapping[str, str], base: BaseIdentity, dataset_hash: str | None
 ) -> dict[str, Any]:
-    """The adapters' metadata with `sha256`; UserError for anything that would load wrong, or not at all.
+    """The adapters' metadata with `method`, `tokens` and `sha256` of what was checked.
 
-    tokens: class -> placeholder, empty where the method has none. dataset_hash: of the run's data set; adapters that
-    name another one have seen images that this run holds out.
+    UserError for anything that would load wrong, or not at all. tokens: class -> placeholder,
+    empty where the method has none. dataset_hash: of the run's data set; adapters trained on
+    another one may have seen images that this run holds out.
     """
-    parts = method.split("+")
     where = f"adapters.path: {folder}"
     if not folder.is_dir():
         raise UserError(f"{where}: no such folder")
     metadata = _metadata(folder, where)
-    needed = ([LORA_FILE] if "lora" in parts else []) + (
-        sorted({token_file(token) for token in tokens.values()}) if "ti" in parts else []
-    )
+    parts = method.split("+")
+    placeholders = sorted(set(tokens.values())) if "ti" in parts else []
+    needed = [LORA_FILE] if "lora" in parts else []
+    needed += sorted(token_file(token) for token in placeholders)
+    _refuse_missing(folder, needed, where)
+    width, modules = _shapes(base)
+    if "lora" in parts:
+        _check_lora(folder / LORA_FILE, where, modules)
+    for token in placeholders:
+        _check_token(folder / token_file(token), token, where, width)
+    _refuse_other_training(metadata, base, dataset_hash, where)
+    files = {name: (folder / name).read_bytes() for name in needed}
+    return {**metadata, "method": method, "tokens": dict(tokens), "sha256": adapter_sha256(files)}
+
+
+def _refuse_missing(folder: Path, needed: Iterable[str], where: str) -> None:
+    """UserError for the first missing file; it names pickles, which may be what is meant."""
     for name in needed:
         if not (folder / name).is_file():
             pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
             hint = f" ({', '.join(pickles)} there: pickles are never loaded, convert to safetensors)" if pickles else ""
             raise UserError(f"{where}: {name} is missing{hint}")
-    width, modules = _shapes(base)
-    if "lora" in parts:
-        _check_lora(folder / LORA_FILE, where, modules)
-    if "ti" in parts:
-        for token in set(tokens.values()):
-            _check_token(folder / token_file(token), token, where, width)
+
+
+def _refuse_other_training(
+    metadata: Mapping[str, Any], base: BaseIdentity, dataset_hash: str | None, where: str
+) -> None:
+    """UserError where adapter.json names another base or another data-set split."""
     if metadata.get("base") and metadata["base"]["files"] != base.files:
         raise UserError(f"{where}: trained on another base ({metadata['base']['repository']}) than base.path's")
     if dataset_hash and metadata.get("dataset_hash") and metadata["dataset_hash"] != dataset_hash:
@@ -143,8 +167,6 @@ def check_adapters(
             f"{where}: trained on another data-set split ({metadata['dataset_hash'][:12]}) than this run's "
             f"({dataset_hash[:12]}), so it may have seen images that are held out here"
         )
-    files = {name: (folder / name).read_bytes() for name in needed}
-    return {**metadata, "method": method, "tokens": dict(tokens), "sha256": adapter_sha256(files)}
 
 
 def _metadata(folder: Path, where: str) -> dict[str, Any]:
@@ -158,7 +180,7 @@ def _metadata(folder: Path, where: str) -> dict[str, Any]:
 
 
 def _shapes(base: BaseIdentity) -> tuple[int, dict[str, tuple[int, int]]]:
-    """(text width, UNet layer that a LoRA may be on -> channels [out, in]) of a base, from its files' headers."""
+    """(text encoder's width, UNet layer a LoRA may be on -> channels [out, in]), from headers."""
     from busray.model.base import base_folder
 
     folder = base_folder(Base(path=base.repository, revision=base.revision))
@@ -174,7 +196,7 @@ def _shapes(base: BaseIdentity) -> tuple[int, dict[str, tuple[int, int]]]:
 
 
 def _header(path: Path) -> dict[str, list[int]]:
-    """tensor -> shape of a safetensors file, its data unread."""
+    """tensor -> shape, from the header of a safetensors file; UserError where it is none."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -185,7 +207,10 @@ def _header(path: Path) -> dict[str, list[int]]:
 
 
 def _check_lora(path: Path, where: str, modules: Mapping[str, tuple[int, int]]) -> None:
-    """Every first matrix must name a layer of this base's UNet and fit it."""
+    """UserError unless every first matrix names a layer of this base's UNet and fits it.
+
+    diffusers loads nothing from a LoRA of another layout, and says nothing.
+    """
     header = _header(path)
     widths = _unet_modules(header)
     if not widths:
@@ -205,6 +230,7 @@ def _check_lora(path: Path, where: str, modules: Mapping[str, tuple[int, int]]) 
 
 
 def _changes_something(path: Path) -> bool:
+    """Whether any second matrix of the UNet is not zero."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
@@ -214,15 +240,16 @@ def _changes_something(path: Path) -> bool:
 
 def _unet_modules(header: Mapping[str, list[int]]) -> dict[str, int]:
     """UNet module -> input width, of a LoRA file's tensors."""
-    return {
-        name.removeprefix("unet.").removesuffix(ending): shape[1]
-        for name, shape in header.items()
-        for ending in DOWN
-        if name.startswith("unet.") and name.endswith(ending)
-    }
+    widths: dict[str, int] = {}
+    for name, shape in header.items():
+        if name.startswith("unet.") and name.endswith(DOWN):
+            ending = next(ending for ending in DOWN if name.endswith(ending))
+            widths[name.removeprefix("unet.").removesuffix(ending)] = shape[1]
+    return widths
 
 
 def _check_token(path: Path, token: str, where: str, width: int) -> None:
+    """UserError unless the file holds this token alone, in vectors of this base's width."""
     header = _header(path)
     if set(header) != {token}:
         raise UserError(f"{where}: {path.name} holds {', '.join(header)}, not the token {token} alone")
@@ -231,15 +258,15 @@ def _check_token(path: Path, token: str, where: str, width: int) -> None:
 
 
 def token_vectors(folder: Path, tokens: Iterable[str]) -> dict[str, int]:
-    """token -> how many embedding vectors its file holds."""
+    """token -> number of embedding vectors in its file."""
     shapes = {token: _header(folder / token_file(token))[token] for token in tokens}
     return {token: shape[0] if len(shape) > 1 else 1 for token, shape in shapes.items()}
 
 
 def load_adapters(pipe: Any, folder: Path, method: str, tokens: Mapping[str, str]) -> None:
-    """Load adapters into a pipeline and fuse the LoRA; RuntimeError where loading had no effect.
+    """Load checked adapters into a pipeline and fuse the LoRA; RuntimeError if nothing changed.
 
-    diffusers can load a LoRA and change nothing without a word, so the weights themselves are compared.
+    diffusers can load a LoRA, change nothing and say nothing, so the weights are compared.
     """
     if "ti" in method.split("+"):
         for token in sorted(set(tokens.values())):
@@ -252,26 +279,28 @@ def _load_token(pipe: Any, path: Path, token: str) -> None:
     import torch
     from safetensors.torch import load_file
 
-    rows = load_file(path)[token]
-    pipe.load_textual_inversion({token: rows if rows.ndim > 1 else rows[None]}, token=token)
-    names = [token, *(f"{token}_{i}" for i in range(1, len(rows) if rows.ndim > 1 else 1))]
-    ids = pipe.tokenizer.convert_tokens_to_ids(names)
+    vectors = load_file(path)[token]
+    vectors = vectors if vectors.ndim > 1 else vectors[None]  # a single vector may be stored as [width]
+    pipe.load_textual_inversion({token: vectors}, token=token)
+    ids = pipe.tokenizer.convert_tokens_to_ids(vector_names(token, len(vectors)))
     loaded = pipe.text_encoder.get_input_embeddings().weight[ids]
-    wanted = rows.reshape(len(names), -1).to(loaded)
-    if not torch.equal(loaded, wanted):
+    if not torch.equal(loaded, vectors.to(loaded)):
         raise RuntimeError(f"{path}: the token {token} did not reach the text encoder")
 
 
 def _load_lora(pipe: Any, folder: Path) -> None:
     import torch
 
-    before = {n: p.detach().clone() for n, p in pipe.unet.named_parameters() if n.endswith(".weight") and _targeted(n)}
+    before = {}
+    for name, weight in pipe.unet.named_parameters():
+        if name.endswith(".weight") and _targeted(name):
+            before[name] = weight.detach().clone()
     expected = set(_unet_modules(_header(folder / LORA_FILE)))
     pipe.load_lora_weights(folder, weight_name=LORA_FILE, use_safetensors=True, local_files_only=True)
     pipe.fuse_lora()
     pipe.unload_lora_weights()
     after = dict(pipe.unet.named_parameters())
-    changed = {n.removesuffix(".weight") for n, weight in before.items() if not torch.equal(weight, after[n])}
+    changed = {name.removesuffix(".weight") for name in before if not torch.equal(before[name], after[name])}
     if not changed & expected:
         raise RuntimeError(
             f"{folder / LORA_FILE}: loading it changed nothing of the UNet's {len(before)} layers that a LoRA may be on"
@@ -279,5 +308,6 @@ def _load_lora(pipe: Any, folder: Path) -> None:
 
 
 def _targeted(name: str) -> bool:
+    """Whether a LoRA may be on the UNet's layer that has this parameter."""
     module = name.removesuffix(".weight")
     return any(module.endswith(f".{target}") for target in UNET_TARGETS + UNET_CONVOLUTIONS)

@@ -1,6 +1,7 @@
-"""Loading a pinned base: `tiny` from the package, a local folder in diffusers' layout, or a hub id at a commit.
+"""Loading a pinned base: `tiny` of the package, a local folder in diffusers' layout, or a hub id.
 
-safetensors only, no remote code, no custom pipelines, no safety checker (it judges photographs).
+Only safetensors are loaded, no remote code and no custom pipelines. There is no safety checker: it
+judges photographs.
 """
 
 import json
@@ -19,12 +20,12 @@ PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PATTERNS = ["model_index.json", *(f"{part}/{kind}" for part in PARTS for kind in ("*.json", "*.txt", "*.safetensors"))]
 VARIANTS = ["*.fp16.safetensors", "*.non_ema.safetensors"]
-"""Weights beside the ones that are loaded; not fetched."""
+"""Further copies of the weights in a hub's repository, which are not loaded."""
 
 
 @dataclass(frozen=True)
 class BaseIdentity:
-    """What makes a base this base: where it came from and the SHA-256 of each file that is loaded."""
+    """Where a base came from, and the SHA-256 of each of its files, by path in its folder."""
 
     repository: str
     revision: str | None
@@ -35,20 +36,22 @@ class BaseIdentity:
 
 
 def identify_base(settings: config.Base) -> BaseIdentity:
-    """Find the base and hash its files; UserError where it is not there, unsafe to load, or cannot draw base.size."""
+    """Find and hash a base; UserError if it is missing, unsafe, or cannot draw base.size."""
     folder = base_folder(settings)
     _refuse_size(folder, settings.size)
-    files = {
-        path.relative_to(folder).as_posix(): sha256_file(path)
-        for part in (".", *PARTS)
-        for path in sorted((folder / part).glob("*"))
-        if path.is_file() and path.suffix in (".json", ".txt", ".safetensors")
-    }
+    files: dict[str, str] = {}
+    for part in (".", *PARTS):
+        for path in sorted((folder / part).glob("*")):
+            if path.is_file() and path.suffix in (".json", ".txt", ".safetensors"):
+                files[path.relative_to(folder).as_posix()] = sha256_file(path)
     return BaseIdentity(settings.path, settings.revision, files)
 
 
 def base_folder(settings: config.Base) -> Path:
-    """The base's local folder, fetched at its pinned commit where it is a hub id."""
+    """The base's local folder; a hub id is fetched at its pinned commit.
+
+    UserError where it is missing, is not in diffusers' layout, or has pickled weights only.
+    """
     if settings.path == "tiny":
         folder = TINY
     elif Path(settings.path).is_dir():
@@ -72,7 +75,8 @@ def base_folder(settings: config.Base) -> Path:
 
 
 def _refuse_size(folder: Path, size: int) -> None:
-    """Every block of the autoencoder and of the UNet but the last halves the side."""
+    """UserError where a square of this side cannot be halved as often as the networks do it."""
+    # Every block of the autoencoder and of the UNet but the last one halves the side.
     halvings = 0
     for part in ("vae", "unet"):
         path = folder / part / "config.json"
@@ -93,7 +97,7 @@ def _fetch(settings: config.Base) -> Path:
         folder = snapshot_download(
             settings.path, revision=settings.revision, allow_patterns=PATTERNS, ignore_patterns=VARIANTS
         )
-    except Exception as error:  # the hub client has many kinds of failure; each ends here with the same mend
+    except Exception as error:  # the hub client has many kinds of failure; all have the same fix
         raise UserError(
             f"base.path: cannot fetch {settings.path} at {settings.revision}: {str(error).splitlines()[0]}; "
             "give a local folder where the hub is out of reach"
@@ -101,10 +105,16 @@ def _fetch(settings: config.Base) -> Path:
     return Path(folder)
 
 
-class TextPlaces:
-    """How many of the `limit` places of the base's text encoder a text takes; it would be cut off there in silence.
+def vector_names(token: str, vectors: int) -> list[str]:
+    """diffusers' names of a learned token's vectors in the tokenizer: <t>, <t>_1, <t>_2, ..."""
+    return [token, *(f"{token}_{i}" for i in range(1, vectors))]
 
-    vectors: learned token -> its embedding vectors, each of which takes a place of its own.
+
+class TextPlaces:
+    """How many of the `limit` positions of the base's text encoder a text takes.
+
+    The encoder drops what is beyond without a message. vectors: learned token -> number of its
+    vectors; each takes a position.
     """
 
     def __init__(self, settings: config.Base, vectors: Mapping[str, int]) -> None:
@@ -112,8 +122,9 @@ class TextPlaces:
 
         self.tokenizer = CLIPTokenizer.from_pretrained(base_folder(settings) / "tokenizer", local_files_only=True)
         self.limit: int = self.tokenizer.model_max_length
-        self.names = {token: [token, *(f"{token}_{i}" for i in range(1, n))] for token, n in vectors.items()}
-        self.tokenizer.add_tokens([name for names in self.names.values() for name in names])
+        self.names = {token: vector_names(token, count) for token, count in vectors.items()}
+        for names in self.names.values():
+            self.tokenizer.add_tokens(names)
 
     def __call__(self, text: str) -> int:
         for token, names in self.names.items():
@@ -122,7 +133,7 @@ class TextPlaces:
 
 
 def load_pipeline(settings: config.Base, device: str = "cpu", dtype: str | None = None) -> Any:
-    """A StableDiffusionPipeline on device; dtype defaults to settings.dtype."""
+    """A StableDiffusionPipeline in evaluation mode; dtype defaults to settings.dtype."""
     import torch
     from diffusers import StableDiffusionPipeline
     from diffusers.utils import logging as diffusers_logging

@@ -1,7 +1,7 @@
-"""Fine-tuning's state in the run's storage: checkpoints to resume from, and the adapters that came out.
+"""Fine-tuning's state in the run's store: checkpoints to resume from, and the finished adapters.
 
-Bytes first, then a create-only record that names their digest; whoever reads trusts records whose digests hold, and
-falls back to the newest such one. The first committed adapters of a run win.
+Bytes are put first, then a create-only record that names their digest. A reader takes the newest
+record whose digest matches its bytes. The first committed adapters of a run win.
 """
 
 import json
@@ -19,25 +19,29 @@ FOLDER = "finetune/checkpoints"
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """What training leaves to look at, over all its starts."""
+    """The course of a training, over all its starts."""
 
     loss: tuple[tuple[int, float], ...] = ()
-    """(step, training loss averaged since the entry before)."""
+    """(step, mean training loss since the previous entry)."""
     validation: tuple[tuple[int, float], ...] = ()
     """(step, validation loss)."""
     workers: tuple[tuple[int, int], ...] = ()
-    """(steps done, workers from there on), one entry a start."""
+    """(steps done, number of workers from then on), one entry a start."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """What a training resumes from."""
+
     step: int
     """Optimiser steps done."""
     state: bytes
+    """From FineTuner.state_bytes."""
     log: TrainingLog
 
 
 def put_checkpoint(store: Store, checkpoint: Checkpoint) -> None:
+    """Put the state under its digest, then the record that names it."""
     digest = sha256_bytes(checkpoint.state)
     name = f"{FOLDER}/{checkpoint.step:08d}"
     key = f"{name}-{digest[:16]}.safetensors"
@@ -54,7 +58,7 @@ def put_checkpoint(store: Store, checkpoint: Checkpoint) -> None:
 
 
 def newest_checkpoint(store: Store) -> Checkpoint | None:
-    """The checkpoint of the highest step whose record parses and whose bytes match it; None where there is none."""
+    """The checkpoint of the highest step whose record and bytes are whole; None without one."""
     for key in sorted(store.list(FOLDER), reverse=True):
         if not key.endswith(".json"):
             continue
@@ -62,7 +66,7 @@ def newest_checkpoint(store: Store) -> Checkpoint | None:
             record = json.loads(store.read(key))
             state = store.read(record["object"])
         except (ValueError, KeyError, FileNotFoundError):
-            continue  # torn: an older one serves
+            continue  # an interrupted write: an older checkpoint will do
         if sha256_bytes(state) == record["digest"]:
             workers = tuple((int(step), int(n)) for step, n in record["workers"])
             log = TrainingLog(_pairs(record["loss"]), _pairs(record["validation"]), workers)
@@ -75,14 +79,17 @@ def _pairs(values: list[list[float]]) -> tuple[tuple[int, float], ...]:
 
 
 def commit_adapters(store: Store, files: dict[str, bytes], record: dict[str, Any]) -> dict[str, Any]:
-    """Put the adapters' files and the record that makes them the run's; returns the record that won.
+    """Put the adapters' files, then the record that makes them the run's.
 
-    record: `sha256` of the adapters and whatever else describes them; `folder` and `files` (name -> SHA-256) are added.
+    Returns the stored record, which is another process's where that was first. record: `sha256` of
+    the adapters and whatever else describes them; `folder` and `files` (name -> SHA-256) are
+    added.
     """
     folder = f"adapters/{record['sha256'][:16]}"
     for name, data in files.items():
         store.put_once(f"{folder}/{name}", data)
-    # An earlier try may have left the same tensors under this name with their header in another order: record those.
+    # An earlier try may have put the same tensors under this name, with another order of their
+    # header.
     digests = {name: sha256_bytes(store.read(f"{folder}/{name}")) for name in files}
     store.put_once(ADAPTERS, to_json({**record, "folder": folder, "files": digests}))
     winner = read_adapters(store)
@@ -96,7 +103,10 @@ def read_adapters(store: Store) -> dict[str, Any] | None:
 
 
 def fetch_adapters(store: Store, folder: Path) -> Path:
-    """The run's adapters as local files in folder, digests checked."""
+    """Copy the run's adapters into a local folder, which is returned.
+
+    FileNotFoundError where there are none yet, ValueError for a file of another digest.
+    """
     record = read_adapters(store)
     if record is None:
         raise FileNotFoundError(f"{store.url} has no adapters yet")

@@ -1,6 +1,6 @@
-"""Training images as posterior means and deviations of the autoencoder, encoded once."""
+"""Training images as the autoencoder's latents: posterior means and deviations, computed once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +10,21 @@ from safetensors.torch import load, save
 
 from busray.model.sample import decode_grey, latent_weight, to_model
 from busray.records import ContentBox
+from busray.workers import Beat
 
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Row i: posterior mean and std float [n, c, h, w] in the UNet's scale, and the share of content a cell
-    [n, 1, h, w], which weights the loss so that padding carries none. Mirrored copies follow the images as they are."""
+    """A row for each image, then, where they are mirrored, a row for each mirrored image."""
 
     mean: torch.Tensor
+    """Of the posterior, float [n, c, h, w], scaled as the UNet takes latents."""
     std: torch.Tensor
+    """Likewise its standard deviation."""
     weight: torch.Tensor
+    """Share of content in each cell, [n, 1, h, w]: the loss's weight, so that padding has none."""
     images: int
-    """Without the mirrored copies: row i shows image i % images."""
+    """Number of images without mirrored copies: row i shows image i % images."""
 
     def to_bytes(self) -> bytes:
         count = torch.tensor(self.images)
@@ -41,22 +44,26 @@ def encode_images(
     boxes: Sequence[ContentBox],
     mirror: bool,
     batch_size: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    beat: Beat = lambda n=0: None,
 ) -> EncodedImages:
-    """Encode grey images uint8 [n, s, s]; with mirror, their left-right mirrored copies too."""
+    """Encode grey images uint8 [n, s, s]; with mirror, their left-right mirrored copies too.
+
+    beat counts the images that are done.
+    """
     scale, size, factor = pipe.vae.config.scaling_factor, images.shape[1], pipe.vae_scale_factor
-    means, stds, weights = [], [], []
-    for flipped in (False, True)[: 1 + mirror]:
-        for at in range(0, len(images), batch_size):
-            pixels = to_model(images[at : at + batch_size])
-            posterior = pipe.vae.encode((pixels.flip(-1) if flipped else pixels).to(pipe.vae.device)).latent_dist
-            means.append((posterior.mean * scale).cpu())
-            stds.append((posterior.std * scale).cpu())
-            progress(at // (1 + mirror) if not flipped else (len(images) + at) // 2, len(images))
-        weight = torch.stack([latent_weight(box, size, factor) for box in boxes])
-        weights.append(weight.flip(-1) if flipped else weight)
-    progress(len(images), len(images))
-    return EncodedImages(torch.cat(means), torch.cat(stds), torch.cat(weights), len(images))
+    weight = torch.stack([latent_weight(box, size, factor) for box in boxes])
+    means, stds = ([], []), ([], [])  # of the images, and of their mirrored copies
+    for at in range(0, len(images), batch_size):
+        pixels = to_model(images[at : at + batch_size])
+        for flipped in (False, True)[: 1 + mirror]:
+            shown = pixels.flip(-1) if flipped else pixels
+            posterior = pipe.vae.encode(shown.to(pipe.vae.device)).latent_dist
+            means[flipped].append((posterior.mean * scale).cpu())
+            stds[flipped].append((posterior.std * scale).cpu())
+            beat()
+        beat(len(pixels))
+    weights = [weight, weight.flip(-1)] if mirror else [weight]
+    return EncodedImages(torch.cat(means[0] + means[1]), torch.cat(stds[0] + stds[1]), torch.cat(weights), len(images))
 
 
 @torch.no_grad()
@@ -65,19 +72,19 @@ def reconstruct(
     images: np.ndarray,
     boxes: Sequence[ContentBox],
     batch_size: int,
-    progress: Callable[[int], None] = lambda more: None,
+    beat: Beat = lambda n=0: None,
 ) -> np.ndarray:
-    """Grey images uint8 [n, s, s], encoded (posterior mean) and decoded: what the autoencoder alone makes of them.
+    """Grey images uint8 [n, s, s], encoded to the posterior mean and decoded, as uint8 [n, s, s].
 
-    ValueError where what comes out is not finite. progress is told how many more are done.
+    ValueError where the result is not finite. beat counts the images that are done.
     """
-    vae, made = pipe.vae, []
+    vae, batches = pipe.vae, []
     for at in range(0, len(images), batch_size):
         pixels = to_model(images[at : at + batch_size]).to(vae.device, vae.dtype)
         latents = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
         decoded, finite = decode_grey(vae, latents, boxes[at : at + batch_size])
         if not bool(finite.all()):
             raise ValueError("the autoencoder's output is not finite: load it in float32")
-        made.append(decoded)
-        progress(len(decoded))
-    return np.concatenate(made)
+        batches.append(decoded)
+        beat(len(decoded))
+    return np.concatenate(batches)

@@ -178,20 +178,13 @@ def _encode(beat: Beat, training: AdapterTraining, images: Mapping[str, Images])
 
     pipe = load_pipeline(training.base, training.device, "float32")
     for split, of_split in images.items():
-        counted = 0
-
-        def report(done: int, total: int) -> None:
-            nonlocal counted
-            beat(done - counted)
-            counted = done
-
         encoded = encode_images(
             pipe,
             of_split.pixels,
             of_split.boxes,
             mirror=training.adapters.mirror and split == "train",
             batch_size=training.sampling.batch_size,
-            progress=report,
+            beat=beat,
         )
         training.store.put_once(training.latents[split], encoded.to_bytes())
 
@@ -280,7 +273,7 @@ class AdapterTrainingLoop:
     def _validate(self, beat: Beat) -> float:
         """The validation loss; images are drawn too. Both are of the weights that are given out."""
         beat()
-        with self.tuner.released():
+        with self.tuner.averaged_weights():
             loss = self.tuner.validation_loss(self.encoded["val"], self.training.captions["val"], beat)
             self._draw_grid(beat)
         return loss

@@ -12,7 +12,7 @@ from busray.config_file import validate
 from busray.corpus.commit import (
     commit_shard,
     committed_shards,
-    first_draws_held,
+    count_first_draws,
     read_commit,
     read_commits,
     read_rows,
@@ -23,10 +23,10 @@ from busray.corpus.gate import GatedShard, draw_gated, place
 from busray.corpus.manifest import orphans, publish_manifest
 from busray.corpus.plan import extend_plan, pending, shards
 from busray.corpus.recipe import Recipe, corpus_identity
-from busray.corpus.record import open_run
+from busray.corpus.record import claim_corpus
 from busray.corpus.verify import verify
 from busray.identity import seed_for
-from busray.model.sample import Drawn, Sampler, draw_shard
+from busray.model.sample import DrawnImage, Sampler, draw_shard
 from busray.records import Commit, ContentBox, Execution, ImageSpec, Redrawn, Shard
 from busray.storage import Store
 
@@ -53,14 +53,14 @@ class FakeSampler:
         self.broken = broken
         self.batches: list[list[tuple[int, int]]] = []
 
-    def draw(self, specs: Sequence[ImageSpec]) -> list[Drawn]:
+    def draw(self, specs: Sequence[ImageSpec]) -> list[DrawnImage]:
         self.batches.append([(one.index, one.attempt) for one in specs])
         return [self._one(spec) for spec in specs]
 
-    def _one(self, spec: ImageSpec) -> Drawn:
+    def _one(self, spec: ImageSpec) -> DrawnImage:
         image = np.zeros((SIZE, SIZE), np.uint8)
         image[0, :2] = spec.index, spec.attempt
-        return Drawn(spec, image, 255 - image, "latents or pixels are not finite" if self.broken(spec) else None)
+        return DrawnImage(spec, image, 255 - image, "latents or pixels are not finite" if self.broken(spec) else None)
 
 
 def judge(name: str, images: np.ndarray) -> np.ndarray:
@@ -77,7 +77,7 @@ def through_the_gate(sampler: FakeSampler | None = None, shard: Shard = SHARD, o
 
 
 def commit(store: Store, gated: GatedShard, shard: Shard, fingerprint: str, format: str = "parquet") -> Commit:
-    def row(one: Drawn) -> Row:
+    def row(one: DrawnImage) -> Row:
         return Row(one.spec, one.image, one.txt2img)
 
     rows = [row(one) for one in gated.images if not one.problem]
@@ -88,7 +88,7 @@ def commit(store: Store, gated: GatedShard, shard: Shard, fingerprint: str, form
 
 
 def draw_corpus(store: Store, images: int = 12, shard_size: int = 8, format: str = "parquet") -> str:
-    fingerprint = open_run(store, {"seed": 5, "gate": {"classifier": "d" * 64}})
+    fingerprint = claim_corpus(store, {"seed": 5, "gate": {"classifier": "d" * 64}})
     segments = extend_plan(store, {"benign": images}, shard_size)
     todo = pending(shards(segments), committed_shards(store))
     for shard in todo:
@@ -189,7 +189,7 @@ def test_rows_of_attempt_0_and_the_rejected_ones_are_all_first_draws(store: Stor
     columns = ["index", "attempt", "image_txt2img"]
     parts = [read_rows(store, one, columns).to_pylist() for one in (record, rejected)]
     firsts = sorted(row["index"] for rows in parts for row in rows if row["attempt"] == 0)
-    assert firsts == list(range(8, 16)) and first_draws_held(record) == 8
+    assert firsts == list(range(8, 16)) and count_first_draws(record) == 8
 
 
 def test_an_image_that_could_not_be_drawn_has_no_first_draw_and_one_that_could_not_be_drawn_again_has(
@@ -198,7 +198,7 @@ def test_an_image_that_could_not_be_drawn_has_no_first_draw_and_one_that_could_n
     never, not_again = (10, 0), (9, 1)
     broken = FakeSampler(lambda spec: (spec.index, spec.attempt) in (never, not_again))
     record = commit(store, through_the_gate(broken), SHARD, "f" * 64)
-    assert record.rows == 5 and first_draws_held(record) == 7
+    assert record.rows == 5 and count_first_draws(record) == 7
 
 
 def test_the_corpus_folder_holds_no_rejected_image(store: Store) -> None:
@@ -238,7 +238,7 @@ def test_first_draws_that_are_gone_or_others_are_found(store: Store) -> None:
 
 
 def test_an_attempt_that_the_record_does_not_tell_is_found(store: Store) -> None:
-    fingerprint = open_run(store, {"seed": 5})
+    fingerprint = claim_corpus(store, {"seed": 5})
     segments = extend_plan(store, {"benign": 12}, 12)
     (shard,) = shards(segments)
     gated = through_the_gate(shard=shard, of=recipe(fingerprint))

@@ -120,12 +120,15 @@ def test_a_lora_on_convolutions_too_is_fused_at_its_scale(tmp_path: Path, base: 
     assert check_adapters(tmp_path, "lora", {}, base, None)["method"] == "lora"
     pipe = load_pipeline(Base())
     load_adapters(pipe, tmp_path, "lora", {})
-    latents, states = torch.randn(1, 8, 32, 32), torch.randn(1, 77, WIDTH)
+    generator = torch.Generator().manual_seed(4)
+    latents = torch.randn(1, 8, 16, 16, generator=generator)
+    states = torch.randn(1, 77, WIDTH, generator=generator)
     before = load_pipeline(Base()).unet
     with torch.inference_mode():
         wanted, found, plain = (unet(latents, 500, states).sample for unet in (trainee.unet, pipe.unet, before))
-    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
-    assert (found - plain).abs().max() > 0.01
+    effect = (wanted - plain).norm()
+    assert effect > 0.01 * plain.norm()
+    assert (found - wanted).norm() < 0.01 * effect
     layer = "down_blocks.0.resnets.0.conv1"
     assert not torch.equal(pipe.unet.get_submodule(layer).weight, before.get_submodule(layer).weight)
 

@@ -1,4 +1,4 @@
-"""One bad image costs itself alone; a device too small for a batch gets smaller ones; a broken device is no image's."""
+"""draw_shard: a bad image does not cost the others, a batch too large is halved, a broken device raises."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,14 +8,16 @@ import torch
 
 from busray.config import Base, Sampling
 from busray.model.base import load_pipeline
-from busray.model.sample import Drawn, Sampler, draw_shard
+from busray.model.sample import DrawnImage, Sampler, draw_shard
 from busray.records import ContentBox, ImageSpec
 
 SIZE = 64
 
 
 def spec(index: int) -> ImageSpec:
-    return ImageSpec(f"id-{index}", "benign", index, 0, "a breast ultrasound scan", index, index, ContentBox(0, 0, SIZE, SIZE))
+    return ImageSpec(
+        f"id-{index}", "benign", index, 0, "a breast ultrasound scan", index, index, ContentBox(0, 0, SIZE, SIZE)
+    )
 
 
 class FakeSampler:
@@ -30,27 +32,28 @@ class FakeSampler:
 
     halve_batch = Sampler.halve_batch
 
-    def draw(self, specs: Sequence[ImageSpec]) -> list[Drawn]:
+    def draw(self, specs: Sequence[ImageSpec]) -> list[DrawnImage]:
         assert 0 < len(specs) <= self.sampling.batch_size
-        self.batches.append([one.index for one in specs])
+        self.batches.append([spec.index for spec in specs])
         problem = self.fault(specs)
-        grey = [np.full((SIZE, SIZE), one.index, np.uint8) for one in specs]
-        return [Drawn(s, g, g, problem if s.index == 3 else None) for s, g in zip(specs, grey, strict=True)]
+        grey = [np.full((SIZE, SIZE), spec.index, np.uint8) for spec in specs]
+        return [DrawnImage(s, g, g, problem if s.index == 3 else None) for s, g in zip(specs, grey, strict=True)]
 
 
-def told() -> tuple[list[int], Callable[[int], None]]:
+def counter() -> tuple[list[int], Callable[[int], None]]:
+    """(the counts that beat got, beat)."""
     counts: list[int] = []
     return counts, counts.append
 
 
 def test_an_image_that_raises_is_tried_again_alone_and_then_given_up_with_its_reason() -> None:
     def fault(specs: Sequence[ImageSpec]) -> None:
-        if any(one.index == 2 for one in specs):
+        if any(spec.index == 2 for spec in specs):
             raise ValueError("poisoned\nprompt")
 
-    counts, tell = told()
+    counts, beat = counter()
     sampler = FakeSampler(4, fault)
-    drawn = draw_shard(sampler, [spec(i) for i in range(6)], tell)
+    drawn = draw_shard(sampler, [spec(i) for i in range(6)], beat)
     assert [d.spec.index for d in drawn] == list(range(6)) and sum(counts) == 6
     assert {d.spec.index: d.problem for d in drawn if d.problem} == {2: "ValueError: poisoned prompt"}
     assert all(d.image[0, 0] == d.spec.index for d in drawn if not d.problem)
@@ -59,12 +62,12 @@ def test_an_image_that_raises_is_tried_again_alone_and_then_given_up_with_its_re
 
 def test_an_image_that_is_not_finite_once_is_drawn_again_and_kept() -> None:
     problems = iter(["latents or pixels are not finite"])
-    drawn = draw_shard(FakeSampler(4, lambda specs: next(problems, None)), [spec(i) for i in range(4)], told()[1])
+    drawn = draw_shard(FakeSampler(4, lambda specs: next(problems, None)), [spec(i) for i in range(4)], counter()[1])
     assert [d.problem for d in drawn] == [None] * 4
 
 
 def test_an_image_that_is_never_finite_is_given_up() -> None:
-    drawn = draw_shard(FakeSampler(4, lambda specs: "not finite"), [spec(i) for i in range(4)], told()[1])
+    drawn = draw_shard(FakeSampler(4, lambda specs: "not finite"), [spec(i) for i in range(4)], counter()[1])
     assert [d.problem for d in drawn] == [None, None, None, "not finite"]
 
 
@@ -88,9 +91,9 @@ def test_a_batch_that_memory_does_not_hold_is_halved_for_good_and_the_shard_begu
         if len(specs) > 2:
             fail()
 
-    counts, tell = told()
+    counts, beat = counter()
     sampler = FakeSampler(8, fault)
-    drawn = draw_shard(sampler, [spec(i) for i in range(9)], tell)
+    drawn = draw_shard(sampler, [spec(i) for i in range(9)], beat)
     assert sampler.sampling.batch_size == 2 and not any(d.problem for d in drawn)
     assert [d.spec.index for d in drawn] == list(range(9)) and sum(counts) == 9
     assert [len(batch) for batch in sampler.batches] == [8, 4, 2, 2, 2, 2, 1]
@@ -101,8 +104,8 @@ def test_memory_that_ends_in_a_later_batch_takes_the_count_of_the_earlier_ones_b
         if len(specs) == 4 and specs[0].index == 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    counts, tell = told()
-    assert len(draw_shard(FakeSampler(4, fault), [spec(i) for i in range(8)], tell)) == 8
+    counts, beat = counter()
+    assert len(draw_shard(FakeSampler(4, fault), [spec(i) for i in range(8)], beat)) == 8
     assert counts == [4, -4, 2, 2, 2, 2]
 
 
@@ -115,7 +118,7 @@ def test_a_device_that_cannot_draw_at_all_is_no_images_fault(error: Exception) -
         raise error
 
     with pytest.raises(type(error)):
-        draw_shard(FakeSampler(1, fault), [spec(0)], told()[1])
+        draw_shard(FakeSampler(1, fault), [spec(0)], counter()[1])
 
 
 def test_images_of_a_halved_batch_are_equal_within_one_grey_level() -> None:
@@ -127,6 +130,6 @@ def test_images_of_a_halved_batch_are_equal_within_one_grey_level() -> None:
             SIZE,
             False,
         )
-        return np.stack([d.image for d in draw_shard(sampler, [spec(i) for i in range(4)], told()[1])]).astype(int)
+        return np.stack([d.image for d in draw_shard(sampler, [spec(i) for i in range(4)], counter()[1])]).astype(int)
 
     assert np.abs(drawn(4) - drawn(2)).max() <= 1

@@ -43,13 +43,14 @@ def encoded() -> EncodedImages:
     return encode_images(pipeline(), images, boxes, mirror=True, batch_size=4)
 
 
-def tuner(encoded: EncodedImages, **changes: Any) -> FineTuner:
+def tuner(encoded: EncodedImages, dtype: str = "float32", **changes: Any) -> FineTuner:
     settings = Adapters(
         **{"rank": 2, "vectors": 2, "batch_size": 4, "learning_rate": 1e-2, "token_learning_rate": 1e-2, **changes}
     )
     tokens = TOKENS if "ti" in settings.method else {}
     captions = CAPTIONS if tokens else ["smooth ultrasound image"] * 6
-    return FineTuner(pipeline(), settings, tokens, WORDS, encoded, captions, seed=5)
+    pipe = load_pipeline(Base(size=SIZE), dtype=dtype)
+    return FineTuner(pipe, settings, tokens, WORDS, encoded, captions, seed=5)
 
 
 def train(tuner: FineTuner, first: int, last: int, shares: int = 1) -> list[float]:
@@ -92,21 +93,23 @@ def test_padding_carries_no_loss(encoded: EncodedImages) -> None:
 
 
 def test_splitting_a_batch_over_workers_gives_the_same_gradients(encoded: EncodedImages) -> None:
-    """Not the same steps: Adam turns the rounding of a gradient near 0 into a step of any sign.
+    """In float64, where the order of a sum makes no difference that could be taken for a mistake.
 
-    With room: tiny's text path turns fp32's rounding into per cents of some gradients; in float64 they are equal.
+    The steps themselves are not compared: Adam turns the rounding of a gradient near 0 into a step of
+    any sign.
     """
-    alone, shared = tuner(encoded), tuner(encoded)
-    for step in range(3):
+    double = EncodedImages(encoded.mean.double(), encoded.std.double(), encoded.weight.double(), encoded.images)
+    alone, shared = (tuner(double, "float64") for _ in range(2))
+    for step in range(2):
         shared.load_state(alone.state_bytes())
         whole = alone.accumulate(step, range(4))
         parts = sum(shared.accumulate(step, range(rank, 4, 2)) for rank in range(2))
-        assert parts == pytest.approx(whole, rel=1e-5)
+        assert parts == pytest.approx(whole, rel=1e-6)
         for name, parameter in alone.parameters.items():
             grad, summed = parameter.grad, shared.parameters[name].grad
             assert grad is not None and summed is not None
             assert bool(grad.norm() > 0) == (step > 0 or "lora_A" not in name), name  # B is 0 at the start
-            assert (grad - summed).norm() <= 0.05 * grad.norm(), name
+            assert (grad - summed).norm() <= 1e-4 * grad.norm(), name
         alone.apply(step)
         shared.apply(step)
 
@@ -182,7 +185,7 @@ def test_snr_weighting_weakens_easy_steps_only(encoded: EncodedImages) -> None:
     assert torch.equal(tuner(encoded)._snr_weight(alpha, "epsilon"), torch.ones(3))
 
 
-def test_the_moving_average_is_what_is_kept(encoded: EncodedImages) -> None:
+def test_the_adapters_hold_the_moving_average(encoded: EncodedImages) -> None:
     made = tuner(encoded, ema=0.5, method="ti")
     train(made, 0, 3)
     kept = load(made.adapter_files({})["us-benign.safetensors"])["<us-benign>"]
@@ -191,11 +194,11 @@ def test_the_moving_average_is_what_is_kept(encoded: EncodedImages) -> None:
     assert not torch.equal(kept, made.parameters["tokens"][:2])
 
 
-def test_what_is_looked_at_during_training_is_the_moving_average(encoded: EncodedImages) -> None:
+def test_what_is_validated_during_training_is_the_moving_average(encoded: EncodedImages) -> None:
     made, captions = tuner(encoded, ema=0.5, method="ti"), ["a <us-benign>"] * encoded.images
     train(made, 0, 3)
     raw = {name: value.clone() for name, value in values(made).items()}
-    with made.released():
+    with made.averaged_weights():
         within = made.validation_loss(encoded, captions)
     assert all(torch.equal(value, raw[name]) for name, value in values(made).items())
     assert within != made.validation_loss(encoded, captions)

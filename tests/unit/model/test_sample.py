@@ -55,9 +55,8 @@ def test_a_last_batch_is_padded_to_the_fixed_shape_and_gives_only_what_was_asked
 
 
 def test_refinement_changes_the_image_and_keeps_the_one_before(refining: Sampler) -> None:
-    drawn = refining.draw([spec(0), spec(1)])
-    for one in drawn:
-        assert one.txt2img is not None and not np.array_equal(one.image, one.txt2img)
+    for drawn in refining.draw([spec(0), spec(1)]):
+        assert drawn.txt2img is not None and not np.array_equal(drawn.image, drawn.txt2img)
 
 
 def test_refinement_of_little_strength_stays_nearer_than_of_much() -> None:
@@ -147,7 +146,7 @@ def test_a_broken_image_is_reported_and_its_neighbour_is_untouched(monkeypatch: 
 
 
 def test_a_prompt_is_encoded_once_while_it_is_among_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample, "KEPT_PROMPTS", 2)
+    monkeypatch.setattr(sample, "CACHED_PROMPTS", 2)
     made, encoded = sampler(), []
     encode = made.pipe.encode_prompt
     monkeypatch.setattr(
@@ -177,18 +176,18 @@ def test_reconstruction_is_the_autoencoders_and_leaves_padding_black(plain: Samp
     np.testing.assert_allclose(alone[0].astype(int), made[2].astype(int), atol=1)
 
 
-def test_an_image_that_is_held_is_refined_only_and_comes_out_as_if_drawn_whole(refining: Sampler) -> None:
+def test_an_image_whose_txt2img_exists_is_only_refined_and_comes_out_as_if_drawn_whole(refining: Sampler) -> None:
     specs = [spec(0, ContentBox(0, 16, SIZE, 32)), spec(1)]
     whole = refining.draw(specs)
     evaluations = []
     hook = refining.pipe.unet.register_forward_hook(lambda module, given, out: evaluations.append(1))
-    refining.held = {(s.class_name, s.index): d.txt2img for s, d in zip(specs, whole, strict=True)}
+    refining.txt2img_source = {(s.class_name, s.index): d.txt2img for s, d in zip(specs, whole, strict=True)}
     again = refining.draw(specs)
     refined_only = len(evaluations)
-    refining.held = {("benign", 0): whole[0].txt2img}
+    refining.txt2img_source = {("benign", 0): whole[0].txt2img}
     other = refining.draw(specs)
     hook.remove()
-    refining.held = {}
+    refining.txt2img_source = {}
     assert all(np.array_equal(a.image, b.image) for a, b in zip(whole, again, strict=True))
     assert all(np.array_equal(a.image, b.image) for a, b in zip(whole, other, strict=True))
     assert refined_only == 2 and len(evaluations) == 2 + 2 + 3
