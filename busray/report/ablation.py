@@ -25,7 +25,8 @@ NEARNESS_HEADINGS = ["nearest training image, median [95 % interval]", "nearest 
 def ablation_sentences(arms: Sequence[Figure], sweep: Sequence[Figure], full: str, sweep_reference: str) -> list[str]:
     """What the order of the arms does not say.
 
-    FID from base to `full` against test images; what the autoencoder costs; what the sweeps found.
+    FID from base to `full` against test images, FID of the autoencoder alone, and the best setting
+    of the sweeps.
     """
     sentences = [_from_base(*pair) + "." for pair in _steps(arms, full) if pair[1].reference == "test"]
     overall = [f for f in arms if f.metric == "fid" and f.class_name == CLASS_ALL]
@@ -33,8 +34,8 @@ def ablation_sentences(arms: Sequence[Figure], sweep: Sequence[Figure], full: st
     for f in overall:
         if f.protocol == RECONSTRUCTION:
             # the reference's own images, decoded (VAE), are compared with themselves: no floor is
-            beside = f"; the same kind of images not decoded {floor.value:.1f}" if floor and f.arm != VAE else ""
-            sentences.append(f"The autoencoder alone, {f.arm}: FID {f.value:.1f} (n {f.n} against {_real(f)}){beside}.")
+            other = f"; real images without it {floor.value:.1f}" if floor and f.arm != VAE else ""
+            sentences.append(f"The autoencoder alone, {f.arm}: FID {f.value:.1f} (n {f.n} against {_real(f)}){other}.")
     return sentences + _best_of_sweep(sweep, sweep_reference)
 
 
@@ -168,7 +169,7 @@ def _notes(ablation: Json) -> str:
 def _sheets(sheets: Mapping[str, bytes]) -> str:
     if not sheets:
         return ""
-    note = "The first images of each class, not a selection. A column has one seed: its noise and prompt are the same."
+    note = "The first images of each class, not a selection. All images of a column share seed, noise and prompt."
     shown = "".join(figure(image(png, title), "", title) for title, png in sheets.items())
     return section("Arms side by side", paragraph(note, "soft") + shown)
 
@@ -217,7 +218,7 @@ def _curves(
     for colour, (arm, values) in enumerate(arms.items(), 1):
         points = [Point(value, *metric.scaled(overall[name, arm_there])) for value, arm_there in values]
         series.append(Series(arm, points, f"c{colour}"))
-    at = sorted({point.x for one in series for point in one.points})
+    at = sorted({point.x for curve in series for point in curve.points})
     dashed = (metric.floor, metric.scaled(floor)[0])
     drawing = curve_plot(series, setting, f"{metric.title} over {setting}", metric.title, at, dashed)
     return figure(drawing, "; ".join(f"{colour}: {arm}" for colour, arm in zip(COLOUR_NAMES, arms)))

@@ -66,7 +66,7 @@ def copies_section(audit: Json, panels: bytes | None) -> str:
         "them in fine detail. The thresholds come from real images that are in no training set."
     )
     caption = (
-        "The closest pairs: an image of the corpus, and beside it the nearest training image (mirrored where the "
+        "The closest pairs: an image of the corpus, with the nearest training image at its side (mirrored where the "
         "mirrored one is nearer). Closest does not mean copied."
     )
     parts = [
@@ -87,7 +87,7 @@ def _histograms(spaces: Json) -> str:
 
 
 def _histogram(title: str, axis: str, counts: Json) -> str:
-    """Shares of held-out real images (filled) and of the corpus (line) a bin, and the threshold.
+    """Shares of held-out real images (filled) and of the corpus (line) a bin.
 
     The axis of the shares is logarithmic, so that one copy in a million images can be seen.
     """
@@ -102,7 +102,7 @@ def _histogram(title: str, axis: str, counts: Json) -> str:
     plot = Plot((low, high), (-decades - 0.3, 0), (52, 392, 40, 184))
     plot.y_axis(range(-decades, 1), lambda decade: f"{10.0**decade:g}")
     plot.x_axis(ticks(low, high), axis)
-    sides = ((52, "c0", real, 0.3, "real, held out"), (170, "c1", corpus, None, "corpus"))
+    sides = ((52, "c0", real, 0.3, "held-out real"), (170, "c1", corpus, None, "corpus"))
     for left, colour, of_side, opacity, words in sides:
         plot.shape(_outline(plot, start, width, of_side), colour, opacity)
         plot.shape(f"M{left} 3h14v10h-14Z", colour, opacity)
@@ -163,10 +163,10 @@ def _verdict(of: AuditEvidence) -> str:
         return f"{copies} of {n:,} images copy one of {of.training} training images ({len(of.tally.copied)} copied)"
     if of.detects:
         return f"none of {n:,} images was found to copy one of {of.training} training images"
-    found, planted = of.planted_found.get(IDENTICAL, 0), len(of.planted.get(IDENTICAL, ()))
+    detected, planted = of.planted_found.get(IDENTICAL, 0), len(of.planted.get(IDENTICAL, ()))
     return (
         f"no verdict on {n:,} images, because the search misses exact copies of training images planted among them "
-        f"({found} of {planted} found)"
+        f"({detected} of {planted} found)"
     )
 
 

@@ -34,12 +34,12 @@ def consistency_sentences(figures: Sequence[Figure]) -> list[str]:
 
 def _above_real(excess: Figure) -> str:
     certain = excess.interval is not None and excess.interval[0] > 0
-    note = "" if certain else " (may be chance)"
+    note = "" if certain else " (the interval contains 0)"
     return f"{excess.arm} {excess.class_name} {METRICS[EXCESS].number(excess.value, '+')}{note}"
 
 
 def _judge(figures: Sequence[Figure]) -> Figure | None:
-    """The judge's accuracy over all classes of real test images."""
+    """Its accuracy over all classes of real test images."""
     return next((f for f in figures if f.metric == JUDGE and f.class_name == CLASS_ALL), None)
 
 
@@ -142,7 +142,7 @@ def _gate(gate: Json, figures: Sequence[Figure]) -> str:
         f"A classifier ({gate['architecture']}) trained on {images['train']} real training images and calibrated on "
         f"{images['val']} validation images. Its accuracy on {images['test']} real test images: {', '.join(shares)}. "
         f"An image passes if the gate gives its class a probability of {gate['threshold']:g} or more. Otherwise it is "
-        f"drawn again, with at most {gate['attempts']} draws in all."
+        f"generated again, with at most {gate['attempts']} draws in all."
     )
     note = (
         "Distances and coverage after the gate are in the tables above, as the arm +gate. Where all draws of an image "

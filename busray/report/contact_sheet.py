@@ -1,4 +1,4 @@
-"""Images side by side in one PNG, labelled: for looking at training, for the README."""
+"""Images side by side in one PNG with labels, for people."""
 
 import io
 import math
@@ -10,9 +10,10 @@ from PIL import Image, ImageDraw, ImageFont
 def contact_sheet(
     rows: Sequence[Sequence[bytes | None]], labels: Sequence[str], scale: int = 1, row_labels: Sequence[str] = ()
 ) -> bytes:
-    """A grey PNG of a grid of PNGs, each pixel scale x scale; labels are above the columns.
+    """A grey PNG of a grid of PNGs, each pixel scale x scale.
 
-    Cells are as large as the largest image (wider where a label needs it); missing ones stay white.
+    labels are above the columns, row_labels at the left. Cells are as large as the largest image,
+    or wider if a label needs it; missing ones stay white.
     """
     images = [[_open(cell) if cell else None for cell in row] for row in rows]
     font = ImageFont.load_default(8 + 6 * scale)

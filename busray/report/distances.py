@@ -56,7 +56,8 @@ INTRODUCTIONS = {
 
 
 def figures_section(figures: Sequence[Figure]) -> str:
-    return "".join(_extractor_section(extractor, of_it) for extractor, of_it in by_extractor(figures).items())
+    """A section for each extractor, so that no table mixes extractors."""
+    return "".join(_extractor_section(*measured) for measured in by_extractor(figures).items())
 
 
 def _extractor_section(extractor: str, figures: Sequence[Figure]) -> str:
@@ -82,7 +83,7 @@ def _extractor_section(extractor: str, figures: Sequence[Figure]) -> str:
 
 
 def _statements(figures: Sequence[Figure]) -> list[str]:
-    """One a protocol; metrics with the same n and reference share theirs."""
+    """A sentence for each protocol, and for metrics with the same n and reference."""
     measured = [f for f in figures if f.metric in DISTANCES]
     names: dict[str, list[str]] = {}
     for protocol, metric in dict.fromkeys((f.protocol, f.metric) for f in measured):

@@ -88,7 +88,7 @@ def shortened(name: str, most: int) -> str:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Four to ten round numbers within low .. high (one, where they are the same)."""
+    """Four to ten round numbers within low .. high (a single one if these are equal)."""
     span = (high - low) or 1.0
     power = 10 ** math.floor(math.log10(span / 4))
     step = max(power * m for m in (1, 2, 2.5, 5) if power * m <= span / 4)
@@ -234,9 +234,9 @@ def curve_plot(
 ) -> str:
     """Lines and dots with intervals over one axis. at: its ticks, by default round numbers from 0.
 
-    floor: name and value of a dashed line. named: names stand at the right end of the lines.
+    floor: name and value of a dashed line. named: names at the right end of the lines.
     """
-    points = [point for one in series for point in one.points]
+    points = [point for curve in series for point in curve.points]
     heights = [floor[1]] if floor else []
     for point in points:
         heights += [point.y, *(point.interval or ())]
@@ -250,9 +250,9 @@ def curve_plot(
     if floor:
         names[floor[0]] = plot.y(floor[1])
         plot.rule("floor", (plot.left, names[floor[0]]), (plot.right, names[floor[0]]))
-    for one in series:
-        names[one.name] = plot.y(one.points[-1].y)
-        _draw_series(plot, one)
+    for curve in series:
+        names[curve.name] = plot.y(curve.points[-1].y)
+        _draw_series(plot, curve)
     above = float("-inf")
     for name, height in sorted(names.items(), key=lambda item: item[1]) if named else ():
         above = max(height, above + 12)  # a name that would cover the one above it moves down

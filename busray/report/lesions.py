@@ -47,13 +47,13 @@ def _measure(test: Figure) -> str:
 
 def geometry_rows(figures: Sequence[Figure]) -> Table:
     """A row for each class and arm; real images by true masks, by pseudo-masks, and the floor's."""
-    found: dict[tuple[str, str, str], dict[str, Figure]] = {}
+    rows_by_key: dict[tuple[str, str, str], dict[str, Figure]] = {}
     for f in sorted(figures, key=lambda f: f.class_name):
         if f.metric.startswith("lesion_") and f.metric != DICE:
-            found.setdefault((f.class_name, f.arm, f.extractor), {})[f.metric] = f
+            rows_by_key.setdefault((f.class_name, f.arm, f.extractor), {})[f.metric] = f
     shares = ("lesion_area", "lesion_aspect", TALLER, "lesion_ellipticity")
     rows = []
-    for (name, arm, extractor), by_metric in found.items():
+    for (name, arm, extractor), by_metric in rows_by_key.items():
         images, lesions = by_metric[LESION_FOUND], by_metric.get("lesion_area")
         row = [name, arm, "true" if extractor == TRUE else "pseudo", str(images.n), METRICS[LESION_FOUND].text(images)]
         row.append(str(lesions.n) if lesions else NONE)

@@ -221,7 +221,7 @@ def _data_set(dataset: Json, check: Json) -> str:
 def _timings(timings: list[Json]) -> str:
     rows = []
     for timing in timings:
-        rate = timing.get("images_per_actor_second")  # old reports have none: theirs was of a session's wall time
+        rate = timing.get("images_per_actor_second")  # old reports have no rate of actors
         images = [f"{timing['images']:,}" if timing["images"] else "", f"{rate:,.2f}" if rate else ""]
         rows.append([timing["stage"], f"{timing['seconds']:,.1f}", *images])
     note = (

@@ -56,11 +56,8 @@ def class_rows(figures: Sequence[Figure]) -> Table:
     classes = classes_of(figures)
     single = [f for f in figures if f.class_name != CLASS_ALL]
     single.sort(key=lambda f: classes.index(f.class_name))
-    return _wide(single, ("class", "arm"), lambda f: (f.class_name, _arm_with_mixture(f)))
-
-
-def _arm_with_mixture(figure: Figure) -> str:
-    return f"{figure.arm} (paper-mixture)" if figure.protocol == "paper-mixture" else figure.arm
+    mixture = {"paper-mixture": " (paper-mixture)"}
+    return _wide(single, ("class", "arm"), lambda f: (f.class_name, f.arm + mixture.get(f.protocol, "")))
 
 
 def _wide(figures: Sequence[Figure], heads: tuple[str, str], key: Callable[[Figure], tuple[str, str]]) -> Table:

@@ -227,7 +227,7 @@ def test_what_the_judge_the_gate_and_the_segmenter_found_stands_in_the_card() ->
 
 def test_a_corpus_that_has_grown_since_it_was_measured_says_so() -> None:
     assert "when this was measured" not in card()
-    assert "The corpus held 6 images when this was measured" in card(shards=shards(40, 2))
+    assert "The corpus had 6 images when this was measured" in card(shards=shards(40, 2))
 
 
 def test_quarantined_images_are_counted() -> None:

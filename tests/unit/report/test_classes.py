@@ -34,7 +34,7 @@ def test_agreement_above_real_accuracy_is_flagged_as_lost_diversity_and_how_sure
     told, lost = consistency_sentences(figures)
     assert "The judge, cnn, is right on 0.70 [" in told and "slight 0.67 [" in told
     assert lost.endswith(
-        "sure all +0.25, sure benign +0.25, sure malignant +0.25, slight benign +0.03 (may be chance)."
+        "sure all +0.25, sure benign +0.25, sure malignant +0.25, slight benign +0.03 (the interval contains 0)."
     )
 
 
