@@ -1,4 +1,5 @@
-"""Recall and precision of the annotation detector on hand-labelled BUSI images; annotations.md is what this prints.
+"""Recall and precision of the annotation detector on hand-labelled BUSI images; prints
+annotations.md.
 
 .venv/bin/python benchmarks/annotations.py BUSI
 """

@@ -2,8 +2,8 @@
 
     nice -n 15 python benchmarks/copies.py BUSI
 
-Prints what benchmarks/copies.md holds. The images are split and framed as by a run (letterbox, SIZE px); scores are by
-squares of pixels alone: features would propose more pairs, never fewer.
+Prints the tables of benchmarks/copies.md. The images are split and framed as in a run (letterbox,
+SIZE px). Scores use squares of pixels only: features would propose more pairs, never fewer.
 """
 
 import sys

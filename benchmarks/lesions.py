@@ -1,4 +1,4 @@
-"""Lesion geometry of BUSI's real images, by true masks and by the segmenter's; lesions.md is what this prints.
+"""Lesion geometry of BUSI's real images, by true masks and by the segmenter's; prints lesions.md.
 
 .venv/bin/python benchmarks/lesions.py BUSI [--a.b=c ...]
 """

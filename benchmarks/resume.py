@@ -1,10 +1,10 @@
-"""What it costs a driver to resume a run of a million images at 99 %: seconds, peak memory, calls of the store.
+"""Cost of resuming a run of a million images at 99 %: seconds, peak memory, calls of the store.
 
     python benchmarks/resume.py --shard-size 256
 
-The run is made without drawing: real records, and data objects of a few bytes. Each figure is then taken in a process
-of its own that does what `generate` does, with records put in place of pixels for what is pending. Its seconds leave
-out the imports.
+The run is made without drawing: real records, and data objects of a few bytes. Each figure is then
+measured in a process of its own that does what `generate` does, except that it puts records instead
+of drawing what is pending. Its seconds do not include the imports.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def share_out(images: int) -> dict[str, int]:
 
 
 def null_objects(shard: Shard) -> Iterator[tuple[str, bytes]]:
-    """(key, bytes) of a shard's data object and of its record, in the order in which they are put."""
+    """(key, bytes) of a shard's data object and of its record, in the order of writing."""
     digest = fingerprint([shard.class_name, shard.first, shard.count])
     key = data_key(shard, digest, ".parquet")
     yield key, digest.encode()
@@ -127,7 +127,7 @@ def drive(url: str, images: int, shard_size: int) -> dict[str, Any]:
 
 
 def peak_mb() -> float:
-    """Peak resident memory of this program; getrusage's would be that of the process it was forked from, if larger."""
+    """Peak resident memory of this program. getrusage would include the process that forked it."""
     (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(peak) / 1024
 

@@ -1,4 +1,4 @@
-"""What the README shows of a run: its table as Markdown and a picture of its first synthetic images.
+"""What the README shows of a run: its table as Markdown, a picture of its first images.
 
     python benchmarks/show_run.py runs/busi-tiny --picture benchmarks/busi-tiny.png
 
@@ -29,7 +29,7 @@ STAGES = ("image_txt2img", "image")
 
 
 def first_images(store: Store) -> tuple[list[str], dict[str, list[bytes | None]]]:
-    """(titles of the columns, class -> PNGs of its first images, before and after refinement in turn)."""
+    """(titles of the columns, class -> PNGs of its first images, before and after refinement)."""
     shown: dict[str, list[bytes | None]] = {}
     columns = ["image"]
     for commit in sorted(read_commits(store), key=lambda c: (c.class_name, c.first)):

@@ -1,11 +1,11 @@
-"""Half an hour of random kills over one run against an S3 server on loopback; prints a row for reliability.md.
+"""Random kills of one run against an S3 server on loopback; prints a row for reliability.md.
 
     python benchmarks/soak.py --minutes 30 --images 1000 --seed 1
 
-A run of two classes is drawn once undisturbed and once, elsewhere in the same bucket, by drivers that are killed: at
-random moments (seeded) the driver, its raylet or one of its workers gets SIGKILL, or all of them SIGSTOP for a while
-with a second driver beside them. A run that ends early is grown by as many images and goes on. Needs the development
-set (moto).
+A run of two classes is drawn once undisturbed and once, elsewhere in the same bucket, by drivers
+that are killed: at random moments (seeded) the driver, its raylet or one of its workers gets
+SIGKILL, or all of them SIGSTOP for a while with a second driver beside them. A run that ends early
+gets as many images more and goes on. Needs the development set (moto).
 """
 
 import argparse
@@ -38,7 +38,7 @@ QUIET_SECONDS = (5.0, 60.0)
 """Between one fault and the next, drawn uniformly."""
 
 MOST_LATE = 2
-"""Drivers that go on beside the newest one after they had been stopped; of more, the oldest are killed."""
+"""Most drivers that continue beside the newest one after a stop; older ones are killed."""
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
-"""Measures the embedded base: what its autoencoder keeps of phantoms and of scans, its speed, its samples.
+"""Measures the embedded base: what its autoencoder keeps of images, its speed, its samples.
 
     python benchmarks/tiny_base.py --busi BUSI --pictures benchmarks
 
-Prints Markdown. BUSI: all images but masks, shuffled with seed 0; the first n are the reference, the next n go through
-the autoencoder (posterior mean, decoded, rounded to 8 bits). 128 px letterbox, grey. Features: Inception-2015.
+Prints Markdown. BUSI: all images without the masks, shuffled with seed 0. The first n are the
+reference, the next n go through the autoencoder (posterior mean, decoded, rounded to 8 bits).
+128 px letterbox, grey. Features: Inception-2015.
 """
 
 import argparse
@@ -72,7 +73,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def row(name: str, real: np.ndarray, made: np.ndarray) -> str:
-    """A line of the table: PSNR, speckle SNR and slope of both, power at 0.4-0.5 cycles/px made over real."""
+    """A line of the table: PSNR; speckle SNR and slope of both; ratio of power at 0.4-0.5 cycles/px."""
     snr, slope = [local_snr(x) for x in (real, made)], [spectrum_slope(x) for x in (real, made)]
     (f, p), (_, q) = radial_power(real), radial_power(made)
     top = float(np.mean(q[f > 0.4] / p[f > 0.4]))

@@ -173,9 +173,7 @@ def test_a_transient_error_is_retried(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FINAL)
-def test_an_answer_is_not_retried(
-    name: str, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_is_not_retried(name: str, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_transient(FINAL[name])
     monkeypatch.setattr(store.fs, "cat_file", failing(None, store.fs.cat_file, FINAL[name]))
     with pytest.raises(type(FINAL[name])):
