@@ -11,7 +11,8 @@ from PIL import Image
 
 from busray import terminal
 from busray.cli import main
-from busray.terminal import print_table, reporter
+from busray.records import Figure, Interval
+from busray.terminal import print_figures, print_table, reporter
 
 
 def test_a_table_written_to_a_file_folds_no_cell(capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,6 +21,22 @@ def test_a_table_written_to_a_file_folds_no_cell(capsys: pytest.CaptureFixture[s
     lines = capsys.readouterr().out.splitlines()
     assert any(all(column in line for column in columns) for line in lines)
     assert any(line.count("0.123456789 [0.1, 0.2]") == 12 for line in lines)
+
+
+def test_figures_are_printed_with_brackets_and_each_extractor_apart(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    about = ("test", "synthetic-only")
+    areas = [
+        Figure("told_apart_auc", value, Interval(0.0, 1.0), 9, 9, *about, extractor, "all", "base", "letterbox", 64)
+        for extractor, value in (("inception-v3-2015", 0.625), ("texture-1", 0.875))
+    ]
+    fid = Figure("fid", 7.0, Interval(6.0, 8.0), 9, 9, *about, "inception-v3-2015", "all", "base", "letterbox", 64, 5)
+    print_figures([fid, *areas], ["said"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "FID [spread] (inception-v3-2015)" in shown and "7.0 [6.0, 8.0]" in shown
+    assert "0.625 [0.000, 1.000]" in shown and "0.875 [0.000, 1.000]" in shown
 
 
 def test_progress_is_a_plain_line_now_and_then_where_there_is_no_terminal(
