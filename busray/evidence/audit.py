@@ -15,8 +15,8 @@ from busray.evidence.copies import (
     KINDS,
     METHOD,
     GumbelLaw,
-    bin_edges,
     are_copies,
+    bin_edges,
     histograms,
     thresholds,
 )
@@ -168,7 +168,11 @@ def audit_figures(of: AuditEvidence) -> list[Figure]:
         copied = sum(at <= share for at in of.tally.copied.values())
         figures.append(of.figure("training_images_copied", copied / of.training, None, round(share * n)))
     if of.near_duplicates[1]:
-        figures.append(of.figure("near_duplicates_inside", of.near_duplicates[0] / of.near_duplicates[1], None, of.near_duplicates[1]))
+        figures.append(
+            of.figure(
+                "near_duplicates_inside", of.near_duplicates[0] / of.near_duplicates[1], None, of.near_duplicates[1]
+            )
+        )
     return figures
 
 

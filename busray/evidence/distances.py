@@ -1,20 +1,22 @@
-"""Features of every arm and of the real images -> the flat list of figures, and what they say in sentences."""
+"""Distances of every arm to the real images, and of real images to each other, as figures.
+
+Features in, figures out. FID is computed here: _frechet_figures.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from busray.evidence.real import ClassFeatures, RealFeatures
-from busray.evidence.stats.frechet import FrechetSpread, Moments, frechet, frechet_at_infinity, frechet_spread
+from busray.evidence.real import REAL_AGAINST_REAL, SYNTHETIC_ONLY, ClassFeatures, RealFeatures, SplitRows
+from busray.evidence.stats.frechet import Moments, frechet, frechet_at_infinity, frechet_spread
 from busray.evidence.stats.intervals import Estimate
 from busray.evidence.stats.kernel import kid, kid_difference, kid_p_value
 from busray.evidence.stats.neighbours import neighbourhood
 from busray.evidence.stats.samples import FEWEST_UNITS, Sample, random_subset, unit_numbers
-from busray.evidence.stats.separability import FEWEST_TO_HALVE as FEWEST_HALVED
-from busray.evidence.stats.separability import separability
+from busray.evidence.stats.separability import FEWEST_TO_HALVE, separability
 from busray.records import CLASS_ALL, CLEAN_TEST, REAL, SEPARABILITY_AUC, Figure, distance_names
 
 NEIGHBOURS = 5
@@ -22,11 +24,11 @@ NEIGHBOURS = 5
 
 
 MIXTURE = "paper-mixture"
-"""Protocol: all real images against the same with the drawn ones added."""
+"""Protocol: all real images against the same images with the drawn ones added."""
 
 
 FLOOR_SPLIT = {"train": "test", "val": "train", "test": "train"}
-"""reference -> the split it is held against for the floor; `all` holds its own halves against each other."""
+"""reference -> the split that its floor compares it with; the floor of `all` compares its two halves."""
 
 
 def arm_figures(
@@ -36,131 +38,93 @@ def arm_figures(
     pairs: Sequence[tuple[str, str]] | None = None,
     units: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> list[Figure]:
-    """Distances, neighbourhood and a classifier's AUC of each arm and of the real floor, and seed-paired differences.
+    """Distances, neighbourhood and AUC of each arm and of the floor, and seed-paired differences.
 
-    arms: arm -> class -> features in an order by chance, row i of a class drawn from the same seed in each arm. Each
-    class counts as many images in every arm and in the floor, as far as there are; of the Frechet distance, whose
-    spread further disjoint replicates tell, more are used. Overall figures pool the classes that are drawn and are on
-    both sides of the floor, in the shares that they have in the reference: else a difference in class mix would count,
-    and tell even real images from real ones.
-    `paper-mixture` holds all real images against the same images with the arm's added, as the ISBI 2026 paper seems to;
-    it has no kernel distance, whose estimate takes the two sides for independent.
-    pairs: (before, after) of KID differences; default: each arm and the one after it.
-    units: arm -> class -> labels [n] of independent draws, of arms made from real images.
+    arms: arm -> class -> features in random order; row i of a class has the same seed in every arm.
+    pairs: (before, after) arms of the kernel distances' differences; default: each arm and the next.
+    units: arm -> class -> labels [n] of independent draws, for arms made from real images.
 
-    Another extractor's distances have its distance_names: they are never called FID or KID.
+    Each class counts as many images in every arm and in the floor, if there are enough; only the
+    Frechet distance uses more, for its spread. Overall figures pool the classes that are drawn and are
+    on both sides of the floor, in the reference's shares: a difference in class shares would count,
+    and would even set real images apart from real ones.
+
+    The protocol MIXTURE compares all real images with the same images and the arm's, as the ISBI 2026
+    paper seems to. It has no kernel distance, whose estimate takes the two sides for independent.
     """
-    distance, kernel = distance_names(real.extractor)
-    wanted = real.split(reference)
-    all_real = real.split("all")
-    everything = Sample.joined(list(all_real.values()))
-    first = next(iter(arms.values()))
-    against, beside = _halves(wanted) if reference == "all" else (wanted, real.split(FLOOR_SPLIT[reference]))
-    sizes = {name: min(len(features[name]) for features in arms.values()) for name in sorted(first)}
-    sizes = {name: min(n, len(beside[name].units)) if name in beside else n for name, n in sizes.items()}
-    floor = {name: random_subset(beside[name], n) for name, n in sizes.items() if name in beside}
-    shared = [name for name in sizes if all(name in side and len(side[name].units) for side in (against, beside))]
-    figures: list[Figure] = []
-    for name, images, others in _sides(floor, against, shared):
-        of = _About(real, images, others, reference, "real-against-real", name, REAL, floor=True)
-        figures += [of.figure(distance, of.frechet()), *_further(of)]
-    drawn = {
-        arm: {
-            name: Sample.of(features[name], units[arm][name], name).rows(slice(n))
-            if units
-            else Sample.drawn(features[name][:n], name)
-            for name, n in sizes.items()
-        }
-        for arm, features in arms.items()
-    }
+    setup = _setup(arms, real, reference)
+    figures = _floor_figures(setup)
+    drawn = {arm: _samples(features, setup.sizes, units[arm] if units else None) for arm, features in arms.items()}
     for arm, samples in drawn.items():
-        sides = list(_sides(samples, wanted, shared))
-        for name, images, others in sides:
-            of = _About(real, images, others, reference, "synthetic-only", name, arm)
-            pool = {c: arms[arm][c] for c in (shared if name == CLASS_ALL else [name])}
-            compared = _mix({c: sizes[c] for c in pool}, wanted)
-            most = _mix({c: len(rows) for c, rows in pool.items()}, wanted)
-            spread = frechet_spread(list(pool.values()), list(compared.values()), others.features)
-            figures.append(replace(of.figure(distance, spread), drawn=sum(most.values())))
-            at_infinity = frechet_at_infinity([pool[c][:n] for c, n in most.items()], others.features)
-            if at_infinity is not None:
-                figures.append(replace(of.figure(f"{distance}_infinity", at_infinity), n=sum(most.values())))
-            figures += _further(of)
-        for name, *_ in sides:
-            whole, added = (everything, samples.values()) if name == CLASS_ALL else (all_real[name], [samples[name]])
-            of = _About(real, Sample.joined([whole, *added]), whole, "all", MIXTURE, name, arm)
-            figures.append(of.figure(distance, of.frechet()))
+        figures += _drawn_figures(setup, arm, arms[arm], samples)
+        figures += _mixture_figures(setup, arm, samples)
     for before, after in pairwise(arms) if pairs is None else pairs:
-        for (name, images, others), (_, earlier, _) in zip(
-            _sides(drawn[after], wanted, shared), _sides(drawn[before], wanted, shared), strict=True
-        ):
-            of = _About(real, images, others, reference, "synthetic-only", name, after, before)
-            difference = kid_difference(images.features, earlier.features, others.features, others.units)
-            figures.append(of.figure(f"{kernel}_difference", difference))
+        figures += _difference_figures(setup, (before, drawn[before]), (after, drawn[after]))
     return figures
 
 
-def _mix(sizes: Mapping[str, int], reference: Mapping[str, Sample]) -> dict[str, int]:
-    """Images a class in the shares of the reference, as many as `sizes` allow."""
-    counts = {name: len(reference[name].units) for name in sizes}
-    scale = min(sizes[name] / count for name, count in counts.items())
-    return {name: max(1, int(scale * count + 1e-9)) for name, count in counts.items()}
+@dataclass(frozen=True)
+class _Setup:
+    """The real images of one reference, and how many images of a class are compared with them."""
+
+    real: RealFeatures
+    reference: str
+    images: Mapping[str, Sample]
+    """class -> the reference's images."""
+    floor: Mapping[str, Sample]
+    """class -> other real images, which stand in for drawn ones."""
+    floor_against: Mapping[str, Sample]
+    """class -> what the floor is compared with."""
+    sizes: Mapping[str, int]
+    """class -> images, the same number in every arm and in the floor."""
+    pooled: Sequence[str]
+    """Classes of the overall figures."""
+
+
+def _setup(arms: Mapping[str, ClassFeatures], real: RealFeatures, reference: str) -> _Setup:
+    images = real.split(reference)
+    if reference == "all":
+        floor_against, others = _halves(images)
+    else:
+        floor_against, others = images, real.split(FLOOR_SPLIT[reference])
+    sizes: dict[str, int] = {}
+    floor: dict[str, Sample] = {}
+    pooled: list[str] = []
+    for name in sorted(next(iter(arms.values()))):
+        sizes[name] = min(len(features[name]) for features in arms.values())
+        if name in others:
+            sizes[name] = min(sizes[name], len(others[name].units))
+            floor[name] = random_subset(others[name], sizes[name])
+            if len(others[name].units) and name in floor_against and len(floor_against[name].units):
+                pooled.append(name)
+    return _Setup(real, reference, images, floor, floor_against, sizes, pooled)
 
 
 def _halves(images: Mapping[str, Sample]) -> tuple[dict[str, Sample], dict[str, Sample]]:
-    """Two halves that share no cluster."""
-    odd = {name: unit_numbers(sample.units, sample.features) % 2 == 1 for name, sample in images.items()}
-    halves = ({name: sample.rows(odd[name] == half) for name, sample in images.items()} for half in (True, False))
-    return next(halves), next(halves)
+    """Two halves that share no unit."""
+    odd_half: dict[str, Sample] = {}
+    even_half: dict[str, Sample] = {}
+    for name, sample in images.items():
+        odd = unit_numbers(sample.units, sample.features) % 2 == 1
+        odd_half[name], even_half[name] = sample.rows(odd), sample.rows(~odd)
+    return odd_half, even_half
 
 
-Kept = Mapping[str, Mapping[str, np.ndarray]]
-"""split -> class -> bool [n]: images without burned-in annotations."""
+def _samples(
+    features: ClassFeatures, sizes: Mapping[str, int], units: Mapping[str, np.ndarray] | None
+) -> dict[str, Sample]:
+    """class -> the images of an arm that are compared."""
+    samples: dict[str, Sample] = {}
+    for name, n in sizes.items():
+        if units is None:
+            samples[name] = Sample.drawn(features[name][:n], name)
+        else:
+            samples[name] = Sample.of(features[name][:n], units[name][:n], name)
+    return samples
 
 
-def clean_figures(
-    arms: Mapping[str, ClassFeatures], real: RealFeatures, clean: Kept, pairs: Sequence[tuple[str, str]] | None = None
-) -> list[Figure]:
-    """arm_figures of the arms and pairs against the test images without burned-in annotations.
-
-    None where every test image is clean, or where a class has too few clean ones for figures of its own.
-    """
-    if _all_clean(clean) or too_few_clean(real.units, clean, list(next(iter(arms.values())))):
-        return []
-    found = arm_figures(arms, real.only(clean), "test", pairs)
-    return [replace(f, reference=CLEAN_TEST) for f in found if f.reference == "test"]
-
-
-def _all_clean(clean: Kept) -> bool:
-    return all(kept.all() for kept in clean["test"].values())
-
-
-def too_few_clean(
-    units: Mapping[str, Mapping[str, np.ndarray]], clean: Kept, classes: Sequence[str]
-) -> dict[tuple[str, str], int]:
-    """(split, class) -> independent clean images, where these are fewer than FEWEST; of test and its floor's split."""
-    counts = {
-        (split, name): len(np.unique(units[split][name][clean[split][name]])) if name in units[split] else 0
-        for split in ("test", FLOOR_SPLIT["test"])
-        for name in classes
-    }
-    return {side: n for side, n in counts.items() if n < FEWEST_UNITS}
-
-
-def clean_sentences(units: Mapping[str, Mapping[str, np.ndarray]], clean: Kept, classes: Sequence[str]) -> list[str]:
-    """Why there are no figures on the clean test images, where some are annotated and clean_figures has none."""
-    few = {} if _all_clean(clean) else too_few_clean(units, clean, classes)
-    if not few:
-        return []
-    there = ", ".join(f"{n} of {name} in {split}" for (split, name), n in few.items())
-    return [
-        "No figures without burned-in annotations: each class needs "
-        f"{FEWEST_UNITS} independent images that have none in test and {FLOOR_SPLIT['test']}, and there are {there}."
-    ]
-
-
-class _About(NamedTuple):
-    """What the figures of one comparison have in common."""
+class _Comparison(NamedTuple):
+    """Images beside those that they are compared with, and what all figures of the two say."""
 
     real: RealFeatures
     images: Sample
@@ -169,66 +133,190 @@ class _About(NamedTuple):
     protocol: str
     class_name: str
     arm: str
-    before: str | None = None
     floor: bool = False
+    against: str | None = None
 
     @property
     def features(self) -> tuple[np.ndarray, np.ndarray]:
         return self.images.features, self.others.features
 
     def frechet(self) -> float:
-        return frechet(*map(Moments.of, self.features))
+        return frechet(Moments.of(self.images.features), Moments.of(self.others.features))
 
-    def figure(self, metric: str, value: float | Estimate | FrechetSpread) -> Figure:
-        number, interval = (
-            (value.value, value.interval) if isinstance(value, (Estimate, FrechetSpread)) else (value, None)
-        )
-        return Figure(
-            metric=metric,
-            value=number,
-            interval=interval,
+    def figure(self, metric: str, value: float | Estimate) -> Figure:
+        return self.real.figure(
+            metric,
+            value,
             n=len(self.images.features),
             n_reference=len(self.others.features),
             reference=self.reference,
             protocol=self.protocol,
-            extractor=self.real.extractor,
             class_name=self.class_name,
             arm=self.arm,
-            frame=self.real.frame,
-            size=self.real.size,
-            replicates=value.replicates if isinstance(value, FrechetSpread) else None,
             floor=self.floor,
-            against=self.before,
+            against=self.against,
         )
 
 
+def _floor_figures(setup: _Setup) -> list[Figure]:
+    """The best that an arm can reach: other real images in its place."""
+    distance, _ = distance_names(setup.real.extractor)
+    figures: list[Figure] = []
+    for name, images, others in _sides(setup.floor, setup.floor_against, setup.pooled):
+        comparison = _Comparison(setup.real, images, others, setup.reference, REAL_AGAINST_REAL, name, REAL, floor=True)
+        figures += [comparison.figure(distance, comparison.frechet()), *_further_figures(comparison)]
+    return figures
+
+
+def _drawn_figures(setup: _Setup, arm: str, features: ClassFeatures, samples: Mapping[str, Sample]) -> list[Figure]:
+    """An arm's images alone against the reference."""
+    figures: list[Figure] = []
+    for name, images, others in _sides(samples, setup.images, setup.pooled):
+        comparison = _Comparison(setup.real, images, others, setup.reference, SYNTHETIC_ONLY, name, arm)
+        classes = setup.pooled if name == CLASS_ALL else [name]
+        figures += _frechet_figures(setup, comparison, {c: features[c] for c in classes})
+        figures += _further_figures(comparison)
+    return figures
+
+
+def _frechet_figures(setup: _Setup, comparison: _Comparison, features: ClassFeatures) -> list[Figure]:
+    """Frechet distance (FID by Inception) with its spread, and at infinitely many images if estimable.
+
+    features: all drawn images of the classes compared, more than comparison.images where there are.
+    """
+    distance, _ = distance_names(setup.real.extractor)
+    compared = _in_shares({c: setup.sizes[c] for c in features}, setup.images)
+    available = _in_shares({c: len(rows) for c, rows in features.items()}, setup.images)
+    n_available = sum(available.values())
+    spread = frechet_spread(list(features.values()), list(compared.values()), comparison.others.features)
+    plain = comparison.figure(distance, spread.value)
+    figures = [replace(plain, interval=spread.interval, replicates=spread.replicates, drawn=n_available)]
+    rows = [features[c][:n] for c, n in available.items()]
+    at_infinity = frechet_at_infinity(rows, comparison.others.features)
+    if at_infinity is not None:
+        figures.append(replace(comparison.figure(f"{distance}_infinity", at_infinity), n=n_available))
+    return figures
+
+
+def _further_figures(comparison: _Comparison) -> Iterator[Figure]:
+    """Kernel distance and its p-value, neighbourhood, AUC of a classifier; the last two only where
+    there are enough images."""
+    _, kernel = distance_names(comparison.real.extractor)
+    images, others = comparison.images, comparison.others
+    units = others.units, images.units
+    yield comparison.figure(kernel, kid(*comparison.features, *units))
+    p_value = kid_p_value(*comparison.features, *units, others.classes, images.classes)
+    yield comparison.figure(f"{kernel}_p_value", p_value)
+    if min(len(images.features), len(others.features)) > NEIGHBOURS:
+        near = neighbourhood(*comparison.features, NEIGHBOURS)
+        for metric, value in asdict(near).items():
+            yield comparison.figure(metric, value)
+    if min(len(np.unique(side)) for side in units) >= FEWEST_TO_HALVE:
+        yield comparison.figure(SEPARABILITY_AUC, separability(*comparison.features, *units))
+
+
+def _mixture_figures(setup: _Setup, arm: str, samples: Mapping[str, Sample]) -> list[Figure]:
+    """The Frechet distance by the protocol MIXTURE."""
+    distance, _ = distance_names(setup.real.extractor)
+    all_real = setup.real.split("all")
+    figures: list[Figure] = []
+    for name, *_ in _sides(samples, setup.images, setup.pooled):
+        if name == CLASS_ALL:
+            real_images, added = Sample.joined(list(all_real.values())), list(samples.values())
+        else:
+            real_images, added = all_real[name], [samples[name]]
+        mixed = Sample.joined([real_images, *added])
+        comparison = _Comparison(setup.real, mixed, real_images, "all", MIXTURE, name, arm)
+        figures.append(comparison.figure(distance, comparison.frechet()))
+    return figures
+
+
+def _difference_figures(
+    setup: _Setup,
+    before: tuple[str, Mapping[str, Sample]],
+    after: tuple[str, Mapping[str, Sample]],
+) -> list[Figure]:
+    """Kernel distance of the arm `after` minus that of `before`, their images paired by seed."""
+    _, kernel = distance_names(setup.real.extractor)
+    sides_after = _sides(after[1], setup.images, setup.pooled)
+    sides_before = _sides(before[1], setup.images, setup.pooled)
+    figures: list[Figure] = []
+    for (name, images, others), (_, earlier, _) in zip(sides_after, sides_before, strict=True):
+        comparison = _Comparison(
+            setup.real, images, others, setup.reference, SYNTHETIC_ONLY, name, after[0], against=before[0]
+        )
+        difference = kid_difference(images.features, earlier.features, others.features, others.units)
+        figures.append(comparison.figure(f"{kernel}_difference", difference))
+    return figures
+
+
 def _sides(
-    images: Mapping[str, Sample], others: Mapping[str, Sample], shared: Sequence[str]
+    images: Mapping[str, Sample], others: Mapping[str, Sample], pooled: Sequence[str]
 ) -> Iterator[tuple[str, Sample, Sample]]:
-    """(class, images, reference) for the shared classes together, then for each that has enough on both sides."""
-    mix = _mix({name: len(images[name].units) for name in shared}, others)
-    pooled = Sample.joined([images[name].rows(slice(n)) for name, n in mix.items()])
-    yield CLASS_ALL, pooled, Sample.joined([others[name] for name in mix])
+    """(class, images, others): the pooled classes together, then each class with enough on both sides."""
+    shares = _in_shares({name: len(images[name].units) for name in pooled}, others)
+    together = Sample.joined([images[name].rows(slice(n)) for name, n in shares.items()])
+    yield CLASS_ALL, together, Sample.joined([others[name] for name in shares])
     for name, sample in images.items():
-        if name in others and min(len(np.unique(side.units)) for side in (sample, others[name])) >= FEWEST_UNITS:
+        if name in others and min(_units(sample), _units(others[name])) >= FEWEST_UNITS:
             yield name, sample, others[name]
 
 
-def _further(of: _About) -> Iterator[Figure]:
-    """Kernel distance and its chance, neighbourhood, AUC of a classifier."""
-    _, kernel = distance_names(of.real.extractor)
-    clusters = of.others.units, of.images.units
-    yield of.figure(kernel, kid(*of.features, *clusters))
-    p_value = kid_p_value(*of.features, *clusters, of.others.classes, of.images.classes)
-    yield of.figure(f"{kernel}_p_value", p_value)
-    for metric, value in _neighbours(*of.features):
-        yield of.figure(metric, value)
-    if min(len(np.unique(units)) for units in clusters) >= FEWEST_HALVED:
-        yield of.figure(SEPARABILITY_AUC, separability(*of.features, *clusters))
+def _units(sample: Sample) -> int:
+    return len(np.unique(sample.units))
 
 
-def _neighbours(images: np.ndarray, others: np.ndarray) -> list[tuple[str, float]]:
-    """Precision, recall, density and coverage by name, where there are neighbours enough."""
-    if min(len(images), len(others)) <= NEIGHBOURS:
+def _in_shares(sizes: Mapping[str, int], reference: Mapping[str, Sample]) -> dict[str, int]:
+    """class -> images in the reference's shares, as many as `sizes` allow and at least one."""
+    counts = {name: len(reference[name].units) for name in sizes}
+    scale = min(sizes[name] / count for name, count in counts.items())
+    # The smallest amount keeps a product that is a whole number, but for rounding, from losing one.
+    return {name: max(1, int(scale * count + 1e-9)) for name, count in counts.items()}
+
+
+def clean_figures(
+    arms: Mapping[str, ClassFeatures],
+    real: RealFeatures,
+    clean: SplitRows,
+    pairs: Sequence[tuple[str, str]] | None = None,
+) -> list[Figure]:
+    """arm_figures of the arms and pairs against the test images without burned-in annotations.
+
+    clean: bool, no annotation was found. No figures where every test image is clean, or where a class
+    has too few clean ones.
+    """
+    if _all_clean(clean) or too_few_clean(real.units, clean, list(next(iter(arms.values())))):
         return []
-    return list(asdict(neighbourhood(images, others, NEIGHBOURS)).items())
+    figures = arm_figures(arms, real.only(clean), "test", pairs)
+    return [replace(figure, reference=CLEAN_TEST) for figure in figures if figure.reference == "test"]
+
+
+def _all_clean(clean: SplitRows) -> bool:
+    return all(rows.all() for rows in clean["test"].values())
+
+
+def too_few_clean(units: SplitRows, clean: SplitRows, classes: Sequence[str]) -> dict[tuple[str, str], int]:
+    """(split, class) -> independent clean images, where they are fewer than FEWEST_UNITS.
+
+    Of the test split and of the one that its floor compares it with.
+    """
+    few: dict[tuple[str, str], int] = {}
+    for split in ("test", FLOOR_SPLIT["test"]):
+        for name in classes:
+            n = len(np.unique(units[split][name][clean[split][name]])) if name in units[split] else 0
+            if n < FEWEST_UNITS:
+                few[split, name] = n
+    return few
+
+
+def clean_sentences(units: SplitRows, clean: SplitRows, classes: Sequence[str]) -> list[str]:
+    """Why clean_figures has none although some test images are annotated; else nothing."""
+    few = {} if _all_clean(clean) else too_few_clean(units, clean, classes)
+    if not few:
+        return []
+    counts = ", ".join(f"{n} of {name} in {split}" for (split, name), n in few.items())
+    return [
+        "No figures without burned-in annotations: each class needs "
+        f"{FEWEST_UNITS} independent images that have none in test and {FLOOR_SPLIT['test']}, "
+        f"and there are {counts}."
+    ]

@@ -21,6 +21,15 @@ DICE, LESION_FOUND, TALLER = "lesion_dice", "lesion_found", "lesion_taller_than_
 lesions whose aspect is above 1."""
 
 
+def unmeasurable(masks: Mapping[str, np.ndarray]) -> str | None:
+    """Why masks bool [n, s, s] of each split allow no figure; None where they do."""
+    for split, of_split in masks.items():
+        count = int(of_split.any((1, 2)).sum())
+        if count < FEWEST_UNITS:
+            return f"{count} {split} images have a mask with a lesion, and {FEWEST_UNITS} are needed (files NAME_mask.png)"
+    return None
+
+
 @dataclass(frozen=True)
 class DiceScores:
     """Dice of the segmenter on test images with lesions: [n], their classes and clusters."""

@@ -1,11 +1,17 @@
-"""Features of the real images by split and class, with what every figure about them must say."""
+"""Features of the real images by split and class, and the part that all figures about them share."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from busray.evidence.stats.intervals import Estimate
 from busray.evidence.stats.samples import Sample
+from busray.records import Figure
+
+SYNTHETIC_ONLY, REAL_AGAINST_REAL = "synthetic-only", "real-against-real"
+"""Protocols: drawn images alone against real ones; other real images in their place, as a floor."""
+
 
 ClassFeatures = Mapping[str, np.ndarray]
 """class -> float32 [n, d]"""
@@ -40,6 +46,39 @@ class RealFeatures:
     def only(self, wanted: SplitRows) -> "RealFeatures":
         """The images where `wanted` (bool) is true."""
         return replace(self, features=_subset(self.features, wanted), units=_subset(self.units, wanted))
+
+    def figure(
+        self,
+        metric: str,
+        value: float | Estimate,
+        *,
+        n: int,
+        n_reference: int,
+        reference: str,
+        protocol: str,
+        class_name: str,
+        arm: str,
+        floor: bool = False,
+        against: str | None = None,
+    ) -> Figure:
+        """A figure by this extractor; it has an interval where the value is an Estimate."""
+        number, interval = (value.value, value.interval) if isinstance(value, Estimate) else (value, None)
+        return Figure(
+            metric=metric,
+            value=number,
+            interval=interval,
+            n=n,
+            n_reference=n_reference,
+            reference=reference,
+            protocol=protocol,
+            extractor=self.extractor,
+            class_name=class_name,
+            arm=arm,
+            frame=self.frame,
+            size=self.size,
+            floor=floor,
+            against=against,
+        )
 
 
 def _subset(rows: SplitRows, wanted: SplitRows) -> dict[str, dict[str, np.ndarray]]:

@@ -91,7 +91,9 @@ def first_rows(draws: Draws, rows: Iterable[Mapping[str, Any]], n: int) -> list[
     return sorted(kept, key=lambda row: row["index"])[:n]
 
 
-def mix_positions(mix: TrainingMix, labels: np.ndarray, synthetic: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def mix_positions(
+    mix: TrainingMix, labels: np.ndarray, synthetic: np.ndarray, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(positions of real images, of synthetic ones): the first of each class, so that larger ratios add to smaller.
 
     labels [n] of the real training images, synthetic [m] of the synthetic ones. ValueError where those are too few.
