@@ -73,7 +73,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def row(name: str, real: np.ndarray, made: np.ndarray) -> str:
-    """A line of the table: PSNR; speckle SNR and slope of both; ratio of power at 0.4-0.5 cycles/px."""
+    """A line of the table: PSNR; speckle SNR and slope of both; power at 0.4-0.5 cycles/px."""
     snr, slope = [local_snr(x) for x in (real, made)], [spectrum_slope(x) for x in (real, made)]
     (f, p), (_, q) = radial_power(real), radial_power(made)
     top = float(np.mean(q[f > 0.4] / p[f > 0.4]))
