@@ -26,7 +26,9 @@ def unmeasurable(masks: Mapping[str, np.ndarray]) -> str | None:
     for split, of_split in masks.items():
         count = int(of_split.any((1, 2)).sum())
         if count < FEWEST_UNITS:
-            return f"{count} {split} images have a mask with a lesion, and {FEWEST_UNITS} are needed (files NAME_mask.png)"
+            return (
+                f"{count} {split} images have a mask with a lesion, and {FEWEST_UNITS} are needed (files NAME_mask.png)"
+            )
     return None
 
 

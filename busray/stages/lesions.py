@@ -16,7 +16,7 @@ from busray.corpus.commit import read_rows
 from busray.corpus.encode import png_bytes, png_pixels
 from busray.data.images import ImageFolder
 from busray.data.split import SPLITS
-from busray.evidence.lesions import DiceScores, dice_figures, geometry_figures
+from busray.evidence.lesions import DiceScores, dice_figures, geometry_figures, unmeasurable
 from busray.evidence.real import RealFeatures
 from busray.identity import fingerprint, seed_for, sha256_bytes
 from busray.layout import GEOMETRY_JSON, GEOMETRY_PNG, segmenter_key
@@ -95,7 +95,7 @@ def geometry(run: Run, workers: Workers) -> list[Figure]:
     """
     assert run.config.evaluate.geometry is not None
     truth = {split: _true_lesions(run.images, split) for split in SPLITS}
-    reason = lesion_shape.unmeasurable({split: lesions.masks for split, lesions in truth.items()})
+    reason = unmeasurable({split: lesions.masks for split, lesions in truth.items()})
     if reason:
         run.store.replace(GEOMETRY_JSON, to_json({"reason": reason}))
         return []

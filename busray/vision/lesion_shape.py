@@ -4,12 +4,11 @@ Pure: masks in, numbers out. Where a mask has several lesions, the largest one i
 the framing `stretch` an aspect is that of the stretched image, of generated and real images alike.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from busray.data.annotations import components
-from busray.evidence.stats.samples import FEWEST_UNITS
 from busray.records import ContentBox
 
 NAME = "segmenter-1"
@@ -62,11 +61,3 @@ def outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     wide = np.pad(mask, 1)
     near = wide[:-2, 1:-1] | wide[2:, 1:-1] | wide[1:-1, :-2] | wide[1:-1, 2:]
     return np.where(near & ~mask, 255, image).astype(np.uint8)
-
-
-def unmeasurable(masks: Mapping[str, np.ndarray]) -> str | None:
-    """Why masks bool [n, s, s] by split allow no figure; None where they do."""
-    for split, found in masks.items():
-        if (n := int(found.any((1, 2)).sum())) < FEWEST_UNITS:
-            return f"{n} {split} images have a mask with a lesion, and {FEWEST_UNITS} are needed (files NAME_mask.png)"
-    return None

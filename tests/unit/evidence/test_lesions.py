@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from busray.evidence.lesions import DICE, LESION_FOUND
+from busray.evidence.lesions import DICE, LESION_FOUND, unmeasurable
 from busray.evidence.stats.intervals import jackknife_mean, share_of_units
 from busray.evidence.stats.samples import Sample
 from busray.evidence.stats.wasserstein import enough_permutations, wasserstein, wasserstein_p_value
 from busray.records import CLASS_ALL, ContentBox, Figure
-from busray.vision.lesion_shape import COLUMNS, NAME, TRUE, measures, outlined, unmeasurable
+from busray.vision.lesion_shape import COLUMNS, NAME, TRUE, measures, outlined
 from tests.support.lesions import lesion_figures
 
 WHOLE = ContentBox(0, 0, 256, 256)
