@@ -174,7 +174,9 @@ def _trained_segmenter(
     return SegmenterRecord.from_json(store.read(key))
 
 
-def _train_segmenter(beat: Beat, store: Store, key: str, pins: SegmenterPins, splits: Mapping[str, MaskedImages]) -> None:
+def _train_segmenter(
+    beat: Beat, store: Store, key: str, pins: SegmenterPins, splits: Mapping[str, MaskedImages]
+) -> None:
     """Train, score test, put the weights and then their record.
 
     The first record that gets there stays. Its weights are safe: their key has their own digest.
