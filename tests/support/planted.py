@@ -1,4 +1,5 @@
-"""A folder of phantoms with planted findings: duplicates, conflicts, torn files, colour, odd masks, a DICOM file."""
+"""A folder of phantoms with planted findings: duplicates, conflicts, torn files, colour, odd
+masks, a DICOM file."""
 
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def scan_pixels(seed: int, size: tuple[int, int] = (128, 128)) -> np.ndarray:
 
 
 def drifting(position: float, rng: np.random.Generator) -> np.ndarray:
-    """A bright spot at a position with speckle of its own: what looks alike in a thumbnail and is another scan."""
+    """A bright spot at a position with speckle of its own: what looks alike in a thumbnail and
+    is another scan."""
     y, x = np.mgrid[0:128, 0:128] / 128
     tissue = sum(np.cos(np.pi * (a * x + b * y) + a + 2 * b) for a in range(5) for b in range(5))
     spot = np.exp(-((x - position) ** 2 + (y - 0.5) ** 2) / 0.03)

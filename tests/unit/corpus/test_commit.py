@@ -1,4 +1,5 @@
-"""A shard is done when its record is there: the first record wins, and whatever a fault leaves behind is not read."""
+"""A shard is done when its record is there: the first record wins, and whatever a fault leaves
+behind is not read."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,5 @@
-"""Shards are what their readers expect: Parquet that Hugging Face decodes, PNGs that say they are synthetic."""
+"""Shards are what their readers expect: Parquet that Hugging Face decodes, PNGs that say they
+are synthetic."""
 
 import io
 import json

@@ -1,4 +1,5 @@
-"""The manifest: one row a shard, in an order of its own, with a digest that names the corpus's content."""
+"""The manifest: one row a shard, in an order of its own, with a digest that names the corpus's
+content."""
 
 import io
 import json

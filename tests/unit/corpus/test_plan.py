@@ -1,4 +1,5 @@
-"""A plan only grows, its shards follow from it, and what is pending is the plan minus the commits."""
+"""A plan only grows, its shards follow from it, and what is pending is the plan minus the
+commits."""
 
 from pathlib import Path
 

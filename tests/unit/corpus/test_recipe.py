@@ -1,4 +1,5 @@
-"""A corpus's identity is all that decides its pixels and nothing else; a specification follows from seed and index."""
+"""A corpus's identity is all that decides its pixels and nothing else; a specification follows
+from seed and index."""
 
 from collections import Counter
 from typing import Any
@@ -7,7 +8,6 @@ import pytest
 
 from busray.config import Config
 from busray.config_file import validate
-from busray.corpus.arms import arm_sources, arms_to_draw, compared_images, arm_after_gate, released_arm
 from busray.corpus.recipe import corpus_identity, longest_prompts, make_recipe, quotas
 from busray.identity import fingerprint
 from busray.records import DataSet, Shard, SourceImage
@@ -144,32 +144,3 @@ def test_frames_are_drawn_from_all_classes_together(dataset: DataSet) -> None:
     recipe = make_recipe(config(), dataset, "f" * 64, use_tokens=True)
     boxes = {name: {s.box for s in recipe.specs(Shard(name, 0, 200))} for name in ("benign", "malignant")}
     assert boxes["benign"] == boxes["malignant"] and len(boxes["benign"]) == 3
-
-
-def test_an_arm_that_the_released_corpus_holds_is_not_drawn_again() -> None:
-    made = config(evaluate={"arms": ["base", "base+refine", "lora+ti", "lora+ti+refine"]})
-    sources = arm_sources(made)
-    assert released_arm(made) == "lora+ti+refine"
-    assert (sources["lora+ti+refine"].prefix, sources["lora+ti+refine"].column) == ("", "image")
-    assert (sources["lora+ti"].prefix, sources["lora+ti"].column) == ("", "image_txt2img")
-    assert (sources["base"].prefix, sources["base"].column) == ("arms/base+refine", "image_txt2img")
-    assert arms_to_draw(made) == ["base+refine"]
-    apart = config(evaluate={"arms": ["base", "lora+ti"]}, corpus={"keep_txt2img": False})
-    assert arms_to_draw(apart) == ["base", "lora+ti"]
-
-
-def test_a_gated_corpus_is_an_arm_of_its_own_beside_the_first_draws_that_it_holds() -> None:
-    gated = config(corpus={"gate": {}}, evaluate={"arms": ["base", "lora+ti", "lora+ti+refine"]})
-    assert arm_after_gate(gated) == "lora+ti+refine+gate" and arm_after_gate(config()) is None
-    assert {arm: (s.prefix, s.first_draws) for arm, s in arm_sources(gated).items()} == {
-        "base": ("arms/base", False),
-        "lora+ti": ("", True),
-        "lora+ti+refine": ("", True),
-    }
-    assert arms_to_draw(gated) == ["base"]
-
-
-def test_every_arm_is_compared_at_the_smallest_classs_n() -> None:
-    classes = {"benign": {"images": 10}, "malignant": {"images": 4}, "normal": {"images": 0}}
-    assert compared_images(config(classes=classes)) == 4
-    assert compared_images(config(classes=classes, evaluate={"images": 3})) == 3

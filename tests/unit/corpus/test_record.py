@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from busray.cli import main
-from busray.corpus.record import differences, claim_corpus
+from busray.corpus.record import claim_corpus, differences
 from busray.identity import fingerprint
 from busray.layout import CONFIG, FORMAT, RUN
 from busray.records import UserError, to_json

@@ -21,7 +21,8 @@ def scans() -> list[np.ndarray]:
 
 
 def cut(image: np.ndarray, share: float, down: float, right: float) -> np.ndarray:
-    """A part of an image as a scan of its own: share of its sides, at a place from 0 to 1, brighter and compressed."""
+    """A part of an image as a scan of its own: share of its sides, at a place from 0 to 1,
+    brighter and compressed."""
     height, width = image.shape
     top, left = down * (1 - share) * height, right * (1 - share) * width
     box = (left, top, left + share * width, top + share * height)

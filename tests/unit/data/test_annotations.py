@@ -1,4 +1,5 @@
-"""Burned-in text and calipers: planted ones are found at several sizes, tissue is not; what training does with them."""
+"""Burned-in text and calipers: planted ones are found at several sizes, tissue is not; what
+training does with them."""
 
 import csv
 import shutil

@@ -1,4 +1,5 @@
-"""Near-duplicates: copies are found in any format, scale and crop; different scans are not joined."""
+"""Near-duplicates: copies are found in any format, scale and crop; different scans are not
+joined."""
 
 import shutil
 from pathlib import Path

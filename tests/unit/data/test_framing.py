@@ -1,4 +1,5 @@
-"""Framing: decided by an image's size alone, because a frame that follows the lesion would leak the class."""
+"""Framing: decided by an image's size alone, because a frame that follows the lesion would leak
+the class."""
 
 import inspect
 
@@ -45,7 +46,8 @@ def test_the_other_framings_fill_the_square(framing: str) -> None:
 
 @pytest.mark.parametrize("framing", FRAMINGS)
 def test_the_frame_depends_on_the_size_alone(framing: str, rng: np.random.Generator) -> None:
-    """Where a pixel lands is the same for every image of a size, whatever it shows; no mask or class goes in."""
+    """Where a pixel lands is the same for every image of a size, whatever it shows; no mask or
+    class goes in."""
     assert list(inspect.signature(content_box).parameters) == ["width", "height", "size", "framing"]
     assert list(inspect.signature(frame).parameters) == ["image", "size", "framing"]
     one, two = (rng.integers(0, 120, (60, 90)).astype(np.uint8) for _ in range(2))
@@ -65,7 +67,8 @@ def test_letterbox_pads_with_black_outside_the_content_box(width: int, height: i
 
 
 def test_an_image_can_be_unframed_by_its_content_box(phantom_image: np.ndarray) -> None:
-    """What a letterbox holds is the image itself: cut out and scaled back it differs by resampling only."""
+    """What a letterbox holds is the image itself: cut out and scaled back it differs by
+    resampling only."""
     from PIL import Image
 
     h, w = phantom_image.shape

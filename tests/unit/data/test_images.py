@@ -15,7 +15,8 @@ from tests.support.planted import CLASSES, image_folder
 
 @pytest.fixture
 def images(tmp_path: Path, rng: np.random.Generator) -> dict[str, SourceImage]:
-    """Images 40 wide and 20 high: with two masks, an empty one, none, one of another size, one that is no picture."""
+    """Images 40 wide and 20 high: with two masks, an empty one, none, one of another size, one
+    that is no picture."""
     (tmp_path / "benign").mkdir()
 
     def save(name: str, pixels: np.ndarray) -> None:

@@ -1,4 +1,5 @@
-"""Phantoms: seeded, labelled, with masks; classes look as the textbook says, captions never name them."""
+"""Phantoms: seeded, labelled, with masks; classes look as the textbook says, captions never name
+them."""
 
 import re
 from dataclasses import replace
@@ -91,7 +92,8 @@ def test_fibres_draw_lines_across_muscle():
     plain = replace(PROBES["general"], gain=(3.0, 3.0), fading=(4.0, 4.0), streaks=(0.0, 0.0), layers=(8.0, 8.0))
 
     def lines(probe: Probe) -> float:
-        """Power of changes from row to row of the deepest quarter, averaged over 8 neighbours across."""
+        """Power of changes from row to row of the deepest quarter, averaged over 8 neighbours
+        across."""
         deep = np.stack([phantom(seed, "normal", probe, (96, 96)).image[72:] for seed in range(12)]).astype(float)
         return float((np.diff(deep.reshape(12, 24, 12, 8).mean(3), axis=1) ** 2).mean())
 
@@ -106,7 +108,8 @@ def test_captions_never_name_a_class():
 
 
 def test_speckle_of_one_look_is_fully_developed():
-    """Before log compression one look has an exponential power; in decibels its standard deviation is 5.57."""
+    """Before log compression one look has an exponential power; in decibels its standard
+    deviation is 5.57."""
     flat = Probe("flat", looks=(1, 1), dynamic_range=(200.0, 200.0), gain=(20.0, 20.0), fading=(0.0, 0.0))
     spreads = []
     for seed in range(6):

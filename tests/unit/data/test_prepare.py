@@ -1,4 +1,5 @@
-"""From the check's report to the prepared data set: what is left out, what stays together, what the hash covers."""
+"""From the check's report to the prepared data set: what is left out, what stays together, what
+the hash covers."""
 
 import csv
 import json

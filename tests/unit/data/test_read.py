@@ -1,4 +1,5 @@
-"""Reading a folder: every kind of file becomes 8-bit grey, and of DICOM nothing but pixels comes out."""
+"""Reading a folder: every kind of file becomes 8-bit grey, and of DICOM nothing but pixels comes
+out."""
 
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ def write_dicom(path: Path, pixels: np.ndarray, **elements: Any) -> None:
 
 
 def voi_lut(table: np.ndarray, first: int = 0, vr: str = "US", **window: Any) -> dict[str, Any]:
-    """The elements of a table for values from first on; its dtype says how many bits an entry has."""
+    """The elements of a table for values from first on; its dtype says how many bits an entry
+    has."""
     item = pydicom.Dataset()
     item.add_new("LUTDescriptor", "US", [len(table) % 2**16, first, 8 * table.dtype.itemsize])
     item.add_new("LUTData", vr, table.astype("<u2").tobytes() if vr == "OW" else table.tolist())

@@ -56,7 +56,8 @@ def test_the_seed_decides_and_nothing_else_does() -> None:
 
 
 def test_splits_are_golden() -> None:
-    """A changed rule would move images between train and test of a data set that adapters are already trained on."""
+    """A changed rule would move images between train and test of a data set that adapters are
+    already trained on."""
     sides = split([image("benign", i) for i in range(10)], [], [], 0.2, 0.3, seed=42)
     assert [int(one.file[7:11]) for one in sides["test"]] == [2, 4, 9]
     assert [int(one.file[7:11]) for one in sides["val"]] == [3, 8]

@@ -1,4 +1,5 @@
-"""Templates: captions and prompts filled from tokens, classes and metadata; quotas that hold at every length."""
+"""Templates: captions and prompts filled from tokens, classes and metadata; quotas that hold at
+every length."""
 
 from collections import Counter
 
