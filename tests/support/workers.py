@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import pytest
+
 from busray.records import Shard, Stopped, UserError
 from busray.workers import Drawing, Kind, Report, Shared, Training
 from tests.support.runs import quiet
@@ -84,3 +86,16 @@ class InProcessWorkers:
             raise
         except Exception as error:
             raise Stopped(f"{stage}: {error}") from error
+
+
+@contextmanager
+def commands_in_process() -> Iterator[None]:
+    """Commands do the work of their stages in this process for the length of the block."""
+
+    @contextmanager
+    def workers(settings: Any, log_file: Any, report: Report) -> Iterator[InProcessWorkers]:
+        yield InProcessWorkers(report)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("busray.cluster.pool.ray_workers", workers)
+        yield
