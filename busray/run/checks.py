@@ -71,7 +71,7 @@ def open_run(
     with image_folder(config, store) as folder:
         dataset, findings = checked_dataset(store, config, folder, report)
         images = ImageFolder(dataset, folder, tuple(config.classes))
-        run = Run(config, store, images, base, extractors, command, report)
+        run = Run(config, store, images, base, extractors, command)
         check_content_sizes(run)
         check_texts(run, checked_vectors(run))
         check_independent_images(run, compares=needs_inception)

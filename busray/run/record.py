@@ -16,7 +16,6 @@ from busray.records import DataSet, SourceImage, to_json
 from busray.run.images import cache_folder
 from busray.storage import Store
 from busray.vision.extractors import Extractor
-from busray.workers import Report
 
 T = TypeVar("T")
 
@@ -34,15 +33,10 @@ class Run:
     """By name, in the order of evaluate.extractors; empty where the work measures nothing."""
     command: str = ""
     """The command line, for the report."""
-    tell: Report = lambda stage, done, total: None
 
     @property
     def dataset(self) -> DataSet:
         return self.images.dataset
-
-    @property
-    def folder(self) -> Path:
-        return self.images.path
 
     @property
     def log_file(self) -> Path:
