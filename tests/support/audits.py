@@ -3,7 +3,7 @@
 import numpy as np
 
 from busray.evidence.audit import AuditEvidence, tally
-from busray.evidence.copies import SEARCH_ROW, KINDS
+from busray.evidence.copies import KINDS, SEARCH_ROW
 
 TRAINING = 8
 
@@ -19,9 +19,11 @@ def rows(rng: np.random.Generator, n: int, first: int = 0) -> np.ndarray:
 
 
 def evidence(rng: np.random.Generator, copies: dict[int, int], missed: int = 0) -> AuditEvidence:
-    """Of two classes of 5,000 images in five shards each; copies: index among the benign -> training image copied.
+    """Of two classes of 5,000 images in five shards each.
 
-    Held-out images come in threes, and so many of the 20 planted as they are are missed."""
+    copies: index among the benign -> training image copied. missed: exact planted copies, of 20,
+    that the search does not find. Held-out images are in units of three.
+    """
     held_out, shards = rows(rng, 300), []
     for name in ("benign", "malignant"):
         for first in range(0, 5000, 1000):

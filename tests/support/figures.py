@@ -18,7 +18,7 @@ def png(value: int, size: int = 8) -> bytes:
 
 
 def figure(metric: str, value: float, arm: str, name: str = "all", protocol: str = "synthetic-only") -> Figure:
-    """Of Inception against test images; kernel distances have an interval. Protocol real-against-real: a floor."""
+    """Of Inception against test images, a floor if real-against-real. KID has an interval."""
     interval = Interval(value - 0.01, value + 0.01) if metric.startswith("kid") else None
     n, reference = (40, 24) if name == "all" else (20, 12)
     about = ("test", protocol, "inception-v3-2015", name, arm, "letterbox", 128)

@@ -1,4 +1,4 @@
-"""The copy audit's part of the report: sentences with and without copies, figures, pairs, histograms."""
+"""The copy audit's part of the report: sentences, figures, pairs, histograms."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The data-set card: a header that Hugging Face reads, the seven Cs, figures with n, hashes, and nothing made up."""
+"""The card: a header that Hugging Face reads, the seven Cs, figures with n, hashes."""
 
 import json
 from pathlib import Path
@@ -259,7 +259,7 @@ def test_no_path_of_a_machine_is_in_it() -> None:
     assert "somebody" not in card()
 
 
-# ---- the command ----------------------------------------------------------------------------------------------------
+# ---- the command
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The report on class consistency and the class gate: lost diversity, confusion matrices, the gate's counts."""
+"""The report on class consistency and class gate: lost diversity, matrices, counts."""
 
 from busray.evidence.classes import AFTER_GATE, FIRST_DRAW, SEEN_AS, GateCounts, consistency_figures
 from busray.report.classes import confusions, consistency_rows, consistency_section, consistency_sentences

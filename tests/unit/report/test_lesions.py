@@ -29,8 +29,10 @@ def test_the_sentences_give_the_dice_and_name_what_differs_beyond_chance(figures
 
 
 def test_a_planted_difference_is_found_among_more_than_fifty_comparisons() -> None:
-    """4 arms x 5 classes x 3 measures against real images, of which the lesions of one class of one arm are too large;
-    1000 permutations could tell no p-value below 0.05 / 60."""
+    """4 arms x 5 classes x 3 measures; the lesions of one class of one arm are too large.
+
+    1000 permutations cannot give a p-value below 0.05 / 60.
+    """
     rng, classes = np.random.default_rng(4), "abcde"
 
     def real(extractor: str) -> RealFeatures:

@@ -1,4 +1,4 @@
-"""What a study's report says first, its tables, its page with bars and the curve over corpus size."""
+"""A study's report: its first sentences, its tables, its bars and curves."""
 
 from dataclasses import replace
 
@@ -63,15 +63,15 @@ def test_the_sentences_name_the_primary_first_and_own_up_to_one_split(found: tup
 
 
 def test_where_no_difference_can_be_found_none_is_called_detectable() -> None:
-    """Five clusters of test images: no p-value of theirs is below 0.05, however large a difference."""
+    """With five units of test images no p-value is below 0.05, however large a difference."""
     made = outcome()
     few = replace(made, units={"test": np.minimum(made.units["test"], 4)})
     figures = study_figures(few)
     assert not [f for f in figures if f.metric.endswith("_detectable")]
-    said = study_sentences(figures, few)[0]
-    assert said.endswith(
-        "With 5 independent units of test images and 2 trainings an arm, no true difference would be found with a probability of "
-        "80%."
+    sentence = study_sentences(figures, few)[0]
+    assert sentence.endswith(
+        "With 5 independent units of test images and 2 trainings an arm, no true difference would be found "
+        "with a probability of 80%."
     )
     columns, rows = comparison_rows(figures)
     assert rows and {row[columns.index("detectable")] for row in rows} == {"–"}

@@ -7,6 +7,7 @@ from busray.report.tables import (
     by_extractor,
     class_rows,
     difference_rows,
+    figures_csv,
     markdown_table,
     metrics_rows,
     narrow_rows,
@@ -97,3 +98,12 @@ def test_neighbourhoods_have_a_row_for_each_class_and_arm() -> None:
     columns, rows = neighbour_rows(figures)
     assert columns == ["class", "arm", "precision", "recall", "density", "coverage"]
     assert rows == [["all", arm, "0.50", "0.25", "1.10", "0.75"] for arm in ("real", "base")]
+
+
+def test_the_csv_has_the_columns_of_report_json_with_the_interval_in_two() -> None:
+    head, first, *_ = figures_csv([difference(-0.06)]).splitlines()
+    assert head == (
+        "metric,value,interval_low,interval_high,n,n_reference,reference,protocol,extractor,arm,frame,size,"
+        "replicates,drawn,class"
+    )
+    assert first.startswith("kid_difference,-0.06,-0.0") and ",lora+ti - base,letterbox,128,,,all" in first

@@ -1,4 +1,4 @@
-"""The sentences on distances: the order of the arms, and which differences chance does not explain."""
+"""The sentences on distances: the order of the arms, which differences chance explains."""
 
 from dataclasses import replace
 
