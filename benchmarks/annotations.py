@@ -30,13 +30,13 @@ def main(folder: Path) -> None:
     samples = {name: [r for r in rows if r["sample"] == name] for name in ("evaluation", "development")}
     seen = {first.get(r["file"], r["file"]) for r in samples["development"]}
     alone = {first.get(r["file"], r["file"]): r for r in reversed(samples["evaluation"])}
-    distinct = [row for cluster, row in alone.items() if cluster not in seen]
+    distinct = [row for duplicates, row in alone.items() if duplicates not in seen]
     named = {
         "evaluation": samples["evaluation"],
         "evaluation, distinct": distinct,
         "development": samples["development"],
     }
-    print(markdown_table(COLUMNS, [line(name, some, kind) for name, some in named.items() for kind in KINDS]))
+    print(markdown_table(COLUMNS, [line(name, rows_of, kind) for name, rows_of in named.items() for kind in KINDS]))
     for kind in KINDS:
         missed = [r["file"] for r in samples["evaluation"] if r[kind] == "1" and kind not in r["found"]]
         wrong = [r["file"] for r in samples["evaluation"] if r[kind] == "0" and kind in r["found"]]

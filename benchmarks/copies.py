@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from busray.config import Dataset
-from busray.data.framing import content_box
-from busray.data.images import load_images, load_masks
+from busray.data.images import ImageFolder
 from busray.data.prepare import prepare
 from busray.data.read import class_names
 from busray.evidence.copies import KINDS, Originals, are_copies, plant_copies, thresholds, unpadded
@@ -28,19 +27,20 @@ CORPORA = (1_000, 10_000, 1_000_000)
 
 
 def main(folder: Path) -> None:
-    dataset, _ = prepare(Dataset(path=str(folder)), class_names(folder), SIZE, folder)
-    held = dataset.val + dataset.test
+    classes = class_names(folder)
+    dataset, _ = prepare(Dataset(path=str(folder)), classes, SIZE, folder)
+    image_folder = ImageFolder(dataset, folder, tuple(classes))
+    held_out = dataset.val + dataset.test
 
     def scans(images: tuple[SourceImage, ...]) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
-        boxes = [content_box(i.width, i.height, SIZE, dataset.frame) for i in images]
-        masks, known = load_masks(folder, images, SIZE, dataset.frame)
-        lesions = [cut if ok else None for cut, ok in zip(unpadded(masks, boxes), known)]
-        return unpadded(load_images(folder, images, SIZE, dataset.frame), boxes), lesions
+        loaded, masks = image_folder.load(images), image_folder.masks(images)
+        lesions = [cut if ok else None for cut, ok in zip(unpadded(masks.lesions, loaded.boxes), masks.known)]
+        return unpadded(loaded.pixels, loaded.boxes), lesions
 
     contents, lesions = scans(dataset.train)
     originals = Originals.of(contents, lesions)
     started = time.process_time()
-    hosts, _ = scans(held)
+    hosts, _ = scans(held_out)
     real = np.array([originals.find(i, content) for i, content in enumerate(hosts)])
     seconds = (time.process_time() - started) / len(real)
     chosen = np.random.default_rng(0).choice(len(contents), PLANTED, replace=False)
@@ -61,7 +61,7 @@ def main(folder: Path) -> None:
         quantiles = [np.quantile(rows[f"{kind}_score"], (0.05, 0.5, 0.95, 1)) for kind in KINDS]
         print(f"| {name} | " + " | ".join(f"{q:.3f}" for q in np.concatenate(quantiles)) + " |")
     for row in sorted(real, key=lambda row: -row["image_score"])[:6]:
-        pair = held[row["index"]].file, dataset.train[row["image_of"]].file
+        pair = held_out[row["index"]].file, dataset.train[row["image_of"]].file
         print(f"\nhighest of real held out: {pair[0]} and {pair[1]}, {row['image_score']:.3f}", end="")
     print()
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from busray.cluster.pool import ray_workers
 from busray.config_file import load_config
 from busray.evidence.lesions import DICE
 from busray.layout import GEOMETRY_JSON
@@ -20,14 +21,20 @@ CONFIG = Path(__file__).parents[1] / "configs" / "busi-tiny.yaml"
 
 
 def main(folder: str, flags: list[str]) -> None:
-    """A run that has drawn nothing yet: its geometry is that of the real images alone."""
+    """Measure a run that has drawn nothing yet: its geometry is that of the real images alone."""
+
+    def report(stage: str, done: int, total: int) -> None:
+        pass
+
     with tempfile.TemporaryDirectory() as output:
         config = load_config(CONFIG, [f"--dataset.path={folder}", f"--output={output}/run", *flags])
-        run = open_run(config, lambda *_: None, needs_inception=False)
-        figures = geometry(run)
+        run = open_run(config, report, needs_inception=False)
+        with ray_workers(config.cluster, run.log_file, report) as workers:
+            figures = geometry(run, workers)
         segmenter = json.loads(run.store.read(GEOMETRY_JSON))["segmenter"]
-    for look in segmenter["looks"]:
-        print(f"- step {look['step']}: Dice on val {look['dice']:.3f}, empty masks that agree counted as 1")
+    for validation in segmenter["looks"]:
+        dice = f"{validation['dice']:.3f}"
+        print(f"- step {validation['step']}: Dice on val {dice}, empty masks that agree counted as 1")
     for f in figures:
         if f.metric == DICE and f.interval:
             low, high = f.interval
