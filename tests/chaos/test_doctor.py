@@ -68,6 +68,11 @@ def test_the_check_at_a_runs_start_is_four_requests(bucket_url: str, proxy: Faul
 # ---- refused: the negative control ---------------------------------------------------------------
 
 
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture
 def rclone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The bucket `unsafe`, which `rclone serve s3` serves; the environment has its address."""
@@ -82,18 +87,14 @@ def rclone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         [*command, "--addr", f"127.0.0.1:{port}", bucket.parent], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        for _ in range(300):
+        while not answers(port):
             assert server.poll() is None, "rclone ended at once"
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
             time.sleep(0.1)
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testtest")
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         store = Store("s3://unsafe/control")
-        store.retry_seconds = 20.0
         store.replace("works", b"x")  # shows that key and address are right
         assert store.read("works") == b"x"
         yield bucket

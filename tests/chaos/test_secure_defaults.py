@@ -26,7 +26,7 @@ except UserError as error:
 def join(home: Path, mode: str, settings: dict[str, object]) -> str:
     done = subprocess.run(
         [sys.executable, "-c", JOIN, repr(settings), str(home / "ray.log")],
-        env=environment(home, mode), capture_output=True, text=True, timeout=180,
+        env=environment(home, mode), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -38,7 +38,7 @@ def drained_by_the_spot_watcher(home: Path, address: str) -> int:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         [sys.executable, str(script), "--address", address, "--stopping-in", "600"],
-        env={**environment(home, "token"), "PATH": path}, timeout=180,
+        env={**environment(home, "token"), "PATH": path},
     ).returncode  # fmt: skip
 
 

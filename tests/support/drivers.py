@@ -80,11 +80,11 @@ class Driver:
         for process in self._stopped:
             send(process, signal.SIGCONT)
 
-    def wait(self, seconds: float = 300) -> tuple[int, str]:
+    def wait(self) -> tuple[int, str]:
         """(exit status, what it printed); negative where a signal ended it."""
         try:
-            text, _ = self.process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
+            text, _ = self.process.communicate()
+        except BaseException:  # pytest's limit too
             self.end()
             raise
         return self.process.returncode, text

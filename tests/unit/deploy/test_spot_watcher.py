@@ -109,7 +109,6 @@ def run_watcher(calls: Path, *arguments: str) -> tuple[subprocess.CompletedProce
         env={"PATH": str(folder), "PYTHONPATH": str(folder / "fake"), "HOME": str(folder)},
         capture_output=True,
         text=True,
-        timeout=120,
     )
     made = [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
     assert all(call[0] == "drain-node" for call in made)
