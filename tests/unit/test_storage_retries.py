@@ -216,15 +216,15 @@ def test_the_error_comes_back_whole_from_a_worker() -> None:
     assert not isinstance(error, OSError | UserError)  # nobody takes it for a bad image or a user's mistake
 
 
-def test_the_command_that_goes_on_from_there_is_printed(
+def test_the_command_that_resumes_is_printed(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from fsspec.implementations.memory import MemoryFileSystem
 
-    monkeypatch.setattr(MemoryFileSystem, "info", failing(None, print, answered(503, "SlowDown")))
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", failing(None, print, answered(503, "SlowDown")))
     assert main(["gc", "memory://a run"]) == 1
     stderr = capsys.readouterr().err
-    assert "busray: memory://a run: cannot look for 'run.json': tried" in stderr
+    assert "busray: memory://a run: cannot read 'run.json': tried" in stderr
     assert stderr.splitlines()[-1].endswith("busray gc 'memory://a run'")
 
 
