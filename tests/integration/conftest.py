@@ -45,6 +45,12 @@ def local_ray(bucket: str) -> Iterator[None]:
     """Four logical CPUs whatever the machine has: two training workers beside Ray's own actors. Workers are as nice as
     the unit tests beside them, by Ray's default of 15 they would wait for those."""
     config = {"worker_niceness": 0}
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _system_config=config)
+    for _ in range(4):  # a Ray that is not up within 30 s gives up, which a busy machine may take
+        try:
+            ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _system_config=config)
+            break
+        except Exception as error:
+            assert "timed out during startup" in str(error)
+            ray.shutdown()
     yield
     ray.shutdown()

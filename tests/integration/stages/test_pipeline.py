@@ -233,7 +233,7 @@ def test_training_that_lost_its_newest_work_comes_to_the_same_adapters(finished:
         if "/00000006" in key:
             store.delete(key)
     run = open_run(settings(tmp_path / "run"), quiet)
-    assert finetune(run, InProcessWorkers())["sha256"] == read_adapters(finished.store)["sha256"]
+    assert finetune(run, InProcessWorkers()).sha256 == adapters(finished).sha256
 
 
 def test_a_prompt_that_cannot_be_drawn_costs_its_images_alone_and_the_exit_status(
@@ -242,11 +242,11 @@ def test_a_prompt_that_cannot_be_drawn_costs_its_images_alone_and_the_exit_statu
     """Every other image's prompt has a token whose embedding is infinite."""
     prompts = ["ultrasound image", "{token} ultrasound image"]
     changes = {name: {"images": 4, "token": f"<us-{name}>", "prompts": prompts} for name in finished.config.classes}
-    adapters = shutil.copytree(adapters_of(finished), tmp_path / "adapters")
-    for file in adapters.glob("us-*.safetensors"):
+    folder = shutil.copytree(adapters_folder(finished), tmp_path / "adapters")
+    for file in folder.glob("us-*.safetensors"):
         file.write_bytes(save({name: np.full_like(rows, np.inf) for name, rows in load(file.read_bytes()).items()}))
     few = {"sampling": {"steps": 2}, "refine": {"steps": 2}}
-    config = settings(tmp_path / "run", classes=changes, adapters={"path": str(adapters)}, **few)
+    config = settings(tmp_path / "run", classes=changes, adapters={"path": str(folder)}, **few)
     (tmp_path / "poisoned.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     assert main(["finetune", str(tmp_path / "poisoned.yaml")]) == 0
     assert main(["generate", str(tmp_path / "poisoned.yaml")]) == 1
@@ -261,7 +261,7 @@ def test_two_workers_on_object_storage_train_what_one_worker_trains(finished: Ru
     a whole step of any sign."""
     run = open_run(settings(f"{bucket}/two-workers", adapters={"num_workers": 2, "checkpoint_every": 1}), quiet)
     with on_ray(run) as workers:
-        two, one = finetune(run, workers), read_adapters(finished.store)
+        two, one = finetune(run, workers).about, adapters(finished).about
     assert two["workers"] == [[0, 2]] and one["workers"] == [[0, 1]]
     for (step, loss), (same_step, same_loss) in zip(two["loss"], one["loss"], strict=True):
         assert step == same_step and loss == pytest.approx(same_loss, rel=1e-3)
@@ -281,19 +281,24 @@ def test_two_workers_on_object_storage_train_what_one_worker_trains(finished: Ru
     assert np.linalg.norm(change - same_change) < 0.02 * size  # 1e-4 was seen on several kinds of processors
 
 
-def adapters_of(run: Run) -> str:
+def adapters_folder(run: Run) -> str:
     """The local folder of a run's adapters."""
-    return f"{run.store.url}/{read_adapters(run.store)['folder']}"
+    return f"{run.store.url}/{adapters(run).folder}"
+
+
+def adapters(run: Run) -> AdaptersRecord:
+    record = read_adapters(run.store)
+    assert record is not None
+    return record
 
 
 def test_a_run_on_object_storage_with_adopted_adapters_is_the_same_corpus(finished: Run, bucket: str) -> None:
-    adapters = adapters_of(finished)
     arms = ["lora+ti", "lora+ti+refine"]
     compared = {"arms": arms, "judge": None, "extractors": ["texture"]}
-    changes = {"adapters": {"path": adapters}, "evaluate": compared}
+    changes = {"adapters": {"path": adapters_folder(finished)}, "evaluate": compared}
     run = open_run(settings(f"{bucket}/adopted", **changes), quiet)
     with on_ray(run) as workers:
-        assert finetune(run, workers)["sha256"] == read_adapters(finished.store)["sha256"]
+        assert finetune(run, workers).sha256 == adapters(finished).sha256
         assert generate(run, workers) == generate(finished, InProcessWorkers())
         figures = evaluate(run, workers)
     local = {key(figure): figure.value for figure in evaluate(finished, InProcessWorkers())}
@@ -342,7 +347,7 @@ def test_no_secret_of_the_environment_is_in_what_runs_and_ray_wrote(finished: Ru
 def test_plain_diffusers_draws_the_same_with_the_adapters_in_a_process_without_busray(
     finished: Run, tmp_path: Path
 ) -> None:
-    folder = adapters_of(finished)
+    folder = adapters_folder(finished)
     subprocess.run([sys.executable, "-c", PLAIN, str(TINY), folder, str(tmp_path / "drawn.npy")], check=True)
     before, theirs = np.load(tmp_path / "drawn.npy")
     pipe = load_pipeline(finished.config.base)

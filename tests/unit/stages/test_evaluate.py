@@ -1,4 +1,4 @@
-"""Figures without annotated images are of every arm that the others are of, or the run says why there are none."""
+"""Which images the figures compare: without annotated ones, and before and after the class gate."""
 
 import json
 from pathlib import Path
@@ -12,10 +12,14 @@ from busray.corpus.commit import commit_shard
 from busray.corpus.manifest import publish_manifest
 from busray.corpus.plan import extend_plan, read_segments
 from busray.evidence.real import RealFeatures
+from busray.evidence.stats.frechet import MOST_REPLICATES
+from busray.identity import image_id
 from busray.layout import CHECK
-from busray.records import INCEPTION, Shard, Stopped
+from busray.records import INCEPTION, Commit, Execution, Shard, Stopped, to_json
+from busray.run.pieces import ImageBlock, by_chance
 from busray.run.record import Run
 from busray.stages import evaluate
+from busray.stages import features as features_stage
 from busray.stages import report as report_stage
 from busray.storage import Store
 from tests.support.corpora import EXECUTION, commit_black
@@ -61,12 +65,13 @@ def test_what_a_gate_let_pass_has_figures_on_the_clean_test_images_too(
     drawn = {arm: {c: rng.normal(size=(9, 4)) for c in CLASSES} for arm in ("base", "lora", "lora+gate")}
     gated = {"lora+gate": drawn.pop("lora+gate")}
     real = RealFeatures(features, units, "x-1", "letterbox", 64)
-    found = evaluate.Drawn(drawn, gated, [("lora", "lora+gate")], real)
-    monkeypatch.setattr(evaluate, "_before_and_after", lambda run, extractor: found)
-    monkeypatch.setattr(evaluate, "_class_figures", lambda run: [])
-    clean = [f for f in evaluate.evaluate(run) if f.reference == "test-clean"]
-    assert {f.arm for f in clean if f.metric == "fd-x"} == {"base", "lora", "lora+gate"}
-    assert {f.arm for f in clean if f.metric == "kd-x_difference"} == {"lora - base", "lora+gate - lora"}
+    found = evaluate.GateComparison(drawn, gated, [("lora", "lora+gate")], real)
+    monkeypatch.setattr(evaluate, "_before_and_after_gate", lambda run, workers, extractor: found)
+    monkeypatch.setattr(evaluate, "_class_figures", lambda run, workers: [])
+    clean = [f for f in evaluate.evaluate(run, InProcessWorkers()) if f.reference == "test-clean"]
+    assert {f.arm for f in clean if f.metric == "fd-x" and not f.floor} == {"base", "lora", "lora+gate"}
+    compared = {(f.arm, f.against) for f in clean if f.metric == "kd-x_difference"}
+    assert compared == {("lora", "base"), ("lora+gate", "lora")}
 
 
 def test_a_run_says_why_it_has_no_figures_on_clean_images(store: Store) -> None:
@@ -91,3 +96,60 @@ def test_a_class_that_was_quarantined_ends_the_figures_with_its_reason(run: Run)
     publish_manifest(arm, read_segments(arm))
     with pytest.raises(Stopped, match=r"0 images of malignant.*quarantined \(latents or pixels are not finite\)"):
         evaluate._before_and_after_gate(run, InProcessWorkers(), INCEPTION)
+
+
+def test_clean_images_are_those_that_the_check_found_nothing_in(tmp_path: Path) -> None:
+    names = ("benign", "malignant")
+    images = [SimpleNamespace(file=f"{name}/{i}.png", class_name=name, sha256="") for name in names for i in range(3)]
+    dataset = SimpleNamespace(size=64, frame="letterbox", split=lambda name: images if name == "test" else images[:1])
+    store = Store(str(tmp_path))
+    store.replace(CHECK, to_json({"annotations": [{"file": "malignant/1.png", "found": ["text"]}]}))
+    config = SimpleNamespace(classes={name: None for name in names})
+    clean: Any = evaluate._clean(SimpleNamespace(store=store, dataset=dataset, config=config))  # pyright: ignore
+    assert {name: kept.tolist() for name, kept in clean["test"].items()} == {
+        "benign": [True] * 3,
+        "malignant": [True, False, True],
+    }
+    assert clean["train"]["benign"].tolist() == [True]
+
+
+GATED_IMAGES, GATED_REAL = 100, 3
+"""More than MOST times the real ones, so that both sides hold equally many images whatever is missing."""
+
+
+def gated_block(store: Store, key: str, missing: tuple[int, ...]) -> ImageBlock:
+    """A shard of class b without the images that spent their budget; an image's feature is its index."""
+    kept = [i for i in range(GATED_IMAGES) if i not in missing]
+    rejects = tuple((image_id("f" * 64, "b", i), "why") for i in missing)
+    np.save(Path(store.url) / key, np.array(kept, np.float32)[:, None])
+    commit = Commit("b", 0, GATED_IMAGES, "", "", 0, len(kept), rejects, Execution("", "", 1, 1, {}), 0.0)
+    return ImageBlock(store, key, commit, images=len(kept))
+
+
+@pytest.mark.parametrize(("spent", "paired"), [((), True), ("held", False), ("beyond", True)])
+def test_the_gate_is_seed_paired_where_the_same_images_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spent: Any, paired: bool
+) -> None:
+    held = by_chance("b", range(GATED_IMAGES), MOST_REPLICATES * GATED_REAL)
+    missing = {"held": (held[4],), "beyond": (next(i for i in range(GATED_IMAGES) if i not in held),), (): ()}[spent]
+    store = Store(str(tmp_path))
+    found = {"lora": gated_block(store, "before.npy", ()), "lora+gate": gated_block(store, "after.npy", missing)}
+    corpus = SimpleNamespace(gate=object(), keep_txt2img=False)
+    config = SimpleNamespace(
+        classes={"b": SimpleNamespace(images=GATED_IMAGES)},
+        evaluate=SimpleNamespace(images=None, arms=["lora"]),
+        adapters=SimpleNamespace(method="lora"),
+        refine=None,
+        corpus=corpus,
+    )
+    real = SimpleNamespace(
+        split=lambda name: [SimpleNamespace(class_name="b")] * GATED_REAL, frame="letterbox", size=64
+    )
+    run: Any = SimpleNamespace(config=config, dataset=real, store=store)
+    monkeypatch.setattr(evaluate, "synthetic_blocks", lambda run, sources, name: {arm: [found[arm]] for arm in sources})
+    monkeypatch.setattr(features_stage, "real_blocks", lambda run, name: [])
+    drawn = evaluate._before_and_after_gate(run, InProcessWorkers(), "inception-v3-2015")  # pyright: ignore[reportPrivateUsage]
+    before, after = drawn.arms["lora"]["b"], drawn.gated["lora+gate"]["b"]
+    assert len(before) == len(after) == MOST_REPLICATES * GATED_REAL
+    assert np.array_equal(before, after) == paired
+    assert drawn.pairs == ([("lora", "lora+gate")] if paired else [])

@@ -1,4 +1,4 @@
-"""A corpus through the class gate on a local Ray: redrawn, resumed, reproduced, and measured before and after."""
+"""A corpus through the class gate: redrawn, resumed, reproduced, measured before and after."""
 
 import json
 import shutil
@@ -20,10 +20,11 @@ from busray.corpus.verify import verify
 from busray.evidence.study_design import Arm, study_arms
 from busray.records import Figure, UserError
 from busray.run.checks import open_run
-from busray.run.pieces import synthetic_pieces
+from busray.run.pieces import synthetic_blocks
 from busray.run.record import Run
+from busray.stages import classifiers
 from busray.stages import study as study_module
-from busray.stages.classifiers import load_classifier, probabilities, trained_classifier
+from busray.stages.classifiers import load_classifier, trained_classifier
 from busray.stages.evaluate import evaluate
 from busray.stages.features import features
 from busray.stages.finetune import finetune
@@ -31,14 +32,14 @@ from busray.stages.generate import generate
 from busray.stages.report import write_report
 from busray.stages.study import study
 from busray.vision import efficientnet
+from busray.vision.classifier import probabilities
+from tests.support.runs import quiet
+from tests.support.workers import InProcessWorkers
 
 pytestmark = pytest.mark.slow  # three minutes of drawing and training; `make slow` runs it
 CLASSES = ("benign", "malignant")
 IMAGES = 6
-
-
-def quiet(stage: str, done: int, total: int) -> None:
-    pass
+WORKERS = InProcessWorkers()
 
 
 def judge() -> str | None:
@@ -80,12 +81,23 @@ def pixels(run: Run, first_draws: bool = False) -> dict[tuple[str, int], np.ndar
     return found
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """So that what is drawn again is the same to the pixel; and short trainings of gate and judge."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifiers, "STEPS", 40)
+        yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def ungated(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A corpus without a gate; read only."""
     run = open_run(settings(tmp_path_factory.mktemp("ungated") / "run"), quiet)
-    finetune(run)
-    generate(run)
+    finetune(run, WORKERS)
+    generate(run, WORKERS)
     return run
 
 
@@ -93,8 +105,7 @@ def ungated(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def gate(ungated: Run) -> dict[str, Any]:
     """A threshold that about half of one class's first draws do not reach, so that some pass later: none of these
     images shows its class, and no classifier of so few images would tell."""
-    torch.set_num_threads(1)
-    classifier = load_classifier(ungated.store, trained_classifier(ungated, "cnn"))
+    classifier = load_classifier(ungated.store, trained_classifier(ungated, WORKERS, "cnn"))
     drawn = pixels(ungated)
     medians = []
     for label, name in enumerate(CLASSES):
@@ -108,20 +119,20 @@ def gated(ungated: Run, gate: dict[str, Any], tmp_path_factory: pytest.TempPathF
     """The same settings with a gate: the same adapters, redraws until the budget is spent; read only."""
     output = tmp_path_factory.mktemp("gated") / "run"
     config = settings(output, gate=gate, max_quarantined=1.0)
-    adapters = f"{ungated.store.url}/{finetune(ungated)['folder']}"
+    adapters = f"{ungated.store.url}/{finetune(ungated, WORKERS).folder}"
     config = validate({**config.model_dump(), "adapters": {**config.adapters.model_dump(), "path": adapters}})
     run = open_run(config, quiet)
-    finetune(run)
-    generate(run)
+    finetune(run, WORKERS)
+    generate(run, WORKERS)
     yield run
 
 
 def test_the_gates_classifier_saw_train_and_val_and_its_record_says_how_good_it_is(gated: Run) -> None:
-    record = trained_classifier(gated, "cnn")
-    assert record["images"] == {split: len(gated.dataset.split(split)) for split in ("train", "val", "test")}
-    assert set(record["test"]) == {"all", *CLASSES} and len(record["trials"]) == 10
+    record = trained_classifier(gated, WORKERS, "cnn")
+    assert record.images == {split: len(gated.dataset.split(split)) for split in ("train", "val", "test")}
+    assert set(record.test) == {"all", *CLASSES} and len(record.trials) == 10
     identity = json.loads(gated.store.read("run.json"))["identity"]
-    assert identity["gate"]["classifier"] == record["digest"]
+    assert identity["gate"]["classifier"] == record.digest
 
 
 def test_rejected_images_are_drawn_again_and_every_planned_one_is_accounted_for(
@@ -160,14 +171,14 @@ def test_a_resumed_gated_corpus_equals_the_undisturbed_one(gated: Run, tmp_path:
     lost = next(record for record in read_commits(run.store) if record.redrawn)
     run.store.delete(f"commits/{lost.class_name}/{lost.shard.name}.json")
     run.store.delete(lost.object)
-    assert generate(run) == generate(gated)
+    assert generate(run, WORKERS) == generate(gated, WORKERS)
     assert list(run.store.list("data")) == list(gated.store.list("data"))
     assert list(run.store.list("first-draws")) == list(gated.store.list("first-draws"))
 
 
 def test_first_draws_are_measured_as_without_a_gate(gated: Run, ungated: Run) -> None:
     def measured(run: Run) -> dict[str, dict[str, np.ndarray]]:
-        return features(run, synthetic_pieces(run, arm_sources(run.config), "texture-1"), "texture-1")[0]
+        return features(run, WORKERS, synthetic_blocks(run, arm_sources(run.config), "texture-1"), "texture-1")[0]
 
     before, plain = measured(gated), measured(ungated)
     assert before.keys() == plain.keys() == {"lora+ti", "lora+ti+refine"}
@@ -177,7 +188,7 @@ def test_first_draws_are_measured_as_without_a_gate(gated: Run, ungated: Run) ->
 
 
 def test_distances_and_nearness_are_there_before_and_after_the_gate(gated: Run) -> None:
-    figures = evaluate(gated)
+    figures = evaluate(gated, WORKERS)
 
     def values(found: list[Figure], metric: str) -> dict[str, float]:
         return {f.arm: f.value for f in found if (f.metric, f.class_name) == (metric, "all")}
@@ -227,7 +238,7 @@ def test_a_study_trains_on_first_draws_too_as_one_of_the_corpus_without_a_gate_d
     gated: Run, ungated: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = opened_for_study(gated, tmp_path / "gated")
-    figures, sentences = study(run)
+    figures, sentences = study(run, WORKERS)
     found = trainings(run)
 
     def mixture_alone(ratios: Any, gated: bool) -> list[Arm]:
@@ -235,7 +246,7 @@ def test_a_study_trains_on_first_draws_too_as_one_of_the_corpus_without_a_gate_d
 
     monkeypatch.setattr(study_module, "study_arms", mixture_alone)
     plain = opened_for_study(ungated, tmp_path / "ungated")
-    study(plain)
+    study(plain, WORKERS)
     without = trainings(plain)
     assert not any(name.startswith("ungated") for name in without)
     for i in range(2):
@@ -243,8 +254,8 @@ def test_a_study_trains_on_first_draws_too_as_one_of_the_corpus_without_a_gate_d
         assert {**first, "arm": mixed["arm"]} == without[f"mixed@{RATIO}-{i:02d}"], "not on the first draws"
         assert mixed["fed"] == first["fed"] and mixed["seed"] == first["seed"]
         assert mixed["trials"] != first["trials"], "a test of nothing: no training met an image that the gate changed"
-    pairs = {f.arm for f in figures if f.metric == "macro_f1_difference"}
-    assert {f"mixed@{RATIO} - ungated@{RATIO}", f"ungated@{RATIO} - real"} <= pairs
+    pairs = {(f.arm, f.against) for f in figures if f.metric == "macro_f1_difference"}
+    assert {(f"mixed@{RATIO}", f"ungated@{RATIO}"), (f"ungated@{RATIO}", "real")} <= pairs
     assert any(sentence.startswith("The class gate's part") for sentence in sentences)
     rows = run.store.read("study.csv").decode()
     assert f"ungated@{RATIO}" in rows and f"ungated@{RATIO}" not in plain.store.read("study.csv").decode()
@@ -253,13 +264,13 @@ def test_a_study_trains_on_first_draws_too_as_one_of_the_corpus_without_a_gate_d
 def test_a_study_takes_the_first_planned_images_as_they_were_drawn_and_as_they_were_released(
     gated: Run, ungated: Run
 ) -> None:
-    wanted = [IMAGES - 1] * len(CLASSES)
+    wanted = dict.fromkeys(CLASSES, IMAGES - 1)
     plain = pixels(ungated)
-    firsts = study_module._synthetic(gated, "first draws", wanted)
+    firsts = study_module._synthetic(gated.store, "first draws", wanted)
     np.testing.assert_array_equal(firsts.pixels, [plain[name, i] for name in CLASSES for i in range(IMAGES - 1)])
     kept = pixels(gated)
     passed = [sorted(index for of, index in kept if of == name)[: IMAGES - 1] for name in CLASSES]
-    released = study_module._synthetic(gated, "released", wanted)
+    released = study_module._synthetic(gated.store, "released", wanted)
     np.testing.assert_array_equal(
         released.pixels, [kept[name, i] for name, indices in zip(CLASSES, passed) for i in indices]
     )
@@ -270,7 +281,7 @@ def test_a_study_needs_as_many_first_draws_as_released_images(
     gated: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = opened_for_study(gated, tmp_path / "run")
-    monkeypatch.setattr(study_module, "first_draws_held", lambda commit: 1)
+    monkeypatch.setattr(study_module, "count_first_draws", lambda commit: 1)
     with pytest.raises(UserError, match="the corpus has 2 first draws: lower the ratios"):
-        study(run)
+        study(run, WORKERS)
     assert not list(run.store.list("study"))

@@ -1,0 +1,118 @@
+"""The Ray Train loop on a local Ray, with a training small enough to be checked by hand."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.fs
+import pytest
+
+from busray.cluster.pool import RayWorkers, ray_workers
+from busray.config import Cluster
+from busray.records import UserError
+from busray.workers import Beat, TrainingFailed
+from tests.support.runs import quiet
+from tests.support.workers import InProcessWorkers
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line fitted to four points; each step's gradient and loss are left in the folder."""
+
+    folder: str
+    num_workers: tuple[int, int] = (2, 2)
+    steps: int = 4
+    batch_size: int = 4
+    error: Exception | None = None
+
+    def scratch(self) -> tuple[Any, str]:
+        return pyarrow.fs.LocalFileSystem(), self.folder
+
+    def start(self, world: int) -> "LineLoop":
+        return LineLoop(self, world)
+
+
+class LineLoop:
+    def __init__(self, training: Line, world: int) -> None:
+        import torch
+
+        self.training, self.world, self.step = training, world, 0
+        self.weights = torch.nn.Parameter(torch.tensor([0.3, -0.2]))
+
+    def checkpoint(self) -> int | None:
+        """Half-way, if a checkpoint is there; a rank that looked for itself would find another."""
+        path = Path(self.training.folder) / "checkpoint"
+        return int(path.read_text()) if path.exists() else None
+
+    def resume(self, checkpoint: int) -> None:
+        self.step = checkpoint
+
+    def parameters(self) -> Sequence[Any]:
+        return [self.weights]
+
+    def accumulate(self, positions: range) -> float:
+        if self.training.error is not None and positions[0] == 1:
+            raise self.training.error
+        total = 0.0
+        for position in positions:
+            x = (position + 1) / 3 + self.step
+            loss = (self.weights[0] * x + self.weights[1] - position) ** 2
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+    def apply(self, loss: float) -> None:
+        import torch
+
+        assert self.weights.grad is not None
+        self.gradient, self.loss = self.weights.grad.numpy().copy(), loss
+        with torch.no_grad():
+            self.weights -= 0.01 * self.weights.grad
+        self.weights.grad = None
+        self.step += 1
+
+    def record(self, beat: Beat) -> None:
+        np.save(f"{self.training.folder}/{self.step}.npy", [*self.gradient, self.loss])
+        beat()
+
+    def commit(self) -> None:
+        Path(self.training.folder, "committed").write_text(f"{self.step} by {self.world}")
+
+
+@pytest.fixture
+def workers(tmp_path: Path) -> Iterator[RayWorkers]:
+    with ray_workers(Cluster(threads=1), tmp_path / "ray.log", quiet) as workers:
+        yield workers
+
+
+def steps(folder: Path) -> dict[int, np.ndarray]:
+    return {int(path.stem): np.load(path) for path in folder.glob("*.npy")}
+
+
+def test_two_workers_add_up_the_gradients_and_the_loss_of_one(workers: RayWorkers, tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    InProcessWorkers().train("train", Line(str(tmp_path / "one")), done=0)
+    workers.train("train", Line(str(tmp_path / "two")), done=0)
+    one, two = steps(tmp_path / "one"), steps(tmp_path / "two")
+    assert one.keys() == two.keys() == {1, 2, 3, 4}
+    for step, values in one.items():
+        np.testing.assert_allclose(two[step], values, rtol=1e-5)
+    assert (tmp_path / "two" / "committed").read_text() == "4 by 2"
+
+
+def test_training_resumes_from_the_checkpoint_of_the_first_worker(workers: RayWorkers, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").write_text("2")
+    workers.train("train", Line(str(tmp_path), num_workers=(1, 1)), done=2)
+    assert steps(tmp_path).keys() == {3, 4}
+
+
+@pytest.mark.parametrize(("error", "raised"), [(UserError("a field"), UserError), (ValueError("odd"), TrainingFailed)])
+def test_an_error_in_a_worker_is_the_users_mistake_or_a_failed_training(
+    workers: RayWorkers, tmp_path: Path, error: Exception, raised: type[Exception]
+) -> None:
+    with pytest.raises(raised, match="a field" if raised is UserError else "odd"):
+        workers.train("train", Line(str(tmp_path), error=error), done=0)
+    assert not (tmp_path / "committed").exists()
