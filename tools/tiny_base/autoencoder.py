@@ -1,7 +1,8 @@
-"""The embedded base's autoencoder: losses that keep speckle, its two trainings, and what becomes of it when saved.
+"""The embedded base's autoencoder: losses that keep speckle, its two trainings, and what becomes
+of it when saved.
 
-It is grey while it trains; `three_channels` widens its first and last convolution when it is saved, so that pipelines
-see RGB.
+It is grey while it trains; `three_channels` widens its first and last convolution when it is
+saved, so that pipelines see RGB.
 """
 
 import time
@@ -43,7 +44,8 @@ TEXTURE = 1.0
 
 
 DECODER_TEXTURE = 2.0
-"""Weight of the texture loss once the code is fixed: what the code cannot hold, the decoder has to make up."""
+"""Weight of the texture loss once the code is fixed: what the code cannot hold, the decoder has
+to make up."""
 
 
 KL_WEIGHT = 1e-4
@@ -55,7 +57,8 @@ def to_unit(pixels: np.ndarray) -> torch.Tensor:
 
 
 def new_vae(channels: int = 1) -> Any:
-    """An untrained AutoencoderKL, f=4, of so many image channels (1 while training, 3 as shipped)."""
+    """An untrained AutoencoderKL, f=4, of so many image channels (1 while training, 3 as
+    shipped)."""
     from diffusers import AutoencoderKL
 
     build: Any = AutoencoderKL  # whose annotations are those of one block
@@ -80,7 +83,8 @@ def gradients(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _windows(x: torch.Tensor, size: int) -> torch.Tensor:
-    """[b, 1, h, w] -> half-overlapping windows [n, size, size], their means taken off, under a Hann window."""
+    """[b, 1, h, w] -> half-overlapping windows [n, size, size], their means taken off, under a
+    Hann window."""
     w = x[:, 0].unfold(1, size, size // 2).unfold(2, size, size // 2).reshape(-1, size, size)
     hann = torch.hann_window(size + 2, periodic=False)[1:-1]
     return (w - w.mean((1, 2), keepdim=True)) * torch.outer(hann, hann)
@@ -89,8 +93,9 @@ def _windows(x: torch.Tensor, size: int) -> torch.Tensor:
 def texture_loss(made: torch.Tensor, real: torch.Tensor, size: int = 16) -> torch.Tensor:
     """How far the local amplitude spectra of two images [b, 1, h, w] are apart, phases aside.
 
-    The absolute difference of amplitudes, plus the log ratio of power summed over rings of frequency: the first keeps
-    each grain's strength where its place is known, the second gives back the energy that a code cannot hold.
+    The absolute difference of amplitudes, plus the log ratio of power summed over rings of
+    frequency: the first keeps each grain's strength where its place is known, the second gives
+    back the energy that a code cannot hold.
     """
     made_power, real_power = (torch.fft.rfft2(_windows(x, size), norm="ortho").abs().square() for x in (made, real))
     amplitude = ((made_power + 1e-6).sqrt() - (real_power + 1e-6).sqrt()).abs().mean()
@@ -118,7 +123,8 @@ def vae_loss(
 
 
 def vae_batch(phantoms: np.ndarray, pictures: np.ndarray, step: int, seed: int) -> torch.Tensor:
-    """A step's batch: 8 crops of 64 px or, every fourth time, 2 whole images; half phantoms; mirrored by chance."""
+    """A step's batch: 8 crops of 64 px or, every fourth time, 2 whole images; half phantoms;
+    mirrored by chance."""
     rng = np.random.default_rng([seed, step])
     whole = step % 4 == 3
     n, crop = (2, SIDE) if whole else (8, SIDE // 2)
@@ -132,14 +138,16 @@ def vae_batch(phantoms: np.ndarray, pictures: np.ndarray, step: int, seed: int) 
 
 
 def train_vae(work: Path, seed: int, log: Callable[[str], None]) -> None:
-    """Trains the autoencoder on work's corpus into vae.pt; goes on from vae-train.pt if a run was cut short."""
+    """Trains the autoencoder on work's corpus into vae.pt; goes on from vae-train.pt if a run
+    was cut short."""
     torch.manual_seed(seed)
     vae = new_vae()
     _train_vae(vae, work, "vae", VAE_STEPS, VAE_RATE, TEXTURE, seed, log)
 
 
 def train_decoder(work: Path, seed: int, log: Callable[[str], None]) -> None:
-    """Trains the decoder on, its encoder and so the latents fixed: vae-normal.pt -> decoder.pt; restartable."""
+    """Trains the decoder on, its encoder and so the latents fixed: vae-normal.pt -> decoder.pt;
+    restartable."""
     vae = new_vae()
     vae.load_state_dict(torch.load(work / "vae-normal.pt", weights_only=True))
     vae.encoder.requires_grad_(False)
@@ -188,10 +196,11 @@ def _load(path: Path) -> Any:
 
 @torch.no_grad()
 def fold_normalisation(vae: Any, mean: torch.Tensor, std: torch.Tensor) -> None:
-    """Moves latents of per-channel mean and std [c] to zero mean and unit variance, inside the 1x1 convolutions.
+    """Moves latents of per-channel mean and std [c] to zero mean and unit variance, inside the 1x1
+    convolutions.
 
-    quant_conv then gives normalised means and log variances, post_quant_conv takes normalised latents: encoding and
-    decoding an image gives what it gave before.
+    quant_conv then gives normalised means and log variances, post_quant_conv takes normalised
+    latents: encoding and decoding an image gives what it gave before.
     """
     c = len(mean)
     into, out = vae.quant_conv, vae.post_quant_conv
@@ -235,9 +244,11 @@ def load_decoder(work: Path) -> Any:
 
 @torch.no_grad()
 def decoder_gain(vae: Any, latents: torch.Tensor, noise: float = 0.2) -> torch.Tensor:
-    """What the decoder shows of a change, by channel [c]: mean square of its answer over that of white noise put in.
+    """What the decoder shows of a change, by channel [c]: mean square of its answer over that of
+    white noise put in.
 
-    latents: [n, c, h, w] of unit variance that the noise is added to; noise: its standard deviation.
+    latents: [n, c, h, w] of unit variance that the noise is added to; noise: its standard
+    deviation.
     """
     generator = torch.Generator().manual_seed(0)
     plain = vae.decode(latents).sample
@@ -250,7 +261,8 @@ def decoder_gain(vae: Any, latents: torch.Tensor, noise: float = 0.2) -> torch.T
 
 
 def take_autoencoder(base: Path, work: Path) -> None:
-    """The autoencoder of a saved base as work's own, so that a denoiser can be trained on it alone."""
+    """The autoencoder of a saved base as work's own, so that a denoiser can be trained on it
+    alone."""
     from diffusers import AutoencoderKL
 
     saved: Any = AutoencoderKL.from_pretrained(base / "vae", use_safetensors=True, dtype=torch.float32)

@@ -1,8 +1,9 @@
-"""Trains `tiny`, the base that busray ships: a Stable Diffusion checkpoint small enough for two CPU cores.
+"""Trains `tiny`, the base that busray ships: a Stable Diffusion checkpoint small enough for two
+CPU cores.
 
-Stages, each restartable and each reading only what the one before left in the work folder:
-corpus -> autoencoder -> latents -> decoder, denoiser -> checkpoint in Stable Diffusion's layout. The autoencoder's
-own stages are in autoencoder.py.
+Stages, each restartable and each reading only what the one before left in the work folder: corpus
+-> autoencoder -> latents -> decoder, denoiser -> checkpoint in Stable Diffusion's layout. The
+autoencoder's own stages are in autoencoder.py.
 """
 
 import copy
@@ -39,7 +40,8 @@ UNET_RATE = 8e-4
 
 
 WIDE_STEPS = 1500
-"""Steps on `captioned` scans, after which EVEN_SHARE of a batch is `even`: see benchmarks/tiny-base.md."""
+"""Steps on `captioned` scans, after which EVEN_SHARE of a batch is `even`: see
+benchmarks/tiny-base.md."""
 
 
 EVEN_SHARE = 14 / 16
@@ -58,7 +60,8 @@ GAIN_SCANS = 16
 
 
 LEAST_GAIN = 0.1
-"""Share of the mean gain that a channel counts at least: what is not seen of one step guides the next."""
+"""Share of the mean gain that a channel counts at least: what is not seen of one step guides
+the next."""
 
 
 FINE_SNR = 0.05
@@ -103,14 +106,16 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def make_corpus(work: Path, seed: int, phantoms: int, pictures: int, workers: int = 2) -> None:
-    """Writes what the autoencoder learns from, phantoms.npy and pictures.npy (uint8 [n, 128, 128]), unless there."""
+    """Writes what the autoencoder learns from, phantoms.npy and pictures.npy (uint8 [n, 128,
+    128]), unless there."""
     for name, make, n in (("phantoms", varied, phantoms), ("pictures", procedural, pictures)):
         if not (work / f"{name}.npy").exists():
             np.save(work / f"{name}.npy", np.stack(_made(make, seed, n, workers)))
 
 
 def make_scans(work: Path, seed: int, scans: int, workers: int = 2) -> None:
-    """Writes what the denoiser learns from, unless there: uint8 [2 n, 128, 128] in .npy, captions in -captions.json.
+    """Writes what the denoiser learns from, unless there: uint8 [2 n, 128, 128] in .npy, captions
+    in -captions.json.
 
     The first half of scans is `captioned`, the second `even`; both of grained are `grained`.
     """
@@ -128,7 +133,8 @@ def _made(make: Callable[[int], Any], seed: int, n: int, workers: int) -> list[A
 
 
 def new_denoiser(vocabulary: int, end: int) -> tuple[Any, Any]:
-    """An untrained UNet2DConditionModel and CLIPTextModel; ids: end of the end token, end - 1 of the start token."""
+    """An untrained UNet2DConditionModel and CLIPTextModel; ids: end of the end token, end - 1
+    of the start token."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -144,7 +150,8 @@ def new_denoiser(vocabulary: int, end: int) -> tuple[Any, Any]:
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,
         norm_num_groups=8,
-        # The caption also enters every block beside the time: by cross-attention alone 1,000 steps learnt no word.
+        # The caption also enters every block beside the time: by cross-attention alone 1,000 steps
+        # learnt no word.
         addition_embed_type="text",
         addition_embed_type_num_heads=4,
     )
@@ -168,15 +175,16 @@ def new_denoiser(vocabulary: int, end: int) -> tuple[Any, Any]:
 def schedule() -> dict[str, Any]:
     """Noise schedule and prediction type, for training and sampling alike.
 
-    Linear up to a signal of 0.002 at the last step: with Stable Diffusion's own schedule the mean grey would leak
-    through the noise, and samples could be neither dark nor bright.
+    Linear up to a signal of 0.002 at the last step: with Stable Diffusion's own schedule the mean
+    grey would leak through the noise, and samples could be neither dark nor bright.
     """
     return {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.024,
             "prediction_type": "v_prediction"}  # fmt: skip
 
 
 def with_strangers(ids: np.ndarray, strange: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Token ids [77] with up to 7 of the strange ids put in, so that the base bears words it has never learnt."""
+    """Token ids [77] with up to 7 of the strange ids put in, so that the base bears words it
+    has never learnt."""
     length = int(ids.argmax())  # of start token and words: the end token has the highest id
     put = rng.choice(strange, int(rng.integers(1, 8)))
     at = int(rng.integers(1, length + 1))
@@ -184,18 +192,20 @@ def with_strangers(ids: np.ndarray, strange: np.ndarray, rng: np.random.Generato
 
 
 def draw_times(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Noise levels [n] in 0..999 to train at, most of them high: layers and lesions are decided there.
+    """Noise levels [n] in 0..999 to train at, most of them high: layers and lesions are decided
+    there.
 
-    Measured on 64 latents at 1,500 steps: captions lower the error at t = 600 and 800 and nowhere below 450, where the
-    noisy latents show the scene themselves. Logit-normal (Esser et al. 2024, arXiv 2403.03206), two fifths
-    uniform for the speckle, which is decided at the low levels.
+    Measured on 64 latents at 1,500 steps: captions lower the error at t = 600 and 800 and nowhere
+    below 450, where the noisy latents show the scene themselves. Logit-normal (Esser et al. 2024,
+    arXiv 2403.03206), two fifths uniform for the speckle, which is decided at the low levels.
     """
     high = 1 / (1 + np.exp(-rng.normal(0.3, 0.7, n)))
     return (1000 * np.where(rng.random(n) < 0.4, rng.random(n), high)).astype(np.int64)
 
 
 def pick_scans(rng: np.random.Generator, n: int, size: int, even_share: float) -> np.ndarray:
-    """Rising indices [size] among n scans, that share of them from the second half, which is `even`."""
+    """Rising indices [size] among n scans, that share of them from the second half, which is
+    `even`."""
     evens = round(even_share * size)
     wide = rng.choice(n // 2, size - evens, replace=False)
     return np.sort(np.concatenate([wide, n // 2 + rng.choice(n // 2, evens, replace=False)]))
@@ -224,7 +234,8 @@ class Scans:
     def batch(
         self, rng: np.random.Generator, size: int, even_share: float, times: np.ndarray
     ) -> tuple[torch.Tensor, ...]:
-        """Clean latents [size, c, h, w], noise, times, token ids; a tenth without words, a tenth with strange."""
+        """Clean latents [size, c, h, w], noise, times, token ids; a tenth without words, a
+        tenth with strange."""
         picked = pick_scans(rng, len(self.latents), size, even_share)
         words = self.ids[picked]
         for row, chance in enumerate(rng.random(size)):
@@ -240,7 +251,8 @@ class Scans:
 
 
 def train_unet(work: Path, seed: int, log: Callable[[str], None], threads: int = 2) -> None:
-    """Trains UNet and text encoder on work's latents and captions into denoiser.pt (weight averages); restartable."""
+    """Trains UNet and text encoder on work's latents and captions into denoiser.pt (weight
+    averages); restartable."""
     scans = Scans(work, "scans")
 
     def learn(cores: OneCoreEach, rng: np.random.Generator, step: int) -> float:
@@ -253,11 +265,12 @@ def train_unet(work: Path, seed: int, log: Callable[[str], None], threads: int =
 
 
 def train_texture(work: Path, seed: int, log: Callable[[str], None], threads: int = 2) -> None:
-    """Trains denoiser.pt on into textured.pt, every scale alike: speckle, and the edges of layers and lesions.
+    """Trains denoiser.pt on into textured.pt, every scale alike: speckle, and the edges of layers
+    and lesions.
 
-    What denoising_loss leaves is hatched where speckle should be, and blocky: averages over 4 x 4 cells count some 40
-    times as much as what lies between them and speckle. The decoder shows some channels a hundred times as much as
-    others, so errors count by what is seen of them.
+    What denoising_loss leaves is hatched where speckle should be, and blocky: averages over 4 x 4
+    cells count some 40 times as much as what lies between them and speckle. The decoder shows some
+    channels a hundred times as much as others, so errors count by what is seen of them.
     """
     scans = Scans(work, "grained")
     scans.strange = np.setdiff1d(scans.strange, Scans(work, "scans").ids)  # narrower captions must unlearn no word
@@ -288,9 +301,11 @@ def _train(
     log: Callable[[str], None],
     threads: int,
 ) -> None:
-    """Steps of AdamW on the gradients that learn() leaves, into {out}.pt (weight averages) every 250; restartable.
+    """Steps of AdamW on the gradients that learn() leaves, into {out}.pt (weight averages) every
+    250; restartable.
 
-    Each thread takes a part of the batch on one core: at these sizes faster than every operation on all cores.
+    Each thread takes a part of the batch on one core: at these sizes faster than every operation
+    on all cores.
     """
     from diffusers.training_utils import EMAModel
 
@@ -321,18 +336,20 @@ def _train(
 
 
 def texture_loss(error: torch.Tensor, snr: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of v [b, c, h, w], every noise level alike, every channel by its gain [c]."""
+    """Mean squared error of v [b, c, h, w], every noise level alike, every channel by its gain
+    [c]."""
     return ((error**2).mean((0, 2, 3)) * gain).mean()
 
 
 def denoising_loss(error: torch.Tensor, snr: torch.Tensor) -> torch.Tensor:
     """Mean squared error of v [b, c, h, w] in which the untellable drowns nothing.
 
-    Where the signal-to-noise ratio snr [b] is low, detail finer than 4 x 4 cells is pure chance: it counts by the share
-    of it that can be told. Averages over 4 x 4 cells hold layers and lesions; they count by the inverse of the error
-    that the best linear estimate leaves, which was measured on 8,000 scans (0.11, 0.18, 0.29, 0.46, 0.64 of 0.72 at
-    t = 400, 500, ... 800) and is fitted here within 0.04. The best estimate is the conditional mean whatever the
-    weights; they decide how soon it is found.
+    Where the signal-to-noise ratio snr [b] is low, detail finer than 4 x 4 cells is pure chance:
+    it counts by the share of it that can be told. Averages over 4 x 4 cells hold layers and
+    lesions; they count by the inverse of the error that the best linear estimate leaves, which was
+    measured on 8,000 scans (0.11, 0.18, 0.29, 0.46, 0.64 of 0.72 at t = 400, 500, ... 800) and is
+    fitted here within 0.04. The best estimate is the conditional mean whatever the weights; they
+    decide how soon it is found.
     """
     fine = (error**2).mean((1, 2, 3)) * snr / (snr + FINE_SNR)
     coarse = 4 * (F.avg_pool2d(error, 4) ** 2).mean((1, 2, 3))
@@ -342,7 +359,8 @@ def denoising_loss(error: torch.Tensor, snr: torch.Tensor) -> torch.Tensor:
 def fastest_dtype() -> torch.dtype:
     """bf16 where the processor has it (8 scans, a core: 0.37 s, fp32 0.54); elsewhere fp32.
 
-    On two cores without AVX-512 the first step of 16 scans took 26 s in bf16; in fp32 a step took 1.4 to 1.6.
+    On two cores without AVX-512 the first step of 16 scans took 26 s in bf16; in fp32 a step took
+    1.4 to 1.6.
     """
     return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16") else torch.float32
 
@@ -351,7 +369,8 @@ class OneCoreEach:
     """Gradients of a loss, a part of the batch a thread, on replicas that share the weights."""
 
     def __init__(self, both: torch.nn.ModuleList, threads: int, dtype: torch.dtype | None = None) -> None:
-        """dtype: of the arithmetic, left out what the processor is best at; weights stay as they are."""
+        """dtype: of the arithmetic, left out what the processor is best at; weights stay as
+        they are."""
         from diffusers import DDPMScheduler
 
         self.dtype = dtype or fastest_dtype()
@@ -400,14 +419,16 @@ class OneCoreEach:
 
 
 def byte_letters() -> list[str]:
-    """The 256 printable stand-ins for bytes that CLIP's byte-pair encoding is written in, in CLIP's order."""
+    """The 256 printable stand-ins for bytes that CLIP's byte-pair encoding is written in, in
+    CLIP's order."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     rest = [b for b in range(256) if b not in plain]
     return [chr(b) for b in plain] + [chr(256 + i) for i in range(len(rest))]
 
 
 def merges_of(words: list[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges after which every word is one token: the commonest pair first, until none is left."""
+    """Byte-pair merges after which every word is one token: the commonest pair first, until
+    none is left."""
     split = {word: [*word[:-1], word[-1] + "</w>"] for word in words}
     merges = []
     while True:
@@ -426,7 +447,8 @@ def merges_of(words: list[str]) -> list[tuple[str, str]]:
 
 
 def make_tokenizer(folder: Path):
-    """Writes a CLIP tokenizer into folder: WORDS are whole tokens, anything else falls apart into characters."""
+    """Writes a CLIP tokenizer into folder: WORDS are whole tokens, anything else falls apart
+    into characters."""
     from transformers import CLIPTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -442,7 +464,8 @@ def make_tokenizer(folder: Path):
 
 
 def save_base(work: Path, out: Path) -> None:
-    """Writes the checkpoint into out: UNet and VAE as fp16, text encoder as fp32, no safety checker."""
+    """Writes the checkpoint into out: UNet and VAE as fp16, text encoder as fp32, no safety
+    checker."""
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
     tokenizer = make_tokenizer(work / "tokenizer")

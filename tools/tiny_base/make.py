@@ -1,4 +1,5 @@
-"""Makes busray's embedded base from nothing: corpus, autoencoder, latents, denoiser, checkpoint. Restartable.
+"""Makes busray's embedded base from nothing: corpus, autoencoder, latents, denoiser, checkpoint.
+Restartable.
 
 python -m tools.tiny_base.make WORK [--out busray/model/tiny] [--stage all] [--seed 1]
 """

@@ -1,4 +1,5 @@
-"""What the embedded base learns from: phantoms with captions, and, for its autoencoder's reach, procedural pictures.
+"""What the embedded base learns from: phantoms with captions, and, for its autoencoder's reach,
+procedural pictures.
 
 No image of a patient enters here, and no phantom of the probe "demo". Pure NumPy and Pillow.
 """
@@ -17,7 +18,8 @@ HELD_OUT = "demo"
 
 
 DRAWN = ("general", "fine", "fibrous", "deep")
-"""Probes that the denoiser learns beside PLAIN; the autoencoder has to carry all but the one held out."""
+"""Probes that the denoiser learns beside PLAIN; the autoencoder has to carry all but the one
+held out."""
 
 
 PLAIN = Probe(
@@ -41,7 +43,8 @@ GRAINED = Probe(
     tilt=(-0.12, 0.12), bend=(0.02, 0.06), ribs=0.0, bands=0.0, shadow=(5.0, 14.0), layers=(10.0, 16.0),
     fibres=(9.0, 16.0),
 )  # fmt: skip
-"""Marked layers, and speckle that the autoencoder's cells of 4 px carry: finer grains come back from it as a grid."""
+"""Marked layers, and speckle that the autoencoder's cells of 4 px carry: finer grains come back
+from it as a grid."""
 
 
 def _jittered(rng: np.random.Generator, probe: Probe, donors: list[Probe]) -> Probe:
@@ -52,7 +55,8 @@ def _jittered(rng: np.random.Generator, probe: Probe, donors: list[Probe]) -> Pr
 
 
 def varied(seed: int, side: int = SIDE) -> np.ndarray:
-    """A phantom in its frame for the autoencoder, uint8 [side, side]: any probe, half letterboxed, upright or flat."""
+    """A phantom in its frame for the autoencoder, uint8 [side, side]: any probe, half
+    letterboxed, upright or flat."""
     rng = np.random.default_rng([seed, 1])
     probes = [p for name, p in PROBES.items() if name != HELD_OUT]
     probe = _jittered(rng, probes[int(rng.integers(len(probes)))], probes)
@@ -62,10 +66,11 @@ def varied(seed: int, side: int = SIDE) -> np.ndarray:
 
 
 def captioned(seed: int, side: int = SIDE) -> tuple[np.ndarray, str]:
-    """A phantom in its frame (uint8 [side, side]) and its caption, for the denoiser; two in five are letterboxed.
+    """A phantom in its frame (uint8 [side, side]) and its caption, for the denoiser; two in five
+    are letterboxed.
 
-    Narrower than `varied`: some 50,000 draws of it are what two cores afford, and of varied tissue as many taught a
-    denoiser texture, depth and gain, and no lesion.
+    Narrower than `varied`: some 50,000 draws of it are what two cores afford, and of varied tissue
+    as many taught a denoiser texture, depth and gain, and no lesion.
     """
     rng = np.random.default_rng([seed, 3])
     probe = PLAIN
@@ -96,7 +101,8 @@ def grained(seed: int, side: int = SIDE) -> tuple[np.ndarray, str]:
 def _framed(
     rng: np.random.Generator, probe: Probe, class_name: str, aspect: float, side: int
 ) -> tuple[np.ndarray, str]:
-    """A phantom of that aspect (width over height) in the middle of a black square, and its caption."""
+    """A phantom of that aspect (width over height) in the middle of a black square, and its
+    caption."""
     h, w = (round(side / aspect), side) if aspect >= 1 else (side, round(side * aspect))
     scan = phantom(int(rng.integers(2**62)), class_name, probe, (h, w))
     frame = np.zeros((side, side), np.uint8)
@@ -107,7 +113,8 @@ def _framed(
 
 
 def _fractal(rng: np.random.Generator, side: int) -> np.ndarray:
-    """Noise with a power spectrum of frequency^-beta, stretched and turned at random; values in 0..1."""
+    """Noise with a power spectrum of frequency^-beta, stretched and turned at random; values in
+    0..1."""
     fy, fx = np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None]
     turn, stretch = rng.uniform(-0.5, 0.5), np.exp(rng.uniform(0, 1.6))
     u, v = fx * np.cos(turn) + fy * np.sin(turn), -fx * np.sin(turn) + fy * np.cos(turn)
@@ -119,7 +126,8 @@ def _fractal(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def _leaves(rng: np.random.Generator, side: int) -> np.ndarray:
-    """Dead leaves: overlapping discs and polygons whose sizes follow a power law; values in 0..1."""
+    """Dead leaves: overlapping discs and polygons whose sizes follow a power law; values in
+    0..1."""
     canvas = Image.new("L", (side, side), int(rng.integers(256)))
     draw = ImageDraw.Draw(canvas)
     for _ in range(int(rng.integers(8, 160))):
@@ -170,7 +178,8 @@ def _write_on(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 def procedural(seed: int, side: int = SIDE) -> np.ndarray:
-    """A picture of no thing, uint8 [side, side]: fractal noise, dead leaves, strokes, speckle, fading, text, bars."""
+    """A picture of no thing, uint8 [side, side]: fractal noise, dead leaves, strokes, speckle,
+    fading, text, bars."""
     rng = np.random.default_rng([seed, 2])
     kind = rng.random()
     image = _leaves(rng, side) if kind > 0.35 else _fractal(rng, side)

@@ -1,4 +1,5 @@
-"""Training that can be cut short at any step: a learning-rate schedule and checkpoints of whatever has a state."""
+"""Training that can be cut short at any step: a learning-rate schedule and checkpoints of
+whatever has a state."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from busray.vision.fitting import cosine
 
 
 def trapezoid(step: int, steps: int, warm: int) -> float:
-    """Share of the peak learning rate: linear warm-up, the peak held, a cosine to 1 % over the last quarter.
+    """Share of the peak learning rate: linear warm-up, the peak held, a cosine to 1 % over the
+    last quarter.
 
     Until that quarter begins, a restart may name another number of steps and nothing done is lost.
     """
@@ -24,7 +26,8 @@ def checkpoint(path: Path, step: int, **parts: Any) -> None:
 
 
 def resume(path: Path, **parts: Any) -> int:
-    """Loads what checkpoint() left at path into parts; returns the step to go on from, 0 where there is none."""
+    """Loads what checkpoint() left at path into parts; returns the step to go on from, 0 where
+    there is none."""
     if not path.exists():
         return 0
     state = torch.load(path, weights_only=True)
