@@ -1,147 +1,176 @@
-"""Which class a classifier of real images sees in drawn images, and what the class gate did: as figures."""
+"""The class that a classifier of real images (the judge) sees in drawn images, and the work of the
+class gate, as figures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from busray.evidence.real import ClassFeatures, RealFeatures
-from busray.evidence.stats.intervals import Estimate, difference_of_estimates, mean_of_estimates, wilson
-from busray.records import CLASS_ALL, REAL, Commit, Figure, Interval
+from busray.evidence.stats.intervals import (
+    Estimate,
+    difference_of_estimates,
+    mean_of_estimates,
+    share_of_units,
+    wilson,
+)
+from busray.evidence.stats.samples import Sample
+from busray.records import CLASS_ALL, REAL, ClassifierRecord, Commit, Figure
 
 CONSISTENCY, EXCESS = "class_consistency", "class_consistency_excess"
-"""Share of drawn images that the judge takes for their class; that less JUDGE."""
+"""Share of drawn images that the judge takes for their class; the same minus JUDGE."""
 
 
 JUDGE, GATE = "judge_accuracy", "gate_accuracy"
-"""Share of the real test images that the judge, or the gate, takes for their class. Overall, the mean over classes."""
+"""Share of the real test images that the judge, or the gate, takes for their class. Overall it is the
+mean over classes."""
 
 
 SEEN_AS = "seen_as_"
-"""And a class: share of the images of a class, real test ones (REAL) or an arm's first draws, that the judge takes for
-that one. Rows of a confusion matrix, whose n is the row's images."""
+"""Followed by a class: the share of a class's images, real test ones (REAL) or an arm's first draws,
+that the judge takes for that other class. Rows of a confusion matrix; n is the row's images."""
 
 
 ACCEPTANCE = "gate_acceptance"
-"""Share of the first draws that the gate saw which it let pass."""
+"""Share of the first draws judged by the gate that it accepted."""
 
 
 FIRST_DRAW, AFTER_GATE = "first-draw", "after-gate"
-"""Protocols of CONSISTENCY: as drawn; among the images that a gate let pass, which says little, being chosen so."""
+"""Protocols of CONSISTENCY: images as drawn; images that a gate accepted, which says little, since the
+gate selects for agreement."""
 
 
 def recalls(
     probabilities: np.ndarray, labels: np.ndarray, units: np.ndarray, names: Sequence[str]
 ) -> dict[str, Estimate]:
-    """Class -> share of its images that are said to be of it, for classes that have any; first the mean over these.
+    """class -> share of its images that are predicted as it; first CLASS_ALL, the mean over classes.
 
-    probabilities [n, classes], labels [n]. Images of one of units [n] are not independent: Wilson's interval is that of
-    as many images as there are units, which is wider than it need be where images of a unit are told apart.
+    probabilities [n, classes], labels [n] and units [n]. Classes without an image are left out.
     """
-    said = probabilities.argmax(1)
-    shares = {}
+    predicted = probabilities.argmax(1)
+    shares: dict[str, Estimate] = {}
     for label, name in enumerate(names):
-        mine = labels == label
-        if mine.any():
-            share, whole = float((said[mine] == label).mean()), len(np.unique(units[mine]))
-            shares[name] = Estimate(share, wilson(share * whole, whole))
+        of_class = labels == label
+        if of_class.any():
+            shares[name] = share_of_units(predicted[of_class] == label, units[of_class])
     return {CLASS_ALL: mean_of_estimates(list(shares.values())), **shares}
 
 
 def consistency_figures(
     arms: Mapping[str, ClassFeatures], real: RealFeatures, names: Sequence[str], protocol: str
 ) -> list[Figure]:
-    """CONSISTENCY and EXCESS of each arm overall and a class; for FIRST_DRAW also JUDGE and what SEEN_AS says.
+    """CONSISTENCY and EXCESS of each arm, overall and by class; for FIRST_DRAW also JUDGE and SEEN_AS.
 
-    arms, real: the judge's probabilities [n, classes] as features, columns in the order of names. real.extractor: the
-    judge's architecture. Overall the classes count alike, in arms and real images.
+    arms, real: the judge's probabilities [n, classes] as features, columns in the order of names.
+    real.extractor: the judge's architecture. Overall the classes count alike, drawn and real.
     """
-    held_out = real.split("test")
-    labels = np.concatenate([np.full(len(rows.units), names.index(name)) for name, rows in held_out.items()])
-    seen = np.concatenate([rows.features for rows in held_out.values()])
-    accuracy = recalls(seen, labels, np.concatenate([rows.units for rows in held_out.values()]), names)
-    counts = {CLASS_ALL: len(labels), **{name: len(rows.units) for name, rows in held_out.items()}}
+    tested = real.split("test")
+    n_tested = {name: len(sample.units) for name, sample in tested.items()}
+    n_tested[CLASS_ALL] = sum(n_tested.values())
+    accuracy = _recalls_of(tested, names)
 
-    def figure(metric: str, found: Estimate, n: int, name: str, arm: str, of: str) -> Figure:
-        common = (n, counts[name], "test", of, real.extractor, name, arm, real.frame, real.size)
-        return Figure(metric, found.value, found.interval, *common)
+    def figure(metric: str, value: Estimate, n: int, name: str, arm: str, protocol: str) -> Figure:
+        return real.figure(metric, value, n, n_tested[name], "test", protocol, class_name=name, arm=arm)
 
-    trained_on = sum(len(rows) for rows in real.features["train"].values())
-    figures = []
+    figures: list[Figure] = []
     if protocol == FIRST_DRAW:
-        figures += [figure(JUDGE, found, trained_on, name, REAL, "single-split") for name, found in accuracy.items()]
-        figures += _seen(real.features["test"], names, REAL, "single-split", real)
+        trained_on = sum(len(rows) for rows in real.features["train"].values())
+        for name, estimate in accuracy.items():
+            figures.append(figure(JUDGE, estimate, trained_on, name, REAL, "single-split"))
+        figures += _seen_figures(real.features["test"], names, REAL, "single-split", real)
     for arm, by_class in arms.items():
-        drawn = {name: rows for name, rows in by_class.items() if name in held_out}
+        drawn = {name: Sample.drawn(rows, name) for name, rows in by_class.items() if name in tested}
         if protocol == FIRST_DRAW:
-            figures += _seen(drawn, names, arm, protocol, real)
-        labels = np.concatenate([np.full(len(rows), names.index(name)) for name, rows in drawn.items()])
-        agreement = recalls(np.concatenate(list(drawn.values())), labels, np.arange(len(labels)), names)
-        for name, found in agreement.items():
-            beside = mean_of_estimates([accuracy[c] for c in drawn]) if name == CLASS_ALL else accuracy[name]
-            n = len(labels) if name == CLASS_ALL else len(drawn[name])
-            figures.append(figure(CONSISTENCY, found, n, name, arm, protocol))
-            figures.append(figure(EXCESS, difference_of_estimates(found, beside), n, name, arm, protocol))
+            figures += _seen_figures({name: by_class[name] for name in drawn}, names, arm, protocol, real)
+        for name, agreement in _recalls_of(drawn, names).items():
+            # Overall, the judge's accuracy is over the classes that this arm has.
+            own = mean_of_estimates([accuracy[c] for c in drawn]) if name == CLASS_ALL else accuracy[name]
+            n = sum(len(sample.units) for c, sample in drawn.items() if name in (c, CLASS_ALL))
+            figures.append(figure(CONSISTENCY, agreement, n, name, arm, protocol))
+            excess = difference_of_estimates(agreement, own)
+            figures.append(figure(EXCESS, excess, n, name, arm, protocol))
     return figures
 
 
-def _seen(images: ClassFeatures, names: Sequence[str], arm: str, protocol: str, real: RealFeatures) -> list[Figure]:
-    """SEEN_AS of each class of images and each of names; without interval, which of the agreement CONSISTENCY has."""
-    figures = []
+def _recalls_of(samples: Mapping[str, Sample], names: Sequence[str]) -> dict[str, Estimate]:
+    together = Sample.joined(list(samples.values()))
+    labels = np.array([names.index(name) for name in together.classes])
+    return recalls(together.features, labels, together.units, names)
+
+
+def _seen_figures(
+    images: ClassFeatures, names: Sequence[str], arm: str, protocol: str, real: RealFeatures
+) -> list[Figure]:
+    """SEEN_AS for each class of images and each of names. No intervals: CONSISTENCY has them."""
+    figures: list[Figure] = []
     for name, rows in images.items():
-        common = (len(rows), len(real.features["test"][name]), "test", protocol, real.extractor, name, arm)
+        n = len(rows), len(real.features["test"][name])
         for label, other in enumerate(names):
             share = float((rows.argmax(1) == label).mean())
-            figures.append(Figure(f"{SEEN_AS}{other}", share, None, *common, real.frame, real.size))
+            figures.append(real.figure(f"{SEEN_AS}{other}", share, *n, "test", protocol, class_name=name, arm=arm))
     return figures
 
 
 @dataclass(frozen=True)
 class GateCounts:
-    """What the class gate did with the images of a class."""
+    """The class gate's decisions on the images of a class."""
 
     planned: int
     first: int
-    """First draws that it let pass."""
+    """Images accepted as first drawn."""
     redrawn: int
-    """Images that it let pass later."""
+    """Images accepted after a redraw."""
     spent: int
-    """Images whose draws were all rejected, or whose redraw could not be drawn: quarantined."""
+    """Images quarantined since all their draws were rejected, or a redraw could not be drawn."""
     draws: int
     undrawn: int = 0
-    """Images that could not be drawn or encoded: quarantined without a word of the gate."""
+    """Images quarantined before the gate: they could not be drawn or encoded."""
 
 
 def gate_counts(commits: Sequence[Commit], attempts: int) -> dict[str, GateCounts]:
-    """By class, from the records of a corpus whose gate allows so many draws an image."""
-    counts: dict[str, GateCounts] = {}
-    for name in sorted({commit.class_name for commit in commits}):
-        mine = [commit for commit in commits if commit.class_name == name]
-        again = [one for commit in mine for one in commit.redrawn]
-        planned, kept = sum(commit.count for commit in mine), sum(one.kept is not None for one in again)
-        further = sum(min(len(one.rejected), attempts - 1) for one in again)
-        judged = {one.image_id for one in again}
-        undrawn = sum(image_id not in judged for commit in mine for image_id, _ in commit.rejects)
-        first = planned - undrawn - len(again)
-        counts[name] = GateCounts(planned, first, kept, len(again) - kept, planned + further, undrawn)
-    return counts
+    """class -> counts, from the records of a corpus whose gate allows so many draws an image."""
+    by_class: dict[str, list[Commit]] = {}
+    for commit in commits:
+        by_class.setdefault(commit.class_name, []).append(commit)
+    return {name: _class_gate_counts(by_class[name], attempts) for name in sorted(by_class)}
+
+
+def _class_gate_counts(commits: Sequence[Commit], attempts: int) -> GateCounts:
+    planned = first = redrawn = spent = redraws = undrawn = 0
+    for commit in commits:
+        judged = {image.image_id for image in commit.redrawn}
+        not_drawn = sum(image_id not in judged for image_id, _ in commit.rejects)
+        planned += commit.count
+        undrawn += not_drawn
+        first += commit.count - not_drawn - len(commit.redrawn)
+        for image in commit.redrawn:
+            redrawn += image.kept is not None
+            spent += image.kept is None
+            # Each rejected draw was followed by another one, except the last that is allowed.
+            redraws += min(len(image.rejected), attempts - 1)
+    return GateCounts(planned, first, redrawn, spent, planned + redraws, undrawn)
 
 
 def gate_figures(
-    counts: Mapping[str, GateCounts], record: Mapping[str, Any], arm: str, frame: str, size: int
+    counts: Mapping[str, GateCounts], record: ClassifierRecord, arm: str, frame: str, size: int
 ) -> list[Figure]:
-    """ACCEPTANCE a class, and the mean over them; the gate's own accuracy on real test images, from its record."""
-    tested, about = record["images"]["test"], (record["architecture"],)
-    seen = {name: c.planned - c.undrawn for name, c in counts.items() if c.planned > c.undrawn}
-    passed = {name: Estimate(counts[name].first / n, wilson(counts[name].first, n)) for name, n in seen.items()}
-    shown = {CLASS_ALL: mean_of_estimates(list(passed.values())), **passed} if passed else {}
-    figures = []
-    for name, found in shown.items():
-        n = sum(seen.values()) if name == CLASS_ALL else seen[name]
-        common = (n, tested, "test", FIRST_DRAW, *about, name, arm, frame, size)
-        figures.append(Figure(ACCEPTANCE, found.value, found.interval, *common))
-    for name, found in record["test"].items():
-        common = (record["images"]["train"], found["n"], "test", "single-split", *about, name, REAL, frame, size)
-        figures.append(Figure(GATE, found["value"], Interval(*found["interval"]), *common))
+    """ACCEPTANCE by class and the mean over classes; GATE on the real test images, from its record."""
+    n_judged: dict[str, int] = {}
+    accepted: dict[str, Estimate] = {}
+    for name, of_class in counts.items():
+        n = of_class.planned - of_class.undrawn
+        if n:
+            n_judged[name] = n
+            accepted[name] = Estimate(of_class.first / n, wilson(of_class.first, n))
+    if accepted:
+        n_judged[CLASS_ALL] = sum(n_judged.values())
+        accepted = {CLASS_ALL: mean_of_estimates(list(accepted.values())), **accepted}
+    gate = RealFeatures({}, {}, record.architecture, frame, size)
+    figures: list[Figure] = []
+    for name, value in accepted.items():
+        n = n_judged[name], record.images["test"]
+        figures.append(gate.figure(ACCEPTANCE, value, *n, "test", FIRST_DRAW, class_name=name, arm=arm))
+    for name, recall in record.test.items():
+        n, value = (record.images["train"], recall.n), Estimate(recall.value, recall.interval)
+        figures.append(gate.figure(GATE, value, *n, "test", "single-split", class_name=name, arm=REAL))
     return figures

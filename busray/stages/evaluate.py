@@ -1,7 +1,7 @@
 """The figures of a run: distances, nearness and class consistency of every arm."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -121,7 +121,7 @@ def _class_figures(run: Run, workers: Workers) -> list[Figure]:
         assert config.corpus.gate is not None
         record = classifier_record(run, config.corpus.gate.architecture)
         assert record is not None
-        figures += gate_figures(counts, asdict(record), released_arm(config), run.dataset.frame, run.dataset.size)
+        figures += gate_figures(counts, record, released_arm(config), run.dataset.frame, run.dataset.size)
     return figures
 
 
