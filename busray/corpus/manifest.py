@@ -189,7 +189,8 @@ def orphans(store: Store) -> list[str]:
 
 
 def _live_keys(store: Store, shard: Shard) -> set[str]:
-    """Keys of all objects that a shard's record names; none where they are not known for certain."""
+    """Keys of all objects that a shard's record names; none where they are not known for
+    certain."""
     try:
         commit = read_commit(store, shard)
         first_draws = {commit.first_draws.object} if commit.first_draws else set()

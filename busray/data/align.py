@@ -1,11 +1,13 @@
-"""Whether two images show one scan at another scale or in another crop: search coarsely, align, compare fine detail.
+"""Whether two images show one scan at another scale or in another crop.
 
-Detail is an image less its blur, over its local spread, so that neither brightness nor one caliper decides. Each image
-has a few templates (squares of its coarse detail) and many windows (squares at every place, of some sizes). Where a
-template of one image correlates best with a window of the other is a guess at scale and shift; all guesses are one
-matrix product. The best of each image are refined, and a pair's figure is the correlation of its fine detail where both
-images show something. Ratios of scale from 0.6 to 1.67 are searched, and crops down to 0.72 of a side are found
-wherever they lie; turned and stretched copies are not, and a mirrored one is found where the caller mirrors.
+Detail is an image minus its blur, divided by its local spread, so that neither brightness nor one
+caliper decides. Each image has a few templates (squares of its coarse detail) and many windows
+(squares at every place, of several sizes). The window of another image that correlates best with a
+template is a guess at scale and shift; one matrix product makes all guesses. The best guesses are
+refined, and a pair's score is the correlation of fine detail where both images show something.
+
+Found: ratios of scale from 0.6 to 1.67, and crops down to 0.72 of a side wherever they lie. Not
+found: turned and stretched copies, and mirrored ones unless the caller mirrors.
 """
 
 from collections.abc import Sequence
@@ -16,32 +18,36 @@ import numpy as np
 from PIL import Image
 
 SIDE = 128
-"""Short side of the images that are aligned, in pixels: what they keep is fine detail."""
+"""Short side in pixels of the images that are aligned; fine detail survives at this size."""
 LONGEST = 4
-"""Longest side over short side; a longer image is squeezed, so that its cost stays bounded."""
+"""Longest side over short side; a longer image is squeezed, which bounds its cost."""
 COARSE = 64
-"""Short side at which scale and shift are searched, in pixels."""
+"""Short side in pixels at which scale and shift are searched."""
 WINDOW = 12
 """Side of templates and windows, in pixels of their own; windows are one such pixel apart."""
 BROAD, FINE = (6, 10), (3, 6)
-"""Blurs that make detail, in pixels: what is taken off, and what spread is taken over. Broad detail bears the search's
-half pixel of WINDOW, fine detail tells scans apart."""
+"""Sigmas in pixels that make detail: of the blur that is subtracted, and of the local spread. Broad
+detail tolerates the search's error of half a pixel; fine detail distinguishes scans."""
 TEMPLATES = 7
+"""Of an image."""
 TEMPLATE = 0.6
-"""Templates of an image, and the side of one in its short sides."""
+"""Side of a template, in short sides of its image."""
 SIZES = (0.5, 0.6, 0.71, 0.84, 1.0)
-"""Sides of windows, in short sides of their image; taken both ways round, ratios of scale from 0.6 to 1.67."""
+"""Sides of windows, in short sides of their image. As either image can have the templates, they
+cover ratios of scale from 0.6 to 1.67."""
 PARTNERS = 4
-"""Others that each image is aligned with at most: aligning costs n, and only the matrix product n squared."""
+"""Most others that an image is aligned with, so that alignments grow with n and not with n
+squared."""
 CANDIDATE = 0.6
-"""Correlation of template and window from which a pair is aligned; of different scans a twentieth reaches it."""
+"""Least correlation of template and window of a pair that is aligned. One in 20 pairs of different
+scans reaches it."""
 COARSE_MATCH = 0.35
-"""Correlation of aligned coarse detail from which fine detail is compared."""
+"""Least correlation of aligned coarse detail of a pair whose fine detail is compared."""
 COARSE_SCALES = 1 + 0.06 * np.arange(-1, 2)
 FINE_SCALES = 1 + 0.0075 * np.arange(-4, 5)
-"""Relative scales that refine a guess, first between two SIZES, then between two of the former."""
+"""Relative scales that refine a guess: between two SIZES, then between two coarse scales."""
 OVERLAP = 0.3
-"""Share of the smaller image that both must show."""
+"""Least share of the smaller image that both show."""
 
 SquareBox = tuple[float, float, float]
 """Side, top and left of a square, in short sides of its image."""
@@ -51,10 +57,11 @@ Place = tuple[float, float, float]
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """An image that is aligned; its detail, which every pair that it is in needs, is made once."""
+    """An image to align. Its coarse detail is computed once, as every pair of the image needs
+    it."""
 
     pixels: np.ndarray
-    """uint8 [h, w], the short side SIDE and the long side at most LONGEST times that."""
+    """uint8 [h, w]: the short side is SIDE, the long side at most LONGEST times that."""
 
     @cached_property
     def coarse(self) -> np.ndarray:
@@ -72,8 +79,8 @@ class Match:
     """How two images match once aligned."""
 
     score: float
-    """Correlation of fine detail over what both show, times the root of overlap: chance reaches more on less. 0 where
-    nothing aligned."""
+    """Correlation of fine detail where both show something, times the root of the overlap, as
+    chance correlations are higher on small areas. 0 where nothing aligned."""
     scale: float
     """Pixels of the other for one of the image, both at SIDE."""
     overlap: float
@@ -84,7 +91,7 @@ NO_MATCH = Match(0.0, 1.0, 0.0)
 
 
 def shrink(pixels: np.ndarray) -> Scan:
-    """uint8 [h, w] of any size."""
+    """The scan of an image uint8 [h, w] of any size."""
     height, width = pixels.shape
     longest = SIDE * LONGEST
     ratio = SIDE / min(height, width)
@@ -93,32 +100,35 @@ def shrink(pixels: np.ndarray) -> Scan:
 
 
 def aligned_pairs(images: Sequence[Scan], others: Sequence[Scan] | None = None) -> list[tuple[int, int, Match]]:
-    """(i, j, match) of the likeliest pairs of scans: of images with others, or i < j of one list."""
-    there = _search(images, images if others is None else others)
-    back = there if others is None else _search(others or [], images)
-    score = np.maximum(there.score, back.score.T)
+    """(i, j, match) of the likeliest pairs: of images with others, or with i < j of one list."""
+    # Templates are smaller than windows, so each image must be searched in the other.
+    forward = _search(images, images if others is None else others)
+    backward = forward if others is None else _search(others, images)
+    score = np.maximum(forward.score, backward.score.T)
     if others is None:
         np.fill_diagonal(score, -1)
     likely = _likely(score) | {(i, j) for j, i in _likely(score.T)}
     pairs = []
-    for i, j in sorted((i, j) for i, j in likely if others is not None or i < j):
+    for i, j in sorted(likely):
+        if others is None and i >= j:
+            continue
         image, other = images[i], (images if others is None else others)[j]
-        if there.score[i, j] >= back.score[j, i]:
-            pairs.append((i, j, align(image, other, *there.guess(i, j))))
+        if forward.score[i, j] >= backward.score[j, i]:
+            pairs.append((i, j, align(image, other, *forward.guess(i, j))))
         else:
-            match = align(other, image, *back.guess(j, i))
+            match = align(other, image, *backward.guess(j, i))
             pairs.append((i, j, Match(match.score, 1 / match.scale, match.overlap)))
     return pairs
 
 
 def align(image: Scan, other: Scan, template: SquareBox, window: SquareBox) -> Match:
-    """Refine the guess that a square of image is one of other."""
+    """Refine the guess that the square `template` of image is the square `window` of other."""
     match, place = align_coarsely(image, other, template, window)
     return NO_MATCH if match.score < COARSE_MATCH else align_finely(image, other, place)
 
 
 def align_coarsely(image: Scan, other: Scan, template: SquareBox, window: SquareBox) -> tuple[Match, Place]:
-    """The guess refined by coarse detail, for align_finely; cheap, and its score tells likely pairs from others."""
+    """The guess refined by coarse detail, for align_finely. Cheap; its score filters pairs."""
     scale = window[0] / template[0]
     guess = (scale, (window[1] - scale * template[1]) * COARSE, (window[2] - scale * template[2]) * COARSE)
     return _refine(image.coarse, other.coarse, guess, COARSE_SCALES, reach=6)
@@ -135,13 +145,15 @@ def align_finely(image: Scan, other: Scan, place: Place) -> Match:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """The best template of each image in the windows of each other one."""
+class _Guesses:
+    """The template of each of n images that correlates best with a window of each of m others."""
 
     score: np.ndarray
-    """float32 [n, m]."""
+    """float32 [n, m]"""
     template: np.ndarray
+    """uint8 [n, m]: the template's number."""
     window: np.ndarray
+    """uint16 [n, m]: the window's number."""
     template_boxes: list[list[SquareBox]]
     window_boxes: list[list[SquareBox]]
 
@@ -149,49 +161,62 @@ class _Found:
         return self.template_boxes[i][self.template[i, j]], self.window_boxes[j][self.window[i, j]]
 
 
-def _search(images: Sequence[Scan], others: Sequence[Scan]) -> _Found:
-    made = [templates(image) for image in images]
-    every = np.concatenate([vectors for vectors, _ in made]) if made else np.zeros((0, WINDOW**2), np.float32)
+def _search(images: Sequence[Scan], others: Sequence[Scan]) -> _Guesses:
     n = len(images)
+    template_vectors, template_boxes = [np.zeros((0, WINDOW**2), np.float32)], []
+    for image in images:
+        vectors, boxes = templates(image)
+        template_vectors.append(vectors)
+        template_boxes.append(boxes)
+    all_templates = np.concatenate(template_vectors)
     score = np.zeros((n, len(others)), np.float32)
     template, window = np.zeros(score.shape, np.uint8), np.zeros(score.shape, np.uint16)
     window_boxes = []
     for j, other in enumerate(others):
         vectors, boxes = windows(other)
         window_boxes.append(boxes)
-        correlation = every @ vectors.T
+        correlation = all_templates @ vectors.T
         at = correlation.argmax(1)
         best = np.take_along_axis(correlation, at[:, None], 1).reshape(n, TEMPLATES)
         template[:, j] = best.argmax(1)
         score[:, j] = best.max(1)
         window[:, j] = at.reshape(n, TEMPLATES)[np.arange(n), template[:, j]]
-    return _Found(score, template, window, [boxes for _, boxes in made], window_boxes)
+    return _Guesses(score, template, window, template_boxes, window_boxes)
 
 
 def _likely(score: np.ndarray) -> set[tuple[int, int]]:
-    """Of each row its PARTNERS best columns, from CANDIDATE on."""
+    """(row, column) of the PARTNERS best columns of each row whose score is at least CANDIDATE."""
     best = np.argsort(-score, axis=1, kind="stable")[:, :PARTNERS]
-    return {(i, int(j)) for i, row in enumerate(best) for j in row if score[i, j] >= CANDIDATE}
+    rows, ranks = np.nonzero(np.take_along_axis(score, best, 1) >= CANDIDATE)
+    return set(zip(rows.tolist(), best[rows, ranks].tolist(), strict=True))
 
 
 def templates(image: Scan) -> tuple[np.ndarray, list[SquareBox]]:
-    """Squares at the top, the middle and the bottom: float32 [TEMPLATES, WINDOW ** 2] of unit length, and where."""
+    """(float32 [TEMPLATES, WINDOW ** 2] of unit length, their squares): top, bottom and middle."""
     small = _resized(image.broad, WINDOW / TEMPLATE)
     down, right = small.shape[0] - WINDOW, small.shape[1] - WINDOW
-    places = [(y, x) for y in (0, down) for x in (0, right // 2, right)] + [(down // 2, right // 2)]
-    return _unit(np.stack([small[y : y + WINDOW, x : x + WINDOW] for y, x in places])), [
-        (TEMPLATE, y * TEMPLATE / WINDOW, x * TEMPLATE / WINDOW) for y, x in places
+    places = [
+        (0, 0),
+        (0, right // 2),
+        (0, right),
+        (down, 0),
+        (down, right // 2),
+        (down, right),
+        (down // 2, right // 2),
     ]
+    squares = np.stack([small[y : y + WINDOW, x : x + WINDOW] for y, x in places])
+    return _unit(squares), [(TEMPLATE, y * TEMPLATE / WINDOW, x * TEMPLATE / WINDOW) for y, x in places]
 
 
 def windows(image: Scan) -> tuple[np.ndarray, list[SquareBox]]:
-    """The squares of an image at all places and SIZES: float32 [w, WINDOW ** 2] of unit length, and where each is."""
+    """(float32 [w, WINDOW ** 2] of unit length, their squares): all places and SIZES of an
+    image."""
     vectors, boxes = [], []
     for size in SIZES:
         small = _resized(image.broad, WINDOW / size)
-        every = np.lib.stride_tricks.sliding_window_view(small, (WINDOW, WINDOW))
-        vectors.append(_unit(every.reshape(-1, WINDOW, WINDOW)))
-        boxes += [(size, y * size / WINDOW, x * size / WINDOW) for y, x in np.ndindex(every.shape[:2])]
+        squares = np.lib.stride_tricks.sliding_window_view(small, (WINDOW, WINDOW))
+        vectors.append(_unit(squares.reshape(-1, WINDOW, WINDOW)))
+        boxes += [(size, y * size / WINDOW, x * size / WINDOW) for y, x in np.ndindex(squares.shape[:2])]
     return np.concatenate(vectors), boxes
 
 
@@ -215,14 +240,15 @@ def _unit(squares: np.ndarray) -> np.ndarray:
 
 
 def _detail(image: np.ndarray, side: int, blurs: tuple[int, int]) -> np.ndarray:
-    """float32: the image at a short side, less its blur, over its local spread; empty areas are about 0."""
+    """float32: the image at a short side, minus its blur, over its local spread."""
     pixels = _resized(image.astype(np.float32), side)
     detail = pixels - _blurred(pixels, blurs[0])
+    # 3 grey levels keep noise of empty areas near 0.
     return detail / (np.sqrt(_blurred(detail * detail, blurs[1])) + 3)
 
 
 def _resized(image: np.ndarray, side: float) -> np.ndarray:
-    """float32 [h, w] to a short side, in pixels."""
+    """float32 [h, w] scaled to a short side in pixels."""
     ratio = side / min(image.shape)
     if ratio == 1:
         return image
@@ -232,7 +258,8 @@ def _resized(image: np.ndarray, side: float) -> np.ndarray:
 
 
 def _blurred(image: np.ndarray, sigma: int) -> np.ndarray:
-    """Two box blurs, of a Gaussian's variance; edges are repeated."""
+    """Two box blurs with the variance of a Gaussian: cheaper by running sums. Edges are
+    repeated."""
     width = 2 * round(sigma * 6**0.5 / 2) + 1
     for axis in (0, 0, 1, 1):
         around = np.arange(-(width // 2) - 1, image.shape[axis] + width // 2)
@@ -243,11 +270,12 @@ def _blurred(image: np.ndarray, sigma: int) -> np.ndarray:
 
 
 def _refine(image: np.ndarray, other: np.ndarray, guess: Place, scales: np.ndarray, reach: int) -> tuple[Match, Place]:
-    """The best match of two details about a guess, and where.
+    """The best match of two details near a guess, and its place.
 
-    scales are relative to the guess, about a fixed middle; each is tried at the best of all shifts up to reach pixels.
+    scales: relative to the guess; the middle of the image stays fixed. Each is tried at its best
+    shift of up to `reach` pixels, which one cross-correlation by FFT finds.
     """
-    size = [-(-(n + reach) // 16) * 16 for n in image.shape]  # mostly small factors, for the FFT
+    size = [-(-(n + reach) // 16) * 16 for n in image.shape]  # small prime factors: a fast FFT
     spectrum = np.fft.rfft2(image, size)
     shifts = np.arange(-reach, reach + 1)
     best = NO_MATCH, guess
@@ -275,7 +303,7 @@ def _compare(image: np.ndarray, other: np.ndarray, place: Place) -> Match:
 
 
 def _warped(other: np.ndarray, shape: tuple[int, ...], place: Place) -> np.ndarray:
-    """other as seen in a frame of shape; 0 where it shows nothing."""
+    """`other` resampled on the pixels of an image of this shape; 0 where it shows nothing."""
     scale, dy, dx = place
     height, width = shape
     half = (scale - 1) / 2  # Pillow's coordinates are of pixels' corners

@@ -1,9 +1,10 @@
-"""Burned-in text and calipers: what a scanner draws over the tissue, found by its shape. Pure NumPy.
+"""Burned-in text and calipers: what a scanner draws over the tissue, found by its shape.
 
-Drawn strokes are thin, of one brightness and sharp on both sides; tissue is none of the three for long. Calipers are
-crosses, `+` or `x`; text is a line of two or more strokes of like height. Not found: a single letter, strokes that fade
-into bright tissue, dotted lines without a cross, body marks. The maker's mark in the top strip is no text here: BUSI
-has a piece of it in most of its images. benchmarks/annotations.md has the measured recall and precision.
+Drawn strokes are thin, of one brightness and sharp on both sides; tissue is rarely all three.
+Calipers are crosses, `+` or `x`; text is a line of two or more strokes of similar height. Not
+found: a single letter, strokes that fade into bright tissue, dotted lines without a cross, body
+marks. The maker's mark in the top strip does not count as text: most images of BUSI have a piece of
+it. benchmarks/annotations.md has the measured recall and precision.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,25 +14,26 @@ import numpy as np
 
 KINDS = ("calipers", "text")
 HEIGHT = 320
-"""Height in pixels, within a factor of 1.5, at which the sizes below hold; larger images are reduced to it."""
+"""Height in pixels, within a factor of 1.5, at which the sizes below hold; larger images are
+reduced."""
 REACH = 4
-"""Pixels from a caliper's centre that its arms reach at least."""
+"""Least length in pixels of a caliper's arms."""
 NEAR = 5
-"""Crosses whose centres are so near, in pixels, are one caliper's."""
+"""Crosses with centres at most this many pixels apart are one caliper."""
 DIM = 110
 """Least grey level (of 255) of a caliper's arms: some are translucent."""
 EVEN = 60
-"""Most that the arms of one caliper differ in grey level."""
+"""Largest difference in grey level between the arms of one caliper."""
 UPRIGHT, DIAGONAL = ((0, 1), (1, 0)), ((1, 1), (1, -1))
 """Directions (y, x) of the arms of `+` and `x`."""
 UPRIGHT_CONTRAST = 45
-"""Grey levels by which the arms of a `+` exceed what is beside them."""
+"""Grey levels by which the arms of a `+` are brighter than the pixels beside them."""
 DIAGONAL_CONTRAST = 80
-"""The same for `x`, of which there must be two: one alone is as often a crossing of fibres."""
+"""The same for `x`. Two are required: a single one is often a crossing of fibres."""
 BRIGHT = 150
 """Least grey level of a letter's strokes."""
 SHARP = 60
-"""Grey levels by which they exceed the tissue around them."""
+"""Grey levels by which strokes are brighter than the tissue around them."""
 STROKE = 5
 """Side in pixels of the square that no stroke fills."""
 LETTER = (7, 24)
@@ -56,7 +58,7 @@ class Annotations:
 
 
 def find_annotations(grey: np.ndarray) -> Annotations:
-    """Of an image uint8 [h, w] as its file holds it: framing blurs the strokes."""
+    """Search an image uint8 [h, w] as it is in its file; framing would blur the strokes."""
     grey = reduced(grey)
     upright = caliper_crosses(grey, UPRIGHT, UPRIGHT_CONTRAST)
     letters = [glyph for line in text_lines(grey, upright) for glyph in line]
@@ -69,7 +71,7 @@ def find_annotations(grey: np.ndarray) -> Annotations:
 
 
 def reduced(grey: np.ndarray) -> np.ndarray:
-    """The image averaged over squares of whole pixels, so that its height is nearest to HEIGHT."""
+    """The image averaged over squares of whole pixels, its height as near to HEIGHT as possible."""
     n = max(1, round(grey.shape[0] / HEIGHT))
     h, w = grey.shape[0] // n * n, grey.shape[1] // n * n
     if n == 1 or w == 0:
@@ -85,18 +87,18 @@ Axes = tuple[tuple[int, int], tuple[int, int]]
 
 def caliper_crosses(grey: np.ndarray, axes: Axes, contrast: int) -> list[tuple[int, int]]:
     """Centres (y, x) of crosses of four even, sharp arms along two axes."""
-    kept: list[tuple[int, int]] = []
+    centres: list[tuple[int, int]] = []
     for ys, xs in components(_centres(grey, axes, contrast)):
         y, x = round(ys.mean()), round(xs.mean())
-        if all(max(abs(y - b), abs(x - a)) > NEAR for b, a in kept):
-            kept.append((y, x))
-    return kept
+        if all(max(abs(y - b), abs(x - a)) > NEAR for b, a in centres):
+            centres.append((y, x))
+    return centres
 
 
 def _centres(grey: np.ndarray, axes: Axes, contrast: int) -> np.ndarray:
-    """bool [h, w]: where four arms meet, each brighter by contrast than both its sides for most of its length.
+    """bool [h, w]: where four arms meet, each brighter than both its sides for most of its length.
 
-    A stroke is 1 or 2 pixels wide, so an arm's pixel is the brighter of two neighbours across it.
+    A stroke is 1 or 2 pixels wide, so an arm's level is that of the brighter of two neighbours.
     """
     h, w = grey.shape
     pad = REACH + 4
@@ -123,7 +125,7 @@ def _centres(grey: np.ndarray, axes: Axes, contrast: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Glyph:
-    """The box of one stroke that hangs together, ends included."""
+    """The bounding box of one connected stroke, ends included."""
 
     top: int
     left: int
@@ -139,7 +141,7 @@ class Glyph:
 
 
 def text_lines(grey: np.ndarray, crosses: Sequence[tuple[int, int]] = ()) -> list[list[Glyph]]:
-    """Lines of two or more letters: of like height, on one line, near each other; a caliper is no letter."""
+    """Lines of two or more letters of similar height, near each other. Calipers are no letters."""
     lines: list[list[Glyph]] = []
     for glyph in sorted(letter_boxes(grey), key=lambda glyph: glyph.left):
         if any(glyph.holds(y, x) for y, x in crosses):
@@ -170,12 +172,12 @@ def letter_boxes(grey: np.ndarray) -> list[Glyph]:
 
 
 def _top_hat(grey: np.ndarray) -> np.ndarray:
-    """int16 [h, w]: grey less its opening by a square, so what is bright and narrower than STROKE pixels."""
+    """int16 [h, w]: grey minus its opening by a square: what is bright and narrower than STROKE."""
     return grey.astype(np.int16) - _extreme(_extreme(grey, np.minimum), np.maximum)
 
 
 def _extreme(grey: np.ndarray, of: np.ufunc) -> np.ndarray:
-    """The least (np.minimum) or greatest of the square of side STROKE around each pixel."""
+    """The minimum (np.minimum) or maximum of the square of side STROKE around each pixel."""
     h, w = grey.shape
     padded = np.pad(grey, STROKE // 2, mode="edge")
     rows = of.reduce([padded[i : i + h] for i in range(STROKE)])
@@ -183,19 +185,20 @@ def _extreme(grey: np.ndarray, of: np.ufunc) -> np.ndarray:
 
 
 def components(mask: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(rows, columns) of each 8-connected component of bool [h, w], in the order of their first pixels."""
+    """(rows, columns) of each 8-connected component of bool [h, w], by their first pixels."""
     ys, xs = np.nonzero(mask)
     number = np.full((mask.shape[0] + 2, mask.shape[1] + 2), -1)
     number[ys + 1, xs + 1] = np.arange(len(ys))
     ahead = np.concatenate([number[ys + 1 + dy, xs + 1 + dx] for dy, dx in ((0, 1), (1, -1), (1, 0), (1, 1))])
     i, j = np.tile(np.arange(len(ys)), 4)[ahead >= 0], ahead[ahead >= 0]
+    # Neighbours take the smaller of their labels until none changes. SciPy is not a dependency.
     label = np.arange(len(ys))
     while (label[i] != label[j]).any():
         least = np.minimum(label[i], label[j])
         np.minimum.at(label, label[i], least)
         np.minimum.at(label, label[j], least)
         while (label[label] != label).any():
-            label = label[label]
+            label = label[label]  # jump to the label's own label: long components converge fast
     order = np.argsort(label, kind="stable")
     for members in np.split(order, np.flatnonzero(np.diff(label[order])) + 1) if len(order) else ():
         yield ys[members], xs[members]

@@ -313,7 +313,8 @@ def _count_cuts(
 
 
 def _summarise_empty_masks(problems: Sequence[tuple[str, str]], images: Iterable[SourceImage]) -> list[tuple[str, str]]:
-    """One line instead of one per image for a class whose masks are all empty: it has no lesions."""
+    """One line instead of one per image for a class whose masks are all empty: it has no
+    lesions."""
     masks: Counter[str] = Counter()
     for image in images:
         masks[image.class_name] += len(image.masks)

@@ -96,17 +96,3 @@ def load_images(folder: Path, images: Sequence[SourceImage], size: int, policy: 
         return np.zeros((0, size, size), np.uint8)
     with ThreadPoolExecutor(READ_THREADS) as pool:
         return np.stack(list(pool.map(lambda i: frame(read_grey(folder / i.file), size, policy), images)))
-
-
-def load_masks(folder: Path, images: Sequence[SourceImage], size: int, policy: str) -> tuple[np.ndarray, np.ndarray]:
-    """(lesions bool [n, size, size], known bool [n]). Superseded by ImageFolder.masks: to be removed."""
-
-    def read(image: SourceImage) -> tuple[np.ndarray, bool]:
-        mask, problems = lesion_mask(folder, image, (image.height, image.width))
-        if mask is None or any(problem != "empty" for _, problem in problems):
-            return np.zeros((size, size), bool), False
-        return frame_mask(mask, size, policy), True
-
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        found = list(pool.map(read, images))
-    return np.array([mask for mask, _ in found], bool).reshape(-1, size, size), np.array([ok for _, ok in found], bool)

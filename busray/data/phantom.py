@@ -1,9 +1,10 @@
-"""Breast ultrasound simulated in NumPy: labelled scans with masks that need no patient and no download.
+"""Breast ultrasound simulated in NumPy: labelled scans with masks, without patients or downloads.
 
-Tissue (skin, fat, gland with fibrous septa, muscle, ribs) is drawn as echo strength in decibels, weighs a complex
-random field seen through a Gaussian point-spread function (which makes speckle), and is log-compressed into 8 bits.
-Lesions follow the textbook: benign ones are smooth ovals, bright below; malignant ones irregular, spiculated and
-shadowing. The looks of the classes overlap, as real ones do. Imports NumPy and Pillow only; a seed decides a scan.
+Tissue (skin, fat, gland with fibrous septa, muscle, ribs) is drawn as echo strength in decibels. It
+scales a complex random field, which a Gaussian point-spread function blurs into speckle; the result
+is log-compressed into 8 bits. Benign lesions are smooth ovals, bright below; malignant ones are
+irregular, spiculated and shadowing. The classes overlap in appearance, as real ones do.
+A seed decides a scan. Imports NumPy and Pillow only.
 """
 
 from dataclasses import dataclass
@@ -20,9 +21,9 @@ DEFAULT_SIZE = (168, 208)
 
 @dataclass(frozen=True)
 class Probe:
-    """How a scanner shows tissue; each range is drawn from uniformly, once a scan.
+    """How a scanner shows tissue. One value is drawn uniformly from each range for each scan.
 
-    Speckle sizes are standard deviations of the point-spread function in thousandths of the image's width.
+    Speckle sizes are standard deviations of the point-spread function in 1/1000 of the width.
     """
 
     name: str
@@ -57,9 +58,9 @@ class Probe:
     shadow: Range = (5.0, 24.0)
     """Decibels by which the shadow of a lesion is darker."""
     layers: Range | None = None
-    """Decibels by which fat and muscle are at least darker than gland; None where any order is possible."""
+    """Decibels by which fat and muscle are at least darker than gland; None for any order."""
     fibres: Range | None = None
-    """Decibels by which level fibres of muscle and slanting septa of fat stand out; None where there are none."""
+    """Decibels by which fibres of muscle and slanting septa of fat stand out; None without them."""
 
 
 PROBES: dict[str, Probe] = {
@@ -75,7 +76,7 @@ PROBES: dict[str, Probe] = {
         Probe("fatty", fat=(0.25, 0.5), streaks=(6.0, 18.0), patches=(3.0, 8.0)),
         Probe("bright", gain=(4.0, 12.0), dynamic_range=(60.0, 85.0), fading=(-6.0, 16.0)),
         Probe("dark", gain=(-9.0, -1.0), dynamic_range=(44.0, 60.0), fading=(6.0, 26.0)),
-        # Never used to train the embedded base: the demo adapts to a scanner that the base has not seen.
+        # The embedded base is not trained on it: the demo adapts to a scanner new to the base.
         Probe(
             "demo",
             axial=(5.0, 6.5),
@@ -107,7 +108,7 @@ class Phantom:
 
 
 def phantom(seed: int, class_name: str, probe: Probe, size: tuple[int, int]) -> Phantom:
-    """The scan that seed decides, size (h, w) in pixels; ValueError for a class that is not in CLASSES."""
+    """The scan of a seed, of size (h, w) pixels. ValueError for a class that is not in CLASSES."""
     if class_name not in CLASSES:
         raise ValueError(f"unknown class {class_name!r}: one of {', '.join(CLASSES)}")
     rng = np.random.default_rng([seed, CLASSES.index(class_name)])
@@ -131,7 +132,8 @@ def _draw(rng: np.random.Generator, bounds: Range) -> float:
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], sy: float, sx: float, tilt: float = 0.0) -> Field:
-    """Smooth noise of unit variance; sy and sx are Gaussian widths in pixels, tilt the slope of its grain."""
+    """Smooth noise of unit variance. sy, sx: Gaussian sigmas in pixels; tilt: slope of its
+    grain."""
     h, w = shape
     ph, pw = h + min(h // 2, int(2 * sy) + 4), w + min(w // 2, int(2 * sx) + 4)
     fy, fx = np.fft.fftfreq(ph)[:, None], np.fft.rfftfreq(pw)[None]
@@ -279,11 +281,11 @@ def _lesion(
 
 
 def _scan(rng: np.random.Generator, probe: Probe, echo: Field, y: Field, words: list[str]) -> np.ndarray:
-    """Echo strength [decibels] as a scanner shows it: speckle, depth fading, gain, log compression; uint8 [h, w]."""
+    """uint8 [h, w]: echo strength [decibels] with speckle, fading, gain and log compression."""
     h, w = echo.shape
     sy, sx = _draw(rng, probe.axial) * w / 1000, _draw(rng, probe.lateral) * w / 1000
     looks = int(rng.integers(probe.looks[0], probe.looks[1] + 1))
-    margin = int(np.ceil(3 * max(sx, sy)))  # the Fourier transform wraps around: keep the skin out of the deep zone
+    margin = int(np.ceil(3 * max(sx, sy)))  # the FFT wraps: keep skin out of the deep zone
     amplitude = np.pad(10 ** (echo / 20), margin, mode="edge").astype(np.float32)
     fy, fx = (np.fft.fftfreq(n) for n in amplitude.shape)
     transfer = np.exp(-2 * np.pi**2 * ((sy * fy[:, None]) ** 2 + (sx * fx[None]) ** 2)).astype(np.float32)
@@ -322,7 +324,7 @@ OPENINGS = (
 
 
 def _sentence(rng: np.random.Generator, words: list[str]) -> str:
-    """An opening, the lesion nearly always, then a random choice of what else can be seen: captions short and long."""
+    """An opening, nearly always the lesion, then a random subset of the other words."""
     lesion = not words[0].startswith("without")
     openings = [o for o in OPENINGS if lesion or "lesion" not in o]
     keep = rng.uniform(0.0, 0.8)
@@ -339,7 +341,7 @@ def write_dataset(
     probe: Probe = PROBES["demo"],
     size: tuple[int, int] = DEFAULT_SIZE,
 ) -> None:
-    """Writes phantoms in BUSI's layout: `benign/benign (1).png`, `benign/benign (1)_mask.png`, ... for each class.
+    """Write phantoms in BUSI's layout: `benign/benign (1).png`, `benign/benign (1)_mask.png`, ...
 
     Images are 8-bit grey PNG of about size (h, w; each side varies by up to 12 %), masks 1-bit PNG.
     """

@@ -13,7 +13,8 @@ GOLDEN = 0.6180339887498949
 
 
 def fill(template: str, *, token: str, class_name: str, columns: Mapping[str, str]) -> str:
-    """The template with `{token}`, `{class}` and columns filled in. UserError names unknown fields."""
+    """The template with `{token}`, `{class}` and columns filled in. UserError names unknown
+    fields."""
     values = {**columns, "token": token, "class": class_name}
     try:
         return template.format_map(values)

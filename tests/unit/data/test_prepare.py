@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -127,10 +128,12 @@ def test_phantoms_are_written_once_and_whole_whoever_writes_them_beside(
     from busray.config import Phantoms
     from busray.data import prepare as module
 
+    write_small = partial(write_dataset, size=(32, 32))
+
     def write_twice(folder: Path, *rest: object) -> None:
-        monkeypatch.setattr(module, "write_dataset", write_dataset)
+        monkeypatch.setattr(module, "write_dataset", write_small)
         materialise_phantoms(Phantoms(images=8), tmp_path / "made")  # another driver, and it is first
-        write_dataset(folder, *rest)
+        write_small(folder, *rest)
 
     monkeypatch.setattr(module, "write_dataset", write_twice)
     materialise_phantoms(Phantoms(images=8), tmp_path / "made")
