@@ -1,4 +1,4 @@
-"""What several test files stand on: the real images where they are, a small simulated folder, hand-made images."""
+"""Fixtures of all tests, and how `make test` spreads files over its two processes."""
 
 import threading
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from tests.support.paths import SHARED
 
 BUSI = SHARED / "data" / "busi"
 RAY_IN_CHAOS = ("test_driver_death", "test_million", "test_nodes", "test_secure_defaults", "test_submit")
+"""Files in tests/chaos that start Ray; all of tests/integration does."""
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "RayOnOneProcess":
@@ -22,8 +23,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "RayOnOnePro
 
 
 class RayOnOneProcess(LoadFileScheduling):
-    """How `make test` spreads tests over processes: a file at a time, but all that start Ray one after the other on one
-    process, so that one Ray at a time shares the cores: its tests of what hangs have time limits."""
+    """A file at a time goes to a free process, but all files that start Ray go to one process.
+
+    So there is one Ray at a time on the cores, and its workers are not taken for hanging ones.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
@@ -40,8 +43,10 @@ def busi() -> Path:
 
 @pytest.fixture(scope="session")
 def one_creator_wins() -> Iterator[None]:
-    """For every moto server: it looks whether an object is there and then writes it, so that of creators at once two
-    can win; S3 lets one."""
+    """Let moto's servers create an object once, as S3 does.
+
+    moto looks for the object and then writes it: of two creators at once both can win.
+    """
     from moto.moto_server import threaded_moto_server as server
 
     lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""What several test files of whole runs share."""
+"""Settings and callbacks that tests of whole runs share."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ def quiet(stage: str, done: int, total: int) -> None:
 
 
 def settings(output: Path | str, **changes: Any) -> Config:
-    """A run small enough for a test: two classes, six images each, four sampling steps, six optimiser steps."""
+    """Settings of a small run: two classes of six images, four sampling and six optimiser steps."""
     tree: dict[str, Any] = {
         "output": str(output),
         "dataset": {"phantoms": {"images": 12, "seed": 3}, "val": 0.2, "test": 0.3},
