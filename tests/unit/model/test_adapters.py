@@ -1,4 +1,5 @@
-"""Adapters are stored as diffusers' users expect, and those that would load wrong or not at all are refused."""
+"""Adapters are stored as diffusers' users expect, and those that would load wrong or not at all
+are refused."""
 
 import json
 from pathlib import Path
@@ -19,9 +20,10 @@ from busray.model.adapters import (
     lora_bytes,
     token_file,
 )
-from busray.model.base import BaseIdentity, identify_base, load_pipeline
+from busray.model.base import BaseIdentity, identify_base
 from busray.records import UserError
 from tests.support.paths import SHARED
+from tests.support.pipelines import tiny_pipeline
 
 FIXTURES = SHARED / "fixtures"
 TOKENS = {"benign": "<us-benign>"}
@@ -36,7 +38,7 @@ def base() -> BaseIdentity:
 @pytest.fixture(scope="module")
 def trained() -> dict[str, bytes]:
     """A rank-2 LoRA of alpha 8 with weights as if trained, and a token of two vectors."""
-    pipe = load_pipeline(Base())
+    pipe = tiny_pipeline()
     attach_lora(pipe, Adapters(rank=2, alpha=8), seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -97,7 +99,7 @@ def test_the_digest_does_not_depend_on_the_order_in_which_a_header_was_written(t
 
 
 def test_loading_fuses_the_lora_at_its_scale_and_sets_the_tokens_vectors(folder: Path) -> None:
-    plain, pipe = load_pipeline(Base()), load_pipeline(Base())
+    plain, pipe = tiny_pipeline(), tiny_pipeline()
     load_adapters(pipe, folder, "lora+ti", TOKENS)
     lora = load_file(folder / LORA_FILE)
     module = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -110,7 +112,7 @@ def test_loading_fuses_the_lora_at_its_scale_and_sets_the_tokens_vectors(folder:
 
 
 def test_a_lora_on_convolutions_too_is_fused_at_its_scale(tmp_path: Path, base: BaseIdentity) -> None:
-    trainee = load_pipeline(Base())
+    trainee = tiny_pipeline()
     attach_lora(trainee, Adapters(method="lora", rank=2, alpha=8, convolutions=True), seed=1)
     with torch.no_grad():
         for name, parameter in trainee.unet.named_parameters():
@@ -118,12 +120,12 @@ def test_a_lora_on_convolutions_too_is_fused_at_its_scale(tmp_path: Path, base: 
                 parameter.copy_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
     (tmp_path / LORA_FILE).write_bytes(lora_bytes(trainee, text_encoder=False))
     assert check_adapters(tmp_path, "lora", {}, base, None)["method"] == "lora"
-    pipe = load_pipeline(Base())
+    pipe = tiny_pipeline()
     load_adapters(pipe, tmp_path, "lora", {})
     generator = torch.Generator().manual_seed(4)
     latents = torch.randn(1, 8, 16, 16, generator=generator)
     states = torch.randn(1, 77, WIDTH, generator=generator)
-    before = load_pipeline(Base()).unet
+    before = tiny_pipeline().unet
     with torch.inference_mode():
         wanted, found, plain = (unet(latents, 500, states).sample for unet in (trainee.unet, pipe.unet, before))
     effect = (wanted - plain).norm()
@@ -137,7 +139,7 @@ def test_a_lora_of_zeros_is_an_error_because_loading_it_changes_nothing(folder: 
     tensors = load_file(folder / LORA_FILE)
     save_file({n: torch.zeros_like(t) if "up" in n else t for n, t in tensors.items()}, folder / LORA_FILE)
     with pytest.raises(RuntimeError, match="changed nothing"):
-        load_adapters(load_pipeline(Base()), folder, "lora", {})
+        load_adapters(tiny_pipeline(), folder, "lora", {})
 
 
 def test_a_lora_on_convolutions_alone_loads(tmp_path: Path) -> None:
@@ -145,7 +147,7 @@ def test_a_lora_on_convolutions_alone_loads(tmp_path: Path) -> None:
     whole = {"down": torch.ones(2, 64, 3, 3), "up": torch.ones(64, 2, 1, 1)}
     save_file({f"{layer}.lora.{part}.weight": tensor for part, tensor in whole.items()}, tmp_path / LORA_FILE)
     check_adapters(tmp_path, "lora", {}, identify_base(Base()), None)
-    load_adapters(load_pipeline(Base()), tmp_path, "lora", {})
+    load_adapters(tiny_pipeline(), tmp_path, "lora", {})
 
 
 def test_a_missing_file_is_named(folder: Path, base: BaseIdentity) -> None:

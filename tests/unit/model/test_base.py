@@ -1,4 +1,5 @@
-"""A base is pinned by its files' hashes and loaded from safetensors only; what cannot be loaded is refused."""
+"""A base is pinned by its files' hashes and loaded from safetensors only; what cannot be loaded
+is refused."""
 
 import shutil
 from pathlib import Path

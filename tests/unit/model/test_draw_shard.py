@@ -1,4 +1,5 @@
-"""draw_shard: a bad image does not cost the others, a batch too large is halved, a broken device raises."""
+"""draw_shard: a bad image does not cost the others, a batch too large is halved, a broken
+device raises."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from busray.config import Base, Sampling
-from busray.model.base import load_pipeline
+from busray.config import Sampling
 from busray.model.sample import DrawnImage, Sampler, draw_shard
 from busray.records import ContentBox, ImageSpec
+from tests.support.pipelines import tiny_pipeline
 
 SIZE = 64
 
@@ -21,7 +22,8 @@ def spec(index: int) -> ImageSpec:
 
 
 class FakeSampler:
-    """Draws squares whose grey is the image's index; `fault` looks at each batch before it is drawn."""
+    """Draws squares whose grey is the image's index; `fault` looks at each batch before it is
+    drawn."""
 
     size, keep_txt2img = SIZE, True
 
@@ -124,7 +126,7 @@ def test_a_device_that_cannot_draw_at_all_is_no_images_fault(error: Exception) -
 def test_images_of_a_halved_batch_are_equal_within_one_grey_level() -> None:
     def drawn(batch_size: int) -> np.ndarray:
         sampler = Sampler(
-            load_pipeline(Base(size=SIZE)),
+            tiny_pipeline(),
             Sampling(steps=3, guidance_scale=2.0, batch_size=batch_size),
             None,
             SIZE,

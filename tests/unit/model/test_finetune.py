@@ -1,4 +1,5 @@
-"""A training step sees what (seed, step, position) say, padding carries no loss, and a resumed run is the same run."""
+"""A training step sees what (seed, step, position) say, padding carries no loss, and a resumed
+run is the same run."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from busray.config import Adapters, Base
+from busray.config import Adapters
 from busray.data.phantom import CLASSES, PROBES, phantom
 from busray.model import finetune
 from busray.model.adapters import adapter_sha256
-from busray.model.base import load_pipeline
 from busray.model.finetune import FineTuner
 from busray.model.latents import EncodedImages, encode_images
 from busray.records import ContentBox, UserError
+from tests.support.pipelines import tiny_pipeline
 
 SIZE = 64
 TOKENS = {"benign": "<us-benign>", "malignant": "<us-malignant>"}
@@ -25,22 +26,19 @@ CAPTIONS = [f"{TOKENS[name]} ultrasound image" for name in ("benign", "malignant
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """With two threads oneDNN adds up in an order of its own, and a repeated run differs in the last bits."""
+    """With two threads oneDNN adds up in an order of its own, and a repeated run differs in the
+    last bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
 
-def pipeline() -> Any:
-    return load_pipeline(Base(size=SIZE))
-
-
 @pytest.fixture(scope="module")
 def encoded() -> EncodedImages:
     images = np.stack([phantom(i, CLASSES[i % 2], PROBES["demo"], (SIZE, SIZE)).image for i in range(6)])
     boxes = [ContentBox(0, 0, SIZE, SIZE)] * 5 + [ContentBox(0, 16, SIZE, 32)]
-    return encode_images(pipeline(), images, boxes, mirror=True, batch_size=4)
+    return encode_images(tiny_pipeline(), images, boxes, mirror=True, batch_size=4)
 
 
 def tuner(encoded: EncodedImages, dtype: str = "float32", **changes: Any) -> FineTuner:
@@ -49,7 +47,7 @@ def tuner(encoded: EncodedImages, dtype: str = "float32", **changes: Any) -> Fin
     )
     tokens = TOKENS if "ti" in settings.method else {}
     captions = CAPTIONS if tokens else ["smooth ultrasound image"] * 6
-    pipe = load_pipeline(Base(size=SIZE), dtype=dtype)
+    pipe = tiny_pipeline(dtype)
     return FineTuner(pipe, settings, tokens, WORDS, encoded, captions, seed=5)
 
 
@@ -95,8 +93,8 @@ def test_padding_carries_no_loss(encoded: EncodedImages) -> None:
 def test_splitting_a_batch_over_workers_gives_the_same_gradients(encoded: EncodedImages) -> None:
     """In float64, where the order of a sum makes no difference that could be taken for a mistake.
 
-    The steps themselves are not compared: Adam turns the rounding of a gradient near 0 into a step of
-    any sign.
+    The steps themselves are not compared: Adam turns the rounding of a gradient near 0 into a step
+    of any sign.
     """
     double = EncodedImages(encoded.mean.double(), encoded.std.double(), encoded.weight.double(), encoded.images)
     alone, shared = (tuner(double, "float64") for _ in range(2))
@@ -208,7 +206,7 @@ def test_what_is_validated_during_training_is_the_moving_average(encoded: Encode
 
 
 def test_a_token_that_is_a_word_of_the_base_is_refused(encoded: EncodedImages) -> None:
-    pipe = pipeline()
+    pipe = tiny_pipeline()
     FineTuner(pipe, Adapters(method="ti"), TOKENS, WORDS, encoded, CAPTIONS, seed=5)
     with pytest.raises(UserError, match="is a word of this base already"):
         FineTuner(pipe, Adapters(method="ti"), TOKENS, WORDS, encoded, CAPTIONS, seed=5)
@@ -217,4 +215,4 @@ def test_a_token_that_is_a_word_of_the_base_is_refused(encoded: EncodedImages) -
 def test_a_caption_that_the_text_encoder_would_cut_off_is_refused_before_the_first_step(encoded: EncodedImages) -> None:
     captions = ["dark"] * 5 + ["dark " * 90]
     with pytest.raises(UserError, match="this base reads 77"):
-        FineTuner(pipeline(), Adapters(method="lora"), {}, WORDS, encoded, captions, seed=5)
+        FineTuner(tiny_pipeline(), Adapters(method="lora"), {}, WORDS, encoded, captions, seed=5)

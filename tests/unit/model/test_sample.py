@@ -1,4 +1,5 @@
-"""An image follows from its specification alone, padding stays black, and a broken image harms no neighbour."""
+"""An image follows from its specification alone, padding stays black, and a broken image harms
+no neighbour."""
 
 from typing import Any
 
@@ -6,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from busray.config import Base, Refine, Sampling
+from busray.config import Refine, Sampling
 from busray.model import sample
-from busray.model.base import load_pipeline
 from busray.model.latents import reconstruct
 from busray.model.sample import SCHEDULERS, Sampler, scheduler_for
 from busray.records import ContentBox, ImageSpec, UserError
+from tests.support.pipelines import tiny_pipeline
 
 SIZE = 64
 
@@ -23,7 +24,7 @@ def spec(index: int, box: ContentBox | None = None, prompt: str = "a breast ultr
 
 def sampler(refine: Refine | None = None, batch_size: int = 2, **changes: Any) -> Sampler:
     sampling = Sampling(**{"steps": 3, "guidance_scale": 2.0, "batch_size": batch_size, **changes})
-    return Sampler(load_pipeline(Base(size=SIZE)), sampling, refine, SIZE, keep_txt2img=True)
+    return Sampler(tiny_pipeline(), sampling, refine, SIZE, keep_txt2img=True)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_a_stochastic_scheduler_draws_by_the_images_own_seed_and_never_its_first
 
 
 def test_no_scheduler_cuts_latents_off_as_if_they_were_pixels() -> None:
-    settings = load_pipeline(Base(size=SIZE)).scheduler.config
+    settings = tiny_pipeline().scheduler.config
     for name in SCHEDULERS:
         assert not scheduler_for(name, settings).config.get("clip_sample", False), name
 

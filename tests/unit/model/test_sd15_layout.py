@@ -1,4 +1,5 @@
-"""Stable Diffusion v1.5's true configurations, with random weights, go through the code that loads and draws."""
+"""Stable Diffusion v1.5's true configurations, with random weights, go through the code that
+loads and draws."""
 
 import os
 from pathlib import Path
@@ -19,7 +20,8 @@ SIZE = 128
 
 
 def filled(model: Any, dtype: torch.dtype) -> Any:
-    """A model built on the meta device, given small random weights; values do not change shapes, speed or memory."""
+    """A model built on the meta device, given small random weights; values do not change
+    shapes, speed or memory."""
     model = model.to(dtype).to_empty(device="cpu")
     some = torch.empty(2**20).uniform_(-0.02, 0.02, generator=torch.Generator().manual_seed(0)).to(dtype)
     with torch.no_grad():

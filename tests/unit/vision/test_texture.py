@@ -1,4 +1,5 @@
-"""Texture features are what their definitions say, of the content alone, and tell textures apart."""
+"""Texture features are what their definitions say, of the content alone, and tell textures
+apart."""
 
 import itertools
 
@@ -37,7 +38,7 @@ def speckled(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.clip(110 + 45 * smooth / smooth.std() + np.linspace(-20, 20, width), 0, 255).astype(np.uint8)
 
 
-# ---- each feature against an independent computation ----------------------------------------------------------------
+# ---- each feature against an independent computation ----
 
 
 def test_first_order_features_are_scipys() -> None:
@@ -112,7 +113,7 @@ def test_speckle_snr_and_spectrum_slope_are_the_models_figures() -> None:
     assert named["spectrum_slope"] == spectrum_slope(image[None])
 
 
-# ---- content, padding, order ----------------------------------------------------------------------------------------
+# ---- content, padding, order ----
 
 
 def test_padding_and_what_lies_in_it_do_not_count() -> None:
@@ -160,7 +161,7 @@ def test_a_box_too_small_and_images_of_another_depth_are_refused() -> None:
     assert np.isfinite(texture_features(image, [ContentBox(0, 0, 16, 16)])).all()
 
 
-# ---- the space ------------------------------------------------------------------------------------------------------
+# ---- the space ----
 
 
 def test_the_scale_is_that_of_the_real_training_images_alone() -> None:
