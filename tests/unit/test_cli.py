@@ -1,4 +1,4 @@
-"""A user's mistake ends before work starts: one message that names the field or file, status 2, nothing written."""
+"""A user's mistake ends before work starts: one message that names it, status 2, nothing written."""
 
 import subprocess
 import sys
@@ -10,8 +10,10 @@ import yaml
 from PIL import Image
 from safetensors.numpy import save_file
 
-from busray.cli import main
-from tests.support.paths import SHARED
+from busray import __version__
+from busray.cli import COMMANDS, main
+from busray.commands import COMMAND_FUNCTIONS
+from tests.support.paths import ROOT, SHARED
 
 
 @pytest.fixture
@@ -185,3 +187,28 @@ def test_a_finished_command_is_not_failed_by_a_library_that_aborts_the_teardown(
     code = "import atexit, os; atexit.register(os.abort); from busray.cli import finish; print('told'); finish(3)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (3, "told\n")
+
+
+def test_python_m_busray_is_the_command() -> None:
+    ended = subprocess.run([sys.executable, "-m", "busray", "--version"], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, f"busray {__version__}\n")
+
+
+COMMAND_OF_JOB = {"pipeline": "run"}
+"""job -> its command, where the names differ."""
+
+
+def test_jobs_differ_in_nothing_but_the_stage() -> None:
+    jobs = {path.stem: path.read_text() for path in (ROOT / "jobs").glob("*.py")}
+    assert {"finetune", "generate", "evaluate", "pipeline", "ablate", "study", "audit"} == jobs.keys()
+    commands = {name: COMMAND_OF_JOB.get(name, name) for name in jobs}
+    assert commands.values() <= COMMANDS.keys()
+    for name, text in jobs.items():
+        as_audit = text.replace(f"busray {commands[name]}`", "busray audit`").replace(
+            f"jobs/{name}.py", "jobs/audit.py"
+        )
+        assert as_audit.replace(f'main(["{commands[name]}",', 'main(["audit",') == jobs["audit"], name
+
+
+def test_every_command_has_its_function() -> None:
+    assert list(COMMAND_FUNCTIONS) and COMMAND_FUNCTIONS.keys() == COMMANDS.keys()
