@@ -88,11 +88,3 @@ class ImageFolder:
             lesions=np.array(lesions, bool).reshape(-1, size, size),
             known=np.array([square is not None for square in squares], bool),
         )
-
-
-def load_images(folder: Path, images: Sequence[SourceImage], size: int, policy: str) -> np.ndarray:
-    """The images, framed: uint8 [n, size, size]. Superseded by ImageFolder.load: to be removed."""
-    if not images:
-        return np.zeros((0, size, size), np.uint8)
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        return np.stack(list(pool.map(lambda i: frame(read_grey(folder / i.file), size, policy), images)))

@@ -20,7 +20,7 @@ from PIL import Image
 from busray.corpus.commit import read_commit, read_rows
 from busray.corpus.encode import png_pixels
 from busray.corpus.manifest import published_rows
-from busray.data.images import load_images
+from busray.data.images import ImageFolder
 from busray.evidence.stats.intervals import Estimate, wilson
 from busray.evidence.stats.separability import auc
 from busray.identity import sha256_bytes
@@ -68,7 +68,7 @@ def real_exhibits(dataset: DataSet, folder: Path, classes: Sequence[str], n: int
         alone = {image.unit: image for image in dataset.test if image.class_name == name}
         _enough(name, "test images that are no duplicates of each other", len(alone), n)
         drawn = [alone[unit] for unit in chance.sample(sorted(alone), n)]
-        pixels = load_images(folder, drawn, dataset.size, dataset.frame)
+        pixels = ImageFolder(dataset, folder, tuple(classes)).load(drawn).pixels
         exhibits += [Exhibit(p, "real", name, image.file) for p, image in zip(pixels, drawn, strict=True)]
     return exhibits
 
