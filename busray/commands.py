@@ -68,7 +68,7 @@ def _finetune(options: argparse.Namespace, flags: list[str]) -> int:
         from busray.stages.finetune import finetune
 
         record = timed(run, "finetune", lambda: finetune(run, workers))
-    print(f"adapters: {_url(config)}/{record['folder']}")
+    print(f"adapters: {_url(config)}/{record.folder}")
     return 0
 
 

@@ -433,3 +433,71 @@ class ClassifierRecord:
             test[name] = Recall(score["value"], Interval(*score["interval"]), score["n"])
         value |= {"classes": tuple(value["classes"]), "trials": tuple(value["trials"]), "test": test}
         return ClassifierRecord(**value)
+
+
+@dataclass(frozen=True)
+class SegmenterPins:
+    """Everything that decides a segmenter."""
+
+    segmenter: str
+    dataset: str
+    """The data set's hash."""
+    masks: Mapping[str, str]
+    """split -> SHA-256 of its images' names and masks."""
+    steps: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class SegmenterRecord(SegmenterPins):
+    """The create-only record of a run's trained segmenter."""
+
+    images: Mapping[str, int]
+    """split -> images with known masks."""
+    looks: tuple[Mapping[str, Any], ...]
+    """All validations: `step` and `dice`."""
+    dice: tuple[float | None, ...]
+    """Of each test image; None where neither mask has a lesion."""
+    object: str
+    """Key of the weights."""
+    digest: str
+    """SHA-256 of the weights' bytes."""
+
+    @staticmethod
+    def from_json(data: bytes) -> "SegmenterRecord":
+        value = json.loads(data)
+        value |= {"looks": tuple(value["looks"]), "dice": tuple(value["dice"])}
+        return SegmenterRecord(**value)
+
+
+@dataclass(frozen=True)
+class AdaptersRecord:
+    """adapters.json: the create-only record of a run's adapters."""
+
+    sha256: str
+    """Of what decides pixels: the tensors of all files."""
+    folder: str
+    """In the run's store."""
+    files: Mapping[str, str]
+    """file -> SHA-256."""
+    about: Mapping[str, Any]
+    """All else: what adapter.json says (base, data set, tokens, steps), and the training's losses.
+    Adapters from elsewhere may say less."""
+
+    @property
+    def dataset_hash(self) -> str | None:
+        """Of the data set that they were trained on."""
+        return self.about.get("dataset_hash")
+
+    @property
+    def is_adopted(self) -> bool:
+        """They were not trained here, but are a copy of adapters.path's."""
+        return bool(self.about.get("adopted"))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.about, "sha256": self.sha256, "folder": self.folder, "files": dict(self.files)}
+
+    @staticmethod
+    def from_json(data: bytes) -> "AdaptersRecord":
+        about = json.loads(data)
+        return AdaptersRecord(about.pop("sha256"), about.pop("folder"), about.pop("files"), about)

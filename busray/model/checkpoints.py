@@ -5,13 +5,13 @@ record whose digest matches its bytes. The first committed adapters of a run win
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from busray.identity import sha256_bytes
 from busray.layout import ADAPTERS
-from busray.records import to_json
+from busray.records import AdaptersRecord, to_json
 from busray.storage import Store
 
 FOLDER = "finetune/checkpoints"
@@ -46,14 +46,7 @@ def put_checkpoint(store: Store, checkpoint: Checkpoint) -> None:
     name = f"{FOLDER}/{checkpoint.step:08d}"
     key = f"{name}-{digest[:16]}.safetensors"
     store.put_once(key, checkpoint.state)
-    record = {
-        "step": checkpoint.step,
-        "object": key,
-        "digest": digest,
-        "loss": checkpoint.log.loss,
-        "validation": checkpoint.log.validation,
-        "workers": checkpoint.log.workers,
-    }
+    record = {"step": checkpoint.step, "object": key, "digest": digest, **asdict(checkpoint.log)}
     store.put_once(f"{name}.json", to_json(record))
 
 
@@ -68,28 +61,22 @@ def newest_checkpoint(store: Store) -> Checkpoint | None:
         except (ValueError, KeyError, FileNotFoundError):
             continue  # an interrupted write: an older checkpoint will do
         if sha256_bytes(state) == record["digest"]:
-            workers = tuple((int(step), int(n)) for step, n in record["workers"])
-            log = TrainingLog(_pairs(record["loss"]), _pairs(record["validation"]), workers)
-            return Checkpoint(record["step"], state, log)
+            # JSON has no tuples.
+            fields = {name: tuple(map(tuple, record[name])) for name in TrainingLog.__match_args__}
+            return Checkpoint(record["step"], state, TrainingLog(**fields))
     return None
 
 
-def _pairs(values: list[list[float]]) -> tuple[tuple[int, float], ...]:
-    return tuple((int(step), float(loss)) for step, loss in values)
-
-
-def commit_adapters(store: Store, files: dict[str, bytes], record: dict[str, Any]) -> dict[str, Any]:
+def commit_adapters(store: Store, files: dict[str, bytes], record: dict[str, Any]) -> AdaptersRecord:
     """Put the adapters' files, then the record that makes them the run's.
 
     Returns the stored record, which is another process's where that was first. record: `sha256` of
-    the adapters and whatever else describes them; `folder` and `files` (name -> SHA-256) are
-    added.
+    the adapters and whatever else describes them; `folder` and `files` are added.
     """
     folder = f"adapters/{record['sha256'][:16]}"
     for name, data in files.items():
         store.put_once(f"{folder}/{name}", data)
-    # An earlier try may have put the same tensors under this name, with another order of their
-    # header.
+    # An earlier try may have put the same tensors here, with another order of their header.
     digests = {name: sha256_bytes(store.read(f"{folder}/{name}")) for name in files}
     store.put_once(ADAPTERS, to_json({**record, "folder": folder, "files": digests}))
     winner = read_adapters(store)
@@ -97,9 +84,9 @@ def commit_adapters(store: Store, files: dict[str, bytes], record: dict[str, Any
     return winner
 
 
-def read_adapters(store: Store) -> dict[str, Any] | None:
+def read_adapters(store: Store) -> AdaptersRecord | None:
     data = store.read_or_none(ADAPTERS)
-    return None if data is None else json.loads(data)
+    return None if data is None else AdaptersRecord.from_json(data)
 
 
 def fetch_adapters(store: Store, folder: Path) -> Path:
@@ -111,9 +98,10 @@ def fetch_adapters(store: Store, folder: Path) -> Path:
     if record is None:
         raise FileNotFoundError(f"{store.url} has no adapters yet")
     folder.mkdir(parents=True, exist_ok=True)
-    for name, digest in record["files"].items():
-        data = store.read(f"{record['folder']}/{name}")
+    for name, digest in record.files.items():
+        data = store.read(f"{record.folder}/{name}")
         if sha256_bytes(data) != digest:
-            raise ValueError(f"{store.url}/{record['folder']}/{name} is not what adapters.json records")
+            key = f"{record.folder}/{name}"
+            raise ValueError(f"{store.url}/{key} is not what adapters.json records")
         (folder / name).write_bytes(data)
     return folder

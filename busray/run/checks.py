@@ -203,7 +203,7 @@ def checked_vectors(run: Run) -> dict[str, int]:
         else:
             local = adapters_folder(config.adapters.path, Path(cache))
         offered = check_adapters(local, config.adapters.method, tokens, run.base, run.dataset.hash)
-        if adopted and adopted["sha256"] != offered["sha256"]:
+        if adopted and adopted.sha256 != offered["sha256"]:
             raise UserError(f"adapters.path: {config.output} has other adapters already: give another output")
         return token_vectors(local, tokens.values())
 
@@ -237,7 +237,9 @@ def check_independent_images(run: Run, *, compares: bool) -> None:
         return
     reference = run.config.evaluate.reference
     # Where all images are the reference, one half of them is compared with the other half.
-    splits, fewest = (["all"], 2 * FEWEST_UNITS) if reference not in FLOOR_SPLIT else ([reference, FLOOR_SPLIT[reference]], FEWEST_UNITS)
+    splits, fewest = ["all"], 2 * FEWEST_UNITS
+    if reference in FLOOR_SPLIT:
+        splits, fewest = [reference, FLOOR_SPLIT[reference]], FEWEST_UNITS
     for split in splits:
         units = len({image.unit for image in run.dataset.split(split)})
         if units < fewest:

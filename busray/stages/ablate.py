@@ -76,7 +76,7 @@ def check_ablation(run: Run) -> list[SubRunPlan]:
     if INCEPTION not in run.extractors:
         raise UserError("evaluate.extractors: an ablation measures with inception: name it among them")
     adapters = read_adapters(run.store)
-    if run.config.adapters.path or (adapters and adapters.get("adopted")):
+    if run.config.adapters.path or (adapters and adapters.is_adopted):
         raise UserError(
             "adapters.path: an ablation trains every arm's adapters alike, so it takes none from elsewhere: leave it "
             "unset and give an output whose adapters were trained there (those of `busray run` under it are kept)"
@@ -137,8 +137,8 @@ def _copy_adapters(source: Store, target: Store) -> None:
     record = read_adapters(source)
     assert record is not None
     if read_adapters(target) is None:
-        files = {name: source.read(f"{record['folder']}/{name}") for name in record["files"]}
-        commit_adapters(target, files, record)
+        files = {name: source.read(f"{record.folder}/{name}") for name in record.files}
+        commit_adapters(target, files, record.to_dict())
 
 
 # ---- figures ----
@@ -401,7 +401,7 @@ def _timings(sub_runs: Sequence[SubRun]) -> list[dict[str, Any]]:
 
 
 def _sheets(run: Run, sub_runs: Sequence[SubRun]) -> dict[str, bytes]:
-    """class -> the first images of each arm: a row an arm, a column a seed. Also the autoencoder's."""
+    """class -> the first images of each arm: a row an arm, a column a seed. Also the decoded."""
     images_of = {}
     for sub_run in sub_runs:
         for arm, name in sub_run.plan.arms.items():

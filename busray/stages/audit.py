@@ -51,7 +51,7 @@ class Search:
 
 
 def audit(run: Run, workers: Workers) -> tuple[list[Figure], list[str], bool]:
-    """(figures, sentences, AuditEvidence.passes); writes audit.json, audit.png and the report's part.
+    """(figures, sentences, whether it passes); writes audit.json, audit.png, the report's part.
 
     UserError where the run has no corpus.
     """
@@ -76,7 +76,9 @@ def audit(run: Run, workers: Workers) -> tuple[list[Figure], list[str], bool]:
     return figures, sentences, evidence.passes
 
 
-def _write(run: Run, commits: list[Commit], evidence: AuditEvidence, figures: list[Figure], sentences: list[str]) -> None:
+def _write(
+    run: Run, commits: list[Commit], evidence: AuditEvidence, figures: list[Figure], sentences: list[str]
+) -> None:
     closest = evidence.tally.closest
     columns, rows = closest_rows(closest, [image.file for image in run.dataset.train])
     part = {

@@ -24,7 +24,7 @@ from busray.model.checkpoints import (
     put_checkpoint,
     read_adapters,
 )
-from busray.records import ContentBox, ImageSpec, Stopped
+from busray.records import AdaptersRecord, ContentBox, ImageSpec, Stopped
 from busray.run.images import adapters_folder
 from busray.run.record import Run
 from busray.storage import Store
@@ -83,7 +83,7 @@ class AdapterTraining:
         return AdapterTrainingLoop(self, world)
 
 
-def finetune(run: Run, workers: Workers) -> dict[str, Any]:
+def finetune(run: Run, workers: Workers) -> AdaptersRecord:
     """The record of the run's adapters: stored ones, else adapters.path's, else freshly trained.
 
     Raises UserError for adapters that do not fit the run, and Stopped where training failed.
@@ -102,7 +102,7 @@ def finetune(run: Run, workers: Workers) -> dict[str, Any]:
     return record
 
 
-def _adopt(run: Run, path: str) -> dict[str, Any]:
+def _adopt(run: Run, path: str) -> AdaptersRecord:
     """Check the adapters at this path and commit them as the run's."""
     from busray.model.adapters import check_adapters
 

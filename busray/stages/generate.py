@@ -11,7 +11,7 @@ from busray.corpus.encode import png_pixels
 from busray.corpus.manifest import publish_manifest
 from busray.corpus.plan import extend_plan, pending, shards
 from busray.corpus.recipe import corpus_identity, make_recipe
-from busray.corpus.record import open_run, read_run
+from busray.corpus.record import claim_corpus, read_run
 from busray.layout import RUN, arm_prefix
 from busray.model.checkpoints import read_adapters
 from busray.records import Arm, ClassifierRecord, UserError
@@ -42,7 +42,7 @@ def generate(
         images = {name: compared_images(config) for name, c in config.classes.items() if c.images}
     else:
         images = {name: c.images for name, c in config.classes.items()}
-    segments = extend_plan(job.store, images, config.corpus.shard_size, keep_more=never_shrink or arm is not None)
+    segments = extend_plan(job.store, images, config.corpus.shard_size, never_shrink=never_shrink or arm is not None)
     plan = shards(segments)
     todo = pending(plan, committed_shards(job.store))
     if todo:
@@ -68,7 +68,7 @@ def draw_job(run: Run, device: str, arm: str | None = None, txt2img_source: Stor
     identity = corpus_identity(
         config,
         run.base.to_dict(),
-        adapters["sha256"] if adapters else None,
+        adapters.sha256 if adapters else None,
         run.dataset.hash,
         refine is not None,
         gate_record.digest if gate_record else None,
@@ -76,7 +76,7 @@ def draw_job(run: Run, device: str, arm: str | None = None, txt2img_source: Stor
     if txt2img_source is not None:
         _refuse_other_txt2img(txt2img_source, identity)
     store = run.store.sub(arm_prefix(arm)) if arm else run.store
-    corpus = open_run(store, identity)
+    corpus = claim_corpus(store, identity)
     return DrawJob(
         store=store,
         run_store=run.store,

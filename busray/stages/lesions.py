@@ -3,7 +3,6 @@
 The segmenter's record holds its scores on test, under a key of everything that decides it.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,7 +19,7 @@ from busray.evidence.lesions import DiceScores, dice_figures, geometry_figures, 
 from busray.evidence.real import RealFeatures
 from busray.identity import fingerprint, seed_for, sha256_bytes
 from busray.layout import GEOMETRY_JSON, GEOMETRY_PNG, segmenter_key
-from busray.records import ContentBox, Figure, SourceImage, to_json
+from busray.records import ContentBox, Figure, SegmenterPins, SegmenterRecord, SourceImage, to_json
 from busray.report.contact_sheet import contact_sheet
 from busray.run.pieces import BOX, ImageBlock, synthetic_blocks
 from busray.run.record import Run
@@ -53,38 +52,6 @@ class TrueLesions:
     @property
     def units(self) -> np.ndarray:
         return np.array([image.unit for image in self.images])
-
-
-@dataclass(frozen=True)
-class SegmenterPins:
-    """Everything that decides a segmenter, by the names of its stored JSON."""
-
-    segmenter: str
-    dataset: str
-    masks: Mapping[str, str]
-    """split -> SHA-256 of its images' names and masks."""
-    steps: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class SegmenterRecord(SegmenterPins):
-    """The record that makes a segmenter the run's, by the names of its stored JSON."""
-
-    images: Mapping[str, int]
-    """split -> images with known masks."""
-    looks: tuple[Mapping[str, Any], ...]
-    """All validations: `step` and `dice`."""
-    dice: tuple[float | None, ...]
-    """Of each test image; None where neither mask has anything."""
-    object: str
-    """Key of the weights."""
-    digest: str
-
-    @staticmethod
-    def from_json(data: bytes) -> "SegmenterRecord":
-        fields = json.loads(data)
-        return SegmenterRecord(**{**fields, "looks": tuple(fields["looks"]), "dice": tuple(fields["dice"])})
 
 
 def geometry(run: Run, workers: Workers) -> list[Figure]:

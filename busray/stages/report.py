@@ -85,7 +85,8 @@ def _publish(run: Run, report: dict[str, Any]) -> None:
 
 def _report(run: Run, figures: list[Figure]) -> dict[str, Any]:
     config, dataset, store = run.config, run.dataset, run.store
-    adapters = read_adapters(store) or {}
+    record = read_adapters(store)
+    adapters = record.to_dict() if record else {}
     return {
         "run": {
             "name": config.name,
@@ -120,7 +121,7 @@ def _report(run: Run, figures: list[Figure]) -> dict[str, Any]:
 
 
 def _execution(store: Store) -> dict[str, Any]:
-    """Of the first shard only. Each record has its own: cards and libraries of a cluster may differ."""
+    """Of the first shard only: cards and libraries of a cluster may differ from shard to shard."""
     first = next(iter(published_rows(store)), None)
     return asdict(read_commit(store, first).execution) if first else {}
 

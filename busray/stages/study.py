@@ -28,15 +28,15 @@ from busray.evidence.stats.paired import classes_without_spread
 from busray.evidence.study import StudyResults, study_figures
 from busray.evidence.study_design import (
     Arm,
-    TrainingMix,
     Draws,
-    units_of,
+    TrainingMix,
     first_rows,
-    synthetic_counts,
     mix_positions,
     refuse_foreign_corpus,
     refuse_leaks,
     study_arms,
+    synthetic_counts,
+    units_of,
 )
 from busray.identity import fingerprint, seed_for
 from busray.layout import CHECK, STUDY_CSV, STUDY_DECLARED, STUDY_JSON, study_identity_key, study_key
@@ -201,7 +201,7 @@ def _check_study(run: Run, arms: list[Arm]) -> str:
     adapters = read_adapters(run.store)
     carried = {"the corpus (run.json)": corpus["identity"].get("dataset")}
     if corpus["identity"].get("adapters"):
-        carried["its adapters (adapters.json)"] = (adapters or {}).get("dataset_hash")
+        carried["its adapters (adapters.json)"] = adapters.dataset_hash if adapters else None
     refuse_foreign_corpus(run.dataset.hash, carried)
     _check_enough_drawn(run, arms)
     return corpus["fingerprint"]

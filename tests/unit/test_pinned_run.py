@@ -196,7 +196,7 @@ def test_a_new_run_of_the_same_settings_is_stored_under_the_same_names_with_the_
     for key in old.store.list("classifiers"):
         run.store.put_once(key, old.store.read(key))
     workers = InProcessWorkers()
-    assert finetune(run, workers)["sha256"] == finetune(old, workers)["sha256"]
+    assert finetune(run, workers).sha256 == finetune(old, workers).sha256
     assert draw_job(run, "cpu").recipe.fingerprint == draw_job(old, "cpu").recipe.fingerprint
     for key in ("dataset.json", "base.json"):
         assert run.store.read(key) == old.store.read(key), key

@@ -28,7 +28,7 @@ from busray.model.adapters import load_adapters
 from busray.model.base import TINY, load_pipeline
 from busray.model.checkpoints import read_adapters
 from busray.model.finetune import CLIP_NORM
-from busray.records import ContentBox, Figure, UserError
+from busray.records import AdaptersRecord, ContentBox, Figure, UserError
 from busray.run.checks import open_run
 from busray.run.record import Run
 from busray.stages.evaluate import evaluate
@@ -262,8 +262,8 @@ def test_two_workers_on_object_storage_train_what_one_worker_trains(finished: Ru
     run = open_run(settings(f"{bucket}/two-workers", adapters={"num_workers": 2, "checkpoint_every": 1}), quiet)
     with on_ray(run) as workers:
         two, one = finetune(run, workers).about, adapters(finished).about
-    assert two["workers"] == [[0, 2]] and one["workers"] == [[0, 1]]
-    for (step, loss), (same_step, same_loss) in zip(two["loss"], one["loss"], strict=True):
+    assert two.about["workers"] == [[0, 2]] and one.about["workers"] == [[0, 1]]
+    for (step, loss), (same_step, same_loss) in zip(two.about["loss"], one.about["loss"], strict=True):
         assert step == same_step and loss == pytest.approx(same_loss, rel=1e-3)
 
     alone = _training(finished, "cpu").start(world=1)

@@ -1,4 +1,5 @@
-"""Training goes on from the newest checkpoint whose bytes hold, and the first committed adapters win."""
+"""Training goes on from the newest checkpoint whose bytes hold, and the first committed
+adapters win."""
 
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def test_the_first_committed_adapters_win(store: Store, tmp_path: Path) -> None:
 
 def test_adapters_that_are_not_what_was_recorded_are_not_used(store: Store, tmp_path: Path) -> None:
     record = commit_adapters(store, {"a.safetensors": b"first"}, {"sha256": "1" * 64})
-    (Path(store.url) / record["folder"] / "a.safetensors").write_bytes(b"other")
+    (Path(store.url) / record.folder / "a.safetensors").write_bytes(b"other")
     with pytest.raises(ValueError, match=r"not what adapters\.json records"):
         fetch_adapters(store, tmp_path / "local")
 
