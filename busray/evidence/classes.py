@@ -22,13 +22,14 @@ CONSISTENCY, EXCESS = "class_consistency", "class_consistency_excess"
 
 
 JUDGE, GATE = "judge_accuracy", "gate_accuracy"
-"""Share of the real test images that the judge, or the gate, takes for their class. Overall it is the
-mean over classes."""
+"""Share of the real test images that the judge, or the gate, takes for their class. Overall it is
+the mean over classes."""
 
 
 SEEN_AS = "seen_as_"
-"""Followed by a class: the share of a class's images, real test ones (REAL) or an arm's first draws,
-that the judge takes for that other class. Rows of a confusion matrix; n is the row's images."""
+"""Followed by a class: the share of a class's images, real test ones (REAL) or an arm's first
+draws, that the judge takes for that other class. Rows of a confusion matrix; n is the row's
+images."""
 
 
 ACCEPTANCE = "gate_acceptance"
@@ -36,14 +37,14 @@ ACCEPTANCE = "gate_acceptance"
 
 
 FIRST_DRAW, AFTER_GATE = "first-draw", "after-gate"
-"""Protocols of CONSISTENCY: images as drawn; images that a gate accepted, which says little, since the
-gate selects for agreement."""
+"""Protocols of CONSISTENCY: images as drawn; images that a gate accepted, which says little,
+since the gate selects for agreement."""
 
 
 def recalls(
     probabilities: np.ndarray, labels: np.ndarray, units: np.ndarray, names: Sequence[str]
 ) -> dict[str, Estimate]:
-    """class -> share of its images that are predicted as it; first CLASS_ALL, the mean over classes.
+    """class -> share of its images that are predicted as it; first CLASS_ALL, the mean of these.
 
     probabilities [n, classes], labels [n] and units [n]. Classes without an image are left out.
     """
@@ -59,7 +60,7 @@ def recalls(
 def consistency_figures(
     arms: Mapping[str, ClassFeatures], real: RealFeatures, names: Sequence[str], protocol: str
 ) -> list[Figure]:
-    """CONSISTENCY and EXCESS of each arm, overall and by class; for FIRST_DRAW also JUDGE and SEEN_AS.
+    """CONSISTENCY and EXCESS of each arm; for FIRST_DRAW also JUDGE and SEEN_AS.
 
     arms, real: the judge's probabilities [n, classes] as features, columns in the order of names.
     real.extractor: the judge's architecture. Overall the classes count alike, drawn and real.
@@ -154,7 +155,7 @@ def _class_gate_counts(commits: Sequence[Commit], attempts: int) -> GateCounts:
 def gate_figures(
     counts: Mapping[str, GateCounts], record: ClassifierRecord, arm: str, frame: str, size: int
 ) -> list[Figure]:
-    """ACCEPTANCE by class and the mean over classes; GATE on the real test images, from its record."""
+    """ACCEPTANCE by class and the mean over classes; GATE of the gate's record."""
     n_judged: dict[str, int] = {}
     accepted: dict[str, Estimate] = {}
     for name, of_class in counts.items():

@@ -1,35 +1,49 @@
-"""Is an image a copy of a training image: the nearest ones in two spaces, then compared in fine detail once aligned.
+"""Is an image a copy of a training image? Search in two spaces, align, compare fine detail.
 
-The two spaces are squares of the pixels at many scales and places (data/align.py) and an extractor's features. What is
-looked for are the training images, their mirror images, and their lesions with what surrounds them, each an original
-of its own. Thresholds come from real images that are in no training set and near none of it: they are scored alike,
-and a Gumbel law through their quartiles says how often chance reaches a score (an image's score is a maximum over
-all originals). Fitting by quartiles, a copy among the real images moves no threshold; it shows as a false alarm.
+The two spaces are squares of the pixels at many scales and places (data/align.py) and an
+extractor's features. The search looks for the originals: the training images, their mirror
+images, and their lesions with what surrounds them.
+
+Thresholds come from held-out real images, near no training image, which are scored alike. A
+Gumbel law through the quartiles of their scores gives the probability of a score without copying:
+the score is a maximum over all originals. The fit uses quartiles so that a copy among these
+images moves no threshold; it counts as a false alarm.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-from busray.data.align import Scan, SquareBox, align_coarsely, align_finely, shrink, square, templates, windows
+from busray.data.align import (
+    Place,
+    Scan,
+    SquareBox,
+    align_coarsely,
+    align_finely,
+    shrink,
+    square,
+    templates,
+    windows,
+)
 from busray.evidence.stats.neighbours import nearest
-from busray.records import ContentBox as Content
+from busray.records import ContentBox
 
 METHOD = "aligned-1"
-"""What found scores carry as their extractor; another way to search or to compare is another name."""
+"""Extractor of the copy audit's figures. Another search or comparison needs another name."""
 
 
 KINDS = ("image", "lesion")
 
 
 PROPOSED_PER_KIND = 2
-"""Originals of each kind that squares propose for alignment."""
+"""Originals of each kind that the squares propose for alignment."""
 
 
 SMALLEST_PATCH = 0.5
-"""Side of a lesion's square, in short sides of its image: as small as windows are."""
+"""Least side of a lesion's square, in short sides of its image: that of the smallest windows."""
 
 
 MARGIN = 1.25
@@ -37,22 +51,23 @@ MARGIN = 1.25
 
 
 FALSE_ALARMS = 0.05
-"""Allowed, as an expected number, among all of a corpus's images together, shared by the kinds."""
+"""Expected number that is allowed among all images of a corpus together, shared by the kinds."""
 
 
 SEARCH_ROW = np.dtype(
     [("index", "<i8"), ("nearest", "<i4"), ("distance", "<f4")]
     + [(f"{kind}_{field}", of) for kind in KINDS for field, of in (("score", "<f4"), ("of", "<i4"), ("mirrored", "?"))]
 )
-"""An image's row: its index, the nearest training image by features (-1 without), and of each kind the best score and
-the training image that has it."""
+"""The search's result for an image: its index, the nearest training image by features (-1 without
+features) and its distance, and for each kind the best score and the training image that has it."""
 
 
 @dataclass(frozen=True)
 class Original:
-    """What a copy is looked for of: a training image or its lesion, or the mirror image of either."""
+    """What can be copied: a training image or its lesion, or the mirror image of either."""
 
     image: int
+    """Number of the training image."""
     kind: str
     mirrored: bool
     small: Scan
@@ -60,13 +75,15 @@ class Original:
 
 @dataclass(frozen=True)
 class Originals:
-    """All originals; templates of one stand together, from `first` of it on."""
+    """All originals with their templates, of which those of one original stand together."""
 
     originals: tuple[Original, ...]
     templates: np.ndarray
     """float32 [t, d]"""
     boxes: tuple[SquareBox, ...]
+    """Of each template in its original."""
     first: np.ndarray
+    """[originals]: the number of each original's first template."""
     features: np.ndarray | None
     """float [n, f] of the training images, in units of their own mean and spread."""
     mean: np.ndarray
@@ -76,8 +93,12 @@ class Originals:
     def of(
         contents: Sequence[np.ndarray], lesions: Sequence[np.ndarray | None], features: np.ndarray | None = None
     ) -> "Originals":
-        """contents: training images uint8 [h, w] without padding; lesions: bool [h, w] of each, None if not known."""
-        found: list[Original] = []
+        """The originals of training images.
+
+        contents: uint8 [h, w] without padding; lesions: bool [h, w] of each, None if not known;
+        features: float [n, f].
+        """
+        originals: list[Original] = []
         vectors: list[np.ndarray] = []
         boxes: list[SquareBox] = []
         first: list[int] = []
@@ -86,24 +107,25 @@ class Originals:
                 turned = content[:, ::-1] if mirrored else content
                 small = shrink(turned)
                 first.append(len(boxes))
+                originals.append(Original(i, "image", mirrored, small))
                 squares, places = templates(small)
-                found.append(Original(i, "image", mirrored, small))
                 vectors += list(squares)
                 boxes += places
                 if lesion is not None and lesion.any():
                     box = lesion_square(lesion[:, ::-1] if mirrored else lesion)
                     first.append(len(boxes))
-                    found.append(Original(i, "lesion", mirrored, shrink(cut_square(turned, box))))
+                    originals.append(Original(i, "lesion", mirrored, shrink(cut_square(turned, box))))
+                    # The patch is an original of its own, and its one template is all of it.
                     vectors.append(square(small, box))
                     boxes.append((1.0, 0.0, 0.0))
         known = np.zeros((1, 1)) if features is None else features
-        spread = known.std(0)
+        mean, spread = known.mean(0), known.std(0)
         spread[spread == 0] = 1
-        scaled = None if features is None else (features - known.mean(0)) / spread
-        return Originals(tuple(found), np.array(vectors), tuple(boxes), np.array(first), scaled, known.mean(0), spread)
+        scaled = None if features is None else (features - mean) / spread
+        return Originals(tuple(originals), np.array(vectors), tuple(boxes), np.array(first), scaled, mean, spread)
 
     def find(self, index: int, content: np.ndarray, feature: np.ndarray | None = None) -> np.ndarray:
-        """One row of FOUND for an image uint8 [h, w] without padding."""
+        """One SEARCH_ROW for an image uint8 [h, w] without padding; feature [f]."""
         row = np.zeros((), SEARCH_ROW)
         row["index"], row["nearest"] = index, -1
         if feature is not None and self.features is not None:
@@ -111,67 +133,75 @@ class Originals:
             row["nearest"], row["distance"] = at[0], distance[0]
         small = shrink(content)
         squares, places = windows(small)
+        # The best window of the image for each template, then the best template of each original.
         correlation = squares @ self.templates.T
-        window = correlation.argmax(0)
-        best = np.take_along_axis(correlation, window[None], 0)[0]
+        best_window = correlation.argmax(0)
+        best = np.take_along_axis(correlation, best_window[None], 0)[0]
         scores = np.maximum.reduceat(best, self.first)
         ends = np.append(self.first[1:], len(best))
         for kind in KINDS:
-            aligned = []
-            for o in self._candidates(kind, scores, int(row["nearest"])):
-                t = self.first[o] + int(best[self.first[o] : ends[o]].argmax())
-                guess = self.boxes[t], places[window[t]]
-                match, place = align_coarsely(self.originals[o].small, small, *guess)
-                aligned.append((match.score, o, place))
+            aligned: list[tuple[float, int, Place]] = []
+            for number in self._candidates(kind, scores, int(row["nearest"])):
+                start = self.first[number]
+                template = start + int(best[start : ends[number]].argmax())
+                guess = self.boxes[template], places[best_window[template]]
+                match, place = align_coarsely(self.originals[number].small, small, *guess)
+                aligned.append((match.score, number, place))
             if aligned:
-                _, o, place = max(aligned)
-                original = self.originals[o]
+                # Fine detail is compared once, with the original that aligns best.
+                _, number, place = max(aligned)
+                original = self.originals[number]
                 row[f"{kind}_score"] = align_finely(original.small, small, place).score
                 row[f"{kind}_of"], row[f"{kind}_mirrored"] = original.image, original.mirrored
         return row
 
-    def _candidates(self, kind: str, scores: np.ndarray, near: int) -> set[int]:
+    def _candidates(self, kind: str, scores: np.ndarray, nearest_image: int) -> set[int]:
         """Numbers of the originals of a kind that squares or features propose."""
-        mine = [o for o, original in enumerate(self.originals) if original.kind == kind]
-        proposed = sorted(mine, key=lambda o: -scores[o])[:PROPOSED_PER_KIND]
-        by_features = [o for o in mine if self.originals[o].image == near]
-        return set(proposed) | set(sorted(by_features, key=lambda o: -scores[o])[:1])
+        of_kind = [number for number, original in enumerate(self.originals) if original.kind == kind]
+        by_score = sorted(of_kind, key=lambda number: -scores[number])
+        # An image and its mirror image have the same features: the better of the two is enough.
+        by_features = [number for number in by_score if self.originals[number].image == nearest_image]
+        return {*by_score[:PROPOSED_PER_KIND], *by_features[:1]}
 
 
-def unpadded(images: Sequence[np.ndarray] | np.ndarray, boxes: Sequence[Content]) -> list[np.ndarray]:
-    """The content of framed images [s, s], which lies where boxes say."""
+def unpadded(images: Sequence[np.ndarray] | np.ndarray, boxes: Sequence[ContentBox]) -> list[np.ndarray]:
+    """The content of framed images [s, s], which lies in their boxes."""
     return [i[b.top : b.top + b.height, b.left : b.left + b.width] for i, b in zip(images, boxes, strict=True)]
 
 
 def lesion_square(lesion: np.ndarray) -> SquareBox:
-    """The square about a lesion, bool [h, w], as (side, top, left) in short sides."""
+    """The square about a lesion, bool [h, w] with a pixel at least, inside its image."""
+    height, width = lesion.shape
     rows, columns = np.nonzero(lesion.any(1))[0], np.nonzero(lesion.any(0))[0]
-    spans = [(rows[0], rows[-1] + 1), (columns[0], columns[-1] + 1)]
-    short = min(lesion.shape)
-    side = min(max(MARGIN * max(end - start for start, end in spans), SMALLEST_PATCH * short), short)
-    top, left = (
-        min(max((start + end - side) / 2, 0), whole - side)
-        for (start, end), whole in zip(spans, lesion.shape, strict=True)
-    )
+    longest = max(rows[-1] + 1 - rows[0], columns[-1] + 1 - columns[0])
+    short = min(height, width)
+    side = min(max(MARGIN * longest, SMALLEST_PATCH * short), short)
+    top = _centred(rows[0], rows[-1] + 1, side, height)
+    left = _centred(columns[0], columns[-1] + 1, side, width)
     return side / short, top / short, left / short
 
 
+def _centred(start: int, end: int, side: float, whole: int) -> float:
+    """Where a span of `side` begins that is centred on start..end, as far as 0..whole allows."""
+    return min(max((start + end - side) / 2, 0), whole - side)
+
+
 def cut_square(content: np.ndarray, box: SquareBox) -> np.ndarray:
-    """The pixels of a square."""
+    """The pixels of a square of content [h, w]."""
     side, top, left = (round(part * min(content.shape)) for part in box)
     return content[top : top + side, left : left + side]
 
 
 @dataclass(frozen=True)
 class GumbelLaw:
-    """The Gumbel law of a kind's scores among images that are no copies."""
+    """The distribution of a kind's scores among images that are no copies."""
 
     middle: float
     spread: float
 
     @staticmethod
     def fitted(scores: np.ndarray) -> "GumbelLaw":
-        """Through the quartiles of scores [n]."""
+        """The law whose quartiles are those of scores [n]."""
         low, high = np.quantile(scores, (0.25, 0.75))
         reduced = -np.log(-np.log(np.array([0.25, 0.75])))
         spread = max((high - low) / (reduced[1] - reduced[0]), 1e-6)
@@ -182,38 +212,56 @@ class GumbelLaw:
         return float(-np.expm1(-np.exp(-(score - self.middle) / self.spread)))
 
     def threshold(self, probability: float) -> float:
-        """The score that is exceeded with this probability."""
+        """The score that is exceeded with this probability, above 0 and below 1."""
         return float(self.middle - self.spread * np.log(-np.log1p(-probability)))
 
 
-def thresholds(found: np.ndarray, images: int) -> dict[str, tuple[float, GumbelLaw]]:
-    """kind -> (score above which an image is a copy, law), from real images' FOUND rows, for a corpus of images."""
-    laws = {kind: GumbelLaw.fitted(found[f"{kind}_score"]) for kind in KINDS}
-    return {kind: (law.threshold(FALSE_ALARMS / len(KINDS) / images), law) for kind, law in laws.items()}
+class Threshold(NamedTuple):
+    score: float
+    """Above it an image is a copy."""
+    law: GumbelLaw
 
 
-def are_copies(found: np.ndarray, limits: dict[str, tuple[float, GumbelLaw]]) -> np.ndarray:
-    """bool [n]: above the threshold of any kind."""
-    return np.any([found[f"{kind}_score"] > limit for kind, (limit, _) in limits.items()], axis=0)
+def thresholds(held_out: np.ndarray, images: int) -> dict[str, Threshold]:
+    """kind -> threshold for a corpus of so many images; held_out: SEARCH_ROW [n] of real images."""
+    by_kind: dict[str, Threshold] = {}
+    for kind in KINDS:
+        law = GumbelLaw.fitted(held_out[f"{kind}_score"])
+        by_kind[kind] = Threshold(law.threshold(FALSE_ALARMS / len(KINDS) / images), law)
+    return by_kind
+
+
+def are_copies(rows: np.ndarray, limits: Mapping[str, Threshold]) -> np.ndarray:
+    """bool [n]: whether SEARCH_ROW [n] are above the threshold of any kind."""
+    return np.any([rows[f"{kind}_score"] > limit.score for kind, limit in limits.items()], axis=0)
 
 
 SPACES = {"image": "image_score", "lesion": "lesion_score", "features": "distance"}
-"""space -> its field of FOUND: the kinds' scores, higher is nearer; the distance by features, which decides nothing."""
+"""space -> its field of SEARCH_ROW. Higher scores are nearer. The distance decides nothing."""
 
 
 BINS = 50
 
 
 def bin_edges(held_out: np.ndarray) -> dict[str, np.ndarray]:
-    """space -> edges [BINS + 1] of histograms, from real images' FOUND rows: of scores from 0 to 1, of distances from 0
-    to twice the largest among them. A space in which nothing was looked for (no masks, no features) has none."""
-    found = {space: held_out[field] for space, field in SPACES.items() if held_out[field].any()}
-    return {space: np.linspace(0, 1 if space in KINDS else 2 * x.max(), BINS + 1) for space, x in found.items()}
+    """space -> edges [BINS + 1] of its histograms, from SEARCH_ROW [n] of held-out real images.
+
+    Scores from 0 to 1, distances from 0 to twice the largest. A space that was not searched (no
+    masks, no features) has none.
+    """
+    edges: dict[str, np.ndarray] = {}
+    for space, field in SPACES.items():
+        if held_out[field].any():
+            edges[space] = np.linspace(0, 1 if space in KINDS else 2 * held_out[field].max(), BINS + 1)
+    return edges
 
 
-def histograms(found: np.ndarray, edges: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """space -> counts [BINS] of FOUND rows; what lies beyond the edges counts in the bin next to it."""
-    return {space: np.histogram(found[SPACES[space]].clip(ends[0], ends[-1]), ends)[0] for space, ends in edges.items()}
+def histograms(rows: np.ndarray, edges: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """space -> counts [BINS] of SEARCH_ROW [n]; outer bins include what lies beyond the edges."""
+    counts: dict[str, np.ndarray] = {}
+    for space, ends in edges.items():
+        counts[space], _ = np.histogram(rows[SPACES[space]].clip(ends[0], ends[-1]), ends)
+    return counts
 
 
 def _crop(content: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -252,25 +300,33 @@ LESION_PASTED = "lesion pasted"
 def plant_copies(
     contents: Sequence[np.ndarray], lesions: Sequence[np.ndarray | None], hosts: Sequence[np.ndarray], seed: int
 ) -> dict[str, list[np.ndarray]]:
-    """transformation -> copies of training images; a lesion is also pasted, with its surroundings, into other scans."""
-    copies = {}
+    """transformation -> copies of training images; LESION_PASTED: their lesions in hosts.
+
+    The search must find them: they show how sensitive it is.
+    """
+    copies: dict[str, list[np.ndarray]] = {}
     for name, transformation in TRANSFORMATIONS.items():
         rng = np.random.default_rng(seed)
         copies[name] = [np.ascontiguousarray(transformation(content, rng)) for content in contents]
-    pairs = [(c, lesion) for c, lesion in zip(contents, lesions, strict=True) if lesion is not None and lesion.any()]
-    copies[LESION_PASTED] = [pasted(*pair, hosts[i % len(hosts)]) for i, pair in enumerate(pairs) if hosts]
-    return {name: made for name, made in copies.items() if made}
+    pasted_lesions: list[np.ndarray] = []
+    for content, lesion in zip(contents, lesions, strict=True):
+        if hosts and lesion is not None and lesion.any():
+            pasted_lesions.append(pasted(content, lesion, hosts[len(pasted_lesions) % len(hosts)]))
+    copies[LESION_PASTED] = pasted_lesions
+    return {name: images for name, images in copies.items() if images}
 
 
 def pasted(content: np.ndarray, lesion: np.ndarray, host: np.ndarray) -> np.ndarray:
-    """The host with the square about a lesion put where it lies in its own image, at the same share of the sides."""
-    patch = cut_square(content, lesion_square(lesion))
-    side, top, left = lesion_square(lesion)
-    short = min(host.shape)
+    """The host with the square about a lesion, at the place and size that it has in its own image
+    (measured in short sides)."""
+    box = lesion_square(lesion)
+    patch = Image.fromarray(np.ascontiguousarray(cut_square(content, box)))
+    side, top, left = box
+    height, width = host.shape
+    short = min(height, width)
     pixels = round(side * short)
-    y, x = (round(min(at * short, whole - pixels)) for at, whole in zip((top, left), host.shape, strict=True))
+    y, x = round(min(top * short, height - pixels)), round(min(left * short, width - pixels))
     result = host.copy()
-    result[y : y + pixels, x : x + pixels] = np.asarray(
-        Image.fromarray(np.ascontiguousarray(patch)).resize((pixels, pixels), Image.Resampling.BICUBIC)
-    )
+    resized = patch.resize((pixels, pixels), Image.Resampling.BICUBIC)
+    result[y : y + pixels, x : x + pixels] = np.asarray(resized)
     return result

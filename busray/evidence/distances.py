@@ -28,7 +28,8 @@ MIXTURE = "paper-mixture"
 
 
 FLOOR_SPLIT = {"train": "test", "val": "train", "test": "train"}
-"""reference -> the split that its floor compares it with; the floor of `all` compares its two halves."""
+"""reference -> the split that its floor compares it with; the floor of `all` compares its two
+halves."""
 
 
 def arm_figures(
@@ -40,17 +41,18 @@ def arm_figures(
 ) -> list[Figure]:
     """Distances, neighbourhood and AUC of each arm and of the floor, and seed-paired differences.
 
-    arms: arm -> class -> features in random order; row i of a class has the same seed in every arm.
-    pairs: (before, after) arms of the kernel distances' differences; default: each arm and the next.
+    arms: arm -> class -> features in random order; row i of a class has the same seed in each arm.
+    pairs: (before, after) arms of the kernel distances' differences; by default each arm and the next.
     units: arm -> class -> labels [n] of independent draws, for arms made from real images.
 
     Each class counts as many images in every arm and in the floor, if there are enough; only the
-    Frechet distance uses more, for its spread. Overall figures pool the classes that are drawn and are
-    on both sides of the floor, in the reference's shares: a difference in class shares would count,
-    and would even set real images apart from real ones.
+    Frechet distance uses more, for its spread. Overall figures pool the classes that are drawn
+    and are on both sides of the floor, in the reference's shares: a difference in class shares
+    would count, and would even set real images apart from real ones.
 
-    The protocol MIXTURE compares all real images with the same images and the arm's, as the ISBI 2026
-    paper seems to. It has no kernel distance, whose estimate takes the two sides for independent.
+    The protocol MIXTURE compares all real images with the same images and the arm's, as the ISBI
+    2026 paper seems to. It has no kernel distance, whose estimate takes the two sides for
+    independent.
     """
     setup = _setup(arms, real, reference)
     figures = _floor_figures(setup)
@@ -180,9 +182,9 @@ def _drawn_figures(setup: _Setup, arm: str, features: ClassFeatures, samples: Ma
 
 
 def _frechet_figures(setup: _Setup, comparison: _Comparison, features: ClassFeatures) -> list[Figure]:
-    """Frechet distance (FID by Inception) with its spread, and at infinitely many images if estimable.
+    """Frechet distance (FID by Inception) with its spread; at infinitely many images if estimable.
 
-    features: all drawn images of the classes compared, more than comparison.images where there are.
+    features: all drawn images of the classes; comparison.images are the first of them.
     """
     distance, _ = distance_names(setup.real.extractor)
     compared = _in_shares({c: setup.sizes[c] for c in features}, setup.images)
@@ -253,7 +255,7 @@ def _difference_figures(
 def _sides(
     images: Mapping[str, Sample], others: Mapping[str, Sample], pooled: Sequence[str]
 ) -> Iterator[tuple[str, Sample, Sample]]:
-    """(class, images, others): the pooled classes together, then each class with enough on both sides."""
+    """(class, images, others): the pooled classes, then each class with enough on both sides."""
     shares = _in_shares({name: len(images[name].units) for name in pooled}, others)
     together = Sample.joined([images[name].rows(slice(n)) for name, n in shares.items()])
     yield CLASS_ALL, together, Sample.joined([others[name] for name in shares])
@@ -282,8 +284,8 @@ def clean_figures(
 ) -> list[Figure]:
     """arm_figures of the arms and pairs against the test images without burned-in annotations.
 
-    clean: bool, no annotation was found. No figures where every test image is clean, or where a class
-    has too few clean ones.
+    clean: bool, no annotation was found. No figures where every test image is clean, or where a
+    class has too few clean ones.
     """
     if _all_clean(clean) or too_few_clean(real.units, clean, list(next(iter(arms.values())))):
         return []

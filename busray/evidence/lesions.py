@@ -1,4 +1,4 @@
-"""Size and shape of lesions, drawn and real, as figures. The measures are vision/lesion_shape.py's."""
+"""Size and shape of lesions, drawn and real, as figures. vision/lesion_shape.py measures them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from busray.records import CLASS_ALL, REAL, Figure
 from busray.vision.lesion_shape import COLUMNS, MEASURES, NAME
 
 LESION_FLOOR_SPLIT = {"test": "val", "val": "test"}
-"""reference -> the split that its floor compares it with. Not train: the segmenter was trained on it,
-so its pseudo-masks of training images are too good."""
+"""reference -> the split that its floor compares it with. Not train: the segmenter was trained on
+it, so its pseudo-masks of training images are too good."""
 
 
 DICE, LESION_FOUND, TALLER = "lesion_dice", "lesion_found", "lesion_taller_than_wide"
-"""Dice of the segmenter's masks on real test images with lesions; share of images with a lesion; share
-of lesions whose aspect is above 1."""
+"""Dice of the segmenter's masks on real test images with lesions; share of images with a lesion;
+share of lesions whose aspect is above 1."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def unmeasurable(masks: Mapping[str, np.ndarray]) -> str | None:
 
 
 def dice_figures(scores: DiceScores, frame: str, size: int) -> list[Figure]:
-    """DICE overall and by class, its interval over test units; n is the number of training images."""
+    """DICE overall and by class, its interval over test units; n counts training images."""
     segmenter = RealFeatures({}, {}, NAME, frame, size)
     figures: list[Figure] = []
     for name in (CLASS_ALL, *sorted(set(scores.classes.tolist()))):
@@ -84,13 +84,14 @@ def geometry_figures(
 ) -> list[Figure]:
     """Shares, means and distances of every class's lesions.
 
-    arms, real, truth: lesion_shape.measures as features, the arms' in random order. `real` are those
-    of pseudo-masks, `truth` those of the data set's own masks.
+    arms, real, truth: lesion_shape.measures as features, the arms' in random order. `real` are
+    those of pseudo-masks, `truth` those of the data set's own masks.
 
     LESION_FOUND, TALLER and the mean of each of MEASURES: for the arms, for the real images of
-    `reference` by both kinds of masks, and for the floor. A mean is over the lesions found, and so is n.
+    `reference` by both kinds of masks, and for the floor. A mean is over the lesions found, and
+    so is n.
 
-    Wasserstein-1 distances of arms and floor to `reference`, and their p-values, by pseudo-masks only.
+    Wasserstein-1 distances of arms and floor to `reference` with p-values, by pseudo-masks only.
     """
     others = real.split(reference)
     floor_split = LESION_FLOOR_SPLIT[reference]
@@ -110,9 +111,10 @@ def geometry_figures(
             if name in others:
                 n = len(others[name].units)
                 figures += _about_lesions(images, n, real, reference, side.protocol, name, side.arm)
-                # Distances fall as n grows: every side counts as many images of a class. They have no
-                # interval, since they are above 0 by chance alone and resampling does not show that;
-                # the floor and the p-value are in its place. A p-value holds at any n and takes all.
+                # Distances fall as n grows: every side counts as many images of a class. They
+                # have no interval, since they are above 0 by chance alone and resampling does not
+                # show that; the floor and the p-value are in its place. A p-value holds at any n
+                # and takes all.
                 equal = random_subset(images, sizes[name])
                 figures += [_distance_figure(t, real, reference) for t in _tests(side, name, equal, others[name])]
                 tests += _tests(side, name, images, others[name])
@@ -131,7 +133,7 @@ def _fewest_images(sides: list[_Side]) -> dict[str, int]:
 def _about_lesions(
     images: Sample, n_reference: int, real: RealFeatures, reference: str, protocol: str, name: str, arm: str
 ) -> Iterator[Figure]:
-    """LESION_FOUND of a class's images; TALLER and means of their lesions where these are enough."""
+    """LESION_FOUND of a class's images; TALLER and means where there are enough lesions."""
     about = n_reference, reference, protocol
     has_lesion = images.features[:, 0] == 1
     found = share_of_units(has_lesion, images.units)

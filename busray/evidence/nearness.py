@@ -17,7 +17,8 @@ RECONSTRUCTION = "reconstruction"
 
 
 VAE = "vae"
-"""Arm of the reference's own images through the autoencoder; of another split it is `vae-<split>`."""
+"""Arm of the reference's own images through the autoencoder; of another split it is
+`vae-<split>`."""
 
 
 DISTANCE, SAME_CLASS = "nearest_train_distance", "nearest_train_class"
@@ -26,10 +27,11 @@ their class."""
 
 
 def nearness_figures(arms: Mapping[str, ClassFeatures], real: RealFeatures, held_out: str) -> list[Figure]:
-    """DISTANCE and SAME_CLASS of each arm, overall and by class; the floor: real images of `held_out`.
+    """DISTANCE and SAME_CLASS of each arm, overall and by class; the floor: real images of
+    `held_out`.
 
-    The nearest image is sought among the training images of all classes, the same for every arm, so
-    arms are comparable whatever their n.
+    The nearest image is sought among the training images of all classes, the same for every arm,
+    so arms are comparable whatever their n.
     """
     figures: list[Figure] = []
     for arm, images in arms.items():
@@ -53,8 +55,8 @@ def _nearness(arm: str, images: ClassFeatures, real: RealFeatures, floor: bool) 
     figures: list[Figure] = []
     for name, d in distances.items():
         same = same_class[name]
-        # Intervals are over drawn images, with the training images as they are. Real images have none:
-        # near-duplicates among them are not independent.
+        # Intervals are over drawn images, with the training images as they are. Real images have
+        # none: near-duplicates among them are not independent.
         intervals = (None, None) if floor else (median_interval(d), wilson(int(same.sum()), len(same)))
         values = float(np.median(d)), float(same.mean())
         for metric, value, interval in zip((DISTANCE, SAME_CLASS), values, intervals, strict=True):
@@ -78,9 +80,9 @@ def reconstruction_figures(
     distance, _ = distance_names(real.extractor)
     figures: list[Figure] = []
     for figure in arm_figures(arms, real, reference, [], units):
-        # Of VAE only the Frechet distance, without interval: an image and its reconstruction are not
-        # independent, as all other statistics assume. Their kernels would make the kernel distance of
-        # a perfect autoencoder negative.
+        # Of VAE only the Frechet distance, without interval: an image and its reconstruction are
+        # not independent, as all other statistics assume. Their kernels would make the kernel
+        # distance of a perfect autoencoder negative.
         if figure.protocol != SYNTHETIC_ONLY or (figure.arm == VAE and figure.metric != distance):
             continue
         # The spread of the Frechet distance needs independent parts: none where units repeat.

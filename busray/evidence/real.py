@@ -1,4 +1,5 @@
-"""Features of the real images by split and class, and the part that all figures about them share."""
+"""Features of the real images by split and class, and the part that all figures about them
+share."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

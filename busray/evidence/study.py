@@ -1,10 +1,12 @@
-"""A finished study as figures. Predictions in, records out.
+"""A finished study as figures. Predictions in, figures out.
 
-One split: what the arms share of it, and the one corpus that was drawn, are not resampled. Every figure says so.
+The split, the adapters and the corpus that the arms share are not resampled; every figure says so
+by its protocol.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,13 +19,14 @@ PROTOCOL = "single-split"
 
 
 DIFFERENCE, P_VALUE, P_HOLM, DETECTABLE = "_difference", "_difference_p_value", "_difference_p_holm", "_detectable"
-"""What follows a metric's name: the difference of two arms; its p-value (primary), or that after Holm over all other
-comparisons of the study; the smallest true difference that is found with power POWER, where there is one."""
+"""After a metric's name: the difference of two arms; its p-value, of the primary comparison; its
+p-value after Holm, over all other comparisons of the study; the smallest true difference that is
+found with probability POWER, where there is one."""
 
 
 @dataclass(frozen=True)
 class StudyResults:
-    """Everything a study's trainings came to. Dictionaries of sets: `test` and, where there is one, `external`."""
+    """The predictions of all trainings of a study. Test sets: `test` and, if given, `external`."""
 
     classes: tuple[str, ...]
     architecture: str
@@ -34,84 +37,98 @@ class StudyResults:
     images: Mapping[str, int]
     """arm -> training images."""
     labels: Mapping[str, np.ndarray]
-    """set -> [n]"""
+    """test set -> [n]"""
     units: Mapping[str, np.ndarray]
-    """set -> [n]"""
+    """test set -> [n]"""
     probabilities: Mapping[str, Mapping[str, np.ndarray]]
-    """set -> arm -> [seeds, n, classes]"""
+    """test set -> arm -> [seeds, n, classes]"""
     tasks: int
     seconds: float
     """Of all trainings together."""
 
 
-def study_figures(outcome: StudyResults) -> list[Figure]:
-    """Metrics of each arm on each test set with intervals, then every comparison: each arm with study.primary.against,
-    and each mixture with the same one without the class gate."""
+class _Compared(NamedTuple):
+    """A metric of one arm beside that of another, on one test set."""
+
+    test_set: str
+    arm: str
+    against: str
+    key: Key
+    difference: Difference
+
+
+def study_figures(results: StudyResults) -> list[Figure]:
+    """Metrics of each arm on each test set with intervals, then every comparison: each arm with
+    study.primary.against, and each mixture with the same one without the class gate."""
     figures: list[Figure] = []
-    compared: list[tuple[str, tuple[str, str], Key, Difference]] = []
-    primary = outcome.primary
-    for name, by_arm in outcome.probabilities.items():
-        scores = {arm: score(p, outcome.labels[name], outcome.units[name]) for arm, p in by_arm.items()}
-        for arm, found in scores.items():
-            for key in found.point:
-                got = estimate(found, key)
-                figures.append(_figure(outcome, name, key, (arm, None), key[0], got.value, got.interval))
-        pairs = [(arm, primary.against) for arm in by_arm if arm != primary.against]
-        pairs += [pair for pair in gate_pairs(by_arm) if primary.against not in pair]  # else it is there already
-        compared += [
-            (name, pair, key, compare(scores[pair[0]], scores[pair[1]], key))
-            for pair in pairs
-            for key in _endpoints(scores[pair[0]])
-        ]
-    rest = [row for row in compared if not _is_primary(row, primary)]
-    adjusted = iter(holm([difference.p_value for *_, difference in rest]))
+    compared: list[_Compared] = []
+    for test_set, by_arm in results.probabilities.items():
+        labels, units = results.labels[test_set], results.units[test_set]
+        scores = {arm: score(probabilities, labels, units) for arm, probabilities in by_arm.items()}
+        for arm, of_arm in scores.items():
+            for key in of_arm.point:
+                value = estimate(of_arm, key)
+                figures.append(_figure(results, test_set, key, arm, None, "", value.value, value.interval))
+        compared += _comparisons(test_set, scores, results.primary.against)
+    # One family over all test sets. The declared comparison is no part of it: it was chosen
+    # beforehand.
+    family = [row for row in compared if not _is_primary(row, results.primary)]
+    adjusted = iter(holm([row.difference.p_value for row in family]))
     for row in compared:
-        name, pair, key, found = row
-        p_value = (P_VALUE, found.p_value) if _is_primary(row, primary) else (P_HOLM, next(adjusted))
-        value, interval = found.estimate.value, found.estimate.interval
-        figures.append(_figure(outcome, name, key, pair, key[0] + DIFFERENCE, value, interval))
-        figures.append(_figure(outcome, name, key, pair, key[0] + p_value[0], p_value[1], None))
-        if found.detectable is not None:
-            figures.append(_figure(outcome, name, key, pair, key[0] + DETECTABLE, found.detectable, None))
+        about = results, row.test_set, row.key, row.arm, row.against
+        difference = row.difference.estimate
+        figures.append(_figure(*about, DIFFERENCE, difference.value, difference.interval))
+        if _is_primary(row, results.primary):
+            figures.append(_figure(*about, P_VALUE, row.difference.p_value, None))
+        else:
+            figures.append(_figure(*about, P_HOLM, next(adjusted), None))
+        if row.difference.detectable is not None:
+            figures.append(_figure(*about, DETECTABLE, row.difference.detectable, None))
     return figures
 
 
-def _endpoints(scores: Scores) -> list[Key]:
-    """What is compared: accuracy, macro F1 and AUC overall, recall a class. The rest follows from these."""
-    return [
-        key
-        for key in scores.point
-        if (key[0] == "recall" and key[1] is not OVERALL) or (key[0] != "recall" and key[1] is OVERALL)
-    ]
+def _comparisons(test_set: str, scores: Mapping[str, Scores], against: str) -> list[_Compared]:
+    pairs = [(arm, against) for arm in scores if arm != against]
+    pairs += [pair for pair in gate_pairs(scores) if against not in pair]  # else it is there already
+    compared: list[_Compared] = []
+    for arm, other in pairs:
+        for key in scores[arm].point:
+            # Accuracy, macro F1 and AUC overall, recall by class: the other metrics follow from
+            # these.
+            if (key[0] == "recall") != (key[1] is OVERALL):
+                compared.append(_Compared(test_set, arm, other, key, compare(scores[arm], scores[other], key)))
+    return compared
 
 
-def _is_primary(row: tuple[str, tuple[str, str], Key, Difference], primary: config.Primary) -> bool:
-    name, pair, key, _ = row
-    return (name, pair, key) == ("test", (primary.arm, primary.against), (primary.metric, OVERALL))
+def _is_primary(row: _Compared, primary: config.Primary) -> bool:
+    declared = ("test", primary.arm, primary.against, (primary.metric, OVERALL))
+    return (row.test_set, row.arm, row.against, row.key) == declared
 
 
 def _figure(
-    outcome: StudyResults,
-    name: str,
+    results: StudyResults,
+    test_set: str,
     key: Key,
-    arms: tuple[str, str | None],
-    metric: str,
+    arm: str,
+    against: str | None,
+    suffix: str,
     value: float,
     interval: Interval | None,
 ) -> Figure:
-    label, labels = key[1], outcome.labels[name]
+    metric, label = key
+    labels = results.labels[test_set]
     return Figure(
-        metric=metric,
+        metric=metric + suffix,
         value=value,
         interval=interval,
-        n=outcome.images[arms[0]],
+        n=results.images[arm],
         n_reference=len(labels) if label is None else int((labels == label).sum()),
-        reference=name,
+        reference=test_set,
         protocol=PROTOCOL,
-        extractor=outcome.architecture,
-        class_name=CLASS_ALL if label is None else outcome.classes[label],
-        arm=arms[0],
-        against=arms[1],
-        frame=outcome.frame,
-        size=outcome.size,
+        extractor=results.architecture,
+        class_name=CLASS_ALL if label is None else results.classes[label],
+        arm=arm,
+        frame=results.frame,
+        size=results.size,
+        against=against,
     )

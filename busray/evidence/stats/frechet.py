@@ -29,7 +29,8 @@ FEWEST_FOR_INFINITY = 2048
 
 @dataclass(frozen=True)
 class Moments:
-    """Number, mean [d] and scatter of features. Merged in any order they are the same to rounding."""
+    """Number, mean [d] and scatter of features. Merged in any order they are the same to
+    rounding."""
 
     n: int
     mean: np.ndarray
@@ -85,13 +86,15 @@ class FrechetSpread:
 
 
 def frechet_spread(samples: Sequence[np.ndarray], sizes: Sequence[int], reference: np.ndarray) -> FrechetSpread:
-    """Distance of n = sum(sizes) images from a reference [m, d], with its spread given the reference.
+    """Distance of n = sum(sizes) images from a reference [m, d], with its spread given the
+    reference.
 
     samples: for each class features [at least its size, d], in random order.
 
     With FEWEST_REPLICATES x n images or more, the value is the mean over disjoint replicates of n
-    images, with Student's interval of a mean. Otherwise the value is that of the first n images, and
-    the interval is by sectioning (Asmussen and Glynn 2007, III.5) from FEWEST_REPLICATES parts.
+    images, with Student's interval of a mean. Otherwise the value is that of the first n images,
+    and the interval is by sectioning (Asmussen and Glynn 2007, III.5) from FEWEST_REPLICATES
+    parts.
     """
     target = Moments.of(reference)
     whole = min(MOST_REPLICATES, *(len(rows) // n for rows, n in zip(samples, sizes, strict=True)))
@@ -104,8 +107,9 @@ def frechet_spread(samples: Sequence[np.ndarray], sizes: Sequence[int], referenc
         value = frechet(Moments.of(np.concatenate(first)), target)
         if min(sizes) < 2 * FEWEST_REPLICATES:  # a part needs 2 images of every class
             return FrechetSpread(value, None, None)
-        # Parts have a larger bias than n images. That shifts all of them alike, and only their spread
-        # is used: over the root of their number it is that of n images, or more where d is large.
+        # Parts have a larger bias than n images. That shifts all of them alike, and only their
+        # spread is used: over the root of their number it is that of n images, or more where d is
+        # large.
         values = _distances(_parts(first, FEWEST_REPLICATES), target)
     half = t_quantile(0.975, len(values) - 1) * float(np.std(values, ddof=1)) / len(values) ** 0.5
     return FrechetSpread(value, symmetric(value, half).interval, len(values))

@@ -1,5 +1,6 @@
 # pyright: strict
-"""Estimates with 95 % intervals: shares, AUCs, means, medians; Student's t. Numbers in, numbers out."""
+"""Estimates with 95 % intervals: shares, AUCs, means, medians; Student's t. Numbers in, numbers
+out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,8 +45,9 @@ def t_quantile(probability: float, freedom: float) -> float:
 
 def _half_of_t(freedom: float) -> tuple[np.ndarray, np.ndarray]:
     """(angles, share of the positive half of Student's distribution below each angle)."""
-    # With t = sqrt(freedom) tan(angle) the density becomes cos(angle)^(freedom - 1) on a finite range.
-    # It vanishes beyond t = 40 for many degrees of freedom, so the grid ends there and stays fine.
+    # With t = sqrt(freedom) tan(angle) the density becomes cos(angle)^(freedom - 1) on a finite
+    # range. It vanishes beyond t = 40 for many degrees of freedom, so the grid ends there and
+    # stays fine.
     angle = np.linspace(0, min(np.pi / 2, 40 / np.sqrt(freedom)), T_GRID)
     density = np.cos(angle) ** (freedom - 1)
     area = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
@@ -106,7 +108,8 @@ def difference_of_estimates(first: Estimate, second: Estimate) -> Estimate:
 
 
 def jackknife_mean(values: np.ndarray, units: np.ndarray) -> Estimate:
-    """Mean of values [n] of images of units [n], with the delete-one-unit jackknife and Student's t.
+    """Mean of values [n] of images of units [n], with the delete-one-unit jackknife and Student's
+    t.
 
     Needs at least 2 units (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 11).
     """

@@ -1,13 +1,15 @@
 # pyright: strict
-"""Kernel distance (KID: Binkowski et al. 2018, arXiv 1801.01401): unbiased squared MMD, jackknifed.
+"""Kernel distance (KID: Binkowski et al. 2018, arXiv 1801.01401): unbiased squared MMD,
+jackknifed.
 
-Pure NumPy, float64. No subsets are drawn: every image counts, and the value is the same each time.
+Pure NumPy, float64. No subsets are drawn: every image counts, and the value is the same each
+time.
 
-Near-duplicates and images of one patient are a unit, which counts as one independent draw. Pairs of
-images of one unit are left out of the estimate: copies are alike whatever the distribution, so such
-pairs would bias the distance upwards. Units are also what the jackknife leaves out, so copies do not
-narrow an interval. Where every image is its own unit this is the usual KID. `units` are labels [n];
-None means that every image is its own unit.
+Near-duplicates and images of one patient are a unit, which counts as one independent draw. Pairs
+of images of one unit are left out of the estimate: copies are alike whatever the distribution, so
+such pairs would bias the distance upwards. Units are also what the jackknife leaves out, so
+copies do not narrow an interval. Where every image is its own unit this is the usual KID. `units`
+are labels [n]; None means that every image is its own unit.
 """
 
 from collections.abc import Iterator
@@ -63,13 +65,15 @@ def kid_p_value(
     A permutation test (Gretton et al. 2012, JMLR 13) with PERMUTATIONS random relabellings. The
     observed labels count among them, so the p-value is never 0.
 
-    Units change sides as wholes: one image of each, picked by seed, stands for it. If a random image
-    of a random unit is distributed as a drawn image is, these images are exchangeable. Images of one
-    unit are not (they come together), nor are units at full size, since the large ones are all real.
+    Units change sides as wholes: one image of each, picked by seed, stands for it. If a random
+    image of a random unit is distributed as a drawn image is, these images are exchangeable.
+    Images of one unit are not (they come together), nor are units at full size, since the large
+    ones are all real.
 
-    classes, image_classes: labels [m] and [n], of both sides or of neither. Images then change sides
-    within their class, which is exact whatever the class shares of the two sides. The distance is
-    that of mixtures with the reference's shares; a class that one side lacks is ignored.
+    classes, image_classes: labels [m] and [n], of both sides or of neither. Images then change
+    sides within their class, which is exact whatever the class shares of the two sides. The
+    distance is that of mixtures with the reference's shares; a class that one side lacks is
+    ignored.
     """
     if classes is None or image_classes is None:
         classes, image_classes = np.zeros(len(reference)), np.zeros(len(images))

@@ -1,8 +1,9 @@
 # pyright: strict
-"""Do synthetic images lie where real ones are, and everywhere they are: nearest-neighbour measures.
+"""Do synthetic images lie where real ones are, and everywhere they are: nearest-neighbour
+measures.
 
-Precision and recall: Kynkaanniemi et al. 2019 (arXiv 1904.06991). Density and coverage: Naeem et al.
-2020 (arXiv 2002.09797). Pure NumPy, float64.
+Precision and recall: Kynkaanniemi et al. 2019 (arXiv 1904.06991). Density and coverage: Naeem et
+al. 2020 (arXiv 2002.09797). Pure NumPy, float64.
 """
 
 from collections.abc import Iterator

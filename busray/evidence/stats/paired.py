@@ -1,8 +1,10 @@
 # pyright: strict
-"""What a classifier's test predictions are worth: metrics, paired intervals over units and trainings.
+"""What a classifier's test predictions are worth: metrics, paired intervals over units and
+trainings.
 
-Pure NumPy. Predictions are probabilities [seeds, n, classes] of n test images, by classifiers trained
-from several seeds. Images of one unit (near-duplicates, a patient) are never counted as independent.
+Pure NumPy. Predictions are probabilities [seeds, n, classes] of n test images, by classifiers
+trained from several seeds. Images of one unit (near-duplicates, a patient) are never counted as
+independent.
 """
 
 from collections.abc import Sequence
@@ -27,8 +29,9 @@ OVERALL = None
 
 
 Key = tuple[str, int | None]
-"""(metric, class): `accuracy`, `macro_f1`, `auc` and `recall` OVERALL, the last two also of a class.
-`auc` OVERALL is the mean of one class against the rest, `recall` OVERALL the mean over classes."""
+"""(metric, class): `accuracy`, `macro_f1`, `auc` and `recall` OVERALL, the last two also of a
+class. `auc` OVERALL is the mean of one class against the rest, `recall` OVERALL the mean over
+classes."""
 
 
 @dataclass(frozen=True)
@@ -40,23 +43,25 @@ class Difference:
     p_value: float
     """Two-sided, of no difference."""
     detectable: float | None
-    """The smallest true difference that this design finds with probability POWER at level LEVEL, by
-    the t law. None where it exceeds 1, which no difference does, and where the p-value cannot be below
-    LEVEL: with fewer than 6 units."""
+    """The smallest true difference that this design finds with probability POWER at level LEVEL,
+    by the t law. None where it exceeds 1, which no difference does, and where the p-value cannot
+    be below LEVEL: with fewer than 6 units."""
 
 
 def metrics(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> dict[Key, np.ndarray]:
     """Every metric [b] of probabilities [n, classes] of images of classes labels [n].
 
-    weights [b, n] counts each image so often in each of b samples; default: one sample, each once.
-    Classes without a test image have no metric and count in no mean, but predicting one of them is a
-    mistake. F1 of a class that is never predicted is 0. Equal probabilities count half in AUC.
+    weights [b, n] counts each image so often in each of b samples; default: one sample, each
+    once. Classes without a test image have no metric and count in no mean, but predicting one of
+    them is a mistake. F1 of a class that is never predicted is 0. Equal probabilities count half
+    in AUC.
     """
     n, classes = probabilities.shape
     counted = np.ones((1, n)) if weights is None else np.asarray(weights, float)
     present = np.unique(labels)
     predicted = probabilities.argmax(1)
-    # confusion [b, true classes that are present, predicted classes] of each sample, in one product.
+    # confusion [b, true classes that are present, predicted classes] of each sample, in one
+    # product.
     cells = np.zeros((n, classes, classes))
     cells[np.arange(n), labels, predicted] = 1
     confusion = (counted @ cells.reshape(n, -1)).reshape(len(counted), classes, classes)[:, present]
@@ -87,8 +92,8 @@ def _auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.nd
 def bootstrap_weights(labels: np.ndarray, units: np.ndarray, replicates: int, seed: int) -> np.ndarray:
     """How often each image [n] is in each bootstrap sample of whole units: [replicates, n].
 
-    Units are drawn within their class, so that every sample has each class as often as the split has.
-    ValueError for a class with fewer than two units, whose spread is not estimable.
+    Units are drawn within their class, so that every sample has each class as often as the split
+    has. ValueError for a class with fewer than two units, whose spread is not estimable.
     """
     if lone := classes_without_spread(labels, units):
         raise ValueError(f"classes {lone} have fewer than 2 independent test images")
@@ -116,7 +121,8 @@ def _strata(labels: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics of an arm on the test set [seeds], and on bootstrap samples of its units [seeds, b]."""
+    """Metrics of an arm on the test set [seeds], and on bootstrap samples of its units [seeds,
+    b]."""
 
     point: dict[Key, np.ndarray]
     samples: dict[Key, np.ndarray]
@@ -143,7 +149,8 @@ def score(probabilities: np.ndarray, labels: np.ndarray, units: np.ndarray, seed
 
 
 def estimate(scores: Scores, key: Key) -> Estimate:
-    """A metric of an arm, averaged over its seeds. The interval lies within [0, 1], as metrics do."""
+    """A metric of an arm, averaged over its seeds. The interval lies within [0, 1], as metrics
+    do."""
     value, error, freedom = _spread(scores.point[key], scores.samples[key], scores.units[key[1]])
     half = t_quantile(1 - LEVEL / 2, freedom) * error
     return Estimate(value, Interval(max(value - half, 0.0), min(value + half, 1.0)))
@@ -159,8 +166,8 @@ def compare(arm: Scores, against: Scores, key: Key) -> Difference:
     value, error, freedom = _spread(point, samples, units)
     reach = t_quantile(1 - LEVEL / 2, freedom)
     interval = Interval(max(value - reach * error, -1.0), min(value + reach * error, 1.0))
-    # An exact sign test of k units that all favour one arm gives 2 * 0.5^k. The t law could go below
-    # that for few units, which is more than so few can show.
+    # An exact sign test of k units that all favour one arm gives 2 * 0.5^k. The t law could go
+    # below that for few units, which is more than so few can show.
     smallest = 2 * 0.5**units
     p_value = min(max(2 * (1 - t_cdf(abs(value) / error, freedom)), smallest), 1.0)
     detectable = (reach + t_quantile(POWER, freedom)) * error
@@ -169,15 +176,16 @@ def compare(arm: Scores, against: Scores, key: Key) -> Difference:
 
 
 def _spread(point: np.ndarray, samples: np.ndarray, units: int) -> tuple[float, float, float]:
-    """(mean over seeds, its standard error, degrees of freedom) from point [seeds], samples [seeds, b].
+    """(mean over seeds, its standard error, degrees of freedom) from point [seeds], samples
+    [seeds, b].
 
     Two sources of variance are added. Test units: the bootstrap variance of the mean over seeds.
-    Trainings: the variance between seeds over their number, the limit of resampling seeds. The effect
-    of a training on single images is in both, so the error is on the safe side.
+    Trainings: the variance between seeds over their number, the limit of resampling seeds. The
+    effect of a training on single images is in both, so the error is on the safe side.
 
-    The degrees of freedom are Satterthwaite's (1946), with the number of units that the metric is of:
-    those of the class for a class's metric, all for a mean over classes, though a small class may
-    decide it.
+    The degrees of freedom are Satterthwaite's (1946), with the number of units that the metric is
+    of: those of the class for a class's metric, all for a mean over classes, though a small class
+    may decide it.
     """
     # Images that are all right, or pairs that are all alike, leave no spread to resample, yet other
     # images may be wrong or differ. So the variance over units is at least that of k right of k by

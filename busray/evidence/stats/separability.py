@@ -1,8 +1,8 @@
 # pyright: strict
 """Can a classifier distinguish synthetic from real images by their features?
 
-AUC of linear classifiers on images that they were not fitted to. Pure NumPy. 0.5 is guessing; the AUC
-of real images against other real images is its floor.
+AUC of linear classifiers on images that they were not fitted to. Pure NumPy. 0.5 is guessing; the
+AUC of real images against other real images is its floor.
 """
 
 from collections.abc import Iterator
@@ -39,11 +39,11 @@ def separability(
     Cross-fitted: a linear classifier fitted to either half ranks the other half. The value is the
     mean over both halves and HALVINGS ways of halving; a unit is in one half as a whole.
 
-    The interval is Newcombe's for half as many units a side. Halves that test each other's classifiers
-    are dependent, so the interval of all images is too narrow: with 40 and 30 images it covered 84 %
-    in simulation. A mean varies no more than its terms, and in each term the ranked half is
-    independent of the classifier. The interval covers the mean true AUC of the fitted classifiers;
-    classifiers fitted to more images would reach more.
+    The interval is Newcombe's for half as many units a side. Halves that test each other's
+    classifiers are dependent, so the interval of all images is too narrow: with 40 and 30 images
+    it covered 84 % in simulation. A mean varies no more than its terms, and in each term the
+    ranked half is independent of the classifier. The interval covers the mean true AUC of the
+    fitted classifiers; classifiers fitted to more images would reach more.
 
     ValueError below FEWEST_TO_HALVE units a side.
     """
@@ -61,8 +61,8 @@ def separability(
 
 
 def halves(*numbers: np.ndarray) -> Iterator[np.ndarray]:
-    """HALVINGS times: bool [n + m], whether each image, one side's after the other's, is in the first
-    half. numbers: the unit numbers [n] and [m] of the sides.
+    """HALVINGS times: bool [n + m], whether each image, one side's after the other's, is in the
+    first half. numbers: the unit numbers [n] and [m] of the sides.
 
     ValueError where a side has fewer than FEWEST_TO_HALVE units.
     """
@@ -79,8 +79,8 @@ def halves(*numbers: np.ndarray) -> Iterator[np.ndarray]:
 def direction(features: np.ndarray, sides: np.ndarray) -> np.ndarray:
     """Weights [d] that rank the rows of features [n, d] where sides [n] is true above the others.
 
-    Ridge regression on balanced labels. The penalty has the least generalised cross-validation error
-    (Golub, Heath, Wahba 1979) in the same images.
+    Ridge regression on balanced labels. The penalty has the least generalised cross-validation
+    error (Golub, Heath, Wahba 1979) in the same images.
     """
     n = len(features)
     x = features - features.mean(0, dtype=np.float64)
@@ -103,7 +103,8 @@ def direction(features: np.ndarray, sides: np.ndarray) -> np.ndarray:
 def _singular(x: Floats) -> tuple[Floats, Floats, Floats, float]:
     """(squared singular values [r], left [n, r] and right [d, r] vectors, the largest square)."""
     n, d = x.shape
-    # The smaller of x x' and x' x has the same non-zero eigenvalues and is much cheaper than an SVD.
+    # The smaller of x x' and x' x has the same non-zero eigenvalues and is much cheaper than an
+    # SVD.
     wide = n <= d
     squares, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
     largest = squares[-1]
@@ -114,7 +115,8 @@ def _singular(x: Floats) -> tuple[Floats, Floats, Floats, float]:
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> Estimate:
-    """Probability that a positive outscores a negative, ties half, of scores [m] and [n], each >= 1."""
+    """Probability that a positive outscores a negative, ties half, of scores [m] and [n], each >=
+    1."""
     m, n = len(positive), len(negative)
     ordered = np.sort(negative)
     above = np.searchsorted(ordered, positive, "left").sum()

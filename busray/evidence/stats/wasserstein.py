@@ -27,11 +27,11 @@ def enough_permutations(tests: int) -> int:
 
 
 def wasserstein_p_value(x: Sample, y: Sample, seed: int = 0, permutations: int = PERMUTATIONS) -> float:
-    """Probability of a distance at least this large if both samples, of features [n] and [m], were of
-    one distribution, by permutation.
+    """Probability of a distance at least this large if both samples, of features [n] and [m],
+    were of one distribution, by permutation.
 
-    The observed labels count among the permutations, so it is at least 1 / (permutations + 1). Units
-    change sides as wholes, one random image for each, as in kernel.kid_p_value.
+    The observed labels count among the permutations, so it is at least 1 / (permutations + 1).
+    Units change sides as wholes, one random image for each, as in kernel.kid_p_value.
     """
     rng = np.random.default_rng(seed)
     first, second = (s.features[one_of_each_unit(s.units, rng)] for s in (x, y))

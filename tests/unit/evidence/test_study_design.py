@@ -146,7 +146,7 @@ def test_a_planted_leak_of_each_kind_between_any_two_splits_is_refused(held: str
         refuse_leaks(planted(ours, replace(theirs, sha256=ours.sha256)), [])
     with pytest.raises(UserError, match="one group"):
         refuse_leaks(planted(replace(ours, group="p"), replace(theirs, group="p")), [])
-    with pytest.raises(UserError, match="near-duplicate cluster"):
+    with pytest.raises(UserError, match="near-duplicates in common"):
         refuse_leaks(clean, [[ours.file, theirs.file]])
 
 
