@@ -1,8 +1,10 @@
 """Fixtures of all tests, and how `make test` spreads files over its two processes."""
 
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import numpy as np
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-from busray.data.phantom import write_dataset
+from busray.data import prepare
+from busray.data.phantom import Probe, write_dataset
 from tests.support.paths import SHARED
 
 BUSI = SHARED / "data" / "busi"
@@ -67,6 +70,24 @@ def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantoms")
     write_dataset(folder, 12, seed=11, size=(128, 128))
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def phantoms_drawn_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs with the same `dataset.phantoms` get copies of one folder: to draw it takes seconds."""
+
+    @cache
+    def drawn(images: int, seed: int, probe: Probe) -> Path:
+        folder = tmp_path_factory.mktemp("phantoms")
+        write_dataset(folder, images, seed, probe)
+        return folder
+
+    def copy(folder: Path, images: int, seed: int, probe: Probe) -> None:
+        shutil.copytree(drawn(images, seed, probe), folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "write_dataset", copy)
+        yield
 
 
 @pytest.fixture

@@ -9,39 +9,45 @@ import pytest
 from safetensors.numpy import save, save_file
 
 from busray.cli import main
-from busray.config import Config
 from busray.config_file import validate
-from busray.data.phantom import write_dataset
 from busray.data.prepare import prepare
 from busray.layout import CONFIG
 from busray.model.adapters import LORA_FILE, adapter_sha256
 from busray.model.base import TINY
 from busray.model.checkpoints import commit_adapters
 from busray.records import UserError, to_json
-from busray.run import checks as run_module
-from busray.run.checks import open_run as open_whole_run
+from busray.run import checks
+from busray.run.checks import open_run
 from busray.run.record import Run
 from busray.stages.finetune import finetune
 from busray.storage import Store
+from tests.support.runs import quiet
+from tests.support.workers import InProcessWorkers
 
 
-def test_a_run_from_before_a_setting_opens_with_that_settings_default_and_with_no_other(tmp_path: Path) -> None:
-    tree = {
-        "output": str(tmp_path / "out"),
-        "dataset": {"phantoms": {"images": 12}},
-        "classes": {"benign": {"images": 2}, "normal": {"images": 2}},
-    }
+def settings(folder: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    """Two classes of the images in folder."""
+    classes = {"benign": {"images": 4}, "normal": {"images": 4}}
+    return {"output": str(output), "dataset": {"path": str(folder)}, "classes": classes, **changes}
+
+
+def opened(tree: dict[str, Any]) -> Run:
+    return open_run(validate(tree), quiet, needs_inception=False)
+
+
+def test_a_run_from_before_a_setting_opens_with_that_settings_default_and_with_no_other(
+    tmp_path: Path, phantom_folder: Path
+) -> None:
+    tree = settings(phantom_folder, tmp_path / "out")
     config = validate(tree)
     store = Store(config.output)
     stored = config.model_dump(mode="json")
     del stored["card"], stored["dataset"]["annotations"]
     store.put_once(CONFIG, to_json(stored))
-    open_whole_run(config, lambda *_: None, needs_inception=False)
-    excluding = validate({**tree, "dataset": {**tree["dataset"], "annotations": "exclude"}})
+    opened(tree)
     with pytest.raises(UserError, match=r"dataset\.annotations: 'keep' there, 'exclude' now"):
-        open_whole_run(excluding, lambda *_: None, needs_inception=False)
-    stated = validate({**tree, "card": {"license": "cc0-1.0"}})
-    open_whole_run(stated, lambda *_: None, needs_inception=False)
+        opened({**tree, "dataset": {**tree["dataset"], "annotations": "exclude"}})
+    opened({**tree, "card": {"license": "cc0-1.0"}})
 
 
 def write_groups(file: Path, folder: Path, patients: int) -> None:
@@ -50,18 +56,15 @@ def write_groups(file: Path, folder: Path, patients: int) -> None:
     file.write_text("file,group\n" + rows)
 
 
-def test_a_run_that_was_split_by_one_table_of_patients_refuses_another_and_none(tmp_path: Path) -> None:
-    write_dataset(tmp_path / "data", 12, seed=0)
-    write_groups(tmp_path / "a.csv", tmp_path / "data", patients=12)
-    write_groups(tmp_path / "b.csv", tmp_path / "data", patients=6)
+def test_a_run_that_was_split_by_one_table_of_patients_refuses_another_and_none(
+    tmp_path: Path, phantom_folder: Path
+) -> None:
+    write_groups(tmp_path / "a.csv", phantom_folder, patients=12)
+    write_groups(tmp_path / "b.csv", phantom_folder, patients=6)
 
     def reopen(table: str | None) -> None:
-        tree = {
-            "output": str(tmp_path / "out"),
-            "dataset": {"path": str(tmp_path / "data"), "metadata": table and str(tmp_path / table)},
-            "classes": {"benign": {"images": 2}, "normal": {"images": 2}},
-        }
-        open_whole_run(validate(tree), lambda *_: None, needs_inception=False)
+        dataset = {"path": str(phantom_folder), "metadata": table and str(tmp_path / table)}
+        opened(settings(phantom_folder, tmp_path / "out", dataset=dataset))
 
     reopen("a.csv")
     reopen("a.csv")
@@ -71,15 +74,10 @@ def test_a_run_that_was_split_by_one_table_of_patients_refuses_another_and_none(
 
 
 def test_a_command_on_a_run_takes_where_its_images_lie_now_and_no_other_setting(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, phantom_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_dataset(tmp_path / "data", 12, seed=0)
-    tree = {
-        "output": str(tmp_path / "out"),
-        "dataset": {"path": str(tmp_path / "data")},
-        "classes": {"benign": {"images": 2}, "normal": {"images": 2}},
-    }
-    open_whole_run(validate(tree), lambda *_: None, needs_inception=False)
+    shutil.copytree(phantom_folder, tmp_path / "data")
+    opened(settings(tmp_path / "data", tmp_path / "out"))
     (tmp_path / "data").rename(tmp_path / "moved")
 
     def message(*flags: str) -> str:
@@ -91,54 +89,46 @@ def test_a_command_on_a_run_takes_where_its_images_lie_now_and_no_other_setting(
     assert "sampling.steps" in message(f"--dataset.path={tmp_path / 'moved'}", "--sampling.steps=3")
 
 
-def small(tmp_path: Path, base: Path | None = None, images: int = 12) -> Config:
-    tree: dict[str, Any] = {
-        "output": str(tmp_path / "out"),
-        "dataset": {"phantoms": {"images": images}},
-        "classes": {"benign": {"images": 4}, "normal": {"images": 4}},
-    }
-    return validate({**tree, "base": {"path": str(base)}} if base else tree)
-
-
-def test_a_base_whose_files_have_changed_is_refused(tmp_path: Path) -> None:
+def test_a_base_whose_files_have_changed_is_refused(tmp_path: Path, phantom_folder: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(TINY, base)
-    config = small(tmp_path, base)
-    open_whole_run(config, lambda *_: None, needs_inception=False)
-    open_whole_run(config, lambda *_: None, needs_inception=False)
+    tree = settings(phantom_folder, tmp_path / "out", base={"path": str(base)})
+    opened(tree)
+    opened(tree)
     (base / "scheduler" / "scheduler_config.json").write_text("{}")
     with pytest.raises(UserError, match=r"base\.path: the files of .* are not those that .* started with"):
-        open_whole_run(config, lambda *_: None, needs_inception=False)
+        opened(tree)
 
 
 def test_of_two_drivers_with_different_settings_that_start_at_once_the_second_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, phantom_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = small(tmp_path)
-    other = config.model_copy(update={"seed": config.seed + 1})
+    tree = settings(phantom_folder, tmp_path / "out")
 
     def slowly(*arguments: Any) -> Any:
-        monkeypatch.setattr(run_module, "prepare", prepare)
-        open_whole_run(other, lambda *_: None, needs_inception=False)  # starts and is done while this one checks
+        monkeypatch.setattr(checks, "prepare", prepare)
+        opened({**tree, "seed": 1})  # the other driver starts and is done while this one checks
         return prepare(*arguments)
 
-    monkeypatch.setattr(run_module, "prepare", slowly)
+    monkeypatch.setattr(checks, "prepare", slowly)
     with pytest.raises(UserError, match="seed"):
-        open_whole_run(config, lambda *_: None, needs_inception=False)
+        opened(tree)
 
 
 def test_too_few_independent_images_to_compare_are_refused_before_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, phantom_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_module, "find_extractors", lambda _: {})
-    config = small(tmp_path, images=8)
-    alone = config.model_copy(update={"classes": {"benign": config.classes["benign"]}})
+    monkeypatch.setattr(checks, "find_extractors", lambda _: {})
+    (tmp_path / "data" / "benign").mkdir(parents=True)
+    for i in range(1, 9):
+        shutil.copy(phantom_folder / "benign" / f"benign ({i}).png", tmp_path / "data" / "benign")
+    tree = settings(tmp_path / "data", tmp_path / "out", classes={"benign": {"images": 4}})
     with pytest.raises(UserError, match=r"dataset: 2 independent images .* in the split test, at least 3 are needed"):
-        open_whole_run(alone, lambda *_: None)
+        open_run(validate(tree), quiet)
     assert not (tmp_path / "out" / CONFIG).exists()
 
 
-def test_a_run_with_adapters_refuses_others(tmp_path: Path) -> None:
+def test_a_run_with_adapters_refuses_others(tmp_path: Path, phantom_folder: Path) -> None:
     layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     for name, value in (("one", 1.0), ("other", 2.0)):
         (tmp_path / name).mkdir()
@@ -146,38 +136,29 @@ def test_a_run_with_adapters_refuses_others(tmp_path: Path) -> None:
         rows[f"{layer}.lora_B.weight"] = np.full((192, 2), value, np.float32)
         save_file(rows, tmp_path / name / LORA_FILE)
 
-    def reopen(adapters: str) -> Run:
-        tree = {
-            "output": str(tmp_path / "out"),
-            "dataset": {"phantoms": {"images": 12}},
-            "classes": {"benign": {"images": 2}, "normal": {"images": 2}},
-            "adapters": {"path": str(tmp_path / adapters), "method": "lora"},
-            "evaluate": {"arms": ["base", "lora"]},
-        }
-        return open_whole_run(validate(tree), lambda *_: None, needs_inception=False)
+    def reopen(folder: str) -> Run:
+        adapters = {"path": str(tmp_path / folder), "method": "lora"}
+        evaluate = {"arms": ["base", "lora"]}
+        return opened(settings(phantom_folder, tmp_path / "out", adapters=adapters, evaluate=evaluate))
 
-    finetune(reopen("one"))
-    finetune(reopen("one"))
+    workers = InProcessWorkers()
+    finetune(reopen("one"), workers)
+    finetune(reopen("one"), workers)
     with pytest.raises(UserError, match=r"adapters\.path: .* has other adapters already"):
         reopen("other")
 
 
-def test_adopted_adapters_are_needed_where_they_came_from_no_more(tmp_path: Path) -> None:
+def test_the_source_of_adopted_adapters_may_be_gone(tmp_path: Path, phantom_folder: Path) -> None:
     layer = "unet.down_blocks.0.resnets.0.conv1.lora"
     matrices = {f"{layer}.down.weight": np.ones((2, 64, 3, 3)), f"{layer}.up.weight": np.ones((64, 2, 1, 1))}
     (tmp_path / "given").mkdir()
     save_file(matrices, tmp_path / "given" / LORA_FILE)
-    tree: dict[str, Any] = {
-        "output": str(tmp_path / "run"),
-        "dataset": {"phantoms": {"images": 12, "seed": 3}},
-        "classes": {"benign": {"images": 6}, "malignant": {"images": 6}},
-        "adapters": {"method": "lora", "path": str(tmp_path / "given")},
-        "evaluate": {"arms": ["base"]},
-    }
-    first = open_whole_run(validate(tree), lambda *_: None, needs_inception=False)
+    adapters = {"method": "lora", "path": str(tmp_path / "given")}
+    tree = settings(phantom_folder, tmp_path / "out", adapters=adapters, evaluate={"arms": ["base"]})
+    first = opened(tree)
     shutil.rmtree(tmp_path / "given")
     with pytest.raises(UserError, match=r"adapters\.path: no folder"):
-        open_whole_run(validate(tree), lambda *_: None, needs_inception=False)
+        opened(tree)
     record = {"method": "lora", "sha256": adapter_sha256({LORA_FILE: save(matrices)})}
     commit_adapters(first.store, {LORA_FILE: save(matrices)}, record)
-    open_whole_run(validate(tree), lambda *_: None, needs_inception=False)
+    opened(tree)
