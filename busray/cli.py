@@ -14,19 +14,19 @@ from busray.records import Stopped, UserError
 
 COMMANDS = {
     "doctor": "prove that a store is safe to run on: create-only, consistent, permissions",
-    "check": "look a folder of labelled images over: counts, duplicates, conflicts, masks, framing",
+    "check": "check a folder of labelled images: counts, duplicates, conflicts, masks, framing",
     "run": "the whole job of a config: check, fine-tune, generate, evaluate, report",
     "demo": "the whole job on simulated images, into runs/demo",
     "finetune": "train the config's adapters",
     "generate": "draw the config's corpus",
     "evaluate": "compare the config's arms with the real images and write the report",
-    "ablate": "compare base, LoRA, textual inversion and both, each also refined, and sweep strength and guidance",
-    "study": "train classifiers with and without a finished run's synthetic images and test them on real ones",
-    "audit": "look for copies of training images in a run's corpus; exit status 1 unless there is none",
-    "reproduce": "make one image of a run again and compare its pixels",
+    "ablate": "compare base, LoRA, textual inversion and both, also refined; sweep strength and guidance",
+    "study": "train classifiers with and without a run's synthetic images, test them on real ones",
+    "audit": "look for copies of training images in a run's corpus; exit status 1 unless there are none",
+    "reproduce": "draw one image of a run again and compare its pixels",
     "card": "write a run's data-set card; --card.license, .source, .ethics and .contact state what it says",
-    "readers": "a blinded reader study: real and synthetic images to be told apart, and the score of a returned sheet",
-    "verify": "check a run's manifest against its records, objects and plan: every planned image exactly once",
+    "readers": "a blinded reader study: export real and synthetic images to distinguish, score a sheet",
+    "verify": "check a run's manifest against its records, objects and plan",
     "gc": "list a run's orphaned objects, or delete them",
 }
 
@@ -99,7 +99,7 @@ def _readers_parser(parser: argparse.ArgumentParser) -> None:
     export.add_argument("run", help="folder or URL of the run")
     export.add_argument("folder", type=Path, help="new folder for the readers; the key becomes FOLDER-key.csv")
     export.add_argument("--images", type=int, default=20, help="a class and side (default %(default)s)")
-    export.add_argument("--seed", type=int, help="of choice and order; default: drawn by chance, and printed")
+    export.add_argument("--seed", type=int, help="of choice and order; default: a random one, which is printed")
     score = actions.add_parser("score", help="score a returned sheet")
     score.add_argument("sheets", type=Path, nargs="+", metavar="SHEET", help="filled-in sheet, one a reader")
     score.add_argument("key", type=Path, metavar="KEY", help="the study's key")

@@ -112,7 +112,7 @@ def print_scores(scores: Sequence[tuple[str, "Score"]]) -> None:
         n = f"{score.synthetic} / {score.real}"
         rows.append([reader, share.text(score.auc), n, *map(share.text, classes)])
     columns = ("reader", "AUC", "n synthetic / real", "class right, synthetic", "class right, real")
-    print_table("Synthetic told from real, with 95 % intervals (AUC 0.5: guessing)", columns, rows)
+    print_table("Synthetic against real images, with 95 % intervals (AUC 0.5: guessing)", columns, rows)
 
 
 # ---- stores and corpora ----

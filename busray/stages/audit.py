@@ -138,7 +138,7 @@ def _corpus_search(store: Store, commit: Commit, identity: str, extractor: str) 
 
 
 def _held_out(run: Run, workers: Workers, identity: str, extractor: str) -> list[Search]:
-    """The real images of val and test: none is a copy, so they show how high chance scores."""
+    """The real images of val and test: none is a copy, so they show the scores without copying."""
     searches = []
     for features, images in _held_out_blocks(run, extractor):
         key = copies_key(identity, fingerprint([image.sha256 for image in images]))

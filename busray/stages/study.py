@@ -113,23 +113,14 @@ def study(run: Run, workers: Workers) -> tuple[list[Figure], list[str]]:
     study.json, study.csv and the report's part are written anew from the trainings' records.
     UserError where the run, the settings or the external test set do not allow a fair comparison.
     """
-    config, store, settings = run.config, run.store, run.config.study
-    arms = study_arms(settings.ratios, config.corpus.gate is not None)
+    settings = run.config.study
+    arms = study_arms(settings.ratios, run.config.corpus.gate is not None)
     corpus = _check_study(run, arms)
     external = _external_images(run, workers.report)
-    training = Training(settings.architecture, settings.steps, settings.batch_size, settings.learning_rates)
-    pins = {
-        "dataset": run.dataset.hash,
-        "corpus": corpus,
-        "training": {**asdict(training), "learning_rates": list(training.learning_rates)},
-        "seed": config.seed,
-        "threads": config.cluster.threads,
-        "external": [image.sha256 for image in external.images] if external else None,
-    }
-    job = StudyJob(store, fingerprint(pins), training, tuple(config.classes), config.seed)
-    _declare(store, settings, pins, job.identity)
+    job, pins = _job(run, corpus, external)
+    _declare(run.store, settings, pins, job.identity)
     trainings = [ArmSeed(arm, number) for number in range(settings.seeds) for arm in arms]
-    missing = [training for training in trainings if not store.exists(_key(job, training))]
+    missing = [training for training in trainings if not run.store.exists(_key(job, training))]
     if missing:
         images = _study_images(run, missing, external)
         inputs = _represent_all(workers, job, images)
@@ -143,6 +134,21 @@ def study(run: Run, workers: Workers) -> tuple[list[Figure], list[str]]:
     _write(run, job.identity, figures, sentences)
     workers.report("study figures", 1, 1)
     return figures, sentences
+
+
+def _job(run: Run, corpus: str, external: CheckReport | None) -> tuple[StudyJob, dict[str, Any]]:
+    """(job, everything that decides its trainings); corpus: its fingerprint."""
+    config, settings = run.config, run.config.study
+    training = Training(settings.architecture, settings.steps, settings.batch_size, settings.learning_rates)
+    pins = {
+        "dataset": run.dataset.hash,
+        "corpus": corpus,
+        "training": {**asdict(training), "learning_rates": list(training.learning_rates)},
+        "seed": config.seed,
+        "threads": config.cluster.threads,
+        "external": [image.sha256 for image in external.images] if external else None,
+    }
+    return StudyJob(run.store, fingerprint(pins), training, tuple(config.classes), config.seed), pins
 
 
 def _key(job: StudyJob, training: ArmSeed) -> str:
@@ -405,10 +411,10 @@ def _train(
     started = time.perf_counter()
     arrays = {name: shared.get() for name, shared in inputs.items()}
     phases, fed = [], []
-    for diet in training.arm.mixes:
-        real, synthetic = mix_positions(diet, labels["train"], labels[diet.draws], len(job.classes))
-        phases.append(_phase(diet, arrays, labels, real, synthetic))
-        fed.append({"real": len(real), "synthetic": len(synthetic), "share": diet.share})
+    for mix in training.arm.mixes:
+        real, synthetic = mix_positions(mix, labels["train"], labels[mix.draws], len(job.classes))
+        phases.append(_phase(mix, arrays, labels, real, synthetic))
+        fed.append({"real": len(real), "synthetic": len(synthetic), "share": mix.share})
     # One seed for all arms: they are compared in pairs of equal seeds.
     seed = seed_for(job.seed, "all", training.number, 0, "study") % 2**31
     fitted = fit(phases, (arrays["val"], labels["val"]), len(job.classes), job.training, seed, beat)
@@ -429,25 +435,25 @@ def _train(
 
 
 def _phase(
-    diet: TrainingMix,
+    mix: TrainingMix,
     inputs: Mapping[str, np.ndarray],
     labels: Mapping[str, np.ndarray],
     real: np.ndarray,
     synthetic: np.ndarray,
 ) -> Phase:
     """The images of a phase, by their positions among the real and the synthetic ones."""
-    real_inputs = inputs["classical" if diet.augmentation == "classical" else "train"]
+    real_inputs = inputs["classical" if mix.augmentation == "classical" else "train"]
     parts = [
         (real_inputs[real], labels["train"][real]),
-        (inputs[diet.draws][synthetic], labels[diet.draws][synthetic]),
+        (inputs[mix.draws][synthetic], labels[mix.draws][synthetic]),
     ]
     parts = [part for part in parts if len(part[1])]  # no copy of the real images where they are alone
     return Phase(
         np.concatenate([images for images, _ in parts]),
         np.concatenate([part_labels for _, part_labels in parts]),
-        diet.share,
-        diet.augmentation,
-        diet.balanced,
+        mix.share,
+        mix.augmentation,
+        mix.balanced,
     )
 
 
