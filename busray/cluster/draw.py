@@ -9,7 +9,7 @@ import ray
 import ray.data
 
 from busray import config
-from busray.cluster.liveness import Heartbeat
+from busray.cluster.liveness import Heartbeat, carrying_errors
 from busray.cluster.session import use_threads
 from busray.records import Shard
 from busray.workers import Drawing
@@ -48,17 +48,21 @@ class DrawShards:
         self.draw = drawing.start()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        shard: Shard = row["shard"]
+        with carrying_errors():
+            return {"drawn": self._drawn(row["shard"])}
+
+    def _drawn(self, shard: Shard) -> Any:
+        """The drawn shard; None where it has its commit already."""
         if self.drawing.is_committed(shard):  # by another driver, or before its node was lost
             self.beat(shard.count)
             self.beat.idle()
-            return {"drawn": None}
+            return None
         name = f"{shard.class_name}/{shard.name}"
         if self.beat.start(name) > MOST_STARTS:
             raise RuntimeError(f"shard {name} was begun {MOST_STARTS} times and its workers died")
         drawn = self.draw(shard, self.beat)
         self.beat.idle()
-        return {"drawn": drawn}
+        return drawn
 
 
 class CommitShard:
@@ -70,7 +74,8 @@ class CommitShard:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         if row["drawn"] is not None:
             beat = Heartbeat(self.liveness)
-            beat()
-            self.drawing.commit(row["drawn"])
-            beat.idle()
+            with carrying_errors():
+                beat()
+                self.drawing.commit(row["drawn"])
+                beat.idle()
         return {"committed": row["drawn"] is not None}

@@ -131,6 +131,25 @@ class Heartbeat:
         self.liveness.idle.remote(self.worker)
 
 
+class WorkError(Exception):
+    """Carries the error of a worker in a Ray Data stream, unchanged.
+
+    Ray Data appends advice on its own settings to the message of whatever a worker raises.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
+@contextmanager
+def carrying_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise WorkError(error) from error
+
+
 def monitored(
     report: Report, stage: str, total: int, hang_seconds: float, work: Callable[[Any], T], done: int = 0
 ) -> T:
@@ -144,7 +163,8 @@ def monitored(
         try:
             return _killing_what_hangs(liveness, stage, hang_seconds, lambda: work(liveness))
         except RayError as error:
-            cause = getattr(error, "cause", None) or error  # the worker's own error, if it was one
+            cause = getattr(error, "cause", None) or error  # what the worker raised, if it did
+            cause = cause.error if isinstance(cause, WorkError) else cause
             if isinstance(cause, UserError):
                 raise cause from error
             raise Stopped(f"{stage}: {last_line(cause)}") from error

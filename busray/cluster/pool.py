@@ -12,7 +12,7 @@ import ray.data
 
 from busray import config
 from busray.cluster.draw import draw_and_commit
-from busray.cluster.liveness import Heartbeat, monitored
+from busray.cluster.liveness import Heartbeat, carrying_errors, monitored
 from busray.cluster.session import device_of, session, use_threads
 from busray.cluster.train import fit
 from busray.records import Shard
@@ -167,7 +167,8 @@ class _PoolWorker:
         self.beat = Heartbeat(liveness)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        self.beat()
-        self.work(self.items[int(row["item"])], self.beat)
-        self.beat.idle()
+        with carrying_errors():
+            self.beat()
+            self.work(self.items[int(row["item"])], self.beat)
+            self.beat.idle()
         return row

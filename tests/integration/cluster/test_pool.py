@@ -1,16 +1,21 @@
 """The Workers on a local Ray keep what busray.workers promises."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 
 from busray.cluster.pool import RayWorkers, ray_workers
 from busray.config import Cluster
 from busray.records import Shard, Stopped, UserError
 from busray.workers import Beat
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
+
 
 Progress = list[tuple[str, int, int]]
 
@@ -34,7 +39,7 @@ def add_up(beat: Beat, *values: Any) -> int:
 
     beat(1)
     assert torch.get_num_threads() == 3, "of the settings, not Ray's"
-    return sum(value if isinstance(value, int) else int(value.get().sum()) for value in values)
+    return sum(int(np.sum(value if isinstance(value, int) else value.get())) for value in values)
 
 
 def test_a_call_reads_what_was_shared_and_reports_under_its_label(workers: RayWorkers, progress: Progress) -> None:
@@ -67,7 +72,7 @@ def test_an_error_in_a_worker_is_the_users_mistake_or_stops_the_stage(
         workers.call("a stage", 1, fail)
     with pytest.raises(raised, match=message):
         workers.call_all("a stage", 2, fail, [1, 2])
-    with pytest.raises(raised):
+    with pytest.raises(raised, match=message):
         workers.map("a stage", 1, start, [1], "core")
 
 

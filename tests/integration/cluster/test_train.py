@@ -1,5 +1,6 @@
 """The Ray Train loop on a local Ray, with a training small enough to be checked by hand."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.fs
 import pytest
+import ray
 
 from busray.cluster.pool import RayWorkers, ray_workers
 from busray.config import Cluster
@@ -15,6 +17,8 @@ from busray.records import UserError
 from busray.workers import Beat, TrainingFailed
 from tests.support.runs import quiet
 from tests.support.workers import InProcessWorkers
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
 
 
 @dataclass(frozen=True)
