@@ -13,55 +13,49 @@ found: turned and stretched copies, and mirrored ones unless the caller mirrors.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 from PIL import Image
 
+# Short side in pixels of the images that are aligned; fine detail survives at this size
 SIDE = 128
-"""Short side in pixels of the images that are aligned; fine detail survives at this size."""
-LONGEST = 4
-"""Longest side over short side; a longer image is squeezed, which bounds its cost."""
-COARSE = 64
-"""Short side in pixels at which scale and shift are searched."""
+LONGEST = 4  # longest side over short side; a longer image is squeezed, which bounds its cost
+COARSE = 64  # short side in pixels at which scale and shift are searched
+# Side of templates and windows, in pixels of their own; windows are one such pixel apart
 WINDOW = 12
-"""Side of templates and windows, in pixels of their own; windows are one such pixel apart."""
+# Sigmas in pixels that make detail: of the blur that is subtracted, and of the local spread. Broad
+# detail tolerates the search's error of half a pixel; fine detail distinguishes scans.
 BROAD, FINE = (6, 10), (3, 6)
-"""Sigmas in pixels that make detail: of the blur that is subtracted, and of the local spread. Broad
-detail tolerates the search's error of half a pixel; fine detail distinguishes scans."""
-TEMPLATES = 7
-"""Of an image."""
-TEMPLATE = 0.6
-"""Side of a template, in short sides of its image."""
+TEMPLATES = 7  # of an image
+TEMPLATE = 0.6  # side of a template, in short sides of its image
+# Sides of windows, in short sides of their image. As either image can have the templates, they
+# cover ratios of scale from 0.6 to 1.67.
 SIZES = (0.5, 0.6, 0.71, 0.84, 1.0)
-"""Sides of windows, in short sides of their image. As either image can have the templates, they
-cover ratios of scale from 0.6 to 1.67."""
+# Most others that an image is aligned with, so that alignments grow with n and not with n squared
 PARTNERS = 4
-"""Most others that an image is aligned with, so that alignments grow with n and not with n
-squared."""
+# Least correlation of template and window of a pair that is aligned. One in 20 pairs of different
+# scans reaches it.
 CANDIDATE = 0.6
-"""Least correlation of template and window of a pair that is aligned. One in 20 pairs of different
-scans reaches it."""
+# Least correlation of aligned coarse detail of a pair whose fine detail is compared
 COARSE_MATCH = 0.35
-"""Least correlation of aligned coarse detail of a pair whose fine detail is compared."""
+# Relative scales that refine a guess: between two SIZES, then between two coarse scales
 COARSE_SCALES = 1 + 0.06 * np.arange(-1, 2)
 FINE_SCALES = 1 + 0.0075 * np.arange(-4, 5)
-"""Relative scales that refine a guess: between two SIZES, then between two coarse scales."""
-OVERLAP = 0.3
-"""Least share of the smaller image that both show."""
+OVERLAP = 0.3  # least share of the smaller image that both show
 
+# Side, top and left of a square, in short sides of its image
 SquareBox = tuple[float, float, float]
-"""Side, top and left of a square, in short sides of its image."""
+# (scale, dy, dx): pixel (y, x) of an image is pixel (scale y + dy, scale x + dx) of the other
 Place = tuple[float, float, float]
-"""(scale, dy, dx): pixel (y, x) of an image is pixel (scale y + dy, scale x + dx) of the other."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """An image to align. Its coarse detail is computed once, as every pair of the image needs
-    it."""
+    """An image to align. Its coarse detail is computed once, since each of its pairs needs it."""
 
+    # uint8 [h, w]: the short side is SIDE, the long side at most LONGEST times that
     pixels: np.ndarray
-    """uint8 [h, w]: the short side is SIDE, the long side at most LONGEST times that."""
 
     @cached_property
     def coarse(self) -> np.ndarray:
@@ -78,13 +72,11 @@ class Scan:
 class Match:
     """How two images match once aligned."""
 
+    # Correlation of fine detail where both show something, times the root of the overlap, as
+    # chance correlations are higher on small areas. 0 where nothing aligned.
     score: float
-    """Correlation of fine detail where both show something, times the root of the overlap, as
-    chance correlations are higher on small areas. 0 where nothing aligned."""
-    scale: float
-    """Pixels of the other for one of the image, both at SIDE."""
-    overlap: float
-    """Share of the smaller image that both show."""
+    scale: float  # pixels of the other for one of the image, both at SIDE
+    overlap: float  # share of the smaller image that both show
 
 
 NO_MATCH = Match(0.0, 1.0, 0.0)
@@ -92,27 +84,27 @@ NO_MATCH = Match(0.0, 1.0, 0.0)
 
 def shrink(pixels: np.ndarray) -> Scan:
     """The scan of an image uint8 [h, w] of any size."""
-    height, width = pixels.shape
-    longest = SIDE * LONGEST
-    ratio = SIDE / min(height, width)
-    size = min(round(width * ratio), longest), min(round(height * ratio), longest)
-    return Scan(np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX)))
+    ratio = SIDE / min(pixels.shape)
+    height, width = (min(round(side * ratio), SIDE * LONGEST) for side in pixels.shape)
+    return Scan(np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BOX)))
 
 
 def aligned_pairs(images: Sequence[Scan], others: Sequence[Scan] | None = None) -> list[tuple[int, int, Match]]:
     """(i, j, match) of the likeliest pairs: of images with others, or with i < j of one list."""
     # Templates are smaller than windows, so each image must be searched in the other.
-    forward = _search(images, images if others is None else others)
-    backward = forward if others is None else _search(others, images)
+    one_list = others is None
+    others = images if others is None else others
+    forward = _search(images, others)
+    backward = forward if one_list else _search(others, images)
     score = np.maximum(forward.score, backward.score.T)
-    if others is None:
+    if one_list:
         np.fill_diagonal(score, -1)
     likely = _likely(score) | {(i, j) for j, i in _likely(score.T)}
     pairs = []
     for i, j in sorted(likely):
-        if others is None and i >= j:
+        if one_list and i >= j:
             continue
-        image, other = images[i], (images if others is None else others)[j]
+        image, other = images[i], others[j]
         if forward.score[i, j] >= backward.score[j, i]:
             pairs.append((i, j, align(image, other, *forward.guess(i, j))))
         else:
@@ -130,30 +122,27 @@ def align(image: Scan, other: Scan, template: SquareBox, window: SquareBox) -> M
 def align_coarsely(image: Scan, other: Scan, template: SquareBox, window: SquareBox) -> tuple[Match, Place]:
     """The guess refined by coarse detail, for align_finely. Cheap; its score filters pairs."""
     scale = window[0] / template[0]
-    guess = (scale, (window[1] - scale * template[1]) * COARSE, (window[2] - scale * template[2]) * COARSE)
-    return _refine(image.coarse, other.coarse, guess, COARSE_SCALES, reach=6)
+    dy, dx = (window[1] - scale * template[1]) * COARSE, (window[2] - scale * template[2]) * COARSE
+    return _refine(image.coarse, other.coarse, (scale, dy, dx), COARSE_SCALES, reach=6)
 
 
 def align_finely(image: Scan, other: Scan, place: Place) -> Match:
     scale, dy, dx = place
     guess = (scale, dy * SIDE / COARSE, dx * SIDE / COARSE)
-    image_detail, other_detail = (_detail(scan.pixels, SIDE, FINE) for scan in (image, other))
-    return _refine(image_detail, other_detail, guess, FINE_SCALES, reach=5)[0]
+    details = _detail(image.pixels, SIDE, FINE), _detail(other.pixels, SIDE, FINE)
+    return _refine(*details, guess, FINE_SCALES, reach=5)[0]
 
 
-# ---- the coarse search ---------------------------------------------------------------------------
+# ---- the coarse search --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Guesses:
     """The template of each of n images that correlates best with a window of each of m others."""
 
-    score: np.ndarray
-    """float32 [n, m]"""
-    template: np.ndarray
-    """uint8 [n, m]: the template's number."""
-    window: np.ndarray
-    """uint16 [n, m]: the window's number."""
+    score: np.ndarray  # float32 [n, m]
+    template: np.ndarray  # uint8 [n, m]: the template's number
+    window: np.ndarray  # uint16 [n, m]: the window's number
     template_boxes: list[list[SquareBox]]
     window_boxes: list[list[SquareBox]]
 
@@ -195,38 +184,34 @@ def templates(image: Scan) -> tuple[np.ndarray, list[SquareBox]]:
     """(float32 [TEMPLATES, WINDOW ** 2] of unit length, their squares): top, bottom and middle."""
     small = _resized(image.broad, WINDOW / TEMPLATE)
     down, right = small.shape[0] - WINDOW, small.shape[1] - WINDOW
-    places = [
-        (0, 0),
-        (0, right // 2),
-        (0, right),
-        (down, 0),
-        (down, right // 2),
-        (down, right),
-        (down // 2, right // 2),
-    ]
-    squares = np.stack([small[y : y + WINDOW, x : x + WINDOW] for y, x in places])
-    return _unit(squares), [(TEMPLATE, y * TEMPLATE / WINDOW, x * TEMPLATE / WINDOW) for y, x in places]
+    squares, boxes = [], []
+    for y, x in (*product((0, down), (0, right // 2, right)), (down // 2, right // 2)):
+        squares.append(small[y : y + WINDOW, x : x + WINDOW])
+        boxes.append((TEMPLATE, y * TEMPLATE / WINDOW, x * TEMPLATE / WINDOW))
+    return _unit(np.stack(squares)), boxes
 
 
 def windows(image: Scan) -> tuple[np.ndarray, list[SquareBox]]:
-    """(float32 [w, WINDOW ** 2] of unit length, their squares): all places and SIZES of an
-    image."""
+    """(float32 [w, WINDOW ** 2] of unit length, their squares): all places and SIZES."""
     vectors, boxes = [], []
     for size in SIZES:
         small = _resized(image.broad, WINDOW / size)
         squares = np.lib.stride_tricks.sliding_window_view(small, (WINDOW, WINDOW))
         vectors.append(_unit(squares.reshape(-1, WINDOW, WINDOW)))
-        boxes += [(size, y * size / WINDOW, x * size / WINDOW) for y, x in np.ndindex(squares.shape[:2])]
+        for y, x in np.ndindex(squares.shape[:2]):
+            boxes.append((size, y * size / WINDOW, x * size / WINDOW))
     return np.concatenate(vectors), boxes
 
 
 def square(image: Scan, box: SquareBox) -> np.ndarray:
     """Any square of an image as a template: float32 [WINDOW ** 2] of unit length."""
     detail = image.broad
-    side, top, left = (part * min(detail.shape) for part in box)
-    # The sides of detail are rounded, so a square at the edge may lie a fraction of a pixel beyond.
-    top, left = (min(at, whole - side) for at, whole in zip((top, left), detail.shape, strict=True))
-    cut = Image.fromarray(detail).resize((WINDOW, WINDOW), Image.Resampling.BOX, (left, top, left + side, top + side))
+    (height, width), short = detail.shape, min(detail.shape)
+    side = box[0] * short
+    # The sides of detail are rounded: a square at the edge may lie a fraction of a pixel beyond.
+    top, left = min(box[1] * short, height - side), min(box[2] * short, width - side)
+    edges = (left, top, left + side, top + side)
+    cut = Image.fromarray(detail).resize((WINDOW, WINDOW), Image.Resampling.BOX, edges)
     return _unit(np.asarray(cut)[None])[0]
 
 
@@ -236,7 +221,7 @@ def _unit(squares: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-3)
 
 
-# ---- detail and its alignment --------------------------------------------------------------------
+# ---- detail and its alignment -------------------------------------------------------------------
 
 
 def _detail(image: np.ndarray, side: int, blurs: tuple[int, int]) -> np.ndarray:
@@ -258,14 +243,14 @@ def _resized(image: np.ndarray, side: float) -> np.ndarray:
 
 
 def _blurred(image: np.ndarray, sigma: int) -> np.ndarray:
-    """Two box blurs with the variance of a Gaussian: cheaper by running sums. Edges are
-    repeated."""
+    """Blurred as by a Gaussian. Edges are repeated."""
+    # Two box blurs have the Gaussian's variance, and running sums make them cheaper.
     width = 2 * round(sigma * 6**0.5 / 2) + 1
     for axis in (0, 0, 1, 1):
         around = np.arange(-(width // 2) - 1, image.shape[axis] + width // 2)
         sums = np.cumsum(image.take(around, axis, mode="clip"), axis, dtype=np.float64)
-        upper, lower = (sums[cut] if axis == 0 else sums[:, cut] for cut in (slice(width, None), slice(-width)))
-        image = ((upper - lower) / width).astype(np.float32)
+        ends = sums[width:] - sums[:-width] if axis == 0 else sums[:, width:] - sums[:, :-width]
+        image = (ends / width).astype(np.float32)
     return image
 
 
@@ -280,9 +265,10 @@ def _refine(image: np.ndarray, other: np.ndarray, guess: Place, scales: np.ndarr
     shifts = np.arange(-reach, reach + 1)
     best = NO_MATCH, guess
     for scale in guess[0] * scales:
-        dy, dx = (at + (guess[0] - scale) * side / 2 for at, side in zip(guess[1:], image.shape, strict=True))
-        product = spectrum * np.conj(np.fft.rfft2(_warped(other, image.shape, (scale, dy, dx)), size))
-        near = np.fft.irfft2(product, size)[np.ix_(shifts, shifts)]
+        dy = guess[1] + (guess[0] - scale) * image.shape[0] / 2
+        dx = guess[2] + (guess[0] - scale) * image.shape[1] / 2
+        warped = _warped(other, image.shape, (scale, dy, dx))
+        near = np.fft.irfft2(spectrum * np.conj(np.fft.rfft2(warped, size)), size)[np.ix_(shifts, shifts)]
         down, right = np.unravel_index(near.argmax(), near.shape)
         place = (float(scale), float(dy - scale * shifts[down]), float(dx - scale * shifts[right]))
         match = _compare(image, other, place)
@@ -299,7 +285,8 @@ def _compare(image: np.ndarray, other: np.ndarray, place: Place) -> Match:
     a, b = image[both], _warped(other, image.shape, place)[both]
     a, b = a - a.mean(), b - b.mean()
     overlap = min(float(overlap), 1.0)
-    return Match(float(a @ b / max(np.sqrt((a @ a) * (b @ b)), 1e-6)) * overlap**0.5, place[0], overlap)
+    correlation = float(a @ b / max(np.sqrt((a @ a) * (b @ b)), 1e-6))
+    return Match(correlation * overlap**0.5, place[0], overlap)
 
 
 def _warped(other: np.ndarray, shape: tuple[int, ...], place: Place) -> np.ndarray:
@@ -308,6 +295,5 @@ def _warped(other: np.ndarray, shape: tuple[int, ...], place: Place) -> np.ndarr
     height, width = shape
     half = (scale - 1) / 2  # Pillow's coordinates are of pixels' corners
     matrix = (scale, 0, dx + half, 0, scale, dy + half)
-    return np.asarray(
-        Image.fromarray(other).transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
-    )
+    affine, resampling = Image.Transform.AFFINE, Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(other).transform((width, height), affine, matrix, resampling))

@@ -9,65 +9,53 @@ it. benchmarks/annotations.md has the measured recall and precision.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
 KINDS = ("calipers", "text")
+# Height in pixels, within a factor of 1.5, at which the sizes below hold; larger images are
+# reduced
 HEIGHT = 320
-"""Height in pixels, within a factor of 1.5, at which the sizes below hold; larger images are
-reduced."""
-REACH = 4
-"""Least length in pixels of a caliper's arms."""
-NEAR = 5
-"""Crosses with centres at most this many pixels apart are one caliper."""
-DIM = 110
-"""Least grey level (of 255) of a caliper's arms: some are translucent."""
-EVEN = 60
-"""Largest difference in grey level between the arms of one caliper."""
+REACH = 4  # least length in pixels of a caliper's arms
+NEAR = 5  # crosses with centres at most this many pixels apart are one caliper
+DIM = 110  # least grey level (of 255) of a caliper's arms: some are translucent
+EVEN = 60  # largest difference in grey level between the arms of one caliper
+# Directions (y, x) of the arms of `+` and `x`
 UPRIGHT, DIAGONAL = ((0, 1), (1, 0)), ((1, 1), (1, -1))
-"""Directions (y, x) of the arms of `+` and `x`."""
+# Grey levels by which the arms of a `+` are brighter than the pixels beside them
 UPRIGHT_CONTRAST = 45
-"""Grey levels by which the arms of a `+` are brighter than the pixels beside them."""
+# The same for `x`. Two are required: a single one is often a crossing of fibres.
 DIAGONAL_CONTRAST = 80
-"""The same for `x`. Two are required: a single one is often a crossing of fibres."""
-BRIGHT = 150
-"""Least grey level of a letter's strokes."""
-SHARP = 60
-"""Grey levels by which strokes are brighter than the tissue around them."""
-STROKE = 5
-"""Side in pixels of the square that no stroke fills."""
-LETTER = (7, 24)
-"""Height of a letter, in pixels."""
-TOP = 0.06
-"""Share of the height at the top where the maker's mark lies."""
+BRIGHT = 150  # least grey level of a letter's strokes
+SHARP = 60  # grey levels by which strokes are brighter than the tissue around them
+STROKE = 5  # side in pixels of the square that no stroke fills
+LETTER = (7, 24)  # height of a letter, in pixels
+TOP = 0.06  # share of the height at the top where the maker's mark lies
 
 
 @dataclass(frozen=True)
 class Annotations:
     """How much was found in an image."""
 
-    crosses: int
-    """Caliper crosses."""
-    letters: int
-    """Letters in lines of two or more."""
+    crosses: int  # caliper crosses
+    letters: int  # letters in lines of two or more
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """Those of KINDS that the image is flagged for."""
-        return tuple(kind for kind, n in zip(KINDS, (self.crosses, self.letters), strict=True) if n)
+        return (("calipers",) if self.crosses else ()) + (("text",) if self.letters else ())
 
 
 def find_annotations(grey: np.ndarray) -> Annotations:
     """Search an image uint8 [h, w] as it is in its file; framing would blur the strokes."""
     grey = reduced(grey)
     upright = caliper_crosses(grey, UPRIGHT, UPRIGHT_CONTRAST)
-    letters = [glyph for line in text_lines(grey, upright) for glyph in line]
-    diagonal = [
-        (y, x)
-        for y, x in caliper_crosses(grey, DIAGONAL, DIAGONAL_CONTRAST)
-        if not any(glyph.holds(y, x) for glyph in letters)
-    ]
-    return Annotations(len(upright) + (len(diagonal) if len(diagonal) > 1 else 0), len(letters))
+    letters = list(chain.from_iterable(text_lines(grey, upright)))
+    diagonal = 0
+    for y, x in caliper_crosses(grey, DIAGONAL, DIAGONAL_CONTRAST):
+        diagonal += not any(glyph.holds(y, x) for glyph in letters)  # strokes of a letter cross too
+    return Annotations(len(upright) + (diagonal if diagonal > 1 else 0), len(letters))
 
 
 def reduced(grey: np.ndarray) -> np.ndarray:
@@ -79,8 +67,7 @@ def reduced(grey: np.ndarray) -> np.ndarray:
     return grey[:h, :w].reshape(h // n, n, w // n, n).mean((1, 3)).round().astype(np.uint8)
 
 
-# ---- calipers ------------------------------------------------------------------------------------
-
+# ---- calipers -----------------------------------------------------------------------------------
 
 Axes = tuple[tuple[int, int], tuple[int, int]]
 
@@ -96,10 +83,7 @@ def caliper_crosses(grey: np.ndarray, axes: Axes, contrast: int) -> list[tuple[i
 
 
 def _centres(grey: np.ndarray, axes: Axes, contrast: int) -> np.ndarray:
-    """bool [h, w]: where four arms meet, each brighter than both its sides for most of its length.
-
-    A stroke is 1 or 2 pixels wide, so an arm's level is that of the brighter of two neighbours.
-    """
+    """bool [h, w]: where four arms meet, each brighter than its sides for most of its length."""
     h, w = grey.shape
     pad = REACH + 4
     padded = np.pad(grey, pad, mode="edge").astype(np.int16)
@@ -110,17 +94,21 @@ def _centres(grey: np.ndarray, axes: Axes, contrast: int) -> np.ndarray:
     meets, dimmest = np.ones((h, w), bool), []
     for (dy, dx), (ny, nx) in (axes, axes[::-1]):
         for steps in (range(2, REACH + 1), range(-REACH, -1)):
-            places = [(step * dy, step * dx) for step in steps]
-            arm = [np.maximum(at(y, x), at(y + ny, x + nx)) for y, x in places]
-            sides = [np.maximum(at(y - 2 * ny, x - 2 * nx), at(y + 3 * ny, x + 3 * nx)) for y, x in places]
-            sharp = [level - side >= contrast for level, side in zip(arm, sides, strict=True)]
-            meets &= np.sum(sharp, axis=0, dtype=np.int8) > len(places) / 2
+            arm, sharp = [], []
+            for step in steps:
+                y, x = step * dy, step * dx
+                # A stroke is 1 or 2 pixels wide: an arm's level is the brighter of two neighbours.
+                level = np.maximum(at(y, x), at(y + ny, x + nx))
+                sides = np.maximum(at(y - 2 * ny, x - 2 * nx), at(y + 3 * ny, x + 3 * nx))
+                arm.append(level)
+                sharp.append(level - sides >= contrast)
+            meets &= np.sum(sharp, axis=0, dtype=np.int8) > len(steps) / 2
             dimmest.append(np.minimum.reduce(arm))
     darkest, lightest = np.minimum.reduce(dimmest), np.maximum.reduce(dimmest)
     return meets & (darkest >= DIM) & (lightest - darkest <= EVEN)
 
 
-# ---- text ----------------------------------------------------------------------------------------
+# ---- text ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -162,18 +150,15 @@ def _follows(glyph: Glyph, last: Glyph) -> bool:
 
 def letter_boxes(grey: np.ndarray) -> list[Glyph]:
     """Boxes of bright strokes as high as a letter, below the top strip."""
+    # Top-hat: grey minus its opening by a square is what is bright and narrower than STROKE.
+    top_hat = grey.astype(np.int16) - _extreme(_extreme(grey, np.minimum), np.maximum)
     boxes = []
-    for ys, xs in components((grey >= BRIGHT) & (_top_hat(grey) >= SHARP)):
+    for ys, xs in components((grey >= BRIGHT) & (top_hat >= SHARP)):
         glyph = Glyph(int(ys.min()), int(xs.min()), int(ys.max()), int(xs.max()))
         narrow = glyph.right - glyph.left + 1 <= 1.5 * glyph.height
         if narrow and LETTER[0] <= glyph.height <= LETTER[1] and glyph.top >= TOP * grey.shape[0]:
             boxes.append(glyph)
     return boxes
-
-
-def _top_hat(grey: np.ndarray) -> np.ndarray:
-    """int16 [h, w]: grey minus its opening by a square: what is bright and narrower than STROKE."""
-    return grey.astype(np.int16) - _extreme(_extreme(grey, np.minimum), np.maximum)
 
 
 def _extreme(grey: np.ndarray, of: np.ufunc) -> np.ndarray:
@@ -189,7 +174,9 @@ def components(mask: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     ys, xs = np.nonzero(mask)
     number = np.full((mask.shape[0] + 2, mask.shape[1] + 2), -1)
     number[ys + 1, xs + 1] = np.arange(len(ys))
-    ahead = np.concatenate([number[ys + 1 + dy, xs + 1 + dx] for dy, dx in ((0, 1), (1, -1), (1, 0), (1, 1))])
+    # Four of the eight neighbours: the pixel itself is one of the others'.
+    steps = ((0, 1), (1, -1), (1, 0), (1, 1))
+    ahead = np.concatenate([number[ys + 1 + dy, xs + 1 + dx] for dy, dx in steps])
     i, j = np.tile(np.arange(len(ys)), 4)[ahead >= 0], ahead[ahead >= 0]
     # Neighbours take the smaller of their labels until none changes. SciPy is not a dependency.
     label = np.arange(len(ys))

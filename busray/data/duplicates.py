@@ -22,54 +22,42 @@ from busray.data.read import READ_THREADS, read_grey
 from busray.identity import sha256_bytes
 from busray.records import SourceImage
 
-THUMBNAIL = 32
-"""Side in pixels of the thumbnails that hashes and correlations are computed from."""
-HASH_BITS = 24
-"""Largest Hamming distance of the 64-bit perceptual hashes of a candidate pair."""
-THRESHOLD = 0.90
-"""Least thumbnail correlation of a near-duplicate pair of whole frames."""
-DETAIL_SIDE = 96
-"""Side in pixels of the images whose fine detail confirms a pair."""
+THUMBNAIL = 32  # side in pixels of the thumbnails that hashes and correlations are computed from
+HASH_BITS = 24  # largest Hamming distance of the 64-bit perceptual hashes of a candidate pair
+THRESHOLD = 0.90  # least thumbnail correlation of a near-duplicate pair of whole frames
+DETAIL_SIDE = 96  # side in pixels of the images whose fine detail confirms a pair
+# Least correlation of fine detail that confirms a pair. On BUSI, unrelated pairs whose thumbnails
+# are alike stay below 0.2.
 DETAIL = 0.25
-"""Least correlation of fine detail that confirms a pair. On BUSI, unrelated pairs whose thumbnails
-are alike stay below 0.2."""
+# Least score of an aligned near-duplicate pair. All 25 pairs of BUSI that score 0.17 to 0.3 were
+# inspected: each seems to show one patient twice. So the threshold misses pairs rather than joins
+# strangers.
 ALIGNED = 0.2
-"""Least score of an aligned near-duplicate pair. All 25 pairs of BUSI that score 0.17 to 0.3 were
-inspected: each seems to show one patient twice. So the threshold misses pairs rather than joins
-strangers."""
 
 
 @dataclass(frozen=True, eq=False)
 class Signature:
     """What an image is compared by."""
 
-    thumbnail: np.ndarray
-    """float32 [THUMBNAIL, THUMBNAIL]"""
+    thumbnail: np.ndarray  # float32 [THUMBNAIL, THUMBNAIL]
+    # float32 [DETAIL_SIDE ** 2], of unit length: fine detail of the whole frame
     detail: np.ndarray
-    """float32 [DETAIL_SIDE ** 2], of unit length: fine detail of the whole frame."""
-    scan: Scan
-    """For the alignment."""
+    scan: Scan  # for the alignment
+    # SHA-256 of the pixels and their shape; the same for exact duplicates in any file format
     digest: str
-    """SHA-256 of the pixels and their shape; the same for exact duplicates in any file format."""
 
 
 def signature(pixels: np.ndarray) -> Signature:
     """The signature of an image uint8 [h, w]."""
-    thumbnail = Image.fromarray(pixels).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    return Signature(
-        thumbnail=np.asarray(thumbnail, np.float32),
-        detail=_fine_detail(pixels),
-        scan=shrink(pixels),
-        digest=sha256_bytes(repr(pixels.shape).encode() + pixels.tobytes()),
-    )
-
-
-def _fine_detail(pixels: np.ndarray) -> np.ndarray:
-    small = Image.fromarray(pixels).resize((DETAIL_SIDE, DETAIL_SIDE), Image.Resampling.BOX)
+    image = Image.fromarray(pixels)
+    thumbnail = np.asarray(image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), np.float32)
+    small = image.resize((DETAIL_SIDE, DETAIL_SIDE), Image.Resampling.BOX)
     blurred = small.filter(ImageFilter.GaussianBlur(3))
     fine = np.asarray(small, np.float32) - np.asarray(blurred, np.float32)
     fine = (fine - fine.mean()).ravel()
-    return fine / max(float(np.linalg.norm(fine)), 1e-6)
+    detail = fine / max(float(np.linalg.norm(fine)), 1e-6)
+    digest = sha256_bytes(repr(pixels.shape).encode() + pixels.tobytes())
+    return Signature(thumbnail, detail, shrink(pixels), digest)
 
 
 @dataclass(frozen=True)
@@ -88,10 +76,8 @@ class DuplicatePairs:
 
     files: Sequence[str]
     frames: Sequence[FramePair]
-    aligned: Sequence[tuple[int, int, float]]
-    """(i, j, score) of aligned images."""
-    exact: Sequence[tuple[str, ...]]
-    """Groups of files with the same pixels."""
+    aligned: Sequence[tuple[int, int, float]]  # (i, j, score) of aligned images
+    exact: Sequence[tuple[str, ...]]  # groups of files with the same pixels
 
     def groups(
         self, thumbnail: float = THRESHOLD, detail: float = DETAIL, aligned: float = ALIGNED
@@ -110,17 +96,15 @@ class DuplicatePairs:
 
 
 def duplicate_pairs(files: Sequence[str], signatures: Sequence[Signature], least: float) -> DuplicatePairs:
-    """Compare all images. `least`: the lowest thumbnail correlation that groups() will be asked."""
+    """Compare all images. least: the lowest thumbnail correlation that groups() will be given."""
     files_of: dict[str, list[str]] = defaultdict(list)
     for file, image in zip(files, signatures, strict=True):
         files_of[image.digest].append(file)
-    aligned = aligned_pairs([image.scan for image in signatures])
-    return DuplicatePairs(
-        files=files,
-        frames=frame_pairs(signatures, least),
-        aligned=[(i, j, match.score) for i, j, match in aligned],
-        exact=sorted(tuple(group) for group in files_of.values() if len(group) > 1),
-    )
+    aligned = []
+    for i, j, match in aligned_pairs([image.scan for image in signatures]):
+        aligned.append((i, j, match.score))
+    exact = sorted(tuple(group) for group in files_of.values() if len(group) > 1)
+    return DuplicatePairs(files, frame_pairs(signatures, least), aligned, exact)
 
 
 def frame_pairs(signatures: Sequence[Signature], least: float) -> list[FramePair]:
@@ -154,7 +138,7 @@ def perceptual_bits(thumbnails: np.ndarray) -> np.ndarray:
     k = np.arange(THUMBNAIL)
     basis = np.cos(np.pi * (2 * k[None] + 1) * np.arange(8)[:, None] / (2 * THUMBNAIL))  # DCT-II
     low = np.einsum("ui,nij,vj->nuv", basis, thumbnails.astype(np.float64), basis)
-    low = low.reshape(len(thumbnails), -1)
+    low = low.reshape(-1, 64)
     # The first frequency is the mean grey level: far larger than the others, so not in the median.
     return low > np.median(low[:, 1:], axis=1, keepdims=True)
 
@@ -163,24 +147,24 @@ def shared_images(
     folder: Path, images: Sequence[SourceImage], other_folder: Path, others: Sequence[SourceImage]
 ) -> list[tuple[str, str]]:
     """(file, other file) of images of two data sets that are the same or near-duplicates."""
-    paths = [folder / image.file for image in images] + [other_folder / image.file for image in others]
+    paths = [folder / image.file for image in images]
+    paths += [other_folder / image.file for image in others]
     with ThreadPoolExecutor(READ_THREADS) as pool:
         signatures = list(pool.map(lambda path: signature(read_grey(path)), paths))
     n = len(images)
     pairs: set[tuple[int, int]] = set()
     for pair in frame_pairs(signatures, THRESHOLD):
-        if pair.detail >= DETAIL:
+        if pair.detail >= DETAIL and pair.i < n <= pair.j:
             pairs.add((pair.i, pair.j))
     scans = [image.scan for image in signatures]
     for i, j, match in aligned_pairs(scans[:n], scans[n:]):
         if match.score >= ALIGNED:
             pairs.add((i, n + j))
     position_of = {image.digest: i for i, image in enumerate(signatures[:n])}
-    for j in range(n, len(signatures)):
-        if signatures[j].digest in position_of:
-            pairs.add((position_of[signatures[j].digest], j))
-    crossing = sorted((i, j) for i, j in pairs if i < n <= j)
-    return [(images[i].file, others[j - n].file) for i, j in crossing]
+    for j, other in enumerate(signatures[n:], n):
+        if other.digest in position_of:
+            pairs.add((position_of[other.digest], j))
+    return [(images[i].file, others[j - n].file) for i, j in sorted(pairs)]
 
 
 def connected(links: Iterable[tuple[str, str]]) -> list[tuple[str, ...]]:

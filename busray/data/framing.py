@@ -26,15 +26,13 @@ def content_box(width: int, height: int, size: int, framing: str) -> ContentBox:
 
 def frame(image: np.ndarray, size: int, framing: str) -> np.ndarray:
     """uint8 [h, w] -> uint8 [size, size]."""
-    content = _resize(_crop(image, framing), size, framing, Image.Resampling.LANCZOS)
-    return _pad(content, size, framing, image.shape)
+    return _place(_crop(image, framing), size, framing, Image.Resampling.LANCZOS)
 
 
 def frame_mask(mask: np.ndarray, size: int, framing: str) -> np.ndarray:
     """bool [h, w] -> bool [size, size], framed as its image is."""
     pixels = _crop(mask, framing).astype(np.uint8) * 255
-    content = _resize(pixels, size, framing, Image.Resampling.NEAREST)
-    return _pad(content, size, framing, mask.shape) > 127
+    return _place(pixels, size, framing, Image.Resampling.NEAREST) > 127
 
 
 def cut_share(mask: np.ndarray, framing: str) -> float:
@@ -52,14 +50,10 @@ def _crop(image: np.ndarray, framing: str) -> np.ndarray:
     return image[top : top + side, left : left + side]
 
 
-def _resize(image: np.ndarray, size: int, framing: str, resampling: Image.Resampling) -> np.ndarray:
+def _place(image: np.ndarray, size: int, framing: str, resampling: Image.Resampling) -> np.ndarray:
+    """The cropped image uint8 [h, w], resized into its content box of a black square."""
     box = content_box(image.shape[1], image.shape[0], size, framing)
-    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((box.width, box.height), resampling))
-
-
-def _pad(content: np.ndarray, size: int, framing: str, shape: tuple[int, ...]) -> np.ndarray:
-    """shape: (h, w) of the image before it was resized to `content`."""
-    box = content_box(shape[1], shape[0], size, framing)
+    pixels = Image.fromarray(np.ascontiguousarray(image)).resize((box.width, box.height), resampling)
     square = np.zeros((size, size), np.uint8)
-    square[box.top : box.top + box.height, box.left : box.left + box.width] = content
+    square[box.top : box.top + box.height, box.left : box.left + box.width] = np.asarray(pixels)
     return square

@@ -16,14 +16,11 @@ from busray.records import ContentBox, DataSet, SourceImage
 class Images:
     """Real images as the model sees them, n of side s."""
 
-    pixels: np.ndarray
-    """uint8 [n, s, s]"""
-    boxes: tuple[ContentBox, ...]
-    """Where each image's content lies in its square."""
-    labels: np.ndarray
-    """int64 [n]: the number of each image's class among ImageFolder.classes."""
+    pixels: np.ndarray  # uint8 [n, s, s]
+    boxes: tuple[ContentBox, ...]  # where each image's content lies in its square
+    labels: np.ndarray  # int64 [n]: the number of each image's class among ImageFolder.classes
+    # str [n]: images of one unit (SourceImage.unit) count as one independent draw
     units: np.ndarray
-    """str [n]: images of one unit (SourceImage.unit) count as one independent draw."""
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -33,10 +30,8 @@ class Images:
 class Masks:
     """The lesions of n images of side s."""
 
-    lesions: np.ndarray
-    """bool [n, s, s], framed as the images are."""
-    known: np.ndarray
-    """bool [n]: False where an image has no mask, or one that cannot be used."""
+    lesions: np.ndarray  # bool [n, s, s], framed as the images are
+    known: np.ndarray  # bool [n]: False where an image has no mask, or one that cannot be used
 
 
 @dataclass(frozen=True)
@@ -78,13 +73,14 @@ class ImageFolder:
         def framed(image: SourceImage) -> np.ndarray | None:
             mask, problems = lesion_mask(self.path, image, (image.height, image.width))
             usable = all(problem == "empty" for _, problem in problems)
-            return frame_mask(mask, size, self.dataset.frame) if usable and mask is not None else None
+            if mask is None or not usable:
+                return None
+            return frame_mask(mask, size, self.dataset.frame)
 
         with ThreadPoolExecutor(READ_THREADS) as pool:
             squares = list(pool.map(framed, images))
-        nothing = np.zeros((size, size), bool)
-        lesions = [nothing if square is None else square for square in squares]
-        return Masks(
-            lesions=np.array(lesions, bool).reshape(-1, size, size),
-            known=np.array([square is not None for square in squares], bool),
-        )
+        lesions, known = np.zeros((len(images), size, size), bool), np.zeros(len(images), bool)
+        for i, square in enumerate(squares):
+            if square is not None:
+                lesions[i], known[i] = square, True
+        return Masks(lesions, known)

@@ -27,40 +27,25 @@ class Probe:
     """
 
     name: str
-    axial: Range = (4.0, 9.0)
-    """Speckle size along depth."""
-    lateral: Range = (6.0, 16.0)
-    """Speckle size across the beam."""
-    looks: tuple[int, int] = (1, 4)
-    """Compounded views; more of them smooth the speckle."""
-    dynamic_range: Range = (45.0, 75.0)
-    """Decibels between black and white."""
-    gain: Range = (-4.0, 8.0)
-    """Decibels added everywhere."""
-    fading: Range = (0.0, 32.0)
-    """Decibels lost from top to bottom after time-gain compensation."""
-    streaks: Range = (2.0, 16.0)
-    """Decibels by which fibrous septa stand out."""
-    patches: Range = (1.0, 6.0)
-    """Standard deviation of slow changes of echo strength, decibels."""
-    fat: Range = (0.06, 0.32)
-    """Thickness of the fat layer, share of the height."""
-    skin: Range = (4.0, 16.0)
-    """Decibels by which the skin stands out."""
-    tilt: Range = (-0.35, 0.35)
-    """Slope of layers and septa."""
-    bend: Range = (0.0, 0.05)
-    """Height of the waves of layers, share of the image's."""
-    ribs: float = 0.15
-    """Probability of a shadowing rib."""
-    bands: float = 0.6
-    """Mean number of columns where the probe hardly touches the skin."""
-    shadow: Range = (5.0, 24.0)
-    """Decibels by which the shadow of a lesion is darker."""
+    axial: Range = (4.0, 9.0)  # speckle size along depth
+    lateral: Range = (6.0, 16.0)  # speckle size across the beam
+    looks: tuple[int, int] = (1, 4)  # compounded views; more of them smooth the speckle
+    dynamic_range: Range = (45.0, 75.0)  # decibels between black and white
+    gain: Range = (-4.0, 8.0)  # decibels added everywhere
+    fading: Range = (0.0, 32.0)  # decibels lost from top to bottom after time-gain compensation
+    streaks: Range = (2.0, 16.0)  # decibels by which fibrous septa stand out
+    patches: Range = (1.0, 6.0)  # standard deviation of slow changes of echo strength, decibels
+    fat: Range = (0.06, 0.32)  # thickness of the fat layer, share of the height
+    skin: Range = (4.0, 16.0)  # decibels by which the skin stands out
+    tilt: Range = (-0.35, 0.35)  # slope of layers and septa
+    bend: Range = (0.0, 0.05)  # height of the waves of layers, share of the image's
+    ribs: float = 0.15  # probability of a shadowing rib
+    bands: float = 0.6  # mean number of columns where the probe hardly touches the skin
+    shadow: Range = (5.0, 24.0)  # decibels by which the shadow of a lesion is darker
+    # Decibels by which fat and muscle are at least darker than gland; None for any order
     layers: Range | None = None
-    """Decibels by which fat and muscle are at least darker than gland; None for any order."""
+    # Decibels by which fibres of muscle and slanting septa of fat stand out; None without them
     fibres: Range | None = None
-    """Decibels by which fibres of muscle and slanting septa of fat stand out; None without them."""
 
 
 PROBES: dict[str, Probe] = {
@@ -99,12 +84,9 @@ PROBES: dict[str, Probe] = {
 class Phantom:
     """One simulated scan."""
 
-    image: np.ndarray
-    """uint8 [h, w]"""
-    mask: np.ndarray
-    """bool [h, w], true inside the lesion; all false for a normal scan"""
-    caption: str
-    """What can be seen, in the words of the embedded base; never the class"""
+    image: np.ndarray  # uint8 [h, w]
+    mask: np.ndarray  # bool [h, w], true inside the lesion; all false for a normal scan
+    caption: str  # what can be seen, in the words of the embedded base; never the class
 
 
 def phantom(seed: int, class_name: str, probe: Probe, size: tuple[int, int]) -> Phantom:

@@ -21,25 +21,20 @@ from busray.records import SourceImage, UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm")
 MASK = re.compile(r"^(?P<image>.+)_mask(?:_\d+)?$")
-READ_THREADS = 2
-"""Threads that decode images at once."""
+READ_THREADS = 2  # threads that decode images at once
+# Most pixels of an image or DICOM frame; ultrasound has a few million at most. A decompression
+# bomb would fill memory.
 MAX_PIXELS = 2**26
-"""Most pixels of an image or DICOM frame; ultrasound has a few million at most. A decompression
-bomb would fill memory."""
-FAR = 10**9
-"""A stored value outside any window of a DICOM file."""
+FAR = 10**9  # a stored value outside any window of a DICOM file
 
 
 @dataclass(frozen=True)
 class FolderScan:
     """What a folder holds."""
 
-    images: tuple[SourceImage, ...]
-    """Readable images, sorted by file."""
-    unreadable: tuple[tuple[str, str], ...]
-    """(file, reason)"""
-    stray_masks: tuple[str, ...]
-    """Masks without an image."""
+    images: tuple[SourceImage, ...]  # readable images, sorted by file
+    unreadable: tuple[tuple[str, str], ...]  # (file, reason)
+    stray_masks: tuple[str, ...]  # masks without an image
 
 
 def scan(folder: Path, classes: Sequence[str], metadata: Path | None = None) -> FolderScan:
@@ -49,28 +44,24 @@ def scan(folder: Path, classes: Sequence[str], metadata: Path | None = None) -> 
     patient share it), and any others. Spaces around names and values do not count.
     UserError for a missing folder, an unusable name or file, and a wrong metadata file.
     """
-    files_of_class = {name: _class_files(folder, name) for name in _existing(folder, classes)}
+    present = class_names(folder)
+    for name in classes:
+        if name not in present:
+            raise UserError(f"class {name}: no folder {folder / name}; folders there: {', '.join(present)}")
+    files_of_class = {name: _class_files(folder, name) for name in classes}
     rows = _metadata(metadata, folder) if metadata else {}
     images, unreadable, stray = [], [], []
     with ThreadPoolExecutor(READ_THREADS) as pool:
         for name, (files, masks) in files_of_class.items():
             for stem in masks.keys() - {file.stem for file in files}:
-                stray += [f"{name}/{mask.name}" for mask in masks[stem]]
+                stray += masks[stem]
             for file, described in zip(files, pool.map(_describe, files), strict=True):
-                relative = f"{name}/{file.name}"
                 if isinstance(described, str):
-                    unreadable.append((relative, described))
+                    unreadable.append((f"{name}/{file.name}", described))
                     continue
-                row = dict(rows.get(relative, {}))
-                image = replace(
-                    described,
-                    file=relative,
-                    class_name=name,
-                    masks=tuple(f"{name}/{mask.name}" for mask in masks.get(file.stem, ())),
-                    group=row.pop("group", None) or None,
-                    columns=row,
-                )
-                images.append(image)
+                row = dict(rows.get(described.file, {}))
+                group, of_image = row.pop("group", None) or None, tuple(masks.get(file.stem, ()))
+                images.append(replace(described, masks=of_image, group=group, columns=row))
     if any("group" in row for row in rows.values()):
         # An image without a row would count as a patient of its own and could cross the split.
         without = [image.file for image in images if image.file not in rows]
@@ -93,29 +84,21 @@ def class_names(folder: Path) -> list[str]:
     return names
 
 
-def _existing(folder: Path, classes: Sequence[str]) -> Sequence[str]:
-    present = class_names(folder)
-    for name in classes:
-        if name not in present:
-            raise UserError(f"class {name}: no folder {folder / name}; folders there: {', '.join(present)}")
-    return classes
-
-
-def _class_files(folder: Path, name: str) -> tuple[list[Path], dict[str, list[Path]]]:
-    """(images, stem of an image -> its masks) of a class's folder."""
-    root = folder.resolve()
-    files, masks = [], {}
+def _class_files(folder: Path, name: str) -> tuple[list[Path], dict[str, list[str]]]:
+    """(images, stem of an image -> CLASS/NAME of its masks) of a class's folder."""
+    root, files, masks = folder.resolve(), [], {}
     for path in sorted((folder / name).iterdir()):
         if path.suffix.lower() not in SUFFIXES or not path.is_file():
             continue
-        problem = hidden_character(f"{name}/{path.name}")
+        relative = f"{name}/{path.name}"
+        problem = hidden_character(relative)
         if problem:
-            raise UserError(f"{folder}: {f'{name}/{path.name}'!a}: {problem} is in the name; rename it")
+            raise UserError(f"{folder}: {relative!a}: {problem} is in the name; rename it")
         if not path.resolve().is_relative_to(root):
             raise UserError(f"{path}: leads out of the data folder; copy the file there instead")
         match = MASK.match(path.stem)
         if match:
-            masks.setdefault(match["image"], []).append(path)
+            masks.setdefault(match["image"], []).append(relative)
         else:
             files.append(path)
     if not files:
@@ -168,40 +151,35 @@ def _csv_rows(path: Path) -> list[dict[str, str]]:
 
 
 def _describe(path: Path) -> SourceImage | str:
-    """Size, mode and digest of a readable image, or why it cannot be read."""
+    """A readable image without what the folder says of it, or why it cannot be read."""
     try:
-        pixels = read_grey(path)
-        mode = _mode(path)
+        height, width = read_grey(path).shape
+        mode = "DICOM"
+        if not _is_dicom(path):
+            with Image.open(path) as image:
+                mode = image.mode
     except UserError as error:
         return str(error)
     except Exception as error:  # decoders raise errors of any type
         if _is_dicom(path):  # its message could quote the patient's data
             return f"{type(error).__name__}: pydicom cannot decode it (compressed pixels may need pylibjpeg)"
         return f"{type(error).__name__}: {error}".splitlines()[0]
-    height, width = pixels.shape
-    return SourceImage("", "", width, height, mode, sha256_file(path))
+    name = path.parent.name
+    return SourceImage(f"{name}/{path.name}", name, width, height, mode, sha256_file(path))
 
 
 def _is_dicom(path: Path) -> bool:
     return path.suffix.lower() == ".dcm"
 
 
-def _mode(path: Path) -> str:
-    if _is_dicom(path):
-        return "DICOM"
-    with Image.open(path) as image:
-        return image.mode
-
-
-# ---- pixels --------------------------------------------------------------------------------------
+# ---- pixels -------------------------------------------------------------------------------------
 
 
 def read_grey(path: Path) -> np.ndarray:
     """Pixels as uint8 [h, w], upright as EXIF says, black where the file is transparent.
 
     Colour becomes luma (ITU-R 601), 16-bit grey is divided by 257, DICOM goes through its window.
-    Raises whatever the decoder raises, and UserError for floating-point pixels and for more than
-    MAX_PIXELS (before any is decoded).
+    Raises what the decoder raises; UserError for floating-point pixels and for over MAX_PIXELS.
     """
     if _is_dicom(path):
         pixels = _read_dicom(path)
@@ -237,7 +215,7 @@ def _open_upright(path: Path) -> Image.Image:
 
 
 def _refuse_bomb(width: int, height: int) -> None:
-    """Pillow only warns up to twice its own limit, and threads cannot filter warnings apart."""
+    # Pillow only warns up to twice its own limit, and threads cannot filter warnings apart.
     if width * height > MAX_PIXELS:
         raise UserError(f"{width} x {height} pixels are more than {MAX_PIXELS}: a decompression bomb, or crop it")
 
@@ -254,9 +232,9 @@ def read_rgb(path: Path) -> np.ndarray | None:
 def read_mask(path: Path) -> np.ndarray:
     """A mask as bool [h, w]: foreground is whatever is above half of its type's range.
 
-    A file that holds 0 and one other, darker value has that value as its foreground: masks of 0
-    and 1, or of 0 and 255 in 16 bits, are common. UserError for several dark values, whose meaning
-    is unknown, and for what read_grey refuses, except floating-point pixels.
+    Of 0 and one darker value, that value is foreground: masks of 0 and 1, or of 0 and 255 in 16
+    bits, are common. UserError for several dark values, and for what read_grey refuses except
+    floating-point pixels.
     """
     levels, top = (read_grey(path), 255) if _is_dicom(path) else _levels(_open_upright(path))
     lesion = levels > top // 2
@@ -287,7 +265,8 @@ def lesion_mask(
             problems.append((file, f"unreadable: {error}"))
             continue
         if mask.shape != shape:
-            problems.append((file, f"{mask.shape[1]} x {mask.shape[0]}, its image {shape[1]} x {shape[0]}"))
+            sizes = f"{mask.shape[1]} x {mask.shape[0]}, its image {shape[1]} x {shape[0]}"
+            problems.append((file, sizes))
             continue
         if not mask.any():
             problems.append((file, "empty"))
@@ -295,15 +274,13 @@ def lesion_mask(
     return union, problems
 
 
-# ---- DICOM ---------------------------------------------------------------------------------------
+# ---- DICOM --------------------------------------------------------------------------------------
 
 
 def _read_dicom(path: Path) -> np.ndarray:
     """The first frame of a DICOM file, uint8 [h, w] or [h, w, 3].
 
-    Only pixels leave this function, never an identifier. Grey goes through the file's own lookup
-    table, else through its window; else the whole range of its stored bits becomes 0 to 255, so
-    that the result does not depend on the extremes of this one image.
+    Only pixels leave this function, never an identifier.
     """
     import pydicom
     from pydicom.filereader import read_file_meta_info
@@ -319,11 +296,13 @@ def _read_dicom(path: Path) -> np.ndarray:
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, dataset)
     if pixels.ndim == 3:
-        return pixels if pixels.dtype == np.uint8 else (pixels >> (8 * pixels.dtype.itemsize - 8)).astype(np.uint8)
+        return (pixels >> (8 * pixels.dtype.itemsize - 8)).astype(np.uint8)  # the upper 8 bits
     bits = int(dataset.BitsStored)
     lowest = -(2 ** (bits - 1)) if dataset.PixelRepresentation else 0
     values = apply_modality_lut(pixels, dataset)
     ends = apply_modality_lut(np.array([[lowest, lowest + 2**bits - 1]]), dataset)
+    # Grey goes through the file's own lookup table, else through its window; else the whole range
+    # of its stored bits becomes 0 to 255, so that one image's extremes do not decide.
     table = next(iter(dataset.get("VOILUTSequence") or ()), {})
     if table.get("LUTDescriptor") is not None and table.get("LUTData") is not None:
         byte_order = "<" if dataset.original_encoding[1] else ">"
@@ -343,9 +322,9 @@ def _apply_voi_lut(values: np.ndarray, table: Any, uint16: str) -> tuple[np.ndar
     pydicom's own look-up has an index of 8 bits for a table of 8-bit entries: 12-bit values wrap.
     """
     size, first, _ = table.LUTDescriptor
-    size = size or 2**16
-    data = table.LUTData
-    entries = np.frombuffer(data, uint16, size) if isinstance(data, bytes) else data
+    entries = table.LUTData
+    if isinstance(entries, bytes):
+        entries = np.frombuffer(entries, uint16, size or 2**16)  # 0 stands for 2 ** 16 entries
     entries = np.atleast_1d(np.asarray(entries, np.int64))
     index = (values.astype(np.float64) - first).clip(0, len(entries) - 1).astype(np.int64)
     return entries[index], entries

@@ -4,6 +4,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 
 from busray.data.duplicates import connected
 from busray.identity import seed_for
@@ -27,8 +28,9 @@ def split(
     unit, which is never divided. Units are shuffled by seed; each goes to the split whose shares of
     the unit's classes are furthest from full, so every class keeps its proportions.
     """
-    excluded = {file for group in conflicts for file in group}
-    usable = sorted((image for image in images if image.file not in excluded), key=lambda i: i.file)
+    excluded = set(chain.from_iterable(conflicts))
+    usable = [image for image in images if image.file not in excluded]
+    usable.sort(key=lambda image: image.file)
     units = _units(usable, duplicates, excluded)
     random.Random(seed_for(seed, "all", 0, 0, "split")).shuffle(units)
     # Large units first, while there is room for them. The sort is stable, so the shuffle counts.
@@ -48,7 +50,7 @@ def split(
         images_of[chosen] += unit
         for image in unit:
             taken[chosen, image.class_name] += 1
-    return {name: tuple(sorted(members, key=lambda i: i.file)) for name, members in images_of.items()}
+    return {name: tuple(sorted(images_of[name], key=lambda image: image.file)) for name in SPLITS}
 
 
 def _units(
@@ -67,11 +69,10 @@ def _units(
     for files in files_of_group.values():
         links += [(files[0], other) for other in files[1:]]
     joined = connected(links)
-    bound = {file for unit in joined for file in unit}
-    alone = [(image.file,) for image in images if image.file not in bound]
+    bound = set(chain.from_iterable(joined))
+    joined += [(image.file,) for image in images if image.file not in bound]
     units = []
-    for files in joined + alone:
+    for files in joined:
         unit = [by_file[file] for file in files if file in by_file]
-        first = min((image.file for image in unit), default="")
-        units.append([replace(image, cluster=first) for image in unit])
+        units.append([replace(image, cluster=unit[0].file) for image in unit])  # files are sorted
     return units

@@ -8,8 +8,7 @@ from math import sqrt
 
 from busray.records import SourceImage, UserError
 
-GOLDEN = 0.6180339887498949
-"""The fractional part of the golden ratio."""
+GOLDEN = 0.6180339887498949  # the fractional part of the golden ratio
 
 
 def fill(template: str, *, token: str, class_name: str, columns: Mapping[str, str]) -> str:
