@@ -17,45 +17,34 @@ from busray.records import StoreError, UserError
 from busray.storage import Store, describe_error
 
 PROBE_RETRY_SECONDS = 30.0
-"""How long `examine` retries an operation: far less than a run, so that a wrong address is reported
-soon."""
-
+"""How long `examine` retries: far less than a run, so that a wrong address is reported soon."""
 ROUNDS = 5
 """Times that each check of consistency is repeated: a store that fails only sometimes is found."""
-
 CREATORS = 8
 """Threads that create one key at the same moment, in each round of the race."""
 
 S3_ACTIONS = {"write": "s3:PutObject", "read": "s3:GetObject", "list": "s3:ListBucket", "delete": "s3:DeleteObject"}
-
 KEYS_REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed")
-
 NO_KEYS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError")
 
 TWICE = "two drivers of one run would overwrite each other's records silently"
-
 SAFE_STORE = "use a store that honours If-None-Match on writes, such as AWS S3, or a folder on a local disk"
-
 ANOTHER_STORE = "use another store: a run on this one cannot know which shards are done"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check: passed (True), failed (False), or not tried (None) because something
-    that it needs failed."""
+    """The result of one check."""
 
-    check: str
-    """What is checked, such as `refuses to create an object twice`."""
-    passed: bool | None
+    check: str  # what is checked, such as `refuses to create an object twice`
+    passed: bool | None  # None: not tried, because something that it needs failed
     seen: str
     fix: str = ""
 
 
 def require_create_only(store: Store) -> None:
-    """UserError unless the store creates an object, refuses to create it again, and deletes it.
-
-    It takes 4 requests. StoreError if the store does not answer.
-    """
+    """UserError unless the store creates an object, refuses to create it again, and deletes it;
+    StoreError if it does not answer. It takes 4 requests."""
     key = f"doctor-{secrets.token_hex(8)}"
     doing = "write"
     try:
@@ -70,8 +59,8 @@ def require_create_only(store: Store) -> None:
         raise UserError(f"output: {store.url}: {seen}; {fix}") from error
     if created_twice:
         raise UserError(
-            f"output: {store.url} is unsafe: it lets an object be created twice, so that {TWICE}; {SAFE_STORE} "
-            f"(`busray doctor {store.url}` tells more)"
+            f"output: {store.url} is unsafe: it lets an object be created twice, so that {TWICE}; "
+            f"{SAFE_STORE} (`busray doctor {store.url}` tells more)"
         )
 
 
@@ -85,8 +74,7 @@ def examine(store: Store) -> list[Finding]:
     answers = True
     try:
         for name, check in STORE_CHECKS.items():
-            needs_met = all(findings[need].passed for need in check.needs)
-            if answers and needs_met:
+            if answers and all(findings[need].passed for need in check.needs):
                 findings[name], answers = _run_check(probe, name, check)
             else:
                 findings[name] = Finding(_title(store, name), None, "not tried")
@@ -104,28 +92,13 @@ def complaint(store: Store, findings: Collection[Finding]) -> str | None:
     failed = [finding for finding in findings if finding.passed is False]
     if not failed:
         return None
-    lines = [f"{store.url} is not fit for a run:"]
-    lines += [f"  {finding.check}: {finding.seen}" for finding in failed]
-    fixes = dict.fromkeys(finding.fix for finding in failed if finding.fix)  # each once, in order
-    lines += [f"fix: {fix}" for fix in fixes]
-    return "\n".join(lines)
+    seen = [f"  {finding.check}: {finding.seen}" for finding in failed]
+    fixes = dict.fromkeys(f"fix: {finding.fix}" for finding in failed if finding.fix)  # each once
+    return "\n".join([f"{store.url} is not fit for a run:", *seen, *fixes])
 
 
 class _Failed(Exception):
     """A check failed; the message says what was seen."""
-
-
-def _may_write(probe: Store) -> None:
-    probe.put_once("written", b"first")
-
-
-def _may_read(probe: Store) -> None:
-    with suppress(FileNotFoundError):  # if writing failed, this answer too shows that reading is allowed
-        probe.read("written")
-
-
-def _may_list(probe: Store) -> None:
-    list(probe.list())
 
 
 def _may_delete(probe: Store) -> None:
@@ -144,14 +117,14 @@ def _reads_what_it_wrote(probe: Store) -> None:
 def _creates_once(probe: Store) -> None:
     probe.put_once("created", b"first")
     if probe.put_once("created", b"second"):
-        raise _Failed("an object was created twice: the store ignores the condition If-None-Match, so that " + TWICE)
+        seen = "an object was created twice: the store ignores the condition If-None-Match"
+        raise _Failed(f"{seen}, so that {TWICE}")
     if probe.read_or_none("created") != b"first":
         raise _Failed("the second creation was refused and yet changed the object")
 
 
 def _one_creator_wins(probe: Store) -> None:
-    """A server that looks first and writes later passes `_creates_once`; only writers at the same
-    moment show it."""
+    """Writers at once: a server that looks first and writes later passes `_creates_once`."""
     for i in range(ROUNDS):
         start = threading.Barrier(CREATORS)
 
@@ -163,7 +136,8 @@ def _one_creator_wins(probe: Store) -> None:
         with ThreadPoolExecutor(CREATORS) as pool:
             created = list(pool.map(create, range(CREATORS)))
         if sum(created) != 1:
-            raise _Failed(f"{sum(created)} of {CREATORS} creators of one object got the answer that theirs is kept")
+            seen = f"{sum(created)} of {CREATORS} creators of one object"
+            raise _Failed(f"{seen} got the answer that theirs is kept")
         if probe.read_or_none(f"race-{i}") != b"creator %d" % created.index(True):
             raise _Failed("the object is not the one whose creator got the answer that it is kept")
 
@@ -194,31 +168,32 @@ def _deletes(probe: Store) -> None:
 @dataclass(frozen=True)
 class _Check:
     title: str
-    run: Callable[[Store], None]
-    """Raises _Failed, or the error of the store's operation."""
-    needs: tuple[str, ...] = ()
-    """Permissions without which the check would only report again that they are missing."""
+    run: Callable[[Store], object]  # raises _Failed, or the error of the store's operation
+    needs: tuple[str, ...] = ()  # permissions whose lack would only be reported again
     fix: str = ANOTHER_STORE
 
 
+WRITE_READ = ("write", "read")
+
 STORE_CHECKS = {
-    "write": _Check("may write", _may_write),
-    "read": _Check("may read", _may_read),
-    "list": _Check("may list", _may_list),
+    "write": _Check("may write", lambda probe: probe.put_once("written", b"first")),
+    # If writing failed, the answer "no such object" too shows that reading is allowed.
+    "read": _Check("may read", lambda probe: probe.read_or_none("written")),
+    "list": _Check("may list", lambda probe: list(probe.list())),
     "delete": _Check("may delete", _may_delete),
-    "read after write": _Check("reads back what was just written", _reads_what_it_wrote, ("write", "read")),
-    "create only": _Check("refuses to create an object twice", _creates_once, ("write", "read"), SAFE_STORE),
-    "race": _Check(f"of {CREATORS} creators at once, one wins", _one_creator_wins, ("write", "read"), SAFE_STORE),
+    "read after write": _Check("reads back what was just written", _reads_what_it_wrote, WRITE_READ),
+    "create only": _Check("refuses to create an object twice", _creates_once, WRITE_READ, SAFE_STORE),
+    "race": _Check(f"of {CREATORS} creators at once, one wins", _one_creator_wins, WRITE_READ, SAFE_STORE),
     "listing": _Check("lists a new object at once", _lists_at_once, ("write", "list")),
-    "replace": _Check("replaces an object", _replaces, ("write", "read")),
+    "replace": _Check("replaces an object", _replaces, WRITE_READ),
     "gone": _Check("a deleted object is gone", _deletes, ("write", "read", "list", "delete")),
 }
 """In the order in which they run."""
 
 
 def _title(store: Store, name: str) -> str:
-    action = S3_ACTIONS.get(name) if store.url.startswith(("s3:", "s3a:")) else None
-    return f"{STORE_CHECKS[name].title} ({action})" if action else STORE_CHECKS[name].title
+    title, on_s3 = STORE_CHECKS[name].title, store.url.startswith(("s3:", "s3a:"))
+    return f"{title} ({S3_ACTIONS[name]})" if on_s3 and name in S3_ACTIONS else title
 
 
 def _run_check(probe: Store, name: str, check: _Check) -> tuple[Finding, bool]:
@@ -229,8 +204,9 @@ def _run_check(probe: Store, name: str, check: _Check) -> tuple[Finding, bool]:
     except _Failed as failed:
         return Finding(title, False, str(failed), check.fix), True
     except Exception as error:
-        unreachable = isinstance(error, (StoreError, FileNotFoundError)) or type(error).__name__ in NO_KEYS
-        return Finding(title, False, *_explain(probe, name, error)), not unreachable
+        no_answer = isinstance(error, (StoreError, FileNotFoundError))
+        answers = not no_answer and type(error).__name__ not in NO_KEYS
+        return Finding(title, False, *_explain(probe, name, error)), answers
     return Finding(title, True, "yes"), True
 
 
@@ -241,7 +217,8 @@ def _explain(store: Store, doing: str, error: Exception) -> tuple[str, str]:
         return text, "choose a folder that you may write to, on a file system with hard links"
     # S3 answers wrong keys with 403 too; that must not look like a missing permission.
     if any(code in text for code in KEYS_REFUSED) or type(error).__name__ in NO_KEYS:
-        return f"the keys are missing or not accepted ({text})", "set AWS_ACCESS_KEY_ID and its like, or give a role"
+        fix = "set AWS_ACCESS_KEY_ID and its like, or give a role"
+        return f"the keys are missing or not accepted ({text})", fix
     if isinstance(error, PermissionError):
         action = S3_ACTIONS.get(doing, "a permission")
         return f"no permission {action} ({text})", f"allow {action} in the bucket's or the role's policy"
@@ -254,10 +231,8 @@ def _explain(store: Store, doing: str, error: Exception) -> tuple[str, str]:
 
 def _missing_folders(probe: Store) -> list[Path]:
     """On a local disk: the folders that writing the probe creates, the deepest first."""
-    if not probe.local:
-        return []
-    deepest = Path(probe.url, "listed")
-    return [folder for folder in (deepest, *deepest.parents) if not folder.exists()]
+    folders = [Path(probe.url, "listed"), *Path(probe.url, "listed").parents]
+    return [folder for folder in folders if not folder.exists()] if probe.local else []
 
 
 def _clean_up(probe: Store, new_folders: list[Path]) -> None:

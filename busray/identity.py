@@ -13,31 +13,20 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 STAGES = (
-    "txt2img",
-    "img2img",
-    "frame",
-    "prompt",
-    "train",
-    "split",
-    "validate",
-    "study",
-    "segmenter",
-    "classify",
-    "audit",
-)
+    "txt2img", "img2img", "frame", "prompt", "train", "split",
+    "validate", "study", "segmenter", "classify", "audit",
+)  # fmt: skip
 """Uses of random numbers. Each has seeds of its own, so that a change of one moves no other."""
 
 T = TypeVar("T")
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces. TypeError for a type that JSON does not define.
-
-    `json.dumps(default=str)` would hash the text of an unknown object, and that may differ between
-    two runs.
-    """
+    """JSON with sorted keys and no spaces. TypeError for a type that JSON does not define: the text
+    of an unknown object (`json.dumps(default=str)`) may differ between two runs."""
     _require_json_type(value, "value")
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    compact = (",", ":")
+    return json.dumps(value, sort_keys=True, separators=compact, ensure_ascii=False, allow_nan=False)
 
 
 def _require_json_type(value: object, where: str) -> None:
@@ -46,14 +35,14 @@ def _require_json_type(value: object, where: str) -> None:
     if isinstance(value, (list, tuple)):
         for i, item in enumerate(cast(Sequence[object], value)):
             _require_json_type(item, f"{where}[{i}]")
-        return
-    if isinstance(value, dict):
+    elif isinstance(value, dict):
         for key, item in cast(dict[object, object], value).items():
             if not isinstance(key, str):
                 raise TypeError(f"{where} has a key that is no string: {key!r}")
             _require_json_type(item, f"{where}.{key}")
-        return
-    raise TypeError(f"{where} is a {type(value).__name__}, which has no canonical form: convert it first")
+    else:
+        kind = type(value).__name__
+        raise TypeError(f"{where} is a {kind}, which has no canonical form: convert it first")
 
 
 def fingerprint(value: Any) -> str:
@@ -71,12 +60,11 @@ def fingerprint_rows(rows: Iterable[Any]) -> str:
 
 
 def sha256_bytes(data: bytes) -> str:
-    """64 hex digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """Of the file's bytes: 64 hex digits. OSError if it cannot be read."""
+    """64 hex digits; OSError if the file cannot be read."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -106,7 +94,6 @@ def draw_id(class_name: str, index: int) -> str:
 
 
 def index_of(image_id: str) -> int:
-    """The index in an image's id."""
     return int(image_id.rpartition("-")[2])
 
 

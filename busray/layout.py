@@ -1,9 +1,6 @@
 # pyright: strict
-"""Names of a run's objects, and the version of the stored format.
-
-Every key of a run is made here, or in the module that alone writes it (checkpoints, latents,
-adapters, an ablation's pixels).
-"""
+"""Names of a run's objects, and the version of the stored format. Other keys are made in the module
+that alone writes them: checkpoints, latents, adapters, an ablation's pixels."""
 
 import re
 
@@ -77,27 +74,23 @@ def png_prefix(shard: Shard) -> str:
 
 def data_shard(key: str) -> Shard | None:
     """The shard of a data object, a PNG file or first draws; None for any other key."""
-    match = re.fullmatch(
-        r"(?:data|first-draws)/([^/]+)/([0-9]+)-([0-9]+)(?:-[0-9a-f]{16}\.(?:parquet|jsonl)|/[^/]+-[0-9a-f]{16}\.png)",
-        key,
-    )
+    ending = r"(?:-[0-9a-f]{16}\.(?:parquet|jsonl)|/[^/]+-[0-9a-f]{16}\.png)"
+    match = re.fullmatch(r"(?:data|first-draws)/([^/]+)/([0-9]+)-([0-9]+)" + ending, key)
     shard = Shard(match[1], int(match[2]), int(match[3])) if match else None
     return shard if shard and f"/{shard.class_name}/{shard.name}" in key else None
 
 
 def features_key(digest: str, column: str, extractor: str) -> str:
-    """Features of the object of this digest. extractor: a name that other weights must not share,
-    because stored features are never computed again."""
+    """Features of the object of this digest. They are never computed again: the extractor's name
+    must change with its weights."""
     return f"features/{extractor}/{digest[:32]}-{column}.npy"
 
 
 def segmenter_key(identity: str) -> str:
-    """The record of the segmenter of this identity."""
     return f"segmenters/{identity[:16]}.json"
 
 
 def classifier_key(identity: str) -> str:
-    """The record of the classifier of this identity."""
     return f"classifiers/{identity[:16]}.json"
 
 
@@ -113,7 +106,6 @@ def study_key(identity: str, arm: str, number: int) -> str:
 
 
 def study_identity_key(identity: str) -> str:
-    """What the study of this identity depends on."""
     return f"study/{identity[:16]}/identity.json"
 
 

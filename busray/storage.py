@@ -1,8 +1,7 @@
 """Store: the only code that touches a URL or a path of a run.
 
-An object is written whole or not at all. `put_once` creates an object and never overwrites one: of
-two writers of one key the first wins, and both learn which. `replace` is for derived files only
-(manifest, reports).
+An object is written whole or not at all. `put_once` never overwrites one: of two writers of one key
+the first wins, and both learn which. `replace` is for derived files only (manifest, reports).
 
 Object storage may answer late, twice or not at all, so there are two layers of retries. botocore
 retries each request within seconds. Around it, Store retries the whole operation for RETRY_SECONDS
@@ -27,14 +26,11 @@ from busray.records import StoreError, UserError
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-TEMPORARY_PREFIX = ".tmp-"
-"""Start of the name of an unfinished file on a local disk; no listing shows such a file."""
-
+TEMPORARY_PREFIX = ".tmp-"  # of unfinished files on a local disk; no listing shows them
 RETRY_SECONDS = 600.0
 """How long an operation is retried: 40 refusals in a row fit in, with room for slow answers."""
 LONGEST_ATTEMPT = 600.0
-"""Seconds after which one attempt is given up: a connection that never answers must not block a
-worker forever."""
+"""Seconds after which an attempt is given up: a dead connection must not block a worker forever."""
 FIRST_DELAY = 0.5
 """Most seconds before the second attempt; doubled before each further one, up to LONGEST_DELAY."""
 LONGEST_DELAY = 10.0
@@ -48,39 +44,29 @@ TRANSIENT_CODES = {"ConditionalRequestConflict", "IncompleteBody", "OperationAbo
 
 
 def retry_delays() -> Iterator[float]:
-    """Seconds to wait before each further attempt, without end: exponential back-off with jitter.
-
-    Each delay is drawn from the upper half of its range, so that workers that were throttled at the
-    same moment do not all return at the same moment.
-    """
+    """Seconds to wait before each further attempt, without end: exponential back-off, jittered."""
     longest = FIRST_DELAY
     while True:
+        # Jitter: workers that were throttled at the same moment must not return at the same one.
         yield random.uniform(longest / 2, longest)
         longest = min(2 * longest, LONGEST_DELAY)
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later: no answer, a server error, throttling, or another
-    conditional write of the same key in flight.
-
-    A missing object, an existing one (412) and a missing permission are answers: never retried.
-    """
+    conditional write of the same key in flight. Answers are never retried, such as a missing
+    object, an existing one (412) or a missing permission."""
     from aiohttp import ClientError as NetworkError
     from botocore import exceptions as boto
 
-    network_errors = (
-        TimeoutError,
-        ConnectionError,
-        NetworkError,
-        boto.HTTPClientError,  # closed connections, read timeouts, broken bodies
-        boto.ConnectionError,  # refused connections, connect timeouts
-        boto.IncompleteReadError,
-        boto.FlexibleChecksumError,
-    )
     answer = _answer(error)
     if answer is not None:
         return answer[0] in TRANSIENT_STATUS or answer[1] in TRANSIENT_CODES
-    return isinstance(error, network_errors) or getattr(error, "errno", None) in (errno.EBUSY, errno.EREMOTEIO)
+    # Refused and closed connections, timeouts, broken bodies.
+    connection = (TimeoutError, ConnectionError, NetworkError, boto.HTTPClientError, boto.ConnectionError)
+    body = (boto.IncompleteReadError, boto.FlexibleChecksumError)
+    busy = (errno.EBUSY, errno.EREMOTEIO)  # s3fs's for SlowDown and InternalError
+    return isinstance(error, connection + body) or getattr(error, "errno", None) in busy
 
 
 def _answer(error: BaseException) -> tuple[int, str, str] | None:
@@ -89,18 +75,16 @@ def _answer(error: BaseException) -> tuple[int, str, str] | None:
     while cause is not None:  # s3fs translates botocore's errors and keeps them as the cause
         response = getattr(cause, "response", None)
         if isinstance(response, dict) and "Error" in response:
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            return status, response["Error"].get("Code", ""), response["Error"].get("Message", "")
+            status, answer = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0), response["Error"]
+            return status, answer.get("Code", ""), answer.get("Message", "")
         cause = cause.__cause__
     return None
 
 
 def describe_error(error: BaseException) -> str:
     """An error in one line for people; the store's own message if it answered."""
-    answer = _answer(error)
-    if answer is None:
-        text = f"{type(error).__name__}: {error}"
-    else:
+    answer, text = _answer(error), f"{type(error).__name__}: {error}"
+    if answer:
         status, code, message = answer
         # The answer to a HEAD request has no body: S3's code is then the status again.
         text = f"{status}: {message}" if code == str(status) else f"{status} {code}: {message}"
@@ -109,10 +93,8 @@ def describe_error(error: BaseException) -> str:
 
 class Store:
     """A folder of objects: a local directory or any fsspec URL (s3://bucket/prefix). Keys use `/`.
-
     A Store can be pickled for a worker; each process opens its own connection. Every operation may
-    raise StoreError after `retry_seconds` without success.
-    """
+    raise StoreError after `retry_seconds` without success."""
 
     def __init__(self, url: str, **options: Any) -> None:
         scheme = url.partition("://")[0].lower() if "://" in url else "file"
@@ -184,15 +166,12 @@ class Store:
                     raise
                 elapsed = time.monotonic() - started
                 if elapsed + delay > self.retry_seconds:
-                    raise StoreError(
-                        f"{self.url}: cannot {doing} {key!r}: tried {tries} times in {elapsed:.0f} s, "
-                        f"the last answer: {describe_error(error)}"
-                    ) from error
+                    tried = f"tried {tries} times in {elapsed:.0f} s"
+                    answer = f"the last answer: {describe_error(error)}"
+                    raise StoreError(f"{self.url}: cannot {doing} {key!r}: {tried}, {answer}") from error
                 if tries == 1:  # one line a wait, not one line an attempt
-                    log.warning(
-                        "%s: cannot %s %r yet, trying for %.0f s: %s",
-                        self.url, doing, key, self.retry_seconds, describe_error(error),
-                    )  # fmt: skip
+                    waiting = f"trying for {self.retry_seconds:.0f} s: {describe_error(error)}"
+                    log.warning("%s: cannot %s %r yet, %s", self.url, doing, key, waiting)
             time.sleep(delay)
         raise AssertionError("retry_delays() has no end")
 
@@ -222,16 +201,16 @@ class Store:
         """Whether there is an object of this key, by a request and never by a cached listing."""
         path = self._path(key)
 
-        def look() -> bool:
+        def info() -> None:
             self.fs.invalidate_cache()  # a cached listing may be older than another machine's write
-            try:
-                # fs.exists() takes any error for "no" on some file systems; info() does not.
-                self.fs.info(path, **self._limit)
-            except FileNotFoundError:
-                return False
-            return True
+            # fs.exists() takes any error for "no" on some file systems; info() does not.
+            self.fs.info(path, **self._limit)
 
-        return self._with_retries("look for", key, look)
+        try:
+            self._with_retries("look for", key, info)
+        except FileNotFoundError:
+            return False
+        return True
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """Keys under prefix (a folder), sorted; nothing if there is no such folder."""
@@ -247,27 +226,25 @@ class Store:
                 yield key
 
     def put_once(self, key: str, data: bytes) -> bool:
-        """Create the object. True if the key now has these bytes, False if it has another writer's.
-
-        Object storage gets the condition `If-None-Match: *`, so that the server decides: a look
-        before the write would leave a gap in which another machine can write. An error is settled
-        by reading the key back: the answer to a write that succeeded may have been lost, and some
-        servers report "exists" in an error of their own. If the key then has no object, the error
-        is raised.
-        """
+        """Create the object. True if the key now has these bytes, False if another writer's."""
         if not data:
-            raise ValueError(f"refusing to write the empty object {key!r}: empty objects do not count as existing")
+            why = "empty objects do not count as existing"
+            raise ValueError(f"refusing to write the empty object {key!r}: {why}")
         path = self._path(key)
 
         def create() -> None:
             if self.local:
                 _publish(Path(path), data, os.link)
             else:
-                self.fs.pipe_file(path, data, mode="create", **self._limit)  # If-None-Match: *
+                # If-None-Match: *, so that the server decides. A look before the write would leave
+                # a gap in which another machine can write.
+                self.fs.pipe_file(path, data, mode="create", **self._limit)
 
         try:
             self._with_retries("create", key, create)
         except Exception as error:
+            # The answer to a write that succeeded may be lost, and some servers report "exists" in
+            # an error of their own: what the key holds now decides.
             stored = self._read_after(error, key)
             if stored is None:
                 raise
@@ -305,10 +282,8 @@ class Store:
 
 def _publish(path: Path, data: bytes, publish: Callable[[Path, Path], None]) -> None:
     """Write data under another name, then give it the name `path`; on the disk when this returns.
-
-    publish is os.link, which fails if the name exists, or os.replace, which overwrites. Opening
-    `path` itself with O_EXCL would not do: the name would be visible before the bytes are there.
-    """
+    publish is os.link, which fails if the name exists, or os.replace, which overwrites."""
+    # Not open(path, O_EXCL): the name would be visible before the bytes are there.
     new_folders = [folder for folder in path.parents if not folder.exists()]
     temporary = _temporary_file(path, data)
     try:
@@ -320,8 +295,7 @@ def _publish(path: Path, data: bytes, publish: Callable[[Path, Path], None]) -> 
 
 
 def _sync(folder: Path) -> None:
-    """Flush a folder's names to the disk: without it a power cut may lose an object's name although
-    its record, written later, is kept."""
+    """Flush a folder's names: a power cut must not lose an object whose later record is kept."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
