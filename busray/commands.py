@@ -337,9 +337,12 @@ def _stored_config(url: str, flags: list[str]) -> "Config":
     import json
 
     from busray.config_file import with_flags
+    from busray.corpus.record import read_run
     from busray.storage import Store
 
-    stored = Store(url).read_or_none(CONFIG)
+    store = Store(url)
+    read_run(store)  # a newer format is refused before its settings are read
+    stored = store.read_or_none(CONFIG)
     if stored is None:
         raise UserError(f"{url}: no run there (no {CONFIG})")
     return with_flags({**json.loads(stored), "output": url}, flags)
