@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from busray.evidence.classes import AFTER_GATE, CONSISTENCY, EXCESS, FIRST_DRAW, JUDGE, SEEN_AS
 from busray.evidence.nearness import DISTANCE
 from busray.evidence.stats.intervals import Estimate
+from busray.evidence.stats.samples import FEWEST_UNITS
 from busray.records import CLASS_ALL, REAL, Figure, Interval
-from busray.report.html import LETTER, WIDTH, columns, figure, heading, paragraph, section, shortened, svg, table, text
+from busray.report import html
 from busray.report.metrics import METRICS, NONE
 from busray.report.tables import Json, Table
 
@@ -81,21 +82,21 @@ def confusions(figures: Sequence[Figure]) -> str:
         "Rows: the true class of real images, or the requested class of synthetic ones. Columns: the class that the "
         "judge sees. In a cell: the number of images and their share of the row."
     )
-    return paragraph(note) + columns("".join(_confusion(arm, cells) for arm, cells in by_arm.items()))
+    return html.paragraph(note) + html.columns("".join(_confusion(arm, cells) for arm, cells in by_arm.items()))
 
 
 def _confusion(arm: str, figures: Sequence[Figure]) -> str:
     """A cell has its count and its share of the row, also as shade; outlines mark agreement."""
     rows = list(dict.fromkeys(f.class_name for f in figures))
     seen = list(dict.fromkeys(f.metric.removeprefix(SEEN_AS) for f in figures))
-    left = 24 + LETTER * min(max(map(len, rows)), 16)
-    width = (WIDTH - left) / len(seen)
-    marks = text(0, 12, "true class" if arm == REAL else "requested", "soft")
-    marks += text(WIDTH, 12, "seen as", "soft", "end")
+    left = 24 + html.LETTER * min(max(map(len, rows)), 16)
+    width = (html.WIDTH - left) / len(seen)
+    marks = html.text(0, 12, "true class" if arm == REAL else "requested", "soft")
+    marks += html.text(html.WIDTH, 12, "seen as", "soft", "end")
     for j, name in enumerate(seen):
-        marks += text(left + (j + 0.5) * width, 30, shortened(name, int(width / 7)), "head", "middle")
+        marks += html.text(left + (j + 0.5) * width, 30, html.shortened(name, int(width / 7)), "head", "middle")
     for i, name in enumerate(rows):
-        marks += text(left - 8, 60 + i * CELL_HEIGHT, shortened(name, 16), "head", "end")
+        marks += html.text(left - 8, 60 + i * CELL_HEIGHT, html.shortened(name, 16), "head", "end")
     for f in figures:
         j = seen.index(f.metric.removeprefix(SEEN_AS))
         marks += _matrix_cell(f, left + j * width, 36 + rows.index(f.class_name) * CELL_HEIGHT, width)
@@ -103,8 +104,8 @@ def _confusion(arm: str, figures: Sequence[Figure]) -> str:
     counts = {f.class_name: f.n for f in figures}
     parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     caption = f"n = {sum(counts.values()):,} ({parts}), seen by {figures[0].extractor}."
-    drawing = svg(40 + CELL_HEIGHT * len(rows), f"Classes that the judge sees: {title}", marks)
-    return figure(drawing, caption, title)
+    drawing = html.svg(40 + CELL_HEIGHT * len(rows), f"Classes that the judge sees: {title}", marks)
+    return html.figure(drawing, caption, title)
 
 
 def _matrix_cell(f: Figure, x: float, y: float, width: float) -> str:
@@ -112,8 +113,8 @@ def _matrix_cell(f: Figure, x: float, y: float, width: float) -> str:
     place = f'x="{x + 1:.1f}" y="{y + 1:.1f}" width="{width - 2:.1f}" height="{CELL_HEIGHT - 2}"'
     shade = f'fill="currentColor" fill-opacity="{0.06 + 0.44 * f.value:.2f}"'
     outline = f'stroke="{"currentColor" if agrees else "none"}"'
-    count = text(x + width / 2, y + 18, f"{round(f.value * f.n):,}", "head", "middle")
-    share = text(x + width / 2, y + 33, f"{f.value:.2f}", anchor="middle")
+    count = html.text(x + width / 2, y + 18, f"{round(f.value * f.n):,}", "head", "middle")
+    share = html.text(x + width / 2, y + 33, f"{f.value:.2f}", anchor="middle")
     return f'<rect class="c1" {place} {shade} {outline}/>{count}{share}'
 
 
@@ -121,7 +122,7 @@ def consistency_section(figures: Sequence[Figure], gate: Json | None) -> str:
     """The report's part: class consistency, and the class gate where there is one."""
     judge, inside = _judge(figures), ""
     if judge:
-        inside = paragraph(
+        inside = html.paragraph(
             f"The judge is a classifier ({judge.extractor}). It was trained on {judge.n} real training images, "
             f"calibrated on validation images and tested on {judge.n_reference} real test images. Agreement is the "
             "share of first draws, before any rejection, in which the judge sees the requested class. The judge errs "
@@ -129,8 +130,8 @@ def consistency_section(figures: Sequence[Figure], gate: Json | None) -> str:
             "lost diversity (perhaps: the interval contains 0; –: after a gate, which selects images that agree). "
             "In figures of all classes, each class has the same weight."
         )
-        inside += table(*consistency_rows(figures)) + confusions(figures)
-    return section("Class consistency", inside + (_gate(gate, figures) if gate else ""))
+        inside += html.table(*consistency_rows(figures)) + confusions(figures)
+    return html.section("Class consistency", inside + (_gate(gate, figures) if gate else ""))
 
 
 def _gate(gate: Json, figures: Sequence[Figure]) -> str:
@@ -145,12 +146,12 @@ def _gate(gate: Json, figures: Sequence[Figure]) -> str:
         f"generated again, with at most {gate['attempts']} draws in all."
     )
     note = (
-        "Distances and coverage after the gate are in the tables above, as the arm +gate. Where all draws of an image "
-        "were rejected, that arm has fewer images; FID depends on n, KID does not. Copying: the distance to the "
-        "nearest real training image."
+        f"Distances and coverage after the gate are in the tables above, as the arm +gate, if {FEWEST_UNITS} images or "
+        "more of every class passed. Where all draws of an image were rejected, that arm has fewer images; FID depends "
+        "on n, KID does not. Copying: the distance to the nearest real training image."
     )
-    counts, copying = table(*gate_rows(gate)), table(*copying_rows(figures))
-    return heading("Class gate") + paragraph(what) + counts + paragraph(note) + copying
+    counts, copying = html.table(*gate_rows(gate)), html.table(*copying_rows(figures))
+    return html.heading("Class gate") + html.paragraph(what) + counts + html.paragraph(note) + copying
 
 
 def gate_rows(gate: Json) -> Table:

@@ -66,8 +66,9 @@ class GateComparison(NamedTuple):
 def _before_and_after_gate(run: Run, workers: Workers, extractor: str) -> GateComparison:
     """The two sides are read separately: an image that the gate gave up is missing after it only.
 
-    Where a whole class is missing after the gate, nothing is compared. Where a compared image is
-    missing, later rows hold other images, and the two sides are not seed-paired.
+    Where fewer than FEWEST_UNITS images of a class passed, nothing is compared after the gate.
+    Where a compared image is missing, later rows hold other images, and the two sides are not
+    seed-paired.
     """
     before = synthetic_blocks(run, arm_sources(run.config), extractor)
     _stop_at_too_few(run, before)
@@ -78,7 +79,7 @@ def _before_and_after_gate(run: Run, workers: Workers, extractor: str) -> GateCo
     after = synthetic_blocks(run, {gated: Source("", "image")}, extractor)
     passed = features(run, workers, after, extractor)[0][gated] if after[gated] else {}
     classes = next(iter(arms.values()))
-    if not all(len(passed.get(name, ())) for name in classes):
+    if min(len(passed.get(name, ())) for name in classes) < FEWEST_UNITS:
         return GateComparison(arms, {}, [], real)
     same_images = released in arms and chosen_indices(run, before) == chosen_indices(run, after)
     return GateComparison(arms, {gated: passed}, [(released, gated)] if same_images else [], real)
@@ -91,8 +92,9 @@ def _stop_at_too_few(run: Run, blocks: dict[str, list[ImageBlock]]) -> None:
         n = len(chosen.get(name, ()))
         if settings.images and n < FEWEST_UNITS:
             raise Stopped(
-                f"evaluate: every arm has {n} images of {name}, at least {FEWEST_UNITS} are needed to compare anything, and "
-                f"the others were quarantined{_example_of_quarantine(run)}: fix the cause and draw into another output"
+                f"evaluate: every arm has {n} images of {name}, at least {FEWEST_UNITS} are needed to compare "
+                f"anything, and the others were quarantined{_example_of_quarantine(run)}: fix the cause and draw into "
+                "another output"
             )
 
 

@@ -132,7 +132,25 @@ def test_the_gate_is_seed_paired_where_the_same_images_are_compared(
 ) -> None:
     held = by_chance("b", range(GATED_IMAGES), MOST_REPLICATES * GATED_REAL)
     missing = {"held": (held[4],), "beyond": (next(i for i in range(GATED_IMAGES) if i not in held),), (): ()}[spent]
-    store = Store(str(tmp_path))
+    drawn = compared_with_gate(Store(str(tmp_path)), monkeypatch, missing)
+    before, after = drawn.arms["lora"]["b"], drawn.gated["lora+gate"]["b"]
+    assert len(before) == len(after) == MOST_REPLICATES * GATED_REAL
+    assert np.array_equal(before, after) == paired
+    assert drawn.pairs == ([("lora", "lora+gate")] if paired else [])
+
+
+@pytest.mark.parametrize(("passed", "compared"), [(0, False), (2, False), (3, True)])
+def test_nothing_is_compared_after_a_gate_that_let_too_few_images_of_a_class_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passed: int, compared: bool
+) -> None:
+    missing = tuple(range(passed, GATED_IMAGES))
+    drawn = compared_with_gate(Store(str(tmp_path)), monkeypatch, missing)
+    assert len(drawn.arms["lora"]["b"]) == MOST_REPLICATES * GATED_REAL
+    assert bool(drawn.gated) == compared and drawn.pairs == []
+
+
+def compared_with_gate(store: Store, monkeypatch: pytest.MonkeyPatch, missing: tuple[int, ...]) -> Any:
+    """What is compared of a run whose gate gave the missing images up."""
     found = {"lora": gated_block(store, "before.npy", ()), "lora+gate": gated_block(store, "after.npy", missing)}
     corpus = SimpleNamespace(gate=object(), keep_txt2img=False)
     config = SimpleNamespace(
@@ -148,8 +166,4 @@ def test_the_gate_is_seed_paired_where_the_same_images_are_compared(
     run: Any = SimpleNamespace(config=config, dataset=real, store=store)
     monkeypatch.setattr(evaluate, "synthetic_blocks", lambda run, sources, name: {arm: [found[arm]] for arm in sources})
     monkeypatch.setattr(features_stage, "real_blocks", lambda run, name: [])
-    drawn = evaluate._before_and_after_gate(run, InProcessWorkers(), "inception-v3-2015")  # pyright: ignore[reportPrivateUsage]
-    before, after = drawn.arms["lora"]["b"], drawn.gated["lora+gate"]["b"]
-    assert len(before) == len(after) == MOST_REPLICATES * GATED_REAL
-    assert np.array_equal(before, after) == paired
-    assert drawn.pairs == ([("lora", "lora+gate")] if paired else [])
+    return evaluate._before_and_after_gate(run, InProcessWorkers(), "inception-v3-2015")  # pyright: ignore[reportPrivateUsage]
