@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,15 +108,31 @@ def opened(folder: Path) -> Run:
     return open_run(validate(tree), quiet)
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return opened(tmp_path)
+@pytest.fixture(scope="module", autouse=True)
+def few_planted_copies() -> Iterator[None]:
+    """Each kind of a planted copy is made of four images: how many are found is not tested here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PLANTED_IMAGES", 4)
+        yield
 
 
 @pytest.fixture(scope="module")
-def passed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, int]:
+def checked_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without a corpus; read only."""
+    folder = tmp_path_factory.mktemp("checked")
+    opened(folder)
+    return folder
+
+
+@pytest.fixture
+def run(checked_folder: Path, tmp_path: Path) -> Run:
+    return opened(shutil.copytree(checked_folder, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="module")
+def passed(checked_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, int]:
     """A run whose corpus has no copy, and the exit status of its audit."""
-    run = opened(tmp_path_factory.mktemp("passed"))
+    run = opened(shutil.copytree(checked_folder, tmp_path_factory.mktemp("passed") / "copy"))
     draw(run, {})
     with commands_in_process():
         return run, main(["audit", run.store.url])
