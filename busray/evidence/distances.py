@@ -28,8 +28,7 @@ MIXTURE = "paper-mixture"
 
 
 FLOOR_SPLIT = {"train": "test", "val": "train", "test": "train"}
-"""reference -> the split that its floor compares it with; the floor of `all` compares its two
-halves."""
+"""reference -> the split that its floor compares it with; `all` compares its two halves."""
 
 
 def arm_figures(
@@ -42,7 +41,7 @@ def arm_figures(
     """Distances, neighbourhood and AUC of each arm and of the floor, and seed-paired differences.
 
     arms: arm -> class -> features in random order; row i of a class has the same seed in each arm.
-    pairs: (before, after) arms of the kernel distances' differences; by default each arm and the next.
+    pairs: (before, after) arms of the kernel distances' differences; default: each and the next.
     units: arm -> class -> labels [n] of independent draws, for arms made from real images.
 
     Each class counts as many images in every arm and in the floor, if there are enough; only the

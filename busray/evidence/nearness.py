@@ -1,5 +1,4 @@
-"""Nearness of drawn images to the training images, and real images through the autoencoder, as
-figures."""
+"""Figures of nearness to the training images, and of real images through the autoencoder."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,8 +1,9 @@
-"""A blinded reader study: real and synthetic images that nothing but their pixels tells apart, and the returned sheets.
+"""A blinded reader study: images that only their pixels show to be real or synthetic, and the
+scores of the returned sheets.
 
-The key lies outside the folder that readers are given. Order, names, encoder, size of the files and time stamps are
-the same for both sides or drawn by chance; what burned-in text or a
-maker's mark tells, they see.
+The key lies outside the folder that readers get. Order, names, encoder, file size and time stamp
+are the same for both sides, or random. Burned-in text or a maker's mark in the pixels stays
+visible.
 """
 
 import csv
@@ -51,58 +52,66 @@ WRITTEN = 946_684_800
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One image of the study before it is blinded: pixels uint8 [h, w], the side and where it came from."""
+    """One image of the study before it is blinded."""
 
     pixels: np.ndarray
+    """uint8 [h, w]"""
     side: str
+    """One of SIDES."""
     class_name: str
     source: str
     """A real image's file, a synthetic one's id."""
 
 
 def real_exhibits(dataset: DataSet, folder: Path, classes: Sequence[str], n: int, seed: int) -> list[Exhibit]:
-    """n test images a class, framed as training images are; of near-duplicates one. UserError where there are fewer."""
-    chance = random.Random(seed)
-    exhibits = []
+    """n framed test images of each class, one of each unit; UserError where there are fewer."""
+    rng = random.Random(seed)
+    exhibits: list[Exhibit] = []
     for name in classes:
-        alone = {image.unit: image for image in dataset.test if image.class_name == name}
-        _enough(name, "test images that are no duplicates of each other", len(alone), n)
-        drawn = [alone[unit] for unit in chance.sample(sorted(alone), n)]
-        pixels = ImageFolder(dataset, folder, tuple(classes)).load(drawn).pixels
-        exhibits += [Exhibit(p, "real", name, image.file) for p, image in zip(pixels, drawn, strict=True)]
+        # One image of each unit: a reader who knows a near-duplicate would know this one too.
+        by_unit = {image.unit: image for image in dataset.test if image.class_name == name}
+        _refuse_too_many(name, "test images that are no duplicates of each other", len(by_unit), n)
+        chosen = [by_unit[unit] for unit in rng.sample(sorted(by_unit), n)]
+        pixels = ImageFolder(dataset, folder, tuple(classes)).load(chosen).pixels
+        for square, image in zip(pixels, chosen, strict=True):
+            exhibits.append(Exhibit(square, "real", name, image.file))
     return exhibits
 
 
 def synthetic_exhibits(store: Store, classes: Sequence[str], n: int, seed: int) -> list[Exhibit]:
-    """n images a class of the released corpus, each as likely as any other; UserError where there are fewer."""
-    chance = random.Random(seed)
+    """n random images of each class of the released corpus; UserError where there are fewer."""
+    rng = random.Random(seed)
     published = published_rows(store)
-    exhibits = []
+    exhibits: list[Exhibit] = []
     for name in classes:
-        shards = [(shard, row["rows"]) for shard, row in published.items() if shard.class_name == name]
-        total = sum(rows for _, rows in shards)
-        _enough(name, "synthetic images", total, n)
-        wanted = set(chance.sample(range(total), n))
+        rows_of = {shard: row["rows"] for shard, row in published.items() if shard.class_name == name}
+        total = sum(rows_of.values())
+        _refuse_too_many(name, "synthetic images", total, n)
+        # Places in the class's corpus as a whole, so that each image is as likely as any other.
+        wanted = sorted(rng.sample(range(total), n))
         first = 0
-        for shard, rows in shards:
-            places = sorted(place - first for place in wanted if first <= place < first + rows)
+        for shard, rows in rows_of.items():
+            places = [place - first for place in wanted if first <= place < first + rows]
             first += rows
             if places:
                 table = read_rows(store, read_commit(store, shard)).take(places)
                 for row in table.to_pylist():
-                    exhibits.append(Exhibit(png_pixels(row["image"]["bytes"]), "synthetic", name, row["image_id"]))
+                    pixels = png_pixels(row["image"]["bytes"])
+                    exhibits.append(Exhibit(pixels, "synthetic", name, row["image_id"]))
     return exhibits
 
 
-def _enough(name: str, what: str, there: int, wanted: int) -> None:
-    if there < wanted:
-        raise UserError(f"--images={wanted}: class {name} has {there} {what}; ask for no more than {there}")
+def _refuse_too_many(name: str, what: str, available: int, wanted: int) -> None:
+    if available < wanted:
+        raise UserError(f"--images={wanted}: class {name} has {available} {what}; ask for no more than {available}")
 
 
 def blind(exhibits: Sequence[Exhibit], seed: int) -> tuple[dict[str, bytes], bytes]:
-    """(file name -> bytes of the readers' folder, key.csv): shuffled by seed, named by place in the shuffled order.
+    """(file name -> bytes of the readers' folder, bytes of the key), shuffled by seed and named
+    by place.
 
-    seed decides which name is which side, so it is to be drawn by chance and kept with the key.
+    The seed decides which name is which side: it must be random and stay with the key. ValueError
+    where the images differ in size.
     """
     shapes = {exhibit.pixels.shape for exhibit in exhibits}
     if len(shapes) != 1:
@@ -122,14 +131,15 @@ def blind(exhibits: Sequence[Exhibit], seed: int) -> tuple[dict[str, bytes], byt
 
 
 def plain_png(pixels: np.ndarray) -> bytes:
-    """uint8 [h, w] as a grey PNG without text chunks and without compression: its length tells the size alone."""
+    """uint8 [h, w] as a grey PNG without text chunks. It is not compressed, so that its length
+    shows nothing but the size."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "png", compress_level=0)
     return buffer.getvalue()
 
 
 def instructions(classes: Sequence[str]) -> str:
-    return f"""Some of these breast-ultrasound images are scans of patients, some are synthetic; how many is not told.
+    return f"""Some of these breast-ultrasound images are scans of patients, some are synthetic; how many is not said.
 
 Fill in {SHEET}, one line an image, in any order. Leave the lines' first column as it is.
 
@@ -143,11 +153,12 @@ Not for clinical use.
 
 
 def write_study(folder: Path, files: Mapping[str, bytes], key: bytes) -> Path:
-    """Write the readers' folder and, beside it, the key; returns the key's path. UserError where either is there."""
+    """Write the readers' folder and the key beside it; returns the key's path. UserError where
+    either exists."""
     key_path = folder.with_name(f"{folder.name}-key.csv")
     for path in (folder, key_path):
         if path.exists():
-            raise UserError(f"{path}: is there already; name another folder, so that no study overwrites another's key")
+            raise UserError(f"{path}: exists already; name another folder: a study must not overwrite another's key")
     folder.mkdir(parents=True)
     key_path.write_bytes(key)
     for name, data in sorted(files.items()):
@@ -158,7 +169,7 @@ def write_study(folder: Path, files: Mapping[str, bytes], key: bytes) -> Path:
 
 @dataclass(frozen=True)
 class Share:
-    """part of whole, with Wilson's 95 % interval."""
+    """A part of a whole, as counts."""
 
     part: int
     whole: int
@@ -170,42 +181,46 @@ class Share:
 
 @dataclass(frozen=True)
 class Score:
-    """What one reader's sheet comes to."""
+    """The result of one reader's sheet."""
 
     auc: Estimate
-    """Of telling synthetic from real by the 1 to 5 scale; 0.5 is guessing."""
+    """Of distinguishing synthetic from real by the scale of 1 to 5; 0.5 is guessing."""
     real: int
     synthetic: int
+    """Images."""
     class_real: Share
     """Real images whose class was named as labelled."""
     class_synthetic: Share
-    """Synthetic images whose class was named as asked for in drawing them."""
+    """Synthetic images whose class was named as in their prompt."""
 
 
 def score(sheet: Path, key: Path) -> Score:
-    """Score a returned sheet; UserError, one message, where it is incomplete, altered or of another study."""
+    """Score a returned sheet; one UserError where it is incomplete, altered or of another study."""
     truth = {row["image"]: row for row in _rows(key, KEY_COLUMNS, "key")}
     answers = _answers(_rows(sheet, SHEET_COLUMNS, "sheet"), truth, sheet)
-    sides = {side: [name for name in truth if truth[name]["side"] == side] for side in SIDES}
-    if not all(sides.values()):
-        raise UserError(f"key {key}: it needs images of both sides, {' and '.join(SIDES)}")
-    scale = {side: np.array([int(answers[n]["real_or_synthetic"]) for n in names]) for side, names in sides.items()}
-    right = {
-        side: Share(sum(answers[n]["class"].strip() == truth[n]["class"] for n in names), len(names))
-        for side, names in sides.items()
-    }
+    ratings: dict[str, np.ndarray] = {}
+    class_named: dict[str, Share] = {}
+    for side in SIDES:
+        names = [name for name, row in truth.items() if row["side"] == side]
+        if not names:
+            raise UserError(f"key {key}: it needs images of both sides, {' and '.join(SIDES)}")
+        ratings[side] = np.array([int(answers[name]["real_or_synthetic"]) for name in names])
+        right = sum(answers[name]["class"].strip() == truth[name]["class"] for name in names)
+        class_named[side] = Share(right, len(names))
     return Score(
-        auc(scale["synthetic"], scale["real"]),
-        len(sides["real"]),
-        len(sides["synthetic"]),
-        right["real"],
-        right["synthetic"],
+        auc(ratings["synthetic"], ratings["real"]),
+        len(ratings["real"]),
+        len(ratings["synthetic"]),
+        class_named["real"],
+        class_named["synthetic"],
     )
 
 
 def _answers(
     rows: Sequence[Mapping[str, str]], truth: Mapping[str, Mapping[str, str]], sheet: Path
 ) -> dict[str, Mapping[str, str]]:
+    """image -> its row. UserError with all that is wrong at once: readers get a sheet back only
+    once."""
     counts = Counter(row["image"] for row in rows)
     classes = sorted({row["class"] for row in truth.values()})
     scale = [str(value) for value in range(SURE_REAL, SURE_SYNTHETIC + 1)]
@@ -220,10 +235,10 @@ def _answers(
             row["image"] for row in rows if row["class"].strip() not in classes
         ],
     }
-    told = [f"{what}: {len(names)} ({', '.join(names[:3])})" for what, names in problems.items() if names]
-    if told:
+    sentences = [f"{what}: {len(names)} ({', '.join(names[:3])})" for what, names in problems.items() if names]
+    if sentences:
         raise UserError(
-            f"sheet {sheet}: {'; '.join(told)}. Nothing was scored: complete the sheet as it was handed out"
+            f"sheet {sheet}: {'; '.join(sentences)}. Nothing was scored: complete the sheet as it was handed out"
         )
     return {row["image"]: row for row in rows}
 
@@ -237,7 +252,7 @@ def _csv(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
 
 
 def _rows(path: Path, columns: Sequence[str], what: str) -> list[dict[str, str]]:
-    """The rows of a CSV with these columns, separated by commas or, as some spreadsheets save it, semicolons."""
+    """The rows of a CSV with these columns. Some spreadsheets separate cells by semicolons."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -251,7 +266,8 @@ def _rows(path: Path, columns: Sequence[str], what: str) -> list[dict[str, str]]
         raise UserError(f"{what} {path}: no CSV: {error}") from error
     if tuple(reader.fieldnames or ()) != tuple(columns):
         raise UserError(f"{what} {path}: its columns are {reader.fieldnames}, expected {', '.join(columns)}")
-    torn = [i for i, row in enumerate(rows, 2) if None in row or None in row.values()]
-    if torn:
-        raise UserError(f"{what} {path}: line {torn[0]} does not have {len(columns)} cells")
+    # DictReader marks surplus cells by a None key and missing ones by None values.
+    incomplete = [i for i, row in enumerate(rows, 2) if None in row or None in row.values()]
+    if incomplete:
+        raise UserError(f"{what} {path}: line {incomplete[0]} does not have {len(columns)} cells")
     return rows

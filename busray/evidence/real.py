@@ -1,5 +1,4 @@
-"""Features of the real images by split and class, and the part that all figures about them
-share."""
+"""Features of the real images by split and class; the fields that all figures about them share."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

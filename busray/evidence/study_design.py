@@ -126,8 +126,7 @@ def mix_positions(
 
 
 def units_of(images: Sequence[SourceImage], near_duplicates: Iterable[Sequence[str]]) -> dict[str, str]:
-    """file -> the first file of its unit: near-duplicates, images of one group, and what these
-    link.
+    """file -> first file of its unit: near-duplicates, images of one group, and what these link.
 
     Not SourceImage.unit, which the split wrote: an external set has no split, and a check for
     leaks must not rest on what the split recorded.

@@ -29,8 +29,7 @@ FEWEST_FOR_INFINITY = 2048
 
 @dataclass(frozen=True)
 class Moments:
-    """Number, mean [d] and scatter of features. Merged in any order they are the same to
-    rounding."""
+    """Number, mean [d] and scatter of features; merged in any order, the same to rounding."""
 
     n: int
     mean: np.ndarray
@@ -86,15 +85,13 @@ class FrechetSpread:
 
 
 def frechet_spread(samples: Sequence[np.ndarray], sizes: Sequence[int], reference: np.ndarray) -> FrechetSpread:
-    """Distance of n = sum(sizes) images from a reference [m, d], with its spread given the
-    reference.
+    """Distance of n = sum(sizes) images from a reference [m, d], with its spread.
 
     samples: for each class features [at least its size, d], in random order.
 
     With FEWEST_REPLICATES x n images or more, the value is the mean over disjoint replicates of n
     images, with Student's interval of a mean. Otherwise the value is that of the first n images,
-    and the interval is by sectioning (Asmussen and Glynn 2007, III.5) from FEWEST_REPLICATES
-    parts.
+    and the interval is by sectioning in FEWEST_REPLICATES parts (Asmussen and Glynn 2007, III.5).
     """
     target = Moments.of(reference)
     whole = min(MOST_REPLICATES, *(len(rows) // n for rows, n in zip(samples, sizes, strict=True)))

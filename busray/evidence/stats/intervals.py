@@ -1,6 +1,5 @@
 # pyright: strict
-"""Estimates with 95 % intervals: shares, AUCs, means, medians; Student's t. Numbers in, numbers
-out."""
+"""Estimates with 95 % intervals: shares, AUCs, means, medians. Student's t distribution."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,8 +107,7 @@ def difference_of_estimates(first: Estimate, second: Estimate) -> Estimate:
 
 
 def jackknife_mean(values: np.ndarray, units: np.ndarray) -> Estimate:
-    """Mean of values [n] of images of units [n], with the delete-one-unit jackknife and Student's
-    t.
+    """Mean of values [n] of images of units [n], by the delete-one-unit jackknife and Student's t.
 
     Needs at least 2 units (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 11).
     """

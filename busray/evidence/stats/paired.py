@@ -149,8 +149,7 @@ def score(probabilities: np.ndarray, labels: np.ndarray, units: np.ndarray, seed
 
 
 def estimate(scores: Scores, key: Key) -> Estimate:
-    """A metric of an arm, averaged over its seeds. The interval lies within [0, 1], as metrics
-    do."""
+    """A metric of an arm, averaged over its seeds; the interval lies within [0, 1]."""
     value, error, freedom = _spread(scores.point[key], scores.samples[key], scores.units[key[1]])
     half = t_quantile(1 - LEVEL / 2, freedom) * error
     return Estimate(value, Interval(max(value - half, 0.0), min(value + half, 1.0)))

@@ -16,8 +16,7 @@ class Sample(NamedTuple):
     features: np.ndarray
     """[n, d]"""
     units: np.ndarray
-    """[n] labels: images of one label (near-duplicates, a patient) count as one independent
-    draw."""
+    """[n] labels: images of one label (near-duplicates, a patient) are one independent draw."""
     classes: np.ndarray
     """[n] class names"""
 
@@ -40,8 +39,7 @@ class Sample(NamedTuple):
 
 
 def unit_numbers(units: np.ndarray | None, features: np.ndarray) -> np.ndarray:
-    """Unit labels [n] of features [n, d] as numbers 0, 1, ... without gaps; None: each image its
-    own.
+    """Unit labels [n] of features [n, d] as numbers 0, 1, ...; None: every image its own unit.
 
     ValueError where there is not one label for each image.
     """

@@ -34,7 +34,7 @@ def test_a_search_that_misses_a_copy_planted_as_it_is_passes_no_corpus(rng: np.r
 
 
 def test_near_duplicates_held_out_count_as_one_trial_of_a_false_alarm(rng: np.random.Generator) -> None:
-    """Three images of one cluster and one of another are taken for copies, of 300 in 100 clusters."""
+    """Three images of one unit and one of another are taken for copies, of 300 in 100 units."""
     of = evidence(rng, {})
     of.held_out["image_score"][[0, 1, 2, 30]] = 1.0
     (figure,) = [f for f in audit_figures(of) if f.metric == "copy_false_positives"]

@@ -21,8 +21,8 @@ from busray.evidence.classes import (
     recalls,
 )
 from busray.evidence.stats.intervals import Estimate, difference_of_estimates, mean_of_estimates, wilson
-from busray.records import Commit, Execution, Figure, Interval, Redrawn
-from tests.support.judged import NAMES, RECORD, SEVEN_OF_TEN, real, said
+from busray.records import ClassifierRecord, Commit, Execution, Figure, Interval, Recall, Redrawn
+from tests.support.judged import NAMES, SEVEN_OF_TEN, real, said
 
 
 def share(part: int, whole: int) -> Estimate:
@@ -138,6 +138,20 @@ COMMIT = Commit(
     redrawn=(Redrawn("b-3", (0.1,), 1), Redrawn("b-4", (0.1, 0.2), 2), Redrawn("b-5", (0.1, 0.1, 0.1), None)),
 )
 
+GATE_RECORD = ClassifierRecord(
+    architecture="efficientnet-lite0",
+    dataset="hash",
+    classes=("benign", "malignant"),
+    training={},
+    seed=1,
+    chosen={},
+    trials=(),
+    images={"train": 50, "val": 10, "test": 20},
+    test={"all": Recall(0.8, Interval(0.6, 0.9), 20)},
+    object="",
+    digest="",
+)
+
 
 def test_draws_are_counted_from_the_records() -> None:
     counts = gate_counts([COMMIT, replace(COMMIT, first=10, redrawn=(), rejects=())], attempts=3)
@@ -145,7 +159,7 @@ def test_draws_are_counted_from_the_records() -> None:
 
 
 def test_the_gates_figures_say_how_many_first_draws_passed_and_how_good_it_is_itself() -> None:
-    figures = gate_figures(gate_counts([COMMIT], 3), RECORD, "lora+ti", "letterbox", 128)
+    figures = gate_figures(gate_counts([COMMIT], 3), GATE_RECORD, "lora+ti", "letterbox", 128)
     passed = found(figures, ACCEPTANCE, "benign")
     assert (passed.value, passed.interval, passed.n) == (6 / 9, wilson(6, 9), 9)  # b-6 never came before the gate
     own = found(figures, GATE, "all", "real")
@@ -154,6 +168,6 @@ def test_the_gates_figures_say_how_many_first_draws_passed_and_how_good_it_is_it
 
 def test_a_class_of_which_nothing_came_before_the_gate_has_no_acceptance() -> None:
     none = gate_counts([replace(COMMIT, count=1, rows=0, rejects=(("b-0", "not finite"),), redrawn=())], 3)
-    assert not any(f.metric == ACCEPTANCE for f in gate_figures(none, RECORD, "lora+ti", "letterbox", 128))
-    both = gate_figures({**none, "malignant": GateCounts(4, 3, 1, 0, 5)}, RECORD, "lora+ti", "letterbox", 128)
+    assert not any(f.metric == ACCEPTANCE for f in gate_figures(none, GATE_RECORD, "lora+ti", "letterbox", 128))
+    both = gate_figures({**none, "malignant": GateCounts(4, 3, 1, 0, 5)}, GATE_RECORD, "lora+ti", "letterbox", 128)
     assert {f.class_name: f.value for f in both if f.metric == ACCEPTANCE} == {"all": 0.75, "malignant": 0.75}

@@ -6,9 +6,9 @@ import pytest
 from busray.data.phantom import CLASSES, PROBES, phantom
 from busray.evidence.copies import (
     FALSE_ALARMS,
-    SEARCH_ROW,
     KINDS,
     LESION_PASTED,
+    SEARCH_ROW,
     TRANSFORMATIONS,
     GumbelLaw,
     Originals,

@@ -56,7 +56,7 @@ def test_every_figure_says_how_the_images_were_framed(real: RealFeatures, arms: 
     assert {(f.frame, f.size) for f in arm_figures(arms, real, "test")} == {("letterbox", 64)}
 
 
-def test_images_of_a_cluster_count_as_one_draw_in_every_kernel_figure(real: RealFeatures, arms: dict) -> None:
+def test_images_of_a_unit_count_as_one_draw_in_every_kernel_figure(real: RealFeatures, arms: dict) -> None:
     units = {split: {name: np.array([f"{split} {name} {i // 2}" for i in range(len(rows))])
                      for name, rows in by.items()} for split, by in real.features.items()}  # fmt: skip
     arms = {arm: {"b": np.tile(by["b"], (2, 1))[:30], "m": by["m"][:15]} for arm, by in arms.items()}
@@ -79,7 +79,7 @@ def test_images_of_a_cluster_count_as_one_draw_in_every_kernel_figure(real: Real
         assert p_value == kid_p_value(train[order], test, of_test, of_train[order])
 
 
-def test_the_halves_of_all_real_images_share_no_cluster(real: RealFeatures, arms: dict) -> None:
+def test_the_halves_of_all_real_images_share_no_unit(real: RealFeatures, arms: dict) -> None:
     twins = {
         split: {name: np.repeat(rows, 2, axis=0) for name, rows in by.items()} for split, by in real.features.items()
     }
@@ -90,7 +90,9 @@ def test_the_halves_of_all_real_images_share_no_cluster(real: RealFeatures, arms
     )  # 0 if each image had its twin on the other side
 
 
-def test_the_papers_mixture_holds_every_real_image_against_itself_with_the_arms_added(real: RealFeatures, arms: dict) -> None:
+def test_the_papers_mixture_holds_every_real_image_against_itself_with_the_arms_added(
+    real: RealFeatures, arms: dict
+) -> None:
     figures = arm_figures(arms, real, "test")
     mixture = one(figures, metric="fid", arm="lora+ti", class_name="all", protocol="paper-mixture")
     everything = np.concatenate([real.features[s][c] for c in ("b", "m") for s in ("train", "val", "test")])
@@ -155,8 +157,8 @@ def test_a_class_mix_that_differs_tells_no_real_images_apart(arms: dict) -> None
     assert one(figures, metric="kid_p_value", floor=True, class_name="all").value > 0.05
 
 
-def test_clusters_in_one_class_only_tell_no_images_of_the_same_classes_apart() -> None:
-    """Classes far apart; the images of one come in pairs among the real ones, so that one a cluster is another mix."""
+def test_units_in_one_class_only_tell_no_images_of_the_same_classes_apart() -> None:
+    """Classes far apart; the images of one come in pairs among the real ones, so that one a unit is another mix."""
     real = independent(
         {split: {"b": features(60, i), "m": features(40, i + 9, 9.0)} for i, split in enumerate(("train", "test"))}
     )
@@ -180,7 +182,7 @@ def test_a_class_that_is_not_drawn_is_in_no_overall_figure(real: RealFeatures, a
 
 @pytest.mark.parametrize("reference", ["test", "all"])
 def test_a_class_that_the_floor_lacks_is_in_no_overall_figure(real: RealFeatures, arms: dict, reference: str) -> None:
-    """Overall figures of arms and floor are of the same classes: one without training images, or with one cluster."""
+    """Overall figures of arms and floor are of the same classes: one without training images, or with one unit."""
     if reference == "test":
         lacking = independent({**real.features, "train": {"b": real.features["train"]["b"]}})
     else:
@@ -233,7 +235,9 @@ def test_a_class_with_too_few_images_has_no_figure_of_its_own(real: RealFeatures
     assert one(figures, metric="fid", arm="base", class_name="all", protocol="synthetic-only").n_reference == 14
 
 
-def test_neighbourhoods_are_given_for_arms_and_floor_where_there_are_neighbours_enough(real: RealFeatures, arms: dict) -> None:
+def test_neighbourhoods_are_given_for_arms_and_floor_where_there_are_neighbours_enough(
+    real: RealFeatures, arms: dict
+) -> None:
     figures = arm_figures(arms, real, "test")
     near = neighbourhood(arms["lora+ti"]["b"], real.features["test"]["b"])
     for metric in ("precision", "recall", "density", "coverage"):

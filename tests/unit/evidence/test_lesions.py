@@ -118,7 +118,7 @@ def test_chance_alone_is_seldom_improbable_also_where_the_real_images_come_in_co
     assert low <= 7  # binomial(60, 0.05) exceeds it in 1 % of all cases
 
 
-def test_a_means_interval_without_clusters_is_students(rng: np.random.Generator) -> None:
+def test_a_means_interval_without_units_is_students(rng: np.random.Generator) -> None:
     values = rng.exponential(size=23)
     found = jackknife_mean(values, np.arange(23))
     low, high = stats.t.interval(0.95, 22, loc=values.mean(), scale=stats.sem(values))
@@ -126,7 +126,7 @@ def test_a_means_interval_without_clusters_is_students(rng: np.random.Generator)
     assert found.interval == pytest.approx((low, high), abs=1e-4)
 
 
-def test_a_means_interval_with_clusters_is_the_brute_force_jackknife(rng: np.random.Generator) -> None:
+def test_a_means_interval_with_units_is_the_brute_force_jackknife(rng: np.random.Generator) -> None:
     values, units = rng.normal(size=30), rng.integers(0, 9, 30).astype(str)
     names = np.unique(units)
     without = np.array([values[units != name].mean() for name in names])

@@ -126,10 +126,10 @@ def test_images_of_different_sizes_are_not_mixed() -> None:
 
 def test_a_study_never_overwrites_another(study: tuple[Path, Path], tmp_path: Path) -> None:
     folder, _ = study
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         write_study(folder, *blind(exhibits(1), 0))
     (tmp_path / "new-key.csv").write_text("")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         write_study(tmp_path / "new", *blind(exhibits(1), 0))
     assert not (tmp_path / "new").exists()
 

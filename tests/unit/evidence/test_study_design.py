@@ -12,14 +12,14 @@ from busray.data.duplicates import shared_images
 from busray.data.read import scan
 from busray.evidence.study_design import (
     TrainingMix,
-    units_of,
     first_rows,
     gate_pairs,
-    synthetic_counts,
     mix_positions,
     refuse_foreign_corpus,
     refuse_leaks,
     study_arms,
+    synthetic_counts,
+    units_of,
 )
 from busray.records import DataSet, SourceImage, UserError
 from tests.support.paths import ROOT
@@ -119,7 +119,7 @@ def test_too_small_a_corpus_is_an_error_and_not_a_smaller_arm() -> None:
 # ---- leaks ----------------------------------------------------------------------------------------------------------
 
 
-def test_clusters_join_near_duplicates_and_groups() -> None:
+def test_units_join_near_duplicates_and_groups() -> None:
     images = [image("a"), image("b", "p1"), image("c", "p1"), image("d"), image("e")]
     assert units_of(images, [["benign/a.png", "benign/b.png"]]) == {
         "benign/a.png": "benign/a.png",

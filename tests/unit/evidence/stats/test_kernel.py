@@ -12,8 +12,8 @@ def sample(n: int, seed: int, shift: float = 0.0, d: int = 16) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, d)) + shift
 
 
-def clustered(k: int, seed: int, shift: float = 0.0, d: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    """(features, labels) of k clusters of 1 to 6 near-duplicates; one image of each is distributed as sample's are."""
+def in_units(k: int, seed: int, shift: float = 0.0, d: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """(features, labels) of k units of 1 to 6 near-duplicates; one image of each is distributed as sample's are."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(k), rng.integers(1, 7, k))
     centres = rng.standard_normal((k, d)) * np.sqrt(1 - 0.15**2)
@@ -23,7 +23,7 @@ def clustered(k: int, seed: int, shift: float = 0.0, d: int = 16) -> tuple[np.nd
 def brute_force(
     x: np.ndarray, y: np.ndarray, y_labels: np.ndarray | None = None, x_labels: np.ndarray | None = None
 ) -> float:
-    """MMD^2 by its definition, pair by pair; pairs of a cluster do not count."""
+    """MMD^2 by its definition, pair by pair; pairs of a unit do not count."""
 
     def k(a: np.ndarray, b: np.ndarray) -> float:
         return float((a @ b / len(a) + 1) ** 3)
@@ -113,7 +113,7 @@ def test_p_values_of_equal_distributions_are_uniform_and_small_for_others() -> N
     assert kid_p_value(sample(40, 1), sample(40, 2, 0.8)) == 0.001
 
 
-# ---- clusters -------------------------------------------------------------------------------------------------------
+# ---- units -------------------------------------------------------------------------------------------------------
 
 
 LABELS = np.array(["p", "q", "q", "r", "p", "s", "q", "t"])
@@ -123,7 +123,7 @@ def without(z: np.ndarray, labels: np.ndarray, one: str) -> tuple[np.ndarray, np
     return z[labels != one], labels[labels != one]
 
 
-def test_the_interval_is_that_of_a_loop_that_leaves_out_each_cluster_on_either_side() -> None:
+def test_the_interval_is_that_of_a_loop_that_leaves_out_each_unit_on_either_side() -> None:
     x, y, x_labels = sample(7, 1), sample(8, 2, 0.3), np.array([0, 1, 1, 2, 3, 3, 4])
     found = kid(x, y, LABELS, x_labels)
     assert found.value == pytest.approx(brute_force(x, y, LABELS, x_labels), rel=1e-10)
@@ -137,7 +137,7 @@ def test_the_interval_is_that_of_a_loop_that_leaves_out_each_cluster_on_either_s
     assert (found.interval[1] - found.interval[0]) / 2 == pytest.approx(1.959964 * np.sqrt(half), rel=1e-6)
 
 
-def test_a_difference_is_that_of_a_loop_that_leaves_out_pairs_and_clusters() -> None:
+def test_a_difference_is_that_of_a_loop_that_leaves_out_pairs_and_units() -> None:
     a, b, y = sample(6, 1), sample(6, 3, 0.2), sample(8, 2, 0.3)
     found = kid_difference(a, b, y, LABELS)
 
@@ -146,17 +146,17 @@ def test_a_difference_is_that_of_a_loop_that_leaves_out_pairs_and_clusters() -> 
 
     assert found.value == pytest.approx(difference(a, b, y, LABELS), rel=1e-10)
     pairs = np.array([difference(np.delete(a, i, 0), np.delete(b, i, 0), y, LABELS) for i in range(6)])
-    clusters = np.array([difference(a, b, *without(y, LABELS, c)) for c in np.unique(LABELS)])
-    variance = sum((len(v) - 1) / len(v) * ((v - v.mean()) ** 2).sum() for v in (pairs, clusters))
+    units = np.array([difference(a, b, *without(y, LABELS, c)) for c in np.unique(LABELS)])
+    variance = sum((len(v) - 1) / len(v) * ((v - v.mean()) ** 2).sum() for v in (pairs, units))
     assert (found.interval[1] - found.interval[0]) / 2 == pytest.approx(1.959964 * np.sqrt(variance), rel=1e-6)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.4])
-def test_with_clusters_the_interval_covers_and_one_that_ignores_them_does_not(shift: float) -> None:
+def test_with_units_the_interval_covers_and_one_that_ignores_them_does_not(shift: float) -> None:
     truth = kid(sample(3000, 10_001, shift), sample(3000, 10_002)).value if shift else 0.0
     ours = narrow = naive = 0
     for i in range(200):
-        x, (y, labels) = sample(100, 2 * i, shift), clustered(30, 2 * i + 1)
+        x, (y, labels) = sample(100, 2 * i, shift), in_units(30, 2 * i + 1)
         found, ignoring = kid(x, y, labels), kid(x, y)
         half = (ignoring.interval[1] - ignoring.interval[0]) / 2
         ours += found.interval[0] <= truth <= found.interval[1]
@@ -166,7 +166,7 @@ def test_with_clusters_the_interval_covers_and_one_that_ignores_them_does_not(sh
     assert naive / 200 < 0.75 and narrow < ours - 10
 
 
-def test_a_paired_difference_against_clusters_covers() -> None:
+def test_a_paired_difference_against_units_covers() -> None:
     def pair(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         x = sample(n, seed, 0.5)
         return x, x * 0.9 + 0.3 + 0.05 * sample(n, seed + 50_000)
@@ -174,27 +174,27 @@ def test_a_paired_difference_against_clusters_covers() -> None:
     truth = kid_difference(*pair(3000, 90_001), sample(3000, 90_002)).value
     ours = naive = 0
     for i in range(200):
-        arms, (y, labels) = pair(150, 2 * i), clustered(20, 2 * i + 1)
+        arms, (y, labels) = pair(150, 2 * i), in_units(20, 2 * i + 1)
         for_ours, for_naive = kid_difference(*arms, y, labels).interval, kid_difference(*arms, y).interval
         ours += for_ours[0] <= truth <= for_ours[1]
         naive += for_naive[0] <= truth <= for_naive[1]
     assert 0.90 <= ours / 200 <= 0.99 and naive / 200 < 0.89
 
 
-def test_copies_within_a_cluster_do_not_move_the_distance_on_average() -> None:
-    trials = [(sample(60, 2 * i), *clustered(20, 2 * i + 1)) for i in range(100)]
+def test_copies_within_a_unit_do_not_move_the_distance_on_average() -> None:
+    trials = [(sample(60, 2 * i), *in_units(20, 2 * i + 1)) for i in range(100)]
     ours = np.array([kid(x, y, labels).value for x, y, labels in trials])
     every = np.array([kid(x, y).value for x, y, _ in trials])
     assert abs(ours.mean()) < 3 * ours.std() / 10 < every.mean()
 
 
-def test_p_values_with_clusters_are_uniform_and_those_that_ignore_them_are_not() -> None:
-    trials = [(sample(30, 2 * i), *clustered(12, 2 * i + 1)) for i in range(200)]
+def test_p_values_with_units_are_uniform_and_those_that_ignore_them_are_not() -> None:
+    trials = [(sample(30, 2 * i), *in_units(12, 2 * i + 1)) for i in range(200)]
     ours = np.array([kid_p_value(x, y, labels, seed=i) for i, (x, y, labels) in enumerate(trials)])
     naive = np.array([kid_p_value(x, y, seed=i) for i, (x, y, _) in enumerate(trials)])
     assert (ours <= 0.05).mean() <= 0.11 and 0.4 < ours.mean() < 0.6
     assert (naive <= 0.05).mean() > 0.5
-    assert kid_p_value(sample(40, 1, 0.8), *clustered(30, 2)) == 0.001
+    assert kid_p_value(sample(40, 1, 0.8), *in_units(30, 2)) == 0.001
 
 
 def of_classes(n: int, m: int, seed: int, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -203,7 +203,7 @@ def of_classes(n: int, m: int, seed: int, shift: float = 0.0) -> tuple[np.ndarra
     return rows, np.repeat(["b", "m"], [n, m])
 
 
-def test_p_values_are_uniform_where_clusters_make_the_class_mixes_differ() -> None:
+def test_p_values_are_uniform_where_units_make_the_class_mixes_differ() -> None:
     """60 single images of one class and 20 pairs of the other, against as many images that are all single."""
     labels = np.concatenate([np.arange(60), np.repeat(np.arange(60, 80), 2)])
     ours, pooled = [], []
@@ -256,15 +256,15 @@ def test_images_that_differ_within_a_class_are_told_apart_whatever_the_mixes() -
 
 
 def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, (y, labels) = sample(40, 1, 0.2), clustered(10, 2)
+    x, (y, labels) = sample(40, 1, 0.2), in_units(10, 2)
     whole = kid(x, y, labels)
-    monkeypatch.setattr("busray.evidence.stats.kernel.BLOCK", 7)
+    monkeypatch.setattr("busray.evidence.stats.kernel.KERNEL_ROWS", 7)
     parts = kid(x, y, labels)
     assert (parts.value, *parts.interval) == pytest.approx((whole.value, *whole.interval), abs=1e-12)
 
 
-def test_too_few_clusters_and_labels_for_other_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least 3 images"):
+def test_too_few_units_and_labels_for_other_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 3 independent images"):
         kid(sample(9, 1), sample(9, 2), np.repeat([0, 1], [4, 5]))
     with pytest.raises(ValueError, match="8 unit labels for 9 images"):
         kid(sample(9, 1), sample(9, 2), LABELS)

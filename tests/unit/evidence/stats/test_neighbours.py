@@ -35,7 +35,7 @@ def brute_force(images: np.ndarray, reference: np.ndarray, k: int) -> Neighbourh
 def test_they_are_the_definition_pair_by_pair_in_blocks_of_any_size(
     monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
-    monkeypatch.setattr(neighbours, "BLOCK", block)
+    monkeypatch.setattr(neighbours, "DISTANCE_ROWS", block)
     for k, shift in ((1, 0.0), (3, 0.8), (5, 0.4)):
         x, y = sample(30, 1, shift), sample(23, 2)
         ours, theirs = neighbourhood(x, y, k), brute_force(x, y, k)

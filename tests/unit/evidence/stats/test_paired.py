@@ -88,17 +88,17 @@ def test_one_class_has_no_auc() -> None:
     assert ("auc", OVERALL) not in metrics(np.array([[0.8, 0.2], [0.4, 0.6]]), np.array([0, 0]))
 
 
-def test_a_bootstrap_sample_takes_whole_clusters_and_keeps_every_class() -> None:
+def test_a_bootstrap_sample_takes_whole_units_and_keeps_every_class() -> None:
     labels = np.array([0] * 6 + [1] * 4)
-    clusters = np.array(["a", "a", "a", "b", "c", "d", "e", "f", "f", "g"])
-    weights = bootstrap_weights(labels, clusters, 500, seed=1)
+    units = np.array(["a", "a", "a", "b", "c", "d", "e", "f", "f", "g"])
+    weights = bootstrap_weights(labels, units, 500, seed=1)
     assert (weights[:, 0] == weights[:, 1]).all() and (weights[:, 7] == weights[:, 8]).all()
     taken = weights[:, [0, 3, 4, 5]].sum(1), weights[:, [6, 7, 9]].sum(1)
     assert (taken[0] == 4).all() and (taken[1] == 3).all()
     assert weights.mean(0) == pytest.approx(np.ones(10), abs=0.15)
 
 
-def test_a_class_of_one_cluster_has_no_spread_to_tell() -> None:
+def test_a_class_of_one_unit_has_no_spread_to_tell() -> None:
     with pytest.raises(ValueError, match="fewer than 2 independent"):
         bootstrap_weights(np.array([0, 0, 1, 1]), np.array(["a", "b", "c", "c"]), 10, seed=1)
 
@@ -126,40 +126,40 @@ MACRO_F1, AUC = ("macro_f1", OVERALL), ("auc", OVERALL)
 RECALL = ("recall", 0)
 
 
-def scored(right: np.ndarray, labels: np.ndarray, clusters: np.ndarray, seed: int = 0) -> Scores:
+def scored(right: np.ndarray, labels: np.ndarray, units: np.ndarray, seed: int = 0) -> Scores:
     """`score` for accuracy alone, of right [seeds, n], in 200 samples: quick enough to simulate with."""
-    weights = bootstrap_weights(labels, clusters, 200, seed)
+    weights = bootstrap_weights(labels, units, 200, seed)
     samples = right @ weights.T / weights.sum(1)
-    return Scores({ACCURACY: right.mean(1)}, {ACCURACY: samples}, {OVERALL: len(np.unique(clusters))})
+    return Scores({ACCURACY: right.mean(1)}, {ACCURACY: samples}, {OVERALL: len(np.unique(units))})
 
 
 def test_the_simulations_below_score_as_the_study_does(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study, "BOOTSTRAP_REPLICATES", 200)
-    labels, clusters = np.arange(30) // 3 % 2, np.arange(30) // 3
+    labels, units = np.arange(30) // 3 % 2, np.arange(30) // 3
     right = rng.random((2, 30)) < 0.6
-    whole = score(np.eye(2)[np.where(right, labels, 1 - labels)], labels, clusters)
-    quick = scored(right, labels, clusters)
+    whole = score(np.eye(2)[np.where(right, labels, 1 - labels)], labels, units)
+    quick = scored(right, labels, units)
     assert whole.point[ACCURACY] == pytest.approx(quick.point[ACCURACY])
     assert whole.samples[ACCURACY] == pytest.approx(quick.samples[ACCURACY])
     assert whole.units[OVERALL] == quick.units[OVERALL] == 10
 
 
 def worlds(rng: np.random.Generator, seeds: int, gain: float, repeats: int, size: int) -> list[Difference]:
-    """Differences of two arms of which the first is better by `gain`: clusters of `size` images that are hard
+    """Differences of two arms of which the first is better by `gain`: units of `size` images that are hard
     together, trainings that are better or worse as a whole, and chance in each image."""
     n = 120
-    clusters = np.arange(n) // size
-    labels = clusters % 2
+    units = np.arange(n) // size
+    labels = units % 2
     found = []
     for i in range(repeats):
-        hard = rng.normal(0, 0.12, n // size)[clusters]
+        hard = rng.normal(0, 0.12, n // size)[units]
         arms = []
         for shift in (0.0, gain):
-            own, skill = rng.normal(0, 0.1, n // size)[clusters], rng.normal(0, 0.03, seeds)[:, None]
+            own, skill = rng.normal(0, 0.1, n // size)[units], rng.normal(0, 0.03, seeds)[:, None]
             arms.append(
-                scored(rng.random((seeds, n)) < np.clip(0.6 + shift + hard + own + skill, 0, 1), labels, clusters, i)
+                scored(rng.random((seeds, n)) < np.clip(0.6 + shift + hard + own + skill, 0, 1), labels, units, i)
             )
         found.append(compare(arms[1], arms[0], ACCURACY))
     return found
@@ -173,8 +173,8 @@ def test_an_interval_of_a_difference_covers_the_truth_as_often_as_it_says(
     assert 0.92 <= np.mean([d.estimate.interval.low <= 0.05 <= d.estimate.interval.high for d in found]) <= 0.99
 
 
-def test_images_of_one_cluster_counted_as_independent_would_cover_too_seldom(rng: np.random.Generator) -> None:
-    """The negative control of the test above: clusters of 6 images, right or wrong together."""
+def test_images_of_one_unit_counted_as_independent_would_cover_too_seldom(rng: np.random.Generator) -> None:
+    """The negative control of the test above: units of 6 images, right or wrong together."""
     n, size = 120, 6
     labels = (np.arange(n) // size) % 2
     covered = {True: 0, False: 0}
@@ -188,12 +188,12 @@ def test_images_of_one_cluster_counted_as_independent_would_cover_too_seldom(rng
 
 def test_seeds_left_out_of_the_interval_would_make_it_too_narrow(rng: np.random.Generator) -> None:
     """Trainings that differ much: the interval has to be wider than the bootstrap of the test images alone says."""
-    labels, clusters = np.arange(120) % 2, np.arange(120)
+    labels, units = np.arange(120) % 2, np.arange(120)
     narrow = 0
     covered = 0
     for i in range(200):
         right = rng.random((3, 120)) < np.clip(0.7 + rng.normal(0, 0.1, 3), 0, 1)[:, None]
-        scores = scored(right, labels, clusters, i)
+        scores = scored(right, labels, units, i)
         got = estimate(scores, ACCURACY)
         covered += got.interval.low <= 0.7 <= got.interval.high
         narrow += abs(got.value - 0.7) <= 1.96 * scores.samples[ACCURACY].mean(0).std()
@@ -216,17 +216,17 @@ def test_a_difference_as_large_as_the_detectable_one_is_found_four_times_in_five
 
 
 def of_a_class(right: np.ndarray, seed: int = 0) -> Scores:
-    """`score` for the recall of a class, of right [seeds, n], each image a cluster: quick enough to simulate with."""
+    """`score` for the recall of a class, of right [seeds, n], each image a unit: quick enough to simulate with."""
     n = right.shape[1]
     found = scored(right, np.zeros(n, np.int64), np.arange(n), seed)
     return Scores({RECALL: found.point[ACCURACY]}, {RECALL: found.samples[ACCURACY]}, {0: n})
 
 
-def test_the_recall_of_a_class_rests_on_its_own_clusters() -> None:
-    """17 images in 12 clusters of the class, 95 others."""
-    labels, clusters = np.repeat([0, 1], [17, 95]), np.concatenate([np.arange(17) % 12, np.arange(12, 107)])
+def test_the_recall_of_a_class_rests_on_its_own_units() -> None:
+    """17 images in 12 units of the class, 95 others."""
+    labels, units = np.repeat([0, 1], [17, 95]), np.concatenate([np.arange(17) % 12, np.arange(12, 107)])
     right = np.repeat([np.arange(112) % 3 > 0], 3, axis=0)
-    found = score(np.eye(2)[np.where(right, labels, 1 - labels)], labels, clusters)
+    found = score(np.eye(2)[np.where(right, labels, 1 - labels)], labels, units)
     assert found.units == {OVERALL: 107, 0: 12, 1: 95}
     interval = estimate(found, RECALL)
     error = found.samples[RECALL].mean(0).std(ddof=1)
@@ -329,21 +329,19 @@ def test_three_images_against_none_of_three_do_not_stand_out(wobble: int) -> Non
     assert found.detectable is None
 
 
-@pytest.mark.parametrize(("clusters", "there"), [(4, False), (5, False), (6, True)])
-def test_there_is_a_detectable_difference_only_where_a_p_value_can_be_below_the_level(
-    clusters: int, there: bool
-) -> None:
+@pytest.mark.parametrize(("units", "there"), [(4, False), (5, False), (6, True)])
+def test_there_is_a_detectable_difference_only_where_a_p_value_can_be_below_the_level(units: int, there: bool) -> None:
     """Trainings and images that all agree, each image in ten near-duplicates: 2 * 0.5^5 is above 0.05."""
-    labels = np.repeat(np.arange(clusters) % 2, 10)
-    right = score(np.eye(2)[np.stack([labels] * 3)], labels, np.repeat(np.arange(clusters), 10))
+    labels = np.repeat(np.arange(units) % 2, 10)
+    right = score(np.eye(2)[np.stack([labels] * 3)], labels, np.repeat(np.arange(units), 10))
     found = compare(right, right, ACCURACY)
     assert (found.detectable is not None) == there
-    assert there == (2 * 0.5**clusters < LEVEL)
+    assert there == (2 * 0.5**units < LEVEL)
 
 
 def test_a_large_difference_stands_out_of_many_comparisons(rng: np.random.Generator) -> None:
-    labels, clusters = np.arange(120) % 2, np.arange(120)
-    arms = [scored(np.repeat(rng.random((1, 120)) < p, 3, axis=0), labels, clusters) for p in (0.9, 0.5)]
+    labels, units = np.arange(120) % 2, np.arange(120)
+    arms = [scored(np.repeat(rng.random((1, 120)) < p, 3, axis=0), labels, units) for p in (0.9, 0.5)]
     found = compare(*arms, ACCURACY)
     assert holm([found.p_value, *[0.5] * 118])[0] < LEVEL
 
@@ -356,11 +354,11 @@ def test_small_p_values_are_those_of_scipy(freedom: float) -> None:
 
 def test_the_order_of_the_images_changes_no_figure(rng: np.random.Generator) -> None:
     probabilities, labels = predictions(rng, 60)
-    clusters = np.arange(60) // 2 * 2
-    labels = labels[clusters]
+    units = np.arange(60) // 2 * 2
+    labels = labels[units]
     order = rng.permutation(60)
     key = ("auc", OVERALL)
-    straight = score(np.stack([probabilities] * 2), labels, clusters)
-    shuffled = score(np.stack([probabilities[order]] * 2), labels[order], clusters[order])
+    straight = score(np.stack([probabilities] * 2), labels, units)
+    shuffled = score(np.stack([probabilities[order]] * 2), labels[order], units[order])
     assert shuffled.point[key] == pytest.approx(straight.point[key], abs=1e-12)
     assert np.sort(shuffled.samples[key], None) == pytest.approx(np.sort(straight.samples[key], None), abs=1e-9)

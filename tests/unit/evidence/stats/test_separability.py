@@ -1,4 +1,4 @@
-"""A classifier's AUC is that of pairs it has not seen, clusters stay whole, and the interval covers."""
+"""A classifier's AUC is that of pairs it has not seen, units stay whole, and the interval covers."""
 
 from statistics import NormalDist
 
@@ -15,8 +15,8 @@ def sample(n: int, seed: int, shift: float = 0.0, d: int = 20) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, d)) + shift
 
 
-def clustered(k: int, seed: int, d: int = 20) -> tuple[np.ndarray, np.ndarray]:
-    """(features, labels) of k clusters of 1 to 6 near-duplicates."""
+def in_units(k: int, seed: int, d: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    """(features, labels) of k units of 1 to 6 near-duplicates."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(k), rng.integers(1, 7, k))
     return rng.standard_normal((k, d))[labels] + 0.1 * rng.standard_normal((len(labels), d)), labels
@@ -27,7 +27,7 @@ def pairs_in_order(positive: np.ndarray, negative: np.ndarray) -> float:
 
 
 def fitted(x: np.ndarray, y: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(images held out, direction) of each classifier, where each image is a cluster of its own."""
+    """(images held out, direction) of each classifier, where each image is a unit of its own."""
     features, sides = np.concatenate([x, y]), np.arange(len(x) + len(y)) < len(x)
     parts = [held for first in halves(np.arange(len(x)), np.arange(len(y))) for held in (first, ~first)]
     return [(held, direction(features[~held], sides[~held])) for held in parts]
@@ -57,19 +57,19 @@ def test_the_direction_is_the_ridge_with_the_least_cross_validation_error(d: int
     np.testing.assert_allclose(direction(x, sides), weights[int(np.argmin(errors))], rtol=1e-6, atol=1e-9)
 
 
-def test_a_cluster_is_in_one_half_and_halves_are_of_like_size() -> None:
+def test_a_unit_is_in_one_half_and_halves_are_of_like_size() -> None:
     for first in halves(np.repeat(np.arange(23), 3), np.arange(8)):
         assert all(len(set(first[i : i + 3])) == 1 for i in range(0, 69, 3))
         assert (first[:69:3].sum(), first[69:].sum()) == (12, 4)
-    with pytest.raises(ValueError, match="at least 6 images"):
+    with pytest.raises(ValueError, match="at least 6 independent images"):
         next(halves(np.arange(5), np.arange(9)))
 
 
-def test_images_of_one_distribution_are_not_told_apart_and_copies_in_a_cluster_do_not_help() -> None:
-    """Copies in both halves would be recognised: 0.5 holds because clusters are whole."""
+def test_images_of_one_distribution_are_not_told_apart_and_copies_in_a_unit_do_not_help() -> None:
+    """Copies in both halves would be recognised: 0.5 holds because units are whole."""
     whole, torn = [], []
     for i in range(20):
-        (x, x_labels), (y, y_labels) = clustered(20, 2 * i), clustered(20, 2 * i + 1)
+        (x, x_labels), (y, y_labels) = in_units(20, 2 * i), in_units(20, 2 * i + 1)
         whole.append(separability(x, y, y_labels, x_labels).value)
         torn.append(separability(x, y).value)
     assert np.mean(whole) == pytest.approx(0.5, abs=0.06)
@@ -93,10 +93,10 @@ def test_the_interval_covers_the_classifiers_true_auc_about_95_times_in_100(shif
     assert hits / 200 >= 0.93
 
 
-def test_the_interval_covers_with_clusters_too_where_counting_images_would_not() -> None:
+def test_the_interval_covers_with_units_too_where_counting_images_would_not() -> None:
     hits = naive = 0
     for i in range(200):
-        (x, x_labels), (y, y_labels) = clustered(25, 2 * i, 3), clustered(25, 2 * i + 1, 3)
+        (x, x_labels), (y, y_labels) = in_units(25, 2 * i, 3), in_units(25, 2 * i + 1, 3)
         found = separability(x, y, y_labels, x_labels)
         hits += found.interval[0] <= 0.5 <= found.interval[1]
         half = 1.96 * np.sqrt((1 / len(x) + 1 / len(y)) / 12)
@@ -106,7 +106,7 @@ def test_the_interval_covers_with_clusters_too_where_counting_images_would_not()
 
 
 def test_the_order_of_images_changes_nothing() -> None:
-    (x, x_labels), y = clustered(30, 1), sample(40, 2, 0.2)
+    (x, x_labels), y = in_units(30, 1), sample(40, 2, 0.2)
     order = np.random.default_rng(0).permutation(len(x))
     plain = separability(x, y, None, x_labels)
     assert separability(x[order], y, None, x_labels[order]).value == pytest.approx(plain.value, abs=1e-12)
