@@ -35,7 +35,7 @@ def figure(metric: str, arm: str, value: float, **changes: Any) -> dict[str, Any
     return {
         "metric": metric, "value": value, "interval": None, "n": 31, "n_reference": 17, "reference": "test",
         "protocol": "real-against-real" if arm == "real" else "synthetic-only", "extractor": "inception-v3-2015",
-        "class": "all", "arm": arm, **changes,
+        "class": "all", "arm": arm, "frame": "letterbox", "size": 64, **changes,
     }  # fmt: skip
 
 
