@@ -7,19 +7,7 @@ from busray.evidence.audit import AuditEvidence, NearestPair
 from busray.evidence.copies import FALSE_ALARMS, IDENTICAL
 from busray.evidence.stats.intervals import wilson
 from busray.records import Figure
-from busray.report.html import (
-    Plot,
-    columns,
-    figure,
-    folded,
-    heading,
-    image,
-    paragraph,
-    section,
-    sentence_list,
-    table,
-    ticks,
-)
+from busray.report import html
 from busray.report.metrics import METRICS, arms_text
 from busray.report.tables import Json, Table, figures_of
 
@@ -32,23 +20,20 @@ SPACE_NAMES = {
 
 
 def audit_rows(figures: Sequence[Figure]) -> Table:
-    """The audit's figures; metrics that only old audits have are left out."""
+    """A row for each of the audit's figures."""
     rows = []
     for f in figures:
-        if f.metric in METRICS:
-            metric = METRICS[f.metric]
-            interval = metric.interval(f.interval) if f.interval else ""
-            cells = (metric.title, arms_text(f), metric.number(f.value), interval, str(f.n), str(f.n_reference))
-            rows.append(list(cells))
+        metric = METRICS[f.metric]
+        interval = metric.interval(f.interval) if f.interval else ""
+        row = [metric.title, arms_text(f), metric.number(f.value), interval]
+        rows.append([*row, str(f.n), str(f.n_reference)])
     return Table(["figure", "of", "value", "95 % interval", "n", "training images"], rows)
 
 
 def of_now(audit: Json, images: int) -> Json:
-    """The audit with `outdated`: a sentence if the corpus has more images now, else None.
-
-    Images are only ever added to a corpus, so comparing their number is enough.
-    """
+    """The audit with `outdated`: a sentence if the corpus has more images now, else None."""
     audited = next(f.n for f in figures_of(audit) if f.metric == "copies")
+    # Images are only ever added to a corpus, so comparing their number is enough.
     note = (
         f"The audit is of an earlier state of this corpus ({audited:,} of {images:,} images): run `busray audit` again."
     )
@@ -61,47 +46,44 @@ def copies_section(audit: Json, panels: bytes | None) -> str:
         return ""
     outdated = [audit["outdated"]] if audit.get("outdated") else []
     method = (
-        "The search finds each image's nearest training images in two ways: by squares of their pixels at many scales "
-        "and places (also mirrored, and lesions alone), and by features. It aligns these with the image and compares "
-        "them in fine detail. The thresholds come from real images that are in no training set."
+        "The search finds each image's nearest training images in two ways: by squares of their "
+        "pixels at many scales and places (also mirrored, and lesions alone), and by features. It "
+        "aligns these with the image and compares them in fine detail. The thresholds come from "
+        "real images that are in no training set."
     )
     caption = (
-        "The closest pairs: an image of the corpus, with the nearest training image at its side (mirrored where the "
-        "mirrored one is nearer). Closest does not mean copied."
+        "The closest pairs: an image of the corpus, with the nearest training image at its side "
+        "(mirrored where the mirrored one is nearer). Closest does not mean copied."
     )
-    parts = [
-        sentence_list([*outdated, *audit["sentences"]]),
-        paragraph(method),
-        table(*audit_rows(figures_of(audit))),
-        _histograms(audit.get("spread") or {}),
-        figure(image(panels, "closest pairs"), caption) if panels else "",
-        folded("The closest pairs", table(audit["closest"]["columns"], audit["closest"]["rows"], "words")),
-    ]
-    return section("Copies of training images", "".join(parts))
-
-
-def _histograms(spaces: Json) -> str:
-    """A plot a space; empty for old audits, which have no counts."""
-    plots = "".join(_histogram(*SPACE_NAMES[space], counts) for space, counts in spaces.items())
-    return heading("Nearest training images") + columns(plots) if plots else ""
+    inside = html.sentence_list([*outdated, *audit["sentences"]]) + html.paragraph(method)
+    inside += html.table(*audit_rows(figures_of(audit))) + html.heading("Nearest training images")
+    plots = ""
+    for space, counts in audit["spread"].items():
+        plots += _histogram(*SPACE_NAMES[space], counts)
+    inside += html.columns(plots)
+    if panels:
+        inside += html.figure(html.image(panels, "closest pairs"), caption)
+    closest = audit["closest"]
+    pairs = html.table(closest["columns"], closest["rows"], "words")
+    inside += html.folded("The closest pairs", pairs)
+    return html.section("Copies of training images", inside)
 
 
 def _histogram(title: str, axis: str, counts: Json) -> str:
-    """Shares of held-out real images (filled) and of the corpus (line) a bin.
-
-    The axis of the shares is logarithmic, so that one copy in a million images can be seen.
-    """
+    """Shares of held-out real images (filled) and of the corpus (line) a bin."""
     real, corpus, threshold = counts["held_out"], counts["corpus"], counts["threshold"]
     start, end = counts["ends"]
     width = (end - start) / len(real)
+    # empty bins at both ends are cut off, but never the threshold
     filled = [i for i, pair in enumerate(zip(real, corpus, strict=True)) if any(pair)]
     low, high = start + filled[0] * width, start + (filled[-1] + 1) * width
     if threshold is not None:
         low, high = min(low, threshold - width), max(high, threshold + width)
+    # The axis of the shares is logarithmic, so that one copy in a million images can be seen.
     decades = math.ceil(math.log10(max(sum(real), sum(corpus)))) or 1
-    plot = Plot((low, high), (-decades - 0.3, 0), (52, 392, 40, 184))
+    plot = html.Plot((low, high), (-decades - 0.3, 0), (52, 392, 40, 184))
     plot.y_axis(range(-decades, 1), lambda decade: f"{10.0**decade:g}")
-    plot.x_axis(ticks(low, high), axis)
+    plot.x_axis(html.ticks(low, high), axis)
     sides = ((52, "c0", real, 0.3, "held-out real"), (170, "c1", corpus, None, "corpus"))
     for left, colour, of_side, opacity, words in sides:
         plot.shape(_outline(plot, start, width, of_side), colour, opacity)
@@ -116,10 +98,10 @@ def _histogram(title: str, axis: str, counts: Json) -> str:
         decides = "Images beyond the dashed line are copies; a bin that the line cuts may hold both."
     n = f"n = {sum(real):,} held-out real images and {sum(corpus):,} of the corpus"
     caption = f"Share of images in a bin, on a logarithmic axis; {n}. {decides}"
-    return figure(plot.drawing(f"{title}: how near training images are"), caption, title)
+    return html.figure(plot.drawing(f"{title}: how near training images are"), caption, title)
 
 
-def _outline(plot: Plot, start: float, width: float, counts: Sequence[int]) -> str:
+def _outline(plot: html.Plot, start: float, width: float, counts: Sequence[int]) -> str:
     """The outline of a histogram's bars as an SVG path; bars that touch are one shape."""
     path, last_right = "", None
     for i, count in enumerate(counts):
@@ -143,16 +125,17 @@ def audit_sentences(of: AuditEvidence) -> list[str]:
     planted = ", ".join(f"{name} {hits / len(of.planted[name]):.0%}" for name, hits in of.planted_found.items())
     sentences = [
         f"Copies: {_verdict(of)}; planted copies found: {planted or 'nothing was planted'}.",
-        f"False alarms allowed among {n:,} images: {FALSE_ALARMS:g}. This holds if the scores of images that copy "
-        f"nothing follow the distribution fitted to {len(of.held_out)} held-out real images. Of their {units} "
-        f"independent units, {false_alarms} have an image above the thresholds (95 % interval of the rate {low:.2%} to "
-        f"{high:.2%}).",
+        f"False alarms allowed among {n:,} images: {FALSE_ALARMS:g}. This holds if the scores of "
+        "images that copy nothing follow the distribution fitted to "
+        f"{len(of.held_out)} held-out real images. Of their {units} independent units, "
+        f"{false_alarms} have an image above the thresholds (95 % interval of the rate {low:.2%} "
+        f"to {high:.2%}).",
     ]
     duplicates, sampled = of.near_duplicates
     if sampled:
         sentences.append(
-            f"Inside the corpus: of {sampled} images sampled from {n:,}, {duplicates} have a near-duplicate among "
-            f"those {sampled}."
+            f"Inside the corpus: of {sampled} images sampled from {n:,}, {duplicates} have a "
+            f"near-duplicate among those {sampled}."
         )
     return sentences
 
@@ -160,22 +143,23 @@ def audit_sentences(of: AuditEvidence) -> list[str]:
 def _verdict(of: AuditEvidence) -> str:
     n, copies = of.tally.images, of.tally.copies
     if copies:
-        return f"{copies} of {n:,} images copy one of {of.training} training images ({len(of.tally.copied)} copied)"
+        copied = f"one of {of.training} training images ({len(of.tally.copied)} copied)"
+        return f"{copies} of {n:,} images copy {copied}"
     if of.detects:
         return f"none of {n:,} images was found to copy one of {of.training} training images"
+    # A search that misses exact copies cannot say that there are none.
     detected, planted = of.planted_found.get(IDENTICAL, 0), len(of.planted.get(IDENTICAL, ()))
     return (
-        f"no verdict on {n:,} images, because the search misses exact copies of training images planted among them "
-        f"({detected} of {planted} found)"
+        f"no verdict on {n:,} images, because the search misses exact copies of training images "
+        f"planted among them ({detected} of {planted} found)"
     )
 
 
 def closest_rows(closest: Iterable[NearestPair], files: Sequence[str]) -> Table:
     """The closest pairs; files: of the training images."""
     rows = []
-    for sighting in closest:
-        what = ("mirrored " if sighting.mirrored else "") + sighting.kind
-        image_of_corpus = f"{sighting.class_name} {sighting.index}"
-        scores = (f"{sighting.score:.3f}", f"{sighting.excess:+.3f}")
-        rows.append([image_of_corpus, files[sighting.original], what, *scores])
+    for pair in closest:
+        what = ("mirrored " if pair.mirrored else "") + pair.kind
+        scores = [f"{pair.score:.3f}", f"{pair.excess:+.3f}"]
+        rows.append([f"{pair.class_name} {pair.index}", files[pair.original], what, *scores])
     return Table(["image", "training image", "what", "score", "over its threshold by"], rows)

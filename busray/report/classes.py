@@ -8,8 +8,8 @@ from busray.evidence.stats.intervals import Estimate
 from busray.evidence.stats.samples import FEWEST_UNITS
 from busray.records import CLASS_ALL, REAL, Figure, Interval
 from busray.report import html
-from busray.report.metrics import METRICS, NONE
-from busray.report.tables import Json, Table
+from busray.report.metrics import METRICS, NONE, excludes_zero
+from busray.report.tables import Json, Table, distinct, first, select
 
 CELL_HEIGHT = 40
 """Of a confusion matrix."""
@@ -17,9 +17,9 @@ CELL_HEIGHT = 40
 
 def consistency_sentences(figures: Sequence[Figure]) -> list[str]:
     """Agreement of each arm's first draws, the judge's accuracy, and where diversity was lost."""
-    first = [f for f in figures if f.protocol == FIRST_DRAW]
-    agreement = [f for f in first if f.metric == CONSISTENCY and f.class_name == CLASS_ALL]
-    judge = _judge(figures)
+    first_draws = select(figures, protocol=FIRST_DRAW)
+    agreement = select(first_draws, metric=CONSISTENCY, class_name=CLASS_ALL)
+    judge = first(figures, metric=JUDGE, class_name=CLASS_ALL)
     if judge is None or not agreement:
         return []
     named = ", ".join(f"{f.arm} {METRICS[CONSISTENCY].text(f)}" for f in agreement)
@@ -27,35 +27,34 @@ def consistency_sentences(figures: Sequence[Figure]) -> list[str]:
         f"Class consistency of first draws: {named}. The judge, {judge.extractor}, is right on "
         f"{METRICS[JUDGE].text(judge)} of real test images (mean over classes)."
     ]
-    above = [_above_real(f) for f in first if f.metric == EXCESS and f.value > 0]
+    above = []
+    for f in select(first_draws, metric=EXCESS):
+        if f.value > 0:
+            note = "" if excludes_zero(f) else " (the interval contains 0)"
+            above.append(f"{f.arm} {f.class_name} {METRICS[EXCESS].number(f.value, '+')}{note}")
     if above:
-        sentences.append(f"More agreement than on real images, a sign of lost diversity: {', '.join(above)}.")
+        listed = ", ".join(above)
+        sentences.append(f"More agreement than on real images, a sign of lost diversity: {listed}.")
     return sentences
-
-
-def _above_real(excess: Figure) -> str:
-    certain = excess.interval is not None and excess.interval[0] > 0
-    note = "" if certain else " (the interval contains 0)"
-    return f"{excess.arm} {excess.class_name} {METRICS[EXCESS].number(excess.value, '+')}{note}"
-
-
-def _judge(figures: Sequence[Figure]) -> Figure | None:
-    """Its accuracy over all classes of real test images."""
-    return next((f for f in figures if f.metric == JUDGE and f.class_name == CLASS_ALL), None)
 
 
 def consistency_rows(figures: Sequence[Figure]) -> Table:
     """Agreement of each arm and class, the judge on real images, and whether diversity was lost."""
-    judge = {f.class_name: f for f in figures if f.metric == JUDGE}
-    excess = {(f.arm, f.protocol, f.class_name): f for f in figures if f.metric == EXCESS}
+    judge = {f.class_name: f for f in select(figures, metric=JUDGE)}
+    excess = {_key(f): f for f in select(figures, metric=EXCESS)}
     rows = []
-    for f in figures:
-        if f.metric == CONSISTENCY:
-            above = excess[f.arm, f.protocol, f.class_name]
-            cells = (METRICS[JUDGE].text(judge[f.class_name]), METRICS[EXCESS].text(above, "+"), _lost(above))
-            rows.append([f.arm, f.protocol, f.class_name, str(f.n), METRICS[CONSISTENCY].text(f), *cells])
-    heads = ["arm", "protocol", "class", "n", METRICS[CONSISTENCY].heading, METRICS[JUDGE].title, METRICS[EXCESS].title]
-    return Table([*heads, "lost diversity"], rows)
+    for f in select(figures, metric=CONSISTENCY):
+        above = excess[_key(f)]
+        row = [*_key(f), str(f.n), METRICS[CONSISTENCY].text(f)]
+        row += [METRICS[JUDGE].text(judge[f.class_name]), METRICS[EXCESS].text(above, "+")]
+        rows.append([*row, _lost(above)])
+    heads = ["arm", "protocol", "class", "n", METRICS[CONSISTENCY].heading]
+    heads += [METRICS[JUDGE].title, METRICS[EXCESS].title, "lost diversity"]
+    return Table(heads, rows)
+
+
+def _key(f: Figure) -> tuple[str, str, str]:
+    return f.arm, f.protocol, f.class_name
 
 
 def _lost(excess: Figure) -> str:
@@ -64,33 +63,29 @@ def _lost(excess: Figure) -> str:
         return NONE
     if excess.value <= 0:
         return "no"
-    return "yes" if excess.interval is not None and excess.interval[0] > 0 else "perhaps"
+    return "yes" if excludes_zero(excess) else "perhaps"
 
 
 def confusions(figures: Sequence[Figure]) -> str:
-    """Matrices of the class that the judge sees: real test images, and each arm's first draws.
-
-    Empty where figures have no SEEN_AS, as those of old reports.
-    """
-    by_arm: dict[str, list[Figure]] = {}
-    for f in figures:
-        if f.metric.startswith(SEEN_AS):
-            by_arm.setdefault(f.arm, []).append(f)
-    if not by_arm:
-        return ""
+    """Matrices of the class that the judge sees: real test images, and each arm's first draws."""
+    seen, drawings = [f for f in figures if f.metric.startswith(SEEN_AS)], ""
+    for arm in distinct(seen, "arm"):
+        drawings += _confusion(arm, select(seen, arm=arm))
     note = (
-        "Rows: the true class of real images, or the requested class of synthetic ones. Columns: the class that the "
-        "judge sees. In a cell: the number of images and their share of the row."
+        "Rows: the true class of real images, or the requested class of synthetic ones. Columns: "
+        "the class that the judge sees. In a cell: the number of images and their share of the row."
     )
-    return html.paragraph(note) + html.columns("".join(_confusion(arm, cells) for arm, cells in by_arm.items()))
+    return html.paragraph(note) + html.columns(drawings)
 
 
 def _confusion(arm: str, figures: Sequence[Figure]) -> str:
     """A cell has its count and its share of the row, also as shade; outlines mark agreement."""
-    rows = list(dict.fromkeys(f.class_name for f in figures))
-    seen = list(dict.fromkeys(f.metric.removeprefix(SEEN_AS) for f in figures))
+    rows = distinct(figures, "class_name")
+    seen = [metric.removeprefix(SEEN_AS) for metric in distinct(figures, "metric")]
+    # the names of the rows need room at the left; longer ones are shortened
     left = 24 + html.LETTER * min(max(map(len, rows)), 16)
     width = (html.WIDTH - left) / len(seen)
+    # only of real images is the class known to be true
     marks = html.text(0, 12, "true class" if arm == REAL else "requested", "soft")
     marks += html.text(html.WIDTH, 12, "seen as", "soft", "end")
     for j, name in enumerate(seen):
@@ -111,6 +106,7 @@ def _confusion(arm: str, figures: Sequence[Figure]) -> str:
 def _matrix_cell(f: Figure, x: float, y: float, width: float) -> str:
     agrees = f.metric == SEEN_AS + f.class_name
     place = f'x="{x + 1:.1f}" y="{y + 1:.1f}" width="{width - 2:.1f}" height="{CELL_HEIGHT - 2}"'
+    # 0.06: an empty cell is still seen; 0.5: the count can be read on the darkest one
     shade = f'fill="currentColor" fill-opacity="{0.06 + 0.44 * f.value:.2f}"'
     outline = f'stroke="{"currentColor" if agrees else "none"}"'
     count = html.text(x + width / 2, y + 18, f"{round(f.value * f.n):,}", "head", "middle")
@@ -120,15 +116,16 @@ def _matrix_cell(f: Figure, x: float, y: float, width: float) -> str:
 
 def consistency_section(figures: Sequence[Figure], gate: Json | None) -> str:
     """The report's part: class consistency, and the class gate where there is one."""
-    judge, inside = _judge(figures), ""
+    judge, inside = first(figures, metric=JUDGE, class_name=CLASS_ALL), ""
     if judge:
         inside = html.paragraph(
-            f"The judge is a classifier ({judge.extractor}). It was trained on {judge.n} real training images, "
-            f"calibrated on validation images and tested on {judge.n_reference} real test images. Agreement is the "
-            "share of first draws, before any rejection, in which the judge sees the requested class. The judge errs "
-            "on real images too. Where it errs less on synthetic images, these are easier than real ones: a sign of "
-            "lost diversity (perhaps: the interval contains 0; –: after a gate, which selects images that agree). "
-            "In figures of all classes, each class has the same weight."
+            f"The judge is a classifier ({judge.extractor}). It was trained on {judge.n} real "
+            "training images, calibrated on validation images and tested on "
+            f"{judge.n_reference} real test images. Agreement is the share of first draws, before "
+            "any rejection, in which the judge sees the requested class. The judge errs on real "
+            "images too. Where it errs less on synthetic images, these are easier than real ones: "
+            "a sign of lost diversity (perhaps: the interval contains 0; –: after a gate, which "
+            "selects images that agree). In figures of all classes, each class has the same weight."
         )
         inside += html.table(*consistency_rows(figures)) + confusions(figures)
     return html.section("Class consistency", inside + (_gate(gate, figures) if gate else ""))
@@ -140,15 +137,17 @@ def _gate(gate: Json, figures: Sequence[Figure]) -> str:
         share = Estimate(tested["value"], Interval(*tested["interval"]))
         shares.append(f"{name} {METRICS['gate_accuracy'].text(share)}")
     what = (
-        f"A classifier ({gate['architecture']}) trained on {images['train']} real training images and calibrated on "
-        f"{images['val']} validation images. Its accuracy on {images['test']} real test images: {', '.join(shares)}. "
-        f"An image passes if the gate gives its class a probability of {gate['threshold']:g} or more. Otherwise it is "
-        f"generated again, with at most {gate['attempts']} draws in all."
+        f"A classifier ({gate['architecture']}) trained on {images['train']} real training images "
+        f"and calibrated on {images['val']} validation images. Its accuracy on {images['test']} "
+        f"real test images: {', '.join(shares)}. An image passes if the gate gives its class a "
+        f"probability of {gate['threshold']:g} or more. Otherwise it is generated again, with at "
+        f"most {gate['attempts']} draws in all."
     )
     note = (
-        f"Distances and coverage after the gate are in the tables above, as the arm +gate, if {FEWEST_UNITS} images or "
-        "more of every class passed. Where all draws of an image were rejected, that arm has fewer images; FID depends "
-        "on n, KID does not. Copying: the distance to the nearest real training image."
+        "Distances and coverage after the gate are in the tables above, as the arm +gate, if "
+        f"{FEWEST_UNITS} images or more of every class passed. Where all draws of an image were "
+        "rejected, that arm has fewer images; FID depends on n, KID does not. Copying: the "
+        "distance to the nearest real training image."
     )
     counts, copying = html.table(*gate_rows(gate)), html.table(*copying_rows(figures))
     return html.heading("Class gate") + html.paragraph(what) + counts + html.paragraph(note) + copying
@@ -166,14 +165,15 @@ def gate_rows(gate: Json) -> Table:
     }
     rows = []
     for name, counts in gate["classes"].items():
-        rows.append([name, *(str(counts.get(key, NONE)) for key in names)])
+        rows.append([name, *(str(counts[key]) for key in names)])
     return Table(["class", *names.values()], rows)
 
 
 def copying_rows(figures: Sequence[Figure]) -> Table:
     """Nearness to training images: before and after the gate, and of held-out real images."""
     metric, rows = METRICS[DISTANCE], []
-    for f in figures:
-        if f.metric == DISTANCE and f.class_name == CLASS_ALL:
-            rows.append([f.extractor, f.arm, str(f.n), metric.number(f.value), metric.interval(f.interval)])
-    return Table(["extractor", "arm", "n", "nearest training image, median", metric.brackets], rows)
+    for f in select(figures, metric=DISTANCE, class_name=CLASS_ALL):
+        numbers = [metric.number(f.value), metric.interval(f.interval)]
+        rows.append([f.extractor, f.arm, str(f.n), *numbers])
+    heads = ["extractor", "arm", "n", "nearest training image, median", metric.brackets]
+    return Table(heads, rows)

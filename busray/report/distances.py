@@ -3,118 +3,137 @@
 from collections.abc import Sequence
 
 from busray.records import CLASS_ALL, Figure
-from busray.report.html import Row, RowGroup, columns, figure, folded, heading, paragraph, row_plot, section, table
+from busray.report import html, tables
 from busray.report.metrics import DISTANCES, METRICS, SPREAD
-from busray.report.tables import (
-    by_extractor,
-    class_rows,
-    classes_of,
-    difference_rows,
-    metrics_rows,
-    neighbour_rows,
-    statement,
-    without_clean,
-)
-
-MAIN_PROTOCOL = "synthetic-only"
+from busray.report.tables import distinct, first, select
 
 MIXTURE_NOTE = (
-    "paper-mixture: real images against the same real images with the synthetic ones added, so these distances are "
-    "smaller by construction."
+    "paper-mixture: real images against the same real images with the synthetic ones added, so "
+    "these distances are smaller by construction."
 )
 
 NEIGHBOURHOODS = (
-    "Precision: the share of synthetic images that lie among real ones (within a real image's fifth neighbour). Recall "
-    "and coverage: the share of real images that synthetic ones lie near. Density: as precision, but outliers weigh "
-    "less; equal distributions have a density of 1. Images, protocol and reference are those of the distances. The arm "
-    "real shows what other real images reach."
+    "Precision: the share of synthetic images that lie among real ones (within a real image's "
+    "fifth neighbour). Recall and coverage: the share of real images that synthetic ones lie "
+    "near. Density: as precision, but outliers weigh less; equal distributions have a density of "
+    "1. Images, protocol and reference are those of the distances. The arm real shows what other "
+    "real images reach."
 )
 
+# Each says which way is better and what not to compare, because a reader of one table has seldom
+# read the others.
 INTRODUCTIONS = {
     "inception": (
         "Distances to real images",
-        "Lower is closer. FID is biased upwards at small n: two sets of real images reach the floor, not 0. So read "
-        "FID next to the floor, and compare arms at equal n only. The spread of FID is over disjoint parts of the "
-        "synthetic images, with the same real images. KID has no such bias. AUC: how well a classifier separates "
-        "images from real ones, on images it was not trained on; 0.5 is guessing. In figures of all classes, "
-        "each class has its share of the reference's images.",
+        "Lower is closer. FID is biased upwards at small n: two sets of real images reach the "
+        "floor, not 0. So read FID next to the floor, and compare arms at equal n only. The "
+        "spread of FID is over disjoint parts of the synthetic images, with the same real images. "
+        "KID has no such bias. AUC: how well a classifier separates images from real ones, on "
+        "images it was not trained on; 0.5 is guessing. In figures of all classes, each class has "
+        "its share of the reference's images.",
     ),
     "texture": (
         "Distances in ultrasound texture",
-        "Distances between 59 features of the image's content (grey values, co-occurrence, size of speckle, speckle "
-        "SNR, spectrum), in units of their spread among the real training images. Smaller is closer; read FD-texture "
-        "next to its floor. These are not FID and KID; do not compare them with these. AUC: of a classifier on these "
-        "features.",
+        "Distances between 59 features of the image's content (grey values, co-occurrence, size "
+        "of speckle, speckle SNR, spectrum), in units of their spread among the real training "
+        "images. Smaller is closer; read FD-texture next to its floor. These are not FID and KID; "
+        "do not compare them with these. AUC: of a classifier on these features.",
     ),
     "dinov2": (
         "Distances in DINOv2's features",
-        "Smaller is closer; read FD-dinov2 next to its floor. These are not FID and KID; do not compare them with "
-        "these.",
+        "Smaller is closer; read FD-dinov2 next to its floor. These are not FID and KID; do not "
+        "compare them with these.",
     ),
 }
 """family of an extractor -> heading and explanation of its figures"""
 
 
 def figures_section(figures: Sequence[Figure]) -> str:
-    """A section for each extractor, so that no table mixes extractors."""
-    return "".join(_extractor_section(*measured) for measured in by_extractor(figures).items())
+    """HTML: a section for each extractor, so that no table mixes extractors."""
+    return "".join(_extractor_section(*measured) for measured in tables.by_extractor(figures).items())
 
 
 def _extractor_section(extractor: str, figures: Sequence[Figure]) -> str:
-    figures, clean = without_clean(figures)
-    title, introduction = INTRODUCTIONS.get(extractor.partition("-")[0], INTRODUCTIONS["inception"])
-    parts = [
-        paragraph(introduction),
-        columns("".join(_distance_plot(figures, metric) for metric in DISTANCES)),
-        table(*metrics_rows(figures)),
-        folded("Each class", table(*class_rows(figures))),
-        *(paragraph(note, "soft") for note in _statements(figures)),
-    ]
-    if any(f.protocol == "paper-mixture" for f in figures):
-        parts.append(paragraph(MIXTURE_NOTE, "soft"))
-    if pairs := table(*difference_rows(figures)):
-        parts.append(heading("Pairs of arms") + pairs)
+    figures, clean = tables.without_clean(figures)
+    family = extractor.partition("-")[0]
+    title, introduction = INTRODUCTIONS.get(family, INTRODUCTIONS["inception"])
+    plots = "".join(_distance_plot(figures, metric) for metric in DISTANCES)
+    inside = html.paragraph(introduction) + html.columns(plots) + html.table(*tables.metrics_rows(figures))
+    inside += html.folded("Each class", html.table(*tables.class_rows(figures))) + _statements(figures)
+    if select(figures, protocol="paper-mixture"):
+        inside += html.paragraph(MIXTURE_NOTE, "soft")
+    if pairs := html.table(*tables.difference_rows(figures)):
+        inside += html.heading("Pairs of arms") + pairs
     if clean:
-        notes = "".join(paragraph(note, "soft") for note in _statements(clean))
-        parts.append(heading("Without burned-in annotations") + table(*metrics_rows(clean)) + notes)
-    if near := table(*neighbour_rows(figures)):
-        parts.append(heading("Neighbourhoods") + paragraph(NEIGHBOURHOODS) + near)
-    return section(title, "".join(parts))
+        inside += html.heading("Without burned-in annotations")
+        inside += html.table(*tables.metrics_rows(clean)) + _statements(clean)
+    if near := html.table(*tables.neighbour_rows(figures)):
+        inside += html.heading("Neighbourhoods") + html.paragraph(NEIGHBOURHOODS) + near
+    return html.section(title, inside)
 
 
-def _statements(figures: Sequence[Figure]) -> list[str]:
-    """A sentence for each protocol, and for metrics with the same n and reference."""
-    measured = [f for f in figures if f.metric in DISTANCES]
+def _statements(figures: Sequence[Figure]) -> str:
+    """A paragraph for each protocol, and for metrics with the same n and reference."""
+    measured = select(figures, metric=DISTANCES)
     names: dict[str, list[str]] = {}
     for protocol, metric in dict.fromkeys((f.protocol, f.metric) for f in measured):
-        alike = [f for f in measured if (f.protocol, f.metric) == (protocol, metric)]
-        names.setdefault(statement(alike), []).append(METRICS[metric].name)
-    return [f"{' and '.join(metrics)} {about}." for about, metrics in names.items()]
+        alike = select(measured, protocol=protocol, metric=metric)
+        names.setdefault(_statement(alike), []).append(METRICS[metric].name)
+    # Metrics with the same statement share one sentence: most of them count the same images.
+    notes = [f"{' and '.join(metrics)} {about}." for about, metrics in names.items()]
+    return "".join(html.paragraph(note, "soft") for note in notes)
+
+
+def _statement(figures: Sequence[Figure]) -> str:
+    """What must stand next to figures of one protocol: extractor, protocol, n, reference, framing.
+
+    n and reference overall and of a class.
+    """
+    overall = select(figures, class_name=CLASS_ALL)
+    single = [f for f in figures if f.class_name != CLASS_ALL]
+    counts = [_against(overall)] if overall else []
+    if single:
+        counts.append(f"each class {_against(single)}")
+    f = figures[0]
+    return f"({f.extractor}), {f.protocol}, {'; '.join(counts)}, {f.frame}, {f.size} px"
+
+
+def _against(figures: Sequence[Figure]) -> str:
+    n, n_reference = _span(distinct(figures, "n")), _span(distinct(figures, "n_reference"))
+    references = ("real" if name == "all" else name for name in distinct(figures, "reference"))
+    return f"n = {n} against {n_reference} {' or '.join(dict.fromkeys(references))} images"
+
+
+def _span(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _distance_plot(figures: Sequence[Figure], name: str) -> str:
     """A dot an arm in a group a class; whiskers are intervals, the dashed line is the floor."""
     metric = METRICS[name]
-    shown = [f for f in figures if f.metric == name and f.protocol == MAIN_PROTOCOL]
-    floors = {f.class_name: f for f in figures if f.metric == name and f.floor}
+    # Only one protocol: a plot has one axis, and protocols must not be compared.
+    shown = select(figures, metric=name, protocol="synthetic-only")
     if not shown:
         return ""
-    arms = list(dict.fromkeys(f.arm for f in shown))
-    groups = []
-    for class_name in classes_of(shown):
+    floors = select(figures, metric=name, floor=True)
+    arms, groups = distinct(shown, "arm"), []
+    for class_name in tables.classes_of(shown):
         rows = []
-        for f in shown:
-            if f.class_name == class_name:
-                rows.append(Row(f.arm, *metric.scaled(f), metric.number(f.value), f"c{arms.index(f.arm) % 4}"))
-        floor = floors.get(class_name)
-        title = "all classes" if class_name == CLASS_ALL else class_name
+        for f in select(shown, class_name=class_name):
+            # an arm has the same colour in every class; the page has four
+            colour = f"c{arms.index(f.arm) % 4}"
+            rows.append(html.Row(f.arm, *metric.scaled(f), metric.number(f.value), colour))
+        floor = first(floors, class_name=class_name)
         dashed = (metric.scaled(floor)[0], metric.number(floor.value)) if floor else None
-        groups.append(RowGroup(title, rows, dashed))
-    drawing = row_plot(
-        groups, f"{metric.title} (no unit; {metric.better} is closer)", f"{metric.name} of each arm and class"
-    )
-    bars = "spread over disjoint parts of the synthetic images" if metric.brackets == SPREAD else "95 % intervals"
-    caption = f"{metric.name} {statement(shown)}. " + (f"Bars: {bars}. " if any(f.interval for f in shown) else "")
+        title = "all classes" if class_name == CLASS_ALL else class_name
+        groups.append(html.RowGroup(title, rows, dashed))
+    axis = f"{metric.title} (no unit; {metric.better} is closer)"
+    drawing = html.row_plot(groups, axis, f"{metric.name} of each arm and class")
+    caption = f"{metric.name} {_statement(shown)}. "
+    if any(f.interval for f in shown):
+        spread = "spread over disjoint parts of the synthetic images"
+        caption += f"Bars: {spread if metric.brackets == SPREAD else '95 % intervals'}. "
     if floors:
-        caption += f"Dashed: the floor ({metric.floor}), {metric.name} {statement(list(floors.values()))}."
-    return figure(drawing, caption, metric.title)
+        caption += f"Dashed: the floor ({metric.floor}), {metric.name} {_statement(floors)}."
+    return html.figure(drawing, caption, metric.title)

@@ -5,32 +5,33 @@ from collections.abc import Callable, Sequence
 from busray.evidence.stats.frechet import FEWEST_FOR_INFINITY
 from busray.records import CLASS_ALL, INCEPTION, SEPARABILITY_AUC, Figure
 from busray.report.metrics import METRICS, OTHER_REAL, arms_text, excludes_zero, p_text
+from busray.report.tables import distinct, first, select
 
 
 def distance_sentences(figures: Sequence[Figure]) -> list[str]:
     """The order of the arms, and which differences between them chance does not explain.
 
-    Only test images count as reference: images that trained or chose the models do not show how
-    close these come. Real images decoded by an autoencoder are no arm to be ranked.
+    One sentence that says why, where the reference is not the test images.
     """
+    # Images that trained or chose the models do not show how close these come: test images only.
+    # Real images decoded by an autoencoder have another protocol: they are no arm to be ranked.
     protocols = ("synthetic-only", "real-against-real")
-    tested = [f for f in figures if f.class_name == CLASS_ALL and f.reference == "test" and f.protocol in protocols]
+    tested = select(figures, class_name=CLASS_ALL, reference="test", protocol=protocols)
     if not tested:
-        references = ", ".join(dict.fromkeys(f.reference for f in figures if f.protocol == "synthetic-only"))
+        references = ", ".join(distinct(select(figures, protocol="synthetic-only"), "reference"))
         return [f"No verdict: it needs test images as the reference, and evaluate.reference is {references}."]
     sentences = []
     for metric in ("fid", "kid"):
         if order := _order(tested, metric):
-            sentences.append(f"Order by {METRICS[metric].title} (lower is nearer to the real images): {order}.")
+            title = METRICS[metric].title
+            sentences.append(f"Order by {title} (lower is nearer to the real images): {order}.")
     sentences += _at_infinity(tested)
-    areas = [f for f in tested if f.metric == SEPARABILITY_AUC and f.extractor == INCEPTION]
-    if areas:
+    if areas := select(tested, metric=SEPARABILITY_AUC, extractor=INCEPTION):
         sentences.append(
-            "AUC of a classifier that separates an arm's images from test images (0.5: not distinguishable; "
-            f"95 % intervals): {_each_arm(areas, METRICS[SEPARABILITY_AUC].text)}."
+            "AUC of a classifier that separates an arm's images from test images (0.5: not "
+            f"distinguishable; 95 % intervals): {_each_arm(areas, METRICS[SEPARABILITY_AUC].text)}."
         )
-    p_values = [f for f in tested if f.metric == "kid_p_value"]
-    if p_values:
+    if p_values := select(tested, metric="kid_p_value"):
         listed = _each_arm(p_values, lambda f: p_text(f.value))
         sentences.append(
             f"Probability of a KID this high if an arm's images were like the test images (permutations): {listed}."
@@ -41,11 +42,12 @@ def distance_sentences(figures: Sequence[Figure]) -> list[str]:
 def _order(figures: Sequence[Figure], name: str) -> str:
     """The arms by a metric, lowest first, with its floor; empty where no arm has it."""
     metric = METRICS[name]
-    ranked = sorted((f for f in figures if f.metric == name and not f.floor), key=lambda f: f.value)
-    if not ranked:
-        return ""
-    floors = [f"; {metric.floor} {metric.number(f.value)}" for f in figures if f.metric == name and f.floor]
-    return " < ".join(f"{f.arm} {metric.number(f.value)}" for f in ranked) + "".join(floors)
+    ranked = sorted(select(figures, metric=name, floor=False), key=lambda f: f.value)
+    order = " < ".join(f"{f.arm} {metric.number(f.value)}" for f in ranked)
+    # the floor is not ranked: it only shows how low an arm could come
+    if order and (floor := first(figures, metric=name, floor=True)):
+        order += f"; {metric.floor} {metric.number(floor.value)}"
+    return order
 
 
 def _each_arm(figures: Sequence[Figure], text: Callable[[Figure], str]) -> str:
@@ -56,27 +58,27 @@ def _each_arm(figures: Sequence[Figure], text: Callable[[Figure], str]) -> str:
 
 def _at_infinity(figures: Sequence[Figure]) -> list[str]:
     """FID-infinity of each arm, or why there is none."""
-    at_infinity = [f for f in figures if f.metric == "fid_infinity"]
-    if at_infinity:
-        return [f"FID-infinity (line through 1/n): {_each_arm(at_infinity, lambda f: f'{f.value:.1f}')}."]
-    fid = next((f for f in figures if f.metric == "fid" and not f.floor), None)
+    if at_infinity := select(figures, metric="fid_infinity"):
+        listed = _each_arm(at_infinity, lambda f: f"{f.value:.1f}")
+        return [f"FID-infinity (line through 1/n): {listed}."]
+    fid = first(figures, metric="fid", floor=False)
     if fid is None:
         return []
     return [
-        f"FID-infinity: not estimable (it needs {FEWEST_FOR_INFINITY:,} reference images and twice as many synthetic "
-        f"ones; here are {fid.n_reference:,} and {fid.drawn:,})."
+        f"FID-infinity: not estimable (it needs {FEWEST_FOR_INFINITY:,} reference images and twice "
+        f"as many synthetic ones; here are {fid.n_reference:,} and {fid.drawn:,})."
     ]
 
 
 def _kid_differences(figures: Sequence[Figure]) -> list[str]:
     sentences = []
-    for f in figures:
-        if f.metric == "kid_difference" and f.interval:
-            contains = "excludes 0: the arms are" if excludes_zero(f) else "contains 0: the arms are not"
-            sentences.append(
-                f"Difference in KID x 1000, {arms_text(f)}, paired by seed: {METRICS['kid'].text(f, '+')}. "
-                f"The 95 % interval {contains} distinguishable."
-            )
+    for f in select(figures, metric="kid_difference"):
+        if f.interval:
+            contains = "contains 0: the arms are not"
+            if excludes_zero(f):
+                contains = "excludes 0: the arms are"
+            difference = f"{arms_text(f)}, paired by seed: {METRICS['kid'].text(f, '+')}"
+            sentences.append(f"Difference in KID x 1000, {difference}. The 95 % interval {contains} distinguishable.")
     return sentences
 
 
@@ -85,8 +87,9 @@ def _texture(figures: Sequence[Figure]) -> list[str]:
     order = _order(figures, "fd-texture")
     if not order:
         return []
-    different = [arms_text(f) for f in figures if f.metric == "kd-texture_difference" and excludes_zero(f)]
+    pairs = select(figures, metric="kd-texture_difference")
+    different = ", ".join(map(arms_text, filter(excludes_zero, pairs))) or "no pair of arms"
     return [
         f"Order by ultrasound texture (FD-texture; lower is nearer to the real images): {order}; "
-        f"seed-paired intervals of KD-texture exclude 0 for: {', '.join(different) or 'no pair of arms'}."
+        f"seed-paired intervals of KD-texture exclude 0 for: {different}."
     ]
