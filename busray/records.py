@@ -11,14 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, cast
 
-REAL = "real"
-"""Arm of the figures that compare real images with real images."""
-
+REAL = "real"  # arm of the figures that compare real images with real images
+CLASS_ALL = "all"  # class of a figure over all classes
 IMAGE_COLUMNS = ("image", "image_txt2img")
 """Columns of a shard with images: the final one, and the one before refinement."""
-
-CLASS_ALL = "all"
-"""Class of a figure over all classes."""
 
 
 # ---- errors: how a command ends
@@ -40,7 +36,8 @@ class StoreError(Stopped):
 def to_json(record: Any) -> bytes:
     """A record (dataclass) or a dict as indented UTF-8 JSON. ValueError for NaN and infinity."""
     value: Any = cast(Any, record) if isinstance(record, dict) else asdict(record)
-    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode()
 
 
 # ---- data/: the checked data set
@@ -54,19 +51,14 @@ class SourceImage:
     class_name: str
     width: int
     height: int
-    mode: str
-    """Pillow's mode, or `I;16` for 16-bit grey, or `DICOM`."""
-    sha256: str
-    """Of the file's bytes."""
+    mode: str  # Pillow's mode, or `I;16` for 16-bit grey, or `DICOM`
+    sha256: str  # of the file's bytes
     masks: tuple[str, ...] = ()
-    group: str | None = None
-    """Patient or study from dataset.metadata; images of a group never cross the split."""
-    columns: dict[str, str] = field(default_factory=dict[str, str])
-    """Further columns of dataset.metadata."""
+    group: str | None = None  # patient or study; images of one never cross the split
+    columns: dict[str, str] = field(default_factory=dict[str, str])  # further ones of the metadata
     cluster: str | None = None
-    """The images that the split keeps together (near-duplicates, groups, and what these join) have
-    the same value here: the first file of them all. None before the split, and in a dataset.json
-    that is older than this field."""
+    """The first file of all images that the split keeps together with this one (near-duplicates,
+    groups, and what these join). None before the split."""
 
     @property
     def unit(self) -> str:
@@ -81,7 +73,7 @@ class SourceImage:
 
 @dataclass(frozen=True)
 class ContentBox:
-    """Where an image's content lies in the model's square, in pixels; the rest is black padding."""
+    """Where an image's content lies in the model's square, in pixels; the rest is padding."""
 
     left: int
     top: int
@@ -93,19 +85,14 @@ class ContentBox:
 class DataSet:
     """The checked and split data set: dataset.json, which every later stage reads."""
 
-    hash: str
-    """Covers the files' digests, classes, splits and the framing; adapters carry it too."""
-    size: int
-    """Side of the model's square in pixels."""
-    frame: str
-    """The framing (dataset.frame): how images of any size become squares."""
+    hash: str  # covers the files' digests, classes, splits and the framing; adapters carry it too
+    size: int  # side of the model's square in pixels
+    frame: str  # the framing (dataset.frame): how images of any size become squares
     seed: int
     train: tuple[SourceImage, ...]
     val: tuple[SourceImage, ...]
     test: tuple[SourceImage, ...]
-    left_out: tuple[tuple[str, str], ...]
-    """(file, reason) of the images in no split: label conflicts, and images with annotations if
-    `dataset.annotations` is `exclude`."""
+    left_out: tuple[tuple[str, str], ...]  # (file, reason): label conflicts, excluded annotations
 
     def split(self, name: str) -> tuple[SourceImage, ...]:
         """The images of `train`, `val`, `test`, or of all three for `all`."""
@@ -134,16 +121,11 @@ class DataSet:
 @dataclass(frozen=True)
 class Arm:
     """What is compared: the images that one method draws, before or after refinement and the gate.
+    The only place that knows how an arm's name is written: `lora+ti+refine+gate`."""
 
-    The only place that knows how an arm's name is written: `lora+ti+refine+gate`.
-    """
-
-    method: str
-    """`base`, or the method of its adapters, such as `lora+ti`."""
-    refined: bool = False
-    """img2img was run on the txt2img images."""
-    gated: bool = False
-    """The images that the class gate let pass, instead of all first draws."""
+    method: str  # `base`, or the method of its adapters, such as `lora+ti`
+    refined: bool = False  # img2img was run on the txt2img images
+    gated: bool = False  # the images that the class gate let pass, instead of all first draws
 
     @staticmethod
     def parse(name: str) -> "Arm":
@@ -162,8 +144,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Segment:
-    """A create-only part of the plan: `count` images of a class from index `first` on, in shards of
-    `shard_size` images."""
+    """A create-only part of the plan: `count` images of a class from index `first` on."""
 
     class_name: str
     first: int
@@ -191,14 +172,12 @@ class ImageSpec:
     image_id: str
     class_name: str
     index: int
-    attempt: int
-    """0 for the first draw; higher where the class gate rejected earlier ones."""
+    attempt: int  # 0 for the first draw; higher where the class gate rejected earlier ones
     prompt: str
     seed_txt2img: int
     seed_img2img: int
     box: ContentBox
-    columns: dict[str, str] = field(default_factory=dict[str, str])
-    """Values that quotas gave to this image's template columns."""
+    columns: dict[str, str] = field(default_factory=dict[str, str])  # values that quotas gave
 
 
 @dataclass(frozen=True)
@@ -217,33 +196,19 @@ class Redrawn:
     """What the class gate did with an image whose first draw it rejected."""
 
     image_id: str
-    rejected: tuple[float, ...]
-    """Of each rejected draw, in order: the probability of the image's class that the gate saw."""
-    kept: int | None
-    """The attempt that became the image; None if the image is quarantined."""
-
-    @staticmethod
-    def from_dict(value: dict[str, Any]) -> "Redrawn":
-        return Redrawn(value["image_id"], tuple(value["rejected"]), value["kept"])
+    rejected: tuple[float, ...]  # the gate's probability of the class, of each rejected draw
+    kept: int | None  # the attempt that became the image; None if the image is quarantined
 
 
 @dataclass(frozen=True)
 class FirstDraws:
     """The object (always Parquet) with the first draws of a shard that the class gate rejected.
-
-    They are evidence and not part of the corpus: with the shard's rows of attempt 0 they are what
-    the corpus would be without the gate.
-    """
+    With the shard's rows of attempt 0 they are what the corpus would be without the gate."""
 
     object: str
     digest: str
     bytes: int
-    indices: tuple[int, ...]
-    """Index of the image in each row."""
-
-    @staticmethod
-    def from_dict(value: dict[str, Any]) -> "FirstDraws":
-        return FirstDraws(value["object"], value["digest"], value["bytes"], tuple(value["indices"]))
+    indices: tuple[int, ...]  # index of the image in each row
 
 
 @dataclass(frozen=True)
@@ -253,22 +218,15 @@ class Commit:
     class_name: str
     first: int
     count: int
-    object: str
-    """Key of the data object."""
-    digest: str
-    """SHA-256 of the data object's bytes."""
+    object: str  # key of the data object
+    digest: str  # SHA-256 of the data object's bytes
     bytes: int
     rows: int
-    rejects: tuple[tuple[str, str], ...]
-    """(image id, reason) of the quarantined images: rows + len(rejects) = count."""
+    rejects: tuple[tuple[str, str], ...]  # (image id, reason); rows + len(rejects) = count
     execution: Execution
-    seconds: float
-    """Wall time of drawing in the worker, with the class gate's redraws, without loading models
-    and encoding. Used for the report's timings only."""
-    redrawn: tuple[Redrawn, ...] = ()
-    """In the order of their indices; empty without a class gate."""
-    first_draws: FirstDraws | None = None
-    """None if no first draw was rejected."""
+    seconds: float  # of drawing with its redraws, not of loading and encoding; for timings
+    redrawn: tuple[Redrawn, ...] = ()  # in the order of their indices; empty without a class gate
+    first_draws: FirstDraws | None = None  # None if no first draw was rejected
 
     @property
     def shard(self) -> Shard:
@@ -279,34 +237,28 @@ class Commit:
         value = json.loads(data)
         value["execution"] = Execution(**value["execution"])
         value["rejects"] = tuple((image_id, reason) for image_id, reason in value["rejects"])
-        value["redrawn"] = tuple(map(Redrawn.from_dict, value.get("redrawn", ())))
-        first_draws = value.get("first_draws")
-        value["first_draws"] = FirstDraws.from_dict(first_draws) if first_draws else None
+        for redrawn in value["redrawn"]:
+            redrawn["rejected"] = tuple(redrawn["rejected"])
+        value["redrawn"] = tuple(Redrawn(**redrawn) for redrawn in value["redrawn"])
+        if first_draws := value["first_draws"]:
+            indices = tuple(first_draws.pop("indices"))
+            value["first_draws"] = FirstDraws(**first_draws, indices=indices)
         return Commit(**value)
 
 
 # ---- evidence/: figures
 
-
-INCEPTION = "inception-v3-2015"
-"""The one extractor whose distances are called FID and KID."""
-
-
-CLEAN_TEST = "test-clean"
-"""Reference of figures against the test images without burned-in text or calipers. The real images
-of its floor are without them too."""
-
-
+INCEPTION = "inception-v3-2015"  # the one extractor whose distances are called FID and KID
+CLEAN_TEST = "test-clean"  # reference: test images without burned-in text or calipers; floor too
 SEPARABILITY_AUC = "told_apart_auc"
 """AUC of a classifier that separates synthetic from real images by an extractor's features."""
+FLOOR_SUFFIX = "_floor"
+PAIR_SEPARATOR = " - "
 
 
 def distance_names(extractor: str) -> tuple[str, str]:
-    """Metrics of the Frechet and of the kernel distance between an extractor's features.
-
-    `fid` and `kid` for Inception-2015 only. For another extractor `fd-<family>` and `kd-<family>`,
-    where the family is the part of its name before the first hyphen.
-    """
+    """Metrics of an extractor's Frechet and kernel distance: `fid` and `kid` for Inception-2015,
+    else `fd-<family>` and `kd-<family>` (the extractor's name up to its first hyphen)."""
     family = extractor.partition("-")[0]
     return ("fid", "kid") if extractor == INCEPTION else (f"fd-{family}", f"kd-{family}")
 
@@ -321,24 +273,16 @@ class Interval(NamedTuple):
         return not self.low <= value <= self.high
 
 
-FLOOR_SUFFIX = "_floor"
-PAIR_SEPARATOR = " - "
-
-
 @dataclass(frozen=True)
 class Figure:
     """One number of the evidence with all that is needed to read it."""
 
-    metric: str
-    """Such as `fid`, `kid`, `kid_p_value`, `kid_difference`, `precision`, `told_apart_auc`. Other
-    extractors than Inception have distance_names. The modules of evidence/ name their own."""
+    metric: str  # such as `fid` or `precision`; the modules of evidence/ name their own
     value: float
-    interval: Interval | None
-    """95 % interval, or None where no valid one is known."""
+    interval: Interval | None  # 95 %, or None where no valid one is known
     n: int
     n_reference: int
-    reference: str
-    """`train`, `val`, `test`, `all` or CLEAN_TEST."""
+    reference: str  # `train`, `val`, `test`, `all` or CLEAN_TEST
     protocol: str
     """`synthetic-only`, `paper-mixture` or `real-against-real`; `reconstruction` in an ablation;
     `single-split` of a classifier; `first-draw` or `after-gate` of the classes that one sees in
@@ -346,19 +290,14 @@ class Figure:
     extractor: str
     class_name: str
     arm: str
-    frame: str
-    """dataset.frame: how images of any size became squares."""
-    size: int
-    """Side of the square in pixels."""
-    replicates: int | None = None
-    """Disjoint samples of drawn images that the interval is from. The reference stays as it is."""
+    frame: str  # dataset.frame: how images of any size became squares
+    size: int  # side of the square in pixels
+    replicates: int | None = None  # disjoint samples of drawn images for the interval
     drawn: int | None = None
     """Of an arm's `fid`: images in the reference's shares of the classes. n of them are compared;
     `fid_infinity`, where it is estimable, uses all."""
-    floor: bool = False
-    """True where real images stand in for drawn ones: the best that an arm can reach."""
-    against: str | None = None
-    """Of a difference: the other arm. The figure is `arm` minus `against`."""
+    floor: bool = False  # of real images in place of drawn ones: the best for an arm
+    against: str | None = None  # of a difference, which is `arm` minus `against`
 
     def to_dict(self) -> dict[str, Any]:
         """As in report.json: `class` for the class, `_floor` after a floor's metric, and the arms
@@ -375,11 +314,11 @@ class Figure:
 
     @staticmethod
     def from_dict(value: Mapping[str, Any]) -> "Figure":
-        """The figure of a dict that to_dict made; an old report may have no frame and size."""
-        fields: dict[str, Any] = {"frame": "", "size": 0, **value}
+        """The figure of a dict that to_dict made."""
+        fields = dict(value)
         fields["class_name"] = fields.pop("class")
-        metric = fields["metric"]
-        fields["metric"], fields["floor"] = metric.removesuffix(FLOOR_SUFFIX), metric.endswith(FLOOR_SUFFIX)
+        fields["floor"] = fields["metric"].endswith(FLOOR_SUFFIX)
+        fields["metric"] = fields["metric"].removesuffix(FLOOR_SUFFIX)
         arm, separator, against = fields["arm"].partition(PAIR_SEPARATOR)
         fields["arm"], fields["against"] = arm, against if separator else None
         fields["interval"] = Interval(*fields["interval"]) if fields["interval"] else None
@@ -393,11 +332,9 @@ class Figure:
 class Recall:
     """How many of a class's test images a classifier recognises."""
 
-    value: float
-    """Share of the images."""
+    value: float  # share of the images
     interval: Interval
-    n: int
-    """Test images of the class."""
+    n: int  # test images of the class
 
 
 @dataclass(frozen=True)
@@ -405,25 +342,16 @@ class ClassifierRecord:
     """The create-only record of a run's trained classifier."""
 
     architecture: str
-    dataset: str
-    """The data set's hash."""
-    classes: tuple[str, ...]
-    """In the order of the classifier's outputs."""
-    training: Mapping[str, Any]
-    """`steps`, `batch_size` and `learning_rates`."""
+    dataset: str  # the data set's hash
+    classes: tuple[str, ...]  # in the order of the classifier's outputs
+    training: Mapping[str, Any]  # `steps`, `batch_size` and `learning_rates`
     seed: int
-    chosen: Mapping[str, float]
-    """The validation whose weights were kept."""
-    trials: tuple[Mapping[str, float], ...]
-    """All validations."""
-    images: Mapping[str, int]
-    """split -> number of images."""
-    test: Mapping[str, Recall]
-    """Of each class, and their mean under CLASS_ALL."""
-    object: str
-    """Key of the weights."""
-    digest: str
-    """SHA-256 of the weights' bytes."""
+    chosen: Mapping[str, float]  # the validation whose weights were kept
+    trials: tuple[Mapping[str, float], ...]  # all validations
+    images: Mapping[str, int]  # split -> number of images
+    test: Mapping[str, Recall]  # of each class, and their mean under CLASS_ALL
+    object: str  # key of the weights
+    digest: str  # SHA-256 of the weights' bytes
 
     @staticmethod
     def from_json(data: bytes) -> "ClassifierRecord":
@@ -431,8 +359,8 @@ class ClassifierRecord:
         test: dict[str, Recall] = {}
         for name, score in value["test"].items():
             test[name] = Recall(score["value"], Interval(*score["interval"]), score["n"])
-        value |= {"classes": tuple(value["classes"]), "trials": tuple(value["trials"]), "test": test}
-        return ClassifierRecord(**value)
+        value |= {"classes": tuple(value["classes"]), "trials": tuple(value["trials"])}
+        return ClassifierRecord(**{**value, "test": test})
 
 
 @dataclass(frozen=True)
@@ -440,10 +368,8 @@ class SegmenterPins:
     """Everything that decides a segmenter."""
 
     segmenter: str
-    dataset: str
-    """The data set's hash."""
-    masks: Mapping[str, str]
-    """split -> SHA-256 of its images' names and masks."""
+    dataset: str  # the data set's hash
+    masks: Mapping[str, str]  # split -> SHA-256 of its images' names and masks
     steps: int
     seed: int
 
@@ -452,16 +378,11 @@ class SegmenterPins:
 class SegmenterRecord(SegmenterPins):
     """The create-only record of a run's trained segmenter."""
 
-    images: Mapping[str, int]
-    """split -> images with known masks."""
-    looks: tuple[Mapping[str, Any], ...]
-    """All validations: `step` and `dice`."""
-    dice: tuple[float | None, ...]
-    """Of each test image; None where neither mask has a lesion."""
-    object: str
-    """Key of the weights."""
-    digest: str
-    """SHA-256 of the weights' bytes."""
+    images: Mapping[str, int]  # split -> images with known masks
+    looks: tuple[Mapping[str, Any], ...]  # all validations: `step` and `dice`
+    dice: tuple[float | None, ...]  # of each test image; None where neither mask has a lesion
+    object: str  # key of the weights
+    digest: str  # SHA-256 of the weights' bytes
 
     @staticmethod
     def from_json(data: bytes) -> "SegmenterRecord":
@@ -474,15 +395,12 @@ class SegmenterRecord(SegmenterPins):
 class AdaptersRecord:
     """adapters.json: the create-only record of a run's adapters."""
 
-    sha256: str
-    """Of what decides pixels: the tensors of all files."""
-    folder: str
-    """In the run's store."""
-    files: Mapping[str, str]
-    """file -> SHA-256."""
+    sha256: str  # of what decides pixels: the tensors of all files
+    folder: str  # in the run's store
+    files: Mapping[str, str]  # file -> SHA-256
     about: Mapping[str, Any]
-    """All else: what adapter.json says (base, data set, tokens, steps), and the training's losses.
-    Adapters from elsewhere may say less."""
+    """What adapter.json says (base, data set, tokens, steps), which adopted adapters may lack, and
+    the training's losses."""
 
     @property
     def dataset_hash(self) -> str | None:
@@ -495,7 +413,8 @@ class AdaptersRecord:
         return bool(self.about.get("adopted"))
 
     def to_dict(self) -> dict[str, Any]:
-        return {**self.about, "sha256": self.sha256, "folder": self.folder, "files": dict(self.files)}
+        own = {"sha256": self.sha256, "folder": self.folder, "files": dict(self.files)}
+        return {**self.about, **own}
 
     @staticmethod
     def from_json(data: bytes) -> "AdaptersRecord":
