@@ -10,19 +10,22 @@ from busray.records import Shard
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-Item = TypeVar("Item")
 
 Report = Callable[[str, int, int], None]
 """Progress for people: report(stage, done, total)."""
 Kind = Literal["model", "cpu", "core"]
-"""What one worker gets: the CPUs and GPUs of an actor; its CPUs alone; one CPU, and as many workers
-as the CPUs of all actors make."""
+"""What one worker gets: an actor's CPUs and GPUs; its CPUs alone; one CPU (then there are as many
+workers as the actors have CPUs)."""
 
 
 class Beat(Protocol):
-    """A worker calls it as often as it can: a sign of life, and how many more items are done."""
+    """A worker's sign of life, with how many more items are done; called as often as possible."""
 
     def __call__(self, n: int = 0, /) -> None: ...
+
+
+Work = Callable[[Any, Beat], None]
+"""What a worker of a pool does with one item."""
 
 
 class Shared(Protocol[T_co]):
@@ -38,44 +41,35 @@ class Drawing(Protocol):
 
     def start(self) -> Callable[[Shard, Beat], Any]:
         """Load the models, once in each worker; the result draws one shard."""
-        ...
 
     def commit(self, drawn: Any) -> object:
         """Encode, hash, put and record a drawn shard."""
-        ...
 
 
 class TrainingLoop(Protocol):
     """A training that one worker takes part in: the state between two optimiser steps."""
 
-    step: int
-    """Steps done."""
+    step: int  # steps done
 
     def checkpoint(self) -> Any:
         """The newest usable checkpoint in the store, or None."""
-        ...
 
     def resume(self, checkpoint: Any) -> None: ...
 
     def parameters(self) -> Sequence[Any]:
         """The trainable tensors, whose gradients the workers add up."""
-        ...
 
     def accumulate(self, positions: range) -> float:
         """Gradients of the batch's samples at these positions; returns their summed loss."""
-        ...
 
     def apply(self, loss: float) -> None:
         """One optimiser step; loss is the sum over the whole batch."""
-        ...
 
     def record(self, beat: Beat) -> None:
         """Log, validate and keep a checkpoint where one is due. Only the first worker calls it."""
-        ...
 
     def commit(self) -> None:
         """Put what was trained. Only the first worker calls it."""
-        ...
 
 
 class Training(Protocol):
@@ -90,65 +84,43 @@ class Training(Protocol):
     @property
     def num_workers(self) -> tuple[int, int]:
         """(fewest, most)."""
-        ...
 
     def scratch(self) -> tuple[Any, str]:
         """(pyarrow file system, path) that all workers reach, for the trainer's own state."""
-        ...
 
     def start(self, world: int) -> TrainingLoop:
         """Load models and data, once in each of `world` workers."""
-        ...
 
 
 class Workers(Protocol):
-    """Runs a stage's work elsewhere, reports its progress and ends what hangs.
-
-    Each call ends with UserError for a mistake that a worker found and with Stopped for anything
-    else that went wrong there.
-    """
+    """Runs a stage's work elsewhere, reports its progress and ends what hangs. A call raises
+    UserError for a mistake that a worker found, Stopped for anything else that failed there."""
 
     report: Report
-    device: str
-    """`cuda` or `cpu`: what workers of the kind `model` compute on."""
+    device: str  # `cuda` or `cpu`: what workers of the kind `model` compute on
 
     def labelled(self, prefix: str) -> "Workers":
         """The same workers, whose stages are reported as `<prefix>: <stage>`."""
-        ...
 
     def share(self, value: T) -> Shared[T]: ...
 
     def call(self, stage: str, total: int, task: Callable[..., T], *arguments: Any, kind: Kind = "cpu") -> T:
         """task(beat, *arguments) in one worker. `total`: how many items beat will count."""
-        ...
 
     def call_all(
         self, stage: str, total: int, task: Callable[..., T], items: Sequence[Any], *arguments: Any, done: int = 0
     ) -> list[Shared[T]]:
         """task(beat, item, *arguments) for each item, side by side; the first failure ends all.
+        `total` and `done`: items of the whole stage, and those of them that were done before."""
 
-        `total` and `done`: items of the whole stage, and those of them that were done before.
-        """
-        ...
-
-    def map(
-        self,
-        stage: str,
-        total: int,
-        start: Callable[[], Callable[[Any, Beat], None]],
-        items: Sequence[Any],
-        kind: Kind,
-    ) -> None:
+    def map(self, stage: str, total: int, start: Callable[[], Work], items: Sequence[Any], kind: Kind) -> None:
         """start() once in each worker of a pool, then its result for each item."""
-        ...
 
     def draw(self, stage: str, drawing: Drawing, shards: Sequence[Shard], planned: int) -> None:
         """Draw and commit shards. `planned`: images of the whole corpus, for the progress."""
-        ...
 
     def train(self, stage: str, training: Training, *, done: int) -> None:
         """Train to the end once. Raises TrainingFailed where workers were lost or failed."""
-        ...
 
 
 class TrainingFailed(Exception):
