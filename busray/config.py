@@ -1,8 +1,7 @@
 """Every setting with its unit, default and bounds: one frozen tree.
 
 Only what the settings alone can show to be wrong is checked here. Folders, bases and adapters are
-checked by the stage that reads them, before any work starts. config_file.py reads the YAML file and
-the flags.
+checked by the stage that reads them, before any work starts.
 """
 
 import re
@@ -10,46 +9,33 @@ import string
 import unicodedata
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from busray.records import Arm
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-
 TOKEN = re.compile(r"<[a-z0-9][a-z0-9_-]*>")
 
 HIDDEN_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 """Unicode categories of characters that are not visible, or change how others are displayed."""
 
-SECRET_PARAMETER = re.compile(r"[?&]([\w-]*(signature|token|secret|password|key)|sig)=", re.IGNORECASE)
+SECRET_PARAMETER = re.compile(r"(?i)[?&]([\w-]*(signature|token|secret|password|key)|sig)=")
 
 
 def hidden_character(name: str) -> str | None:
-    """The first thing in a name that could mislead a reader or a program; None if there is nothing.
-
-    Control, bidirectional and zero-width characters; letters that are not composed (Unicode NFC),
-    since two names that look the same could then differ.
-    """
+    """What in a name could mislead a reader or a program: the first control, bidirectional or
+    zero-width character, or letters that are not composed; None if there is nothing."""
     for character in name:
         if unicodedata.category(character) in HIDDEN_CATEGORIES:
             return f"the character U+{ord(character):04X}"
-    return None if unicodedata.is_normalized("NFC", name) else "letters that are not composed (Unicode NFC)"
+    # Of names that look the same, one may be composed and another not: they would be two.
+    composed = unicodedata.is_normalized("NFC", name)
+    return None if composed else "letters that are not composed (Unicode NFC)"
 
 
 def credentials_in(text: str) -> bool:
-    """Whether a URL in text has a password, a token or a signature in it.
-
-    These are no credentials: a port, an access point's ARN, the container of
-    `abfs://container@account`, the user of `sftp://user@host`.
-    """
+    """Whether a URL in text has a password, a token or a signature in it. A port is none, nor are
+    an access point's ARN, the container of `abfs://container@account` or `sftp://user@host`."""
     for scheme, host, path in re.findall(r"(\w*)://([^/?#]*)([^?#]*)", text):
         user, at, _ = host.rpartition("@")
         port = host.rpartition(":")[2]
@@ -66,8 +52,8 @@ def credentials_in(text: str) -> bool:
 def _location(value: str) -> str:
     if credentials_in(value):
         raise ValueError(
-            "credentials in a URL end up in logs and records: leave them out, they come from the instance's role or "
-            "the environment (AWS_PROFILE, AWS_ACCESS_KEY_ID and so on)"
+            "credentials in a URL end up in logs and records: leave them out, they come from the "
+            "instance's role or the environment (AWS_PROFILE, AWS_ACCESS_KEY_ID and so on)"
         )
     hidden = hidden_character(value)
     if hidden:
@@ -79,18 +65,23 @@ def _location(value: str) -> str:
 
 Location = Annotated[str, AfterValidator(_location)]
 """A path or URL, without credentials."""
-
 Positive = Annotated[int, Field(ge=1)]
-
 Count = Annotated[int, Field(ge=0)]
-
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-
 WorkerCount = Annotated[int, Field(ge=1, le=512)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Ratio = Annotated[float, Field(gt=0, le=1000)]
+Strength = Annotated[float, Field(gt=0, le=1)]
+Guidance = Annotated[float, Field(ge=1, le=50)]
+SamplingSteps = Annotated[int, Field(ge=1, le=1000)]
+Text = Annotated[str, Field(min_length=1)]
+AblationArm = Literal["base", "base+refine", "lora", "lora+refine", "ti", "ti+refine", "lora+ti", "lora+ti+refine"]
+Extractor = Literal["inception", "texture", "dinov2"]
+Architecture = Literal["cnn", "efficientnet-lite0"]
 
 
 def _as_range(value: Any) -> Any:
-    """A single number as [min, max]."""
     # bool is an int for Python: `true` is no number of workers, so pydantic has to see it.
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
@@ -121,8 +112,8 @@ class Dataset(Settings):
     frame: Literal["letterbox", "centre", "stretch"] = "letterbox"
     """The framing: how an image of any size becomes the model's square."""
     annotations: Literal["keep", "exclude"] = "keep"
-    """`exclude` removes images with burned-in text or calipers from the train split. val and test
-    do not change, so that figures with `keep` and `exclude` have the same reference."""
+    """`exclude` removes images with burned-in text or calipers from the train split only, so that
+    figures with `keep` and `exclude` have the same reference."""
     val: Annotated[float, Field(gt=0, lt=0.5)] = 0.15
     """Share of each class for validation."""
     test: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
@@ -153,14 +144,13 @@ class Class(Settings):
     """Images to draw for the released corpus."""
     token: Annotated[str, Field(pattern=f"^{TOKEN.pattern}$")] | None = None
     """Placeholder token of textual inversion; classes may share one. Default `<class name>`."""
-    initializer: Annotated[str, Field(min_length=1)] = "ultrasound"
-    """Word whose embedding the token starts from. It replaces the token in arms without textual
-    inversion."""
+    initializer: Text = "ultrasound"
+    """Word whose embedding the token starts from; written instead where no token is learned."""
     caption: str = "{token} ultrasound image of {class} breast tissue"
     """Training caption; `{token}`, `{class}` and columns of dataset.metadata are filled in."""
-    prompts: Annotated[tuple[str, ...], Field(min_length=1)] = ("{token} ultrasound image of {class} breast tissue",)
+    prompts: Annotated[tuple[str, ...], Field(min_length=1)] = (caption,)
     """Templates of the prompts, used in turn."""
-    quotas: dict[str, Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]] = {}
+    quotas: dict[str, Annotated[dict[str, PositiveFloat], Field(min_length=1)]] = {}
     """column -> value -> share: it fills `{column}` in prompts. Default: as in the train split."""
 
 
@@ -169,10 +159,10 @@ class Adapters(Settings):
     path: Location | None = None
     """Folder or URL of existing adapters to use instead of training."""
     rank: Annotated[int, Field(ge=1, le=256)] = 4
-    alpha: Annotated[float, Field(gt=0)] | None = None
+    alpha: PositiveFloat | None = None
     """LoRA scaling numerator; default: the rank."""
     convolutions: bool = False
-    """LoRA also on the UNet's residual blocks: `tiny` makes speckle in blocks without attention."""
+    """LoRA also on the UNet's residual blocks: those of `tiny` make speckle."""
     text_encoder: bool = False
     """Also put LoRA on the text encoder's attention."""
     vectors: Annotated[int, Field(ge=1, le=16)] = 1
@@ -181,15 +171,15 @@ class Adapters(Settings):
     """Optimiser steps."""
     batch_size: Positive = 4
     """Global batch: the sum over all workers."""
-    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    learning_rate: Fraction = 1e-4
     """Of LoRA."""
-    token_learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-4
+    token_learning_rate: Fraction = 5e-4
     """Of the learned tokens' embeddings."""
     warmup: Count = 0
     """Steps of linear warm-up; the rate is constant afterwards."""
-    snr_gamma: Annotated[float, Field(gt=0)] | None = None
+    snr_gamma: PositiveFloat | None = None
     """Gamma of min-SNR loss weighting (arXiv 2303.09556). null: no weighting."""
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    ema: Fraction | None = None
     """Decay of the moving average of the adapters' weights. null: no average."""
     mirror: bool = True
     """Also train on left-right mirrored copies."""
@@ -200,8 +190,7 @@ class Adapters(Settings):
     checkpoint_every: Positive = 500
     """Steps between checkpoints."""
     num_workers: Annotated[tuple[WorkerCount, WorkerCount], BeforeValidator(_as_range)] = (1, 1)
-    """Ray Train workers: a number, or [min, max] to train on as many nodes as there are. The global
-    batch does not depend on it."""
+    """Ray Train workers: a number, or [min, max] to train on as many nodes as there are."""
 
     @field_validator("num_workers")
     @classmethod
@@ -213,8 +202,8 @@ class Adapters(Settings):
 
 class Sampling(Settings):
     scheduler: Literal["dpmsolver++", "sde-dpmsolver++", "ddim", "euler", "unipc"] = "dpmsolver++"
-    steps: Annotated[int, Field(ge=1, le=1000)] = 50
-    guidance_scale: Annotated[float, Field(ge=1, le=50)] = 7.5
+    steps: SamplingSteps = 50
+    guidance_scale: Guidance = 7.5
     """1: no classifier-free guidance."""
     batch_size: Annotated[int, Field(ge=1, le=512)] = 8
     """Images a forward pass; the last batch is padded to it."""
@@ -223,10 +212,10 @@ class Sampling(Settings):
 class Refine(Settings):
     """img2img on the txt2img result."""
 
-    strength: Annotated[float, Field(gt=0, le=1)] = 0.3
-    steps: Annotated[int, Field(ge=1, le=1000)] = 50
+    strength: Strength = 0.3
+    steps: SamplingSteps = 50
     """Steps of the whole schedule; strength x steps of them are run."""
-    guidance_scale: Annotated[float, Field(ge=1, le=50)] = 7.5
+    guidance_scale: Guidance = 7.5
     handover: Literal["pixel", "latent"] = "pixel"
     """`pixel` decodes, rounds to 8 bits and encodes again (the paper); `latent` does not."""
 
@@ -234,21 +223,21 @@ class Refine(Settings):
     def _at_least_one_step(self) -> "Refine":
         # diffusers rounds down too.
         if int(self.steps * self.strength) < 1:
-            raise ValueError("strength x steps is below 1, so refinement would run no step: raise either")
+            why = "so refinement would run no step: raise either"
+            raise ValueError(f"strength x steps is below 1, {why}")
         return self
 
 
 class Gate(Settings):
-    """The class gate: a classifier of real images looks at every draw. If it does not recognise the
-    image's class, the image is drawn again with the seed of its next attempt. The classifier is
-    trained on the train split and calibrated on val."""
+    """The class gate: a classifier of the train split, calibrated on val, looks at every draw. An
+    image whose class it does not recognise is drawn again with the seed of its next attempt."""
 
-    architecture: Literal["cnn", "efficientnet-lite0"] = "efficientnet-lite0"
+    architecture: Architecture = "efficientnet-lite0"
     """As study.architecture."""
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    threshold: Fraction = 0.5
     """Calibrated probability of its own class that an image must reach."""
     attempts: Annotated[int, Field(ge=1, le=100)] = 8
-    """Most draws of an image, the first included. If all are rejected, the image is quarantined."""
+    """Most draws of an image, the first included; if all are rejected, it is quarantined."""
 
 
 class Corpus(Settings):
@@ -260,13 +249,12 @@ class Corpus(Settings):
     gate: Gate | None = None
     """null: the first draw of every image is kept."""
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Share of a corpus's planned images that may be quarantined; above it the exit status is 1."""
+    """Share of the planned images that may be quarantined; above it the exit status is 1."""
 
 
 class Geometry(Settings):
-    """Size and shape of lesions. In generated images a small segmenter finds them; it is trained on
-    the train split's masks. An image without a mask file is not used for that; an empty mask means
-    that there is no lesion."""
+    """Size and shape of lesions. A small segmenter, trained on the train split's masks, finds them
+    in generated images. An empty mask means that there is no lesion; no mask file, not known."""
 
     steps: Annotated[int, Field(ge=10, le=100_000)] = 800
     """Optimiser steps of the segmenter; 8 images a step."""
@@ -279,23 +267,17 @@ class Evaluate(Settings):
     """Images of a class in each arm. null: as many as the corpus's smallest class has."""
     reference: Literal["train", "val", "test", "all"] = "test"
     """Real images that the arms are compared with."""
-    extractors: Annotated[tuple[Literal["inception", "texture", "dinov2"], ...], Field(min_length=1)] = (
-        "inception",
-        "texture",
-    )
-    """Feature spaces of the distances: Inception-2015 (FID, KID), ultrasound texture and DINOv2
-    (FD and KD of each)."""
+    extractors: Annotated[tuple[Extractor, ...], Field(min_length=1)] = ("inception", "texture")
+    """Feature spaces of the distances: Inception-2015 (FID, KID), texture, DINOv2 (FD and KD)."""
     inception: Location | None = None
-    """Path of the Inception-2015 weights; their SHA-256 is checked. null: the places that README.md
-    names."""
+    """Path of the Inception-2015 weights; null: the places that README.md names."""
     dinov2: Location | None = None
-    """Path of DINOv2 weights (ViT-S, B or L/14): safetensors with the authors' tensor names. The
-    extractor `dinov2` needs it; its name contains the file's SHA-256."""
+    """Path of DINOv2 weights (ViT-S, B or L/14): safetensors with the authors' tensor names."""
     geometry: Geometry | None = None
     """null: no lesion geometry. It needs masks and minutes of training."""
-    judge: Literal["cnn", "efficientnet-lite0"] | None = "cnn"
-    """Architecture (as study.architecture) of the classifier that says which class each first draw
-    shows. It must differ from the class gate's. null: no class consistency."""
+    judge: Architecture | None = "cnn"
+    """Architecture of the classifier that says which class each first draw shows; another one than
+    the class gate's. null: no class consistency."""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 32
 
     @field_validator("extractors")
@@ -309,14 +291,12 @@ class Evaluate(Settings):
 class Ablate(Settings):
     """`busray ablate`: all arms, and sweeps of lora+ti, compared with the validation images."""
 
-    against: Literal["base", "base+refine", "lora", "lora+refine", "ti", "ti+refine", "lora+ti", "lora+ti+refine"] = (
-        "base"
-    )
+    against: AblationArm = "base"
     """Arm that the others' KID is compared with, paired by seed."""
-    strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.15, 0.5, 0.7)
+    strengths: tuple[Strength, ...] = (0.15, 0.5, 0.7)
     """Values of refine.strength to try besides the configured one."""
-    guidance_scales: tuple[Annotated[float, Field(ge=1, le=50)], ...] = (1.0, 4.0, 7.5)
-    """Values to try for sampling.guidance_scale and refine.guidance_scale, both set to the same."""
+    guidance_scales: tuple[Guidance, ...] = (1.0, 4.0, 7.5)
+    """Values to try for guidance_scale of sampling and refine, both set to the same."""
 
 
 class Primary(Settings):
@@ -333,20 +313,19 @@ class Study(Settings):
     """`busray study`: how much synthetic images help a classifier of real images."""
 
     primary: Primary | None = None
-    """Needed by `busray study`. It is stored with the ratios and the seeds before there is a result
-    and cannot be changed afterwards."""
-    ratios: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], Field(min_length=1)] = (0.25, 0.5, 1.0)
+    """Needed by `busray study`; fixed, with ratios and seeds, before there is a result."""
+    ratios: Annotated[tuple[Ratio, ...], Field(min_length=1)] = (0.25, 0.5, 1.0)
     """Synthetic images for each real training image, in each class. With corpus.gate each ratio is
     also trained on the first draws, which the gate did not select."""
     seeds: Annotated[int, Field(ge=2, le=100)] = 5
     """Trainings of each arm, with the same seeds in all arms."""
-    architecture: Literal["cnn", "efficientnet-lite0"] = "cnn"
-    """`cnn`: trained from random weights. `efficientnet-lite0`: a linear layer on frozen ImageNet
+    architecture: Architecture = "cnn"
+    """`cnn`: from random weights. `efficientnet-lite0`: a linear layer on frozen ImageNet
     features, whose weights requirements-classifier.txt installs."""
     steps: Annotated[int, Field(ge=10, le=1_000_000)] = 400
     """Optimiser steps of every training; they do not depend on its number of images."""
     batch_size: Annotated[int, Field(ge=2, le=4096)] = 32
-    learning_rates: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (3e-3,)
+    learning_rates: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (3e-3,)
     """Each is tried in every training; the validation images choose one."""
     external: Location | None = None
     """Folder of another test set, one folder a class (some may be missing). Never trained on."""
@@ -356,8 +335,8 @@ class Cluster(Settings):
     address: str | None = None
     """Ray address. null: RAY_ADDRESS; if that is not set, Ray is started in this process."""
     allow_insecure: bool = False
-    """Also join a cluster that asks for no token, or whose dashboard has a public address. Anybody
-    who can reach such a cluster can run code on it."""
+    """Also join a cluster that asks for no token, or whose dashboard has a public address: anybody
+    who can reach it can run code on it."""
     min_actors: Positive = 1
     max_actors: Positive = 1
     """Actors that sample and compute features: the pool grows from min to max."""
@@ -367,26 +346,26 @@ class Cluster(Settings):
     """CPU threads of torch in each actor. Pixels repeat exactly only with the same number."""
     hang_seconds: Annotated[float, Field(ge=5, le=86_400)] = 900
     """A worker that reports no progress for so long (a batch, an optimiser step) is killed, and
-    another one gets its work. If no worker makes progress for four times as long, the command ends
-    with exit status 1."""
+    another gets its work. With no progress at all for four times as long, the exit status is 1."""
 
     @model_validator(mode="after")
     def _min_is_not_above_max(self) -> "Cluster":
         if self.min_actors > self.max_actors:
-            raise ValueError(f"min_actors ({self.min_actors}) is above max_actors ({self.max_actors})")
+            low, high = self.min_actors, self.max_actors
+            raise ValueError(f"min_actors ({low}) is above max_actors ({high})")
         return self
 
 
 class Card(Settings):
-    """Facts that only the user knows; `busray card` says "undeclared" until they are given here."""
+    """Facts that only the user knows; "undeclared" in `busray card` until they are given."""
 
-    license: Annotated[str, Field(min_length=1)] | None = None
+    license: Text | None = None
     """Licence of the synthetic images: Hugging Face's identifier (`cc-by-4.0`, `other`, ...)."""
-    source: Annotated[str, Field(min_length=1)] | None = None
+    source: Text | None = None
     """Citation and licence of the real images."""
-    ethics: Annotated[str, Field(min_length=1)] | None = None
+    ethics: Text | None = None
     """Approval or exemption under which the real images are used."""
-    contact: Annotated[str, Field(min_length=1)] | None = None
+    contact: Text | None = None
     """Name or address for questions."""
 
 
@@ -400,8 +379,7 @@ class Config(Settings):
     dataset: Dataset = Dataset()
     base: Base = Base()
     classes: Annotated[dict[str, Class], Field(min_length=1)]
-    """Class name (a folder of dataset.path) -> its settings. Sorted by name: the order in the file
-    does not matter."""
+    """Class name (a folder of dataset.path) -> its settings; their order does not matter."""
     adapters: Adapters = Adapters()
     sampling: Sampling = Sampling()
     refine: Refine | None = Refine()
@@ -425,7 +403,8 @@ class Config(Settings):
     def _class_names_are_plain_and_sorted(cls, value: dict[str, Class]) -> dict[str, Class]:
         for name in value:
             if not NAME.fullmatch(name) or name == "all":
-                raise ValueError(f"{name!r} is no class name: letters, digits, `_`, `.`, `-`, at most 64, not `all`")
+                allowed = "letters, digits, `_`, `.`, `-`, at most 64, not `all`"
+                raise ValueError(f"{name!r} is no class name: {allowed}")
         # A class's position is its label, and stored settings have sorted keys: without sorting
         # here, a stored config would read back with other labels.
         return dict(sorted(value.items()))
@@ -434,10 +413,11 @@ class Config(Settings):
     def _settings_agree(self) -> "Config":
         # All of them in one message, so that a user does not find them one by one.
         problems = [*_token_problems(self), *_arm_problems(self)]
-        if self.corpus.gate and self.corpus.gate.architecture == self.evaluate.judge:
+        judge = self.evaluate.judge
+        if self.corpus.gate and self.corpus.gate.architecture == judge:
             problems.append(
-                f"evaluate.judge: {self.evaluate.judge} is the class gate's architecture too, and a gate must not "
-                "judge itself: give the other one, or null"
+                f"evaluate.judge: {judge} is the class gate's architecture too, and a gate must "
+                "not judge itself: give the other one, or null"
             )
         if (self.dataset.path is None) == (self.dataset.phantoms is None):
             problems.append("dataset.path: set exactly one of dataset.path and dataset.phantoms")
@@ -449,13 +429,14 @@ class Config(Settings):
 
     def tokens(self) -> dict[str, str]:
         """class -> placeholder token."""
-        return {name: settings.token or f"<{name.lower()}>" for name, settings in self.classes.items()}
+        named = self.classes.items()
+        return {name: settings.token or f"<{name.lower()}>" for name, settings in named}
 
     def prompts(self, class_name: str) -> tuple[str, ...]:
         """A class's prompts. A token that is written out in them becomes `{token}`, so that arms
         without textual inversion can replace it."""
-        token = self.tokens()[class_name]
-        return tuple(prompt.replace(token, "{token}") for prompt in self.classes[class_name].prompts)
+        token, prompts = self.tokens()[class_name], self.classes[class_name].prompts
+        return tuple(prompt.replace(token, "{token}") for prompt in prompts)
 
     def caption(self, class_name: str) -> str:
         """A class's caption; its token becomes `{token}` as in `prompts`."""
@@ -479,7 +460,8 @@ def _token_problems(config: Config) -> list[str]:
         token = tokens[name]
         shared = list(tokens.values()).count(token) > 1
         if settings.token is None and (shared or not TOKEN.fullmatch(token)):
-            problems.append(f"classes.{name}.token: set one, the default {token} is another class's or no valid token")
+            why = f"the default {token} is another class's or no valid token"
+            problems.append(f"classes.{name}.token: set one, {why}")
         required = token if config.uses_tokens else None
         problems += _template_problems(f"classes.{name}.prompts", settings.prompts, required)
         problems += _template_problems(f"classes.{name}.caption", (settings.caption,), required)
@@ -504,7 +486,8 @@ def _quota_problems(name: str, settings: Class) -> list[str]:
     except ValueError:
         return []  # _template_problems reports it
     unused = sorted(settings.quotas.keys() - fields)
-    return [f"classes.{name}.quotas.{column}: no prompt of this class names {{{column}}}" for column in unused]
+    where = f"classes.{name}.quotas"
+    return [f"{where}.{column}: no prompt of this class names {{{column}}}" for column in unused]
 
 
 def _arm_problems(config: Config) -> list[str]:
@@ -513,7 +496,8 @@ def _arm_problems(config: Config) -> list[str]:
     for arm in config.evaluate.arms:
         parsed = Arm.parse(arm)
         if parsed.method not in allowed or parsed.gated:
-            problems.append(f"evaluate.arms: {arm!r}: an arm is one of {', '.join(allowed)}, each also with +refine")
+            names = f"{', '.join(allowed)}, each also with +refine"
+            problems.append(f"evaluate.arms: {arm!r}: an arm is one of {names}")
         if parsed.refined and config.refine is None:
             problems.append(f"evaluate.arms: {arm!r} needs refinement, but refine is null")
     if len(set(config.evaluate.arms)) < len(config.evaluate.arms):

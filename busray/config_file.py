@@ -19,20 +19,21 @@ def load_config(path: str | Path, flags: list[str] | None = None) -> Config:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror or error) if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"config file {path}: {reason}: give a YAML file, such as configs/demo.yaml") from error
+        fix = "give a YAML file, such as configs/demo.yaml"
+        raise UserError(f"config file {path}: {reason}: {fix}") from error
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"config file {path} is not YAML: {error}") from error
     if not isinstance(tree, dict):
-        raise UserError(f"config file {path} holds no settings: expected `classes:`, `dataset:` and so on")
+        expected = "expected `classes:`, `dataset:` and so on"
+        raise UserError(f"config file {path} holds no settings: {expected}")
     tree.setdefault("name", path.stem)
     return with_flags(tree, flags or [])
 
 
 def with_flags(tree: dict[str, Any], flags: Sequence[str]) -> Config:
-    """A Config from plain values, overridden by flags (`tree` is changed). UserError lists every
-    mistake."""
+    """A Config from plain values, overridden by flags (`tree` is changed). Errors: as validate."""
     for flag in flags:
         _merge_flag(tree, flag)
     return validate(tree)
@@ -58,7 +59,7 @@ def _merge_flag(tree: dict[str, Any], flag: str) -> None:
         raise UserError(f"{flag}: the value is not YAML: {error}") from error
     *parents, leaf = name.split(".")
     for parent in parents:
-        if tree.get(parent) is None:  # a flag may fill a group that the file leaves out or sets to null
+        if tree.get(parent) is None:  # the file may leave out the group or set it to null
             tree[parent] = {}
         if not isinstance(tree[parent], dict):
             raise UserError(f"{flag}: {parent} is a value, not a group of settings")
