@@ -12,6 +12,8 @@ from busray import __version__
 from busray.commands import COMMAND_FUNCTIONS
 from busray.records import Stopped, UserError
 
+AGAIN = "run the same command again to go on from here"
+
 COMMANDS = {
     "doctor": "prove that a store is safe to run on: create-only, consistent, permissions",
     "check": "check a folder of labelled images: counts, duplicates, conflicts, masks, framing",
@@ -42,18 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"busray: {error}", file=sys.stderr)
         return 2
     except Stopped as error:
-        print(f"busray: {error}\nrun the same command again to go on from here: {command}", file=sys.stderr)
+        print(f"busray: {error}\n{AGAIN}: {command}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("busray: interrupted; run the same command again to go on from here", file=sys.stderr)
+        print(f"busray: interrupted; {AGAIN}", file=sys.stderr)
         return 130
 
 
 def finish(status: int) -> NoReturn:
-    """End the process here, without the interpreter's teardown, since everything is stored.
-
-    Native threads of a library once aborted a finished driver in its teardown.
-    """
+    """End the process without the interpreter's teardown, in which native threads of a library once
+    aborted a finished driver: everything is stored."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -103,7 +103,3 @@ def _readers_parser(parser: argparse.ArgumentParser) -> None:
     score = actions.add_parser("score", help="score a returned sheet")
     score.add_argument("sheets", type=Path, nargs="+", metavar="SHEET", help="filled-in sheet, one a reader")
     score.add_argument("key", type=Path, metavar="KEY", help="the study's key")
-
-
-if __name__ == "__main__":
-    process()

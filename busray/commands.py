@@ -5,36 +5,24 @@ at once.
 """
 
 import argparse
+import json
+import secrets
 import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from busray.layout import ABLATE_CSV, ABLATE_HTML, AUDIT_JSON, CARD, CONFIG, MANIFEST, REPORT_JSON, RUN, STUDY_CSV
+from busray import layout, terminal
 from busray.records import UserError
-from busray.terminal import (
-    print_ablation,
-    print_audit,
-    print_doctor,
-    print_figures,
-    print_quarantine,
-    print_scores,
-    print_study,
-    print_table,
-    print_verify,
-    reporter,
-)
 
 if TYPE_CHECKING:
     from busray.config import Config
     from busray.run.record import Run
     from busray.storage import Store
     from busray.workers import Report, Workers
-
-CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
-"""In an installed wheel, and in a checkout."""
 
 
 # ---- stages of a config ----
@@ -45,7 +33,9 @@ def _run(options: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _demo(options: argparse.Namespace, flags: list[str]) -> int:
-    folder = next((folder for folder in CONFIG_FOLDERS if folder.is_dir()), CONFIG_FOLDERS[0])
+    folder = Path(__file__).parent / "configs"  # in an installed wheel
+    if not folder.is_dir():
+        folder = Path(__file__).parents[1] / "configs"  # in a checkout
     return _whole_job(folder / "demo.yaml", flags, _command("demo", *flags))
 
 
@@ -56,7 +46,7 @@ def _whole_job(file: Path, flags: list[str], command: str) -> int:
         from busray.stages.report import report_sentences
 
         figures = run_all(run, workers)
-    print_figures(figures, report_sentences(run, figures))
+    terminal.print_figures(figures, report_sentences(run, figures))
     print(f"report: {_url(config)}/report.html")
     return _quarantine_status(config, released=True, arms=True)
 
@@ -91,7 +81,7 @@ def _evaluate(options: argparse.Namespace, flags: list[str]) -> int:
 
         check_finished(run)
         figures = evaluate_all(run, workers)
-    print_figures(figures, report_sentences(run, figures))
+    terminal.print_figures(figures, report_sentences(run, figures))
     print(f"report: {_url(config)}/report.html")
     return _quarantine_status(config, arms=True)
 
@@ -100,14 +90,15 @@ def _ablate(options: argparse.Namespace, flags: list[str]) -> int:
     from busray.corpus.ablation import plan_sub_runs
 
     config = _load(options.config, flags)
-    drawn = plan_sub_runs(config)
+    plans = plan_sub_runs(config)
     with _opened(config, command=_command("ablate", options.config, *flags)) as (run, workers):
         from busray.stages.ablate import ablate
 
         report = ablate(run, workers)
-    print_ablation(report)
-    print(f"figures: {_url(config)}/{ABLATE_CSV}\nreport: {_url(config)}/{ABLATE_HTML}")
-    return max(_quarantine_status(part.config, released=True, arms=True) for part in drawn)
+    terminal.print_ablation(report)
+    print(f"figures: {_url(config)}/{layout.ABLATE_CSV}")
+    print(f"report: {_url(config)}/{layout.ABLATE_HTML}")
+    return max(_quarantine_status(plan.config, released=True, arms=True) for plan in plans)
 
 
 def _study(options: argparse.Namespace, flags: list[str]) -> int:
@@ -117,8 +108,8 @@ def _study(options: argparse.Namespace, flags: list[str]) -> int:
         from busray.stages.study import study
 
         figures, sentences = timed(run, "study", lambda: study(run, workers))
-    print_study(config.study.architecture, figures, sentences)
-    print(f"figures: {_url(config)}/{STUDY_CSV}")
+    terminal.print_study(config.study.architecture, figures, sentences)
+    print(f"figures: {_url(config)}/{layout.STUDY_CSV}")
     return 0
 
 
@@ -131,13 +122,13 @@ def _audit(options: argparse.Namespace, flags: list[str]) -> int:
         from busray.stages.audit import audit
 
         figures, sentences, passes = timed(run, "audit", lambda: audit(run, workers))
-    print_audit(figures, sentences)
-    print(f"figures: {options.run.rstrip('/')}/{AUDIT_JSON}")
+    terminal.print_audit(figures, sentences)
+    print(f"figures: {options.run.rstrip('/')}/{layout.AUDIT_JSON}")
     return 0 if passes else 1
 
 
 def _reproduce(options: argparse.Namespace, flags: list[str]) -> int:
-    with reporter() as report:
+    with terminal.reporter() as report:
         run = _open_to_read(options.run, flags, report)
         report("reproduce", 0, 1)
         from busray.stages.generate import reproduce
@@ -150,15 +141,14 @@ def _reproduce(options: argparse.Namespace, flags: list[str]) -> int:
         return 0
     changed = int((differences > 0).sum())
     print(
-        f"{options.image_id}: made again, {changed} of {differences.size} pixels differ, by at most "
-        f"{int(differences.max())}/255 (same device model, libraries and threads give the same pixels)"
+        f"{options.image_id}: made again, {changed} of {differences.size} pixels differ, by at "
+        f"most {int(differences.max())}/255 (same device model, libraries and threads give the same "
+        "pixels)"
     )
     return 1
 
 
 def _card(options: argparse.Namespace, flags: list[str]) -> int:
-    import json
-
     from busray.config_file import with_flags
     from busray.corpus.manifest import published_rows
     from busray.identity import fingerprint_rows
@@ -166,17 +156,18 @@ def _card(options: argparse.Namespace, flags: list[str]) -> int:
 
     _refuse([flag for flag in flags if not flag.startswith("--card.")])
     store = _stored_run(options.run)
-    report, shards = store.read_or_none(REPORT_JSON), list(published_rows(store).values())
+    report, shards = store.read_or_none(layout.REPORT_JSON), list(published_rows(store).values())
     if report is None or not shards:
-        missing = REPORT_JSON if report is None else MANIFEST
-        raise UserError(f"{options.run}: no {missing} there: finish it with `busray run CONFIG` first")
+        missing = f"no {layout.REPORT_JSON if report is None else layout.MANIFEST} there"
+        raise UserError(f"{options.run}: {missing}: finish it with `busray run CONFIG` first")
     content = json.loads(report)
     config = with_flags(content["run"]["settings"], flags)
-    store.replace(CARD, data_card(content, config, shards, fingerprint_rows(shards)).encode())
-    print(f"card: {options.run.rstrip('/')}/{CARD}")
+    store.replace(layout.CARD, data_card(content, config, shards, fingerprint_rows(shards)).encode())
+    print(f"card: {options.run.rstrip('/')}/{layout.CARD}")
     undeclared = [f"card.{field}" for field, value in config.card if value is None]
     if undeclared:
-        print(f"undeclared: {', '.join(undeclared)}; state them in the config, or as flags of this command")
+        places = "in the config, or as flags of this command"
+        print(f"undeclared: {', '.join(undeclared)}; state them {places}")
     return 0
 
 
@@ -186,20 +177,18 @@ def _readers(options: argparse.Namespace, flags: list[str]) -> int:
     from busray.evidence.reader_study import score
 
     _refuse(flags)
-    print_scores([(sheet.stem, score(sheet, options.key)) for sheet in options.sheets])
+    terminal.print_scores([(sheet.stem, score(sheet, options.key)) for sheet in options.sheets])
     return 0
 
 
 def _readers_export(options: argparse.Namespace, flags: list[str]) -> int:
-    import secrets
-
     from busray.evidence.reader_study import blind, real_exhibits, synthetic_exhibits, write_study
 
     if options.images < 1:
         raise UserError(f"--images={options.images}: at least 1 image a class and side is needed")
     _stored_run(options.run)
     seed = secrets.randbits(63) if options.seed is None else options.seed
-    with reporter() as report:
+    with terminal.reporter() as report:
         run = _open_to_read(options.run, flags, report)
         report("readers", 0, 2)
         classes = list(run.config.classes)
@@ -208,7 +197,8 @@ def _readers_export(options: argparse.Namespace, flags: list[str]) -> int:
         exhibits += synthetic_exhibits(run.store, classes, options.images, seed)
         report("readers", 2, 2)
     key = write_study(options.folder, *blind(exhibits, seed))
-    print(f"for the readers: {options.folder} ({len(exhibits)} images)\nkeep from them: {key} and the seed {seed}")
+    print(f"for the readers: {options.folder} ({len(exhibits)} images)")
+    print(f"keep from them: {key} and the seed {seed}")
     return 0
 
 
@@ -218,11 +208,11 @@ def _verify(options: argparse.Namespace, flags: list[str]) -> int:
 
     _refuse(flags)
     results = {}
-    with reporter() as report:
+    with terminal.reporter() as report:
         for prefix, store in corpora(_stored_run(options.run)).items():
             name = prefix or "released"
-            results[name] = verify(store, lambda done, total, name=name: report(f"verify {name}", done, total))
-    print_verify(options.run, results)
+            results[name] = verify(store, partial(report, f"verify {name}"))
+    terminal.print_verify(options.run, results)
     return 1 if any(result.problems for result in results.values()) else 0
 
 
@@ -253,9 +243,8 @@ def _doctor(options: argparse.Namespace, flags: list[str]) -> int:
     _refuse(flags)
     store = Store(options.url)
     findings = examine(store)
-    print_doctor(store.url, findings)
-    problem = complaint(store, findings)
-    if problem:
+    terminal.print_doctor(store.url, findings)
+    if problem := complaint(store, findings):
         raise UserError(problem)
     return 0
 
@@ -267,32 +256,21 @@ def _check(options: argparse.Namespace, flags: list[str]) -> int:
     _refuse(flags)
     if options.json and not options.json.absolute().parent.is_dir():
         raise UserError(f"--json: no folder {options.json.parent}: make it first, or name another")
-    with reporter() as report:
-        checked = check(options.data, None, options.metadata, lambda done, total: report("check", done, total))
+    with terminal.reporter() as report:
+        checked = check(options.data, None, options.metadata, partial(report, "check"))
     for table in checked.tables():
-        print_table(table.title, table.columns, table.rows)
+        terminal.print_table(table.title, table.columns, table.rows)
     if options.json:
         options.json.write_bytes(to_json(checked.to_dict()))
     return 0
 
 
 COMMAND_FUNCTIONS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
-    "doctor": _doctor,
-    "check": _check,
-    "run": _run,
-    "demo": _demo,
-    "finetune": _finetune,
-    "generate": _generate,
-    "evaluate": _evaluate,
-    "ablate": _ablate,
-    "study": _study,
-    "audit": _audit,
-    "reproduce": _reproduce,
-    "card": _card,
-    "readers": _readers,
-    "verify": _verify,
-    "gc": _gc,
-}
+    "doctor": _doctor, "check": _check, "run": _run, "demo": _demo, "finetune": _finetune,
+    "generate": _generate, "evaluate": _evaluate, "ablate": _ablate, "study": _study,
+    "audit": _audit, "reproduce": _reproduce, "card": _card, "readers": _readers,
+    "verify": _verify, "gc": _gc,
+}  # fmt: skip
 
 
 # ---- opening a run ----
@@ -304,7 +282,7 @@ def _opened(config: "Config", **options: Any) -> Iterator[tuple["Run", "Workers"
 
     options: of run.checks.open_run. Ray is loaded after the checks, and starts at the first use.
     """
-    with reporter() as report:
+    with terminal.reporter() as report:
         run = _open(config, report, **options)
         from busray.cluster.pool import ray_workers
 
@@ -334,17 +312,15 @@ def _load(file: Path, flags: list[str]) -> "Config":
 
 def _stored_config(url: str, flags: list[str]) -> "Config":
     """A run's own settings; a flag such as --dataset.path says where its images lie now."""
-    import json
-
     from busray.config_file import with_flags
     from busray.corpus.record import read_run
     from busray.storage import Store
 
     store = Store(url)
     read_run(store)  # a newer format is refused before its settings are read
-    stored = store.read_or_none(CONFIG)
+    stored = store.read_or_none(layout.CONFIG)
     if stored is None:
-        raise UserError(f"{url}: no run there (no {CONFIG})")
+        raise UserError(f"{url}: no run there (no {layout.CONFIG})")
     return with_flags({**json.loads(stored), "output": url}, flags)
 
 
@@ -354,7 +330,7 @@ def _stored_run(url: str) -> "Store":
 
     store = Store(url)
     if read_run(store) is None:
-        raise UserError(f"{url}: no corpus there (no {RUN})")
+        raise UserError(f"{url}: no corpus there (no {layout.RUN})")
     return store
 
 
@@ -362,17 +338,16 @@ def _quarantine_status(config: "Config", *, released: bool = False, arms: bool =
     """1, with a message, where more images are quarantined than corpus.max_quarantined; else 0."""
     from busray.corpus.arms import arms_to_draw
     from busray.corpus.manifest import quarantine
-    from busray.layout import arm_prefix
     from busray.storage import Store
 
     output, status = Store(config.output), 0
     stores = [output] if released else []
-    stores += [output.sub(arm_prefix(arm)) for arm in arms_to_draw(config)] if arms else []
+    stores += [output.sub(layout.arm_prefix(arm)) for arm in arms_to_draw(config)] if arms else []
     for store in stores:
         found = quarantine(store)
         if found.share > config.corpus.max_quarantined:
             status = 1
-            print_quarantine(store.url, found, config.corpus.max_quarantined)
+            terminal.print_quarantine(store.url, found, config.corpus.max_quarantined)
     return status
 
 

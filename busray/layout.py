@@ -1,14 +1,14 @@
 # pyright: strict
-"""Names of a run's objects, and the version of the stored format. Other keys are made in the module
-that alone writes them: checkpoints, latents, adapters, an ablation's pixels."""
+"""Names of a run's objects, and the version of the stored format. The other keys are made in the
+module that alone writes them: checkpoints, latents, adapters, an ablation's pixels."""
 
 import re
 
 from busray.records import Shard
 
 FORMAT = 1
-"""Version of everything that a run stores; `format` in run.json. Raise it when an older busray
-would misread what this one writes (CONTRIBUTING.md, "How to change a stored format")."""
+"""Version of all that a run stores; `format` in run.json. Raise it when an older busray would
+misread what this one writes (CONTRIBUTING.md, "How to change a stored format")."""
 
 # Create-only: written once, never changed.
 RUN = "run.json"
@@ -21,18 +21,12 @@ STUDY_DECLARED = "study/declared.json"
 # Derived: a later command replaces them.
 CHECK = "check.json"
 MANIFEST = "manifest.parquet"
-REPORT_JSON = "report.json"
-REPORT_HTML = "report.html"
+REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 CARD = "card.md"
-AUDIT_JSON = "audit.json"
-AUDIT_PANELS = "audit.png"
-GEOMETRY_JSON = "geometry.json"
-GEOMETRY_PNG = "geometry.png"
-STUDY_JSON = "study.json"
-STUDY_CSV = "study.csv"
-ABLATE_JSON = "ablate.json"
-ABLATE_CSV = "ablate.csv"
-ABLATE_HTML = "ablate.html"
+AUDIT_JSON, AUDIT_PANELS = "audit.json", "audit.png"
+GEOMETRY_JSON, GEOMETRY_PNG = "geometry.json", "geometry.png"
+STUDY_JSON, STUDY_CSV = "study.json", "study.csv"
+ABLATE_JSON, ABLATE_CSV, ABLATE_HTML = "ablate.json", "ablate.csv", "ablate.html"
 TIMINGS = "timings.json"
 
 
@@ -48,7 +42,7 @@ def commit_key(shard: Shard) -> str:
 
 def committed_shard(key: str) -> Shard:
     """The shard whose commit record has this key. ValueError if commit_key makes no such key."""
-    # Another name of the same shard, such as 1-2.json, would count it twice: only ours is accepted.
+    # Another name of the same shard, such as 1-2.json, would count it twice.
     match = re.fullmatch(r"commits/([^/]+)/([0-9]+)-([0-9]+)\.json", key)
     shard = Shard(match[1], int(match[2]), int(match[3])) if match else None
     if shard is None or commit_key(shard) != key:

@@ -15,14 +15,9 @@ if TYPE_CHECKING:
     from busray.evidence.reader_study import Score
     from busray.workers import Report
 
-LINE_SECONDS = 10.0
-"""Between plain progress lines where there is no terminal."""
-
-WIDEST = 1000
-"""Characters of a table's line where there is no terminal."""
-
-PROBLEMS_SHOWN = 20
-"""Problems of `verify` that are printed; the rest is counted."""
+LINE_SECONDS = 10.0  # between plain progress lines where there is no terminal
+WIDEST = 1000  # characters of a table's line where there is no terminal
+PROBLEMS_SHOWN = 20  # problems of `verify` that are printed; the rest is counted
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -35,7 +30,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(escape(column), justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
-    # Into a file a table is as wide as it needs to be: rich would take 80 columns and fold figures.
+    # Into a file a table is as wide as it needs: rich would take 80 columns and fold figures.
     Console(width=None if sys.stdout.isatty() else WIDEST).print(table)
 
 
@@ -78,7 +73,8 @@ def print_ablation(report: dict[str, Any]) -> None:
         print(note)
     overall = [f for f in of_arms if (f.class_name, f.extractor) == (CLASS_ALL, INCEPTION)]
     print_table("Seed-paired KID differences", *difference_rows(overall))
-    print_table("Copying and class drift", *nearness_rows(of_arms, ablation["arms"], ablation["held_out"]))
+    nearness = nearness_rows(of_arms, ablation["arms"], ablation["held_out"])
+    print_table("Copying and class drift", *nearness)
     sweeps = sweep_rows(figures, ablation["curves"], ablation["sweep_reference"])
     print_table(f"Sweeps, against {ablation['sweep_reference']} images", *sweeps)
     print_table("Every configuration tried", *configuration_rows(ablation["configurations"]))
@@ -108,11 +104,12 @@ def print_scores(scores: Sequence[tuple[str, "Score"]]) -> None:
 
     share, rows = Metric("", 3), []
     for reader, score in scores:
-        classes = (score.class_synthetic.estimate, score.class_real.estimate)
+        estimates = (score.class_synthetic.estimate, score.class_real.estimate)
         n = f"{score.synthetic} / {score.real}"
-        rows.append([reader, share.text(score.auc), n, *map(share.text, classes)])
+        rows.append([reader, share.text(score.auc), n, *map(share.text, estimates)])
     columns = ("reader", "AUC", "n synthetic / real", "class right, synthetic", "class right, real")
-    print_table("Synthetic against real images, with 95 % intervals (AUC 0.5: guessing)", columns, rows)
+    title = "Synthetic against real images, with 95 % intervals (AUC 0.5: guessing)"
+    print_table(title, columns, rows)
 
 
 # ---- stores and corpora ----
@@ -128,8 +125,8 @@ def print_verify(url: str, results: Mapping[str, "VerifyResult"]) -> None:
     """results: corpus -> what verify() found."""
     rows, problems = [], []
     for name, result in results.items():
-        counts = (result.planned, result.committed, result.quarantined, result.shards, len(result.problems))
-        rows.append((name, *map(str, counts)))
+        counts = (result.planned, result.committed, result.quarantined, result.shards)
+        rows.append((name, *map(str, counts), str(len(result.problems))))
         problems += [f"{name}: {problem}" for problem in result.problems]
     columns = ("corpus", "planned", "committed", "quarantined", "shards", "problems")
     print_table(f"{url}: the manifest against the world", columns, rows)
@@ -147,8 +144,9 @@ def print_quarantine(url: str, found: "Quarantine", allowed: float) -> None:
     print(
         f"busray: {found.images} of {found.planned} planned images are quarantined, more than "
         f"corpus.max_quarantined={allowed} allows:\n{examples}"
-        f"every id and reason is in the records, {url}/commits/; the corpus and its manifest are complete "
-        "otherwise. Fix the cause and draw into another output, or raise corpus.max_quarantined",
+        f"every id and reason is in the records, {url}/commits/; the corpus and its manifest are "
+        "complete otherwise. Fix the cause and draw into another output, or raise "
+        "corpus.max_quarantined",
         file=sys.stderr,
     )
 
@@ -162,18 +160,13 @@ def reporter() -> Iterator["Report"]:
     if not sys.stderr.isatty():
         yield _plain_lines()
         return
+    from rich import progress as bars
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    name, rates = bars.TextColumn("{task.description}"), bars.TextColumn("{task.fields[rate]}")
+    columns = (bars.SpinnerColumn(), name, bars.BarColumn(), bars.MofNCompleteColumn(), rates)
+    console = Console(stderr=True)  # standard output has the figures only
+    with bars.Progress(*columns, bars.TimeRemainingColumn(), console=console) as progress:
         tasks: dict[str, Any] = {}
 
         def report(stage: str, done: int, total: int) -> None:
