@@ -1,8 +1,8 @@
 """Whether a store can hold a run: `busray doctor`, and the short check when a run starts.
 
 The whole design needs one property: the *store* refuses to create a key that exists. Some S3
-servers ignore the condition (If-None-Match) and overwrite silently, so it is tried and not assumed.
-The checks write temporary objects under a fresh name and remove them.
+servers ignore the condition (If-None-Match) and overwrite silently, so it is tried. The checks
+write temporary objects under a fresh name and remove them.
 """
 
 import secrets
@@ -69,7 +69,9 @@ def examine(store: Store) -> list[Finding]:
     # A fresh folder: another doctor at the same time must not meet these objects.
     probe = store.sub(f"doctor-{secrets.token_hex(8)}")
     probe.retry_seconds = PROBE_RETRY_SECONDS
-    new_folders = _missing_folders(probe)
+    deepest = Path(probe.url, "listed")  # of what a check creates on a local disk
+    folders = (deepest, *deepest.parents) if probe.local else ()
+    new_folders = [folder for folder in folders if not folder.exists()]
     findings: dict[str, Finding] = {}
     answers = True
     try:
@@ -83,7 +85,8 @@ def examine(store: Store) -> list[Finding]:
     # The user has to remove what the doctor could not: say where it is.
     refused = findings["delete"]
     if findings["write"].passed and not refused.passed:
-        findings["delete"] = replace(refused, seen=f"{refused.seen}; its objects stay under {probe.url}")
+        seen = f"{refused.seen}; its objects stay under {probe.url}"
+        findings["delete"] = replace(refused, seen=seen)
     return list(findings.values())
 
 
@@ -106,7 +109,7 @@ def _may_delete(probe: Store) -> None:
         probe.delete("never-written")
 
 
-def _reads_what_it_wrote(probe: Store) -> None:
+def _reads_back(probe: Store) -> None:
     for i in range(ROUNDS):
         data = secrets.token_bytes(1024)
         probe.put_once(f"read-{i}", data)
@@ -123,7 +126,7 @@ def _creates_once(probe: Store) -> None:
         raise _Failed("the second creation was refused and yet changed the object")
 
 
-def _one_creator_wins(probe: Store) -> None:
+def _one_wins(probe: Store) -> None:
     """Writers at once: a server that looks first and writes later passes `_creates_once`."""
     for i in range(ROUNDS):
         start = threading.Barrier(CREATORS)
@@ -173,7 +176,7 @@ class _Check:
     fix: str = ANOTHER_STORE
 
 
-WRITE_READ = ("write", "read")
+ROUND_TRIP = ("write", "read")
 
 STORE_CHECKS = {
     "write": _Check("may write", lambda probe: probe.put_once("written", b"first")),
@@ -181,11 +184,11 @@ STORE_CHECKS = {
     "read": _Check("may read", lambda probe: probe.read_or_none("written")),
     "list": _Check("may list", lambda probe: list(probe.list())),
     "delete": _Check("may delete", _may_delete),
-    "read after write": _Check("reads back what was just written", _reads_what_it_wrote, WRITE_READ),
-    "create only": _Check("refuses to create an object twice", _creates_once, WRITE_READ, SAFE_STORE),
-    "race": _Check(f"of {CREATORS} creators at once, one wins", _one_creator_wins, WRITE_READ, SAFE_STORE),
+    "read after write": _Check("reads back what was just written", _reads_back, ROUND_TRIP),
+    "create only": _Check("refuses to create an object twice", _creates_once, ROUND_TRIP, SAFE_STORE),
+    "race": _Check(f"of {CREATORS} creators at once, one wins", _one_wins, ROUND_TRIP, SAFE_STORE),
     "listing": _Check("lists a new object at once", _lists_at_once, ("write", "list")),
-    "replace": _Check("replaces an object", _replaces, WRITE_READ),
+    "replace": _Check("replaces an object", _replaces, ROUND_TRIP),
     "gone": _Check("a deleted object is gone", _deletes, ("write", "read", "list", "delete")),
 }
 """In the order in which they run."""
@@ -221,18 +224,13 @@ def _explain(store: Store, doing: str, error: Exception) -> tuple[str, str]:
         return f"the keys are missing or not accepted ({text})", fix
     if isinstance(error, PermissionError):
         action = S3_ACTIONS.get(doing, "a permission")
-        return f"no permission {action} ({text})", f"allow {action} in the bucket's or the role's policy"
+        fix = f"allow {action} in the bucket's or the role's policy"
+        return f"no permission {action} ({text})", fix
     if isinstance(error, FileNotFoundError):
         return f"no such bucket ({text})", "create the bucket, or fix its name"
     if isinstance(error, StoreError):
         return str(error), "check the store's address (AWS_ENDPOINT_URL_S3) and that it is up"
     return text, ANOTHER_STORE
-
-
-def _missing_folders(probe: Store) -> list[Path]:
-    """On a local disk: the folders that writing the probe creates, the deepest first."""
-    folders = [Path(probe.url, "listed"), *Path(probe.url, "listed").parents]
-    return [folder for folder in folders if not folder.exists()] if probe.local else []
 
 
 def _clean_up(probe: Store, new_folders: list[Path]) -> None:

@@ -22,11 +22,11 @@ T = TypeVar("T")
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces. TypeError for a type that JSON does not define: the text
-    of an unknown object (`json.dumps(default=str)`) may differ between two runs."""
+    """JSON with sorted keys and no spaces. TypeError for a type that JSON does not define: an
+    object's text (`json.dumps(default=str)`) may differ between two runs."""
     _require_json_type(value, "value")
-    compact = (",", ":")
-    return json.dumps(value, sort_keys=True, separators=compact, ensure_ascii=False, allow_nan=False)
+    options: dict[str, Any] = {"sort_keys": True, "separators": (",", ":")}
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, **options)
 
 
 def _require_json_type(value: object, where: str) -> None:

@@ -1,6 +1,6 @@
 """Store: the only code that touches a URL or a path of a run.
 
-An object is written whole or not at all. `put_once` never overwrites one: of two writers of one key
+An object is written whole or not at all. `put_once` never overwrites one: of two writers of a key
 the first wins, and both learn which. `replace` is for derived files only (manifest, reports).
 
 Object storage may answer late, twice or not at all, so there are two layers of retries. botocore
@@ -30,7 +30,7 @@ TEMPORARY_PREFIX = ".tmp-"  # of unfinished files on a local disk; no listing sh
 RETRY_SECONDS = 600.0
 """How long an operation is retried: 40 refusals in a row fit in, with room for slow answers."""
 LONGEST_ATTEMPT = 600.0
-"""Seconds after which an attempt is given up: a dead connection must not block a worker forever."""
+"""Seconds after which an attempt is given up: a dead connection must not block a worker."""
 FIRST_DELAY = 0.5
 """Most seconds before the second attempt; doubled before each further one, up to LONGEST_DELAY."""
 LONGEST_DELAY = 10.0
@@ -53,9 +53,9 @@ def retry_delays() -> Iterator[float]:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed later: no answer, a server error, throttling, or another
-    conditional write of the same key in flight. Answers are never retried, such as a missing
-    object, an existing one (412) or a missing permission."""
+    """Whether the same request may succeed later: no answer, a server error, throttling, another
+    conditional write of the key in flight. Answers are not retried: no such object, an existing one
+    (412), a missing permission."""
     from aiohttp import ClientError as NetworkError
     from botocore import exceptions as boto
 
@@ -63,8 +63,8 @@ def is_transient(error: BaseException) -> bool:
     if answer is not None:
         return answer[0] in TRANSIENT_STATUS or answer[1] in TRANSIENT_CODES
     # Refused and closed connections, timeouts, broken bodies.
-    connection = (TimeoutError, ConnectionError, NetworkError, boto.HTTPClientError, boto.ConnectionError)
-    body = (boto.IncompleteReadError, boto.FlexibleChecksumError)
+    connection = (TimeoutError, ConnectionError, boto.HTTPClientError, boto.ConnectionError)
+    body = (NetworkError, boto.IncompleteReadError, boto.FlexibleChecksumError)
     busy = (errno.EBUSY, errno.EREMOTEIO)  # s3fs's for SlowDown and InternalError
     return isinstance(error, connection + body) or getattr(error, "errno", None) in busy
 
@@ -75,7 +75,8 @@ def _answer(error: BaseException) -> tuple[int, str, str] | None:
     while cause is not None:  # s3fs translates botocore's errors and keeps them as the cause
         response = getattr(cause, "response", None)
         if isinstance(response, dict) and "Error" in response:
-            status, answer = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0), response["Error"]
+            answer, metadata = response["Error"], response.get("ResponseMetadata", {})
+            status = metadata.get("HTTPStatusCode", 0)
             return status, answer.get("Code", ""), answer.get("Message", "")
         cause = cause.__cause__
     return None
@@ -99,7 +100,9 @@ class Store:
     def __init__(self, url: str, **options: Any) -> None:
         scheme = url.partition("://")[0].lower() if "://" in url else "file"
         self.local = scheme == "file"
-        self.url = (str(Path(url.removeprefix("file://")).absolute()) if self.local else url).rstrip("/")
+        if self.local:
+            url = str(Path(url.removeprefix("file://")).absolute())
+        self.url = url.rstrip("/")
         self.options = options
         self.retry_seconds = RETRY_SECONDS
         self._s3 = scheme in ("s3", "s3a")
@@ -134,8 +137,7 @@ class Store:
         return self._root
 
     def _path(self, key: str) -> str:
-        parts = key.split("/")
-        if not key or any(part in ("", ".", "..") for part in parts):
+        if any(part in ("", ".", "..") for part in key.split("/")):
             raise ValueError(f"not a key: {key!r}")
         return f"{self._folder()}/{key}"
 
@@ -168,7 +170,8 @@ class Store:
                 if elapsed + delay > self.retry_seconds:
                     tried = f"tried {tries} times in {elapsed:.0f} s"
                     answer = f"the last answer: {describe_error(error)}"
-                    raise StoreError(f"{self.url}: cannot {doing} {key!r}: {tried}, {answer}") from error
+                    failed = f"{self.url}: cannot {doing} {key!r}"
+                    raise StoreError(f"{failed}: {tried}, {answer}") from error
                 if tries == 1:  # one line a wait, not one line an attempt
                     waiting = f"trying for {self.retry_seconds:.0f} s: {describe_error(error)}"
                     log.warning("%s: cannot %s %r yet, %s", self.url, doing, key, waiting)
@@ -202,7 +205,7 @@ class Store:
         path = self._path(key)
 
         def info() -> None:
-            self.fs.invalidate_cache()  # a cached listing may be older than another machine's write
+            self.fs.invalidate_cache()  # a cached listing may lack another machine's write
             # fs.exists() takes any error for "no" on some file systems; info() does not.
             self.fs.info(path, **self._limit)
 
@@ -285,8 +288,14 @@ def _publish(path: Path, data: bytes, publish: Callable[[Path, Path], None]) -> 
     publish is os.link, which fails if the name exists, or os.replace, which overwrites."""
     # Not open(path, O_EXCL): the name would be visible before the bytes are there.
     new_folders = [folder for folder in path.parents if not folder.exists()]
-    temporary = _temporary_file(path, data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not tempfile: its files do not follow the umask.
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
     try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -300,22 +309,8 @@ def _sync(folder: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync a folder
+        # Some file systems cannot sync a folder.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
         os.close(handle)
-
-
-def _temporary_file(path: Path, data: bytes) -> Path:
-    """A hidden file beside path that holds data. Its mode follows the umask, unlike tempfile's."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
