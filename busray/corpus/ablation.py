@@ -13,38 +13,34 @@ from busray.config_file import validate
 from busray.corpus.arms import compared_images
 from busray.records import Arm, UserError
 
-SWEPT_METHOD = "lora+ti"
-"""The method whose sampling settings are swept."""
+SWEPT_METHOD = "lora+ti"  # the method whose sampling settings are swept
 SWEPT_REFINED = Arm(SWEPT_METHOD, refined=True).name
 METHODS = ("lora", "ti", SWEPT_METHOD)
 Sweep = Literal["strength", "guidance"]
 
 
-def _before_and_after(*methods: str) -> list[str]:
-    """The arms of methods, each before and after refinement."""
-    arms = []
+def _own_names(*methods: str) -> dict[str, str]:
+    """The arms of methods before and after refinement, called the same in sub-run and ablation."""
+    names = {}
     for method in methods:
-        arms += [Arm(method).name, Arm(method, refined=True).name]
-    return arms
+        for arm in (Arm(method), Arm(method, refined=True)):
+            names[arm.name] = arm.name
+    return names
 
 
-ARMS = tuple(_before_and_after("base", *METHODS))
+ARMS = tuple(_own_names("base", *METHODS))
 
 
 @dataclass(frozen=True)
 class SubRunPlan:
     """A run of its own under the ablation's output, and the arms that are read from it."""
 
-    prefix: str
-    """Of its output; "" for the ablation's own."""
-    config: Config
-    """Of the sub-run; its evaluate.arms are the arms to read."""
-    arms: Mapping[str, str]
-    """arm in the sub-run -> its name in the ablation."""
-    point: tuple[Sweep, float] | None = None
-    """(sweep, value) that the sub-run adds to a sweep."""
+    prefix: str  # of its output; "" for the ablation's own
+    config: Config  # of the sub-run; its evaluate.arms are the arms to read
+    arms: Mapping[str, str]  # arm in the sub-run -> its name in the ablation
+    point: tuple[Sweep, float] | None = None  # (sweep, value) that the sub-run adds to a sweep
+    # It takes the adapters of SWEPT_METHOD instead of training its own
     shares_adapters: bool = False
-    """It takes the adapters of SWEPT_METHOD instead of training its own."""
 
 
 def plan_sub_runs(config: Config) -> list[SubRunPlan]:
@@ -57,8 +53,8 @@ def plan_sub_runs(config: Config) -> list[SubRunPlan]:
         raise UserError("refine: null, but half of an ablation's arms are refined: give it settings")
     if config.corpus.gate is not None:
         raise UserError(
-            "corpus.gate: an ablation compares first draws, so none of its corpora has a class gate: set it to null "
-            "and give another output"
+            "corpus.gate: an ablation compares first draws, so none of its corpora has a class gate: "
+            "set it to null and give another output"
         )
     plans = [_sub_run(config, "", {}, _own_names("base", config.adapters.method))]
     for method in METHODS:
@@ -81,19 +77,11 @@ def _sweep_plans(config: Config, refine: Refine) -> list[SubRunPlan]:
             plans.append(_sampling_plan(config, f"strength={strength:g}", changes, (SWEPT_REFINED,), point))
     for scale in config.ablate.guidance_scales:
         if not scale == config.sampling.guidance_scale == refine.guidance_scale:
-            changes = {
-                "sampling": {"guidance_scale": scale},
-                "refine": {"guidance_scale": scale},
-                "corpus": {"keep_txt2img": True},
-            }
+            guidance = {"guidance_scale": scale}
+            changes = {"sampling": guidance, "refine": guidance, "corpus": {"keep_txt2img": True}}
             arms = (SWEPT_METHOD, SWEPT_REFINED)
             plans.append(_sampling_plan(config, f"guidance={scale:g}", changes, arms, ("guidance", scale)))
     return plans
-
-
-def _own_names(*methods: str) -> dict[str, str]:
-    """Arms that have the same name in the sub-run and in the ablation."""
-    return {arm: arm for arm in _before_and_after(*methods)}
 
 
 def _sampling_plan(
@@ -141,12 +129,12 @@ def compared_pairs(arms: Sequence[str], against: str) -> list[tuple[str, str]]:
     return list(dict.fromkeys(pairs))  # each once, in order
 
 
+# sweep -> arm as it is configured -> (value, arm at that value), values rising
 SweepCurves = dict[Sweep, dict[str, list[tuple[float, str]]]]
-"""sweep -> arm as it is configured -> (value, arm at that value), values rising."""
 
 
 def sweep_curves(config: Config, plans: Sequence[SubRunPlan]) -> SweepCurves:
-    """The points of each sweep with the configured one. Strength 0: the image before refinement."""
+    """The points of each sweep with the configured one. Strength 0 is before refinement."""
     assert config.refine is not None
     strength = [(0.0, SWEPT_METHOD), (config.refine.strength, SWEPT_REFINED)]
     guidance: dict[str, list[tuple[float, str]]] = {SWEPT_METHOD: [], SWEPT_REFINED: []}

@@ -13,12 +13,10 @@ from busray.storage import Store
 class Source:
     """Where an arm's images are stored."""
 
-    prefix: str
-    """Of the corpus that holds them: "" for the released one, else below arms/."""
-    column: str
-    """Of the corpus's rows: `image` or `image_txt2img`."""
+    prefix: str  # of the corpus that holds them: "" for the released one, else below arms/
+    column: str  # of the corpus's rows: `image` or `image_txt2img`
+    # Of a gated corpus: what was drawn first, instead of what the class gate let pass
     first_draws: bool = False
-    """Of a gated corpus: what was drawn first, instead of what the class gate let pass."""
 
 
 def released_arm(config: Config) -> str:

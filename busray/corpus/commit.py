@@ -5,7 +5,7 @@ The first record of a shard wins. Readers trust records and never a listing of d
 
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -19,12 +19,9 @@ from busray.layout import commit_key, committed_shard, data_key, first_draws_key
 from busray.records import Commit, Execution, FirstDraws, Redrawn, Shard, UserError, to_json
 from busray.storage import Store
 
-RECORD_THREADS = 16
-"""Threads that read records at once."""
-RESULTS_AHEAD = 512
-"""Most results that wait for their consumer."""
-REASON_LENGTH = 200
-"""Most characters of a quarantined image's reason."""
+RECORD_THREADS = 16  # threads that read records at once
+RESULTS_AHEAD = 512  # most results that wait for their consumer
+REASON_LENGTH = 200  # most characters of a quarantined image's reason
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -60,6 +57,9 @@ def commit_shard(
         return encode_png(subset, provenance, png_prefix(shard))
 
     (data, pngs), rows, failed = _encode_what_encodes(rows, encode)
+    failed_ids, redraws = {image_id for image_id, _ in failed}, []
+    for record in redrawn:  # of an image that does not encode, no attempt is kept after all
+        redraws.append(replace(record, kept=None) if record.image_id in failed_ids else record)
     # Bytes before the record: a record never names an object that is not there.
     for name, png in pngs.items():
         store.put_once(name, png)
@@ -77,19 +77,11 @@ def commit_shard(
         rejects=tuple(sorted([*rejects, *failed])),
         execution=execution,
         seconds=seconds,
-        redrawn=_quarantined(redrawn, {image_id for image_id, _ in failed}),
+        redrawn=tuple(redraws),
         first_draws=_put_first_draws(store, shard, first_draws, provenance),
     )
     store.put_once(commit_key(shard), to_json(commit))
     return read_commit(store, shard)
-
-
-def _quarantined(redrawn: Sequence[Redrawn], failed: Set[str]) -> tuple[Redrawn, ...]:
-    """Of the images whose ids are in `failed`, no attempt was kept after all."""
-    records = []
-    for record in redrawn:
-        records.append(replace(record, kept=None) if record.image_id in failed else record)
-    return tuple(records)
 
 
 def _put_first_draws(
@@ -98,11 +90,13 @@ def _put_first_draws(
     """Put the rejected first draws. A row that does not encode is left out."""
     if not rows:
         return None
-    marked = {**provenance, "rejected": "first draws that the class gate rejected; no part of the corpus"}
+    rejected = "first draws that the class gate rejected; no part of the corpus"
+    marked = {**provenance, "rejected": rejected}
     data, rows, _ = _encode_what_encodes(rows, lambda subset: encode_parquet(subset, marked))
     digest = sha256_bytes(data)
-    store.put_once(first_draws_key(shard, digest), data)
-    return FirstDraws(first_draws_key(shard, digest), digest, len(data), tuple(row.spec.index for row in rows))
+    key = first_draws_key(shard, digest)
+    store.put_once(key, data)
+    return FirstDraws(key, digest, len(data), tuple(row.spec.index for row in rows))
 
 
 def _encode_what_encodes(
@@ -160,7 +154,8 @@ def read_commit(store: Store, shard: Shard) -> Commit:
     if commit.shard != shard:
         raise ValueError(f"{store.url}/{key} is the record of {commit.class_name}/{commit.shard.name}")
     if commit.rows + len(commit.rejects) != commit.count:
-        raise ValueError(f"{store.url}/{key}: {commit.rows} rows and {len(commit.rejects)} rejects of {commit.count}")
+        counts = f"{commit.rows} rows and {len(commit.rejects)} rejects of {commit.count}"
+        raise ValueError(f"{store.url}/{key}: {counts}")
     return commit
 
 
@@ -177,11 +172,12 @@ def in_threads(work: Callable[[T], R], items: Sequence[T], threads: int = RECORD
 
 
 def rejected_first_draws(commit: Commit) -> Commit | None:
-    """A commit whose object is that of the shard's rejected first draws; None where it has none."""
+    """A commit whose object is the shard's rejected first draws; None where it has none."""
     draws = commit.first_draws
     if draws is None:
         return None
-    return replace(commit, object=draws.object, digest=draws.digest, bytes=draws.bytes, rows=len(draws.indices))
+    changes = {"object": draws.object, "digest": draws.digest, "bytes": draws.bytes}
+    return replace(commit, **changes, rows=len(draws.indices))
 
 
 def count_first_draws(commit: Commit) -> int:
@@ -201,23 +197,18 @@ def read_rows(store: Store, commit: Commit, columns: Sequence[str] | None = None
         raise ValueError(f"{store.url}/{commit.object} is not what its commit records")
     if commit.object.endswith(".parquet"):
         return pq.read_table(io.BytesIO(data), columns=None if columns is None else list(columns))
-    rows = [json.loads(line) for line in data.decode().splitlines()[1:]]
-    if columns is not None:
-        rows = [{column: row[column] for column in columns} for row in rows]
-    for row in rows:
+    rows = []
+    for line in data.decode().splitlines()[1:]:
+        row = json.loads(line)
+        row = {column: row[column] for column in columns or row}
         for column, value in row.items():
-            row[column] = _with_picture(store, value)
+            if isinstance(value, dict):  # a cell that names a PNG becomes that PNG
+                png = store.read(value["key"])
+                if sha256_bytes(png) != value["sha256"]:
+                    raise ValueError(f"{store.url}/{value['key']} is not what its shard records")
+                row[column] = {"bytes": png, "path": value["key"].rsplit("/", 1)[-1]}
+        rows.append(row)
     return pa.Table.from_pylist(rows)
-
-
-def _with_picture(store: Store, value: Any) -> Any:
-    """A cell of metadata.jsonl; one that names a PNG becomes that PNG."""
-    if not isinstance(value, dict):
-        return value
-    data = store.read(value["key"])
-    if sha256_bytes(data) != value["sha256"]:
-        raise ValueError(f"{store.url}/{value['key']} is not what its shard records")
-    return {"bytes": data, "path": value["key"].rsplit("/", 1)[-1]}
 
 
 def find_image(store: Store, image_id: str) -> tuple[Commit, dict[str, Any]] | None:

@@ -26,11 +26,10 @@ from busray.workers import Beat
 if TYPE_CHECKING:  # torch and diffusers cost 800 MB, which only the drawing workers need
     from busray.model.sample import DrawnImage, Sampler
 
-GATE_BATCH = 128
-"""Images that the class gate classifies between two signs of life."""
+GATE_BATCH = 128  # images that the class gate classifies between two signs of life
 
+# Their versions stand in every commit record
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "numpy")
-"""Their versions stand in every commit record."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,7 @@ class ClassGate:
 
     settings: config.Gate
     classifier: Classifier
-    classes: tuple[str, ...]
-    """The order of the classifier's outputs."""
+    classes: tuple[str, ...]  # the order of the classifier's outputs
 
 
 @dataclass(frozen=True)
@@ -49,15 +47,12 @@ class DrawnShard:
 
     shard: Shard
     rows: tuple[Row, ...]
-    rejects: tuple[tuple[str, str], ...]
-    """(image id, problem) of the images that cannot be used."""
+    rejects: tuple[tuple[str, str], ...]  # (image id, problem) of the images that cannot be used
     redrawn: tuple[Redrawn, ...]
-    first_draws: tuple[Row, ...]
-    """The first draws that the class gate rejected."""
+    first_draws: tuple[Row, ...]  # the first draws that the class gate rejected
+    # The one used: below sampling.batch_size where the device had too little memory for that
     batch_size: int
-    """The one used: below sampling.batch_size where the device had too little memory for that."""
-    device: str
-    """Where it was drawn; it may be committed on a machine with another card, or none."""
+    device: str  # where it was drawn; it may be committed on a machine with another card, or none
     seconds: float
 
 
@@ -65,13 +60,10 @@ class DrawnShard:
 class DrawJob:
     """Everything a worker needs to draw and commit any shard of one corpus (workers.Drawing)."""
 
-    store: Store
-    """Of the corpus: the run's, or an arm's."""
-    run_store: Store
-    """Of the run, where the adapters are."""
+    store: Store  # of the corpus: the run's, or an arm's
+    run_store: Store  # of the run, where the adapters are
     base: config.Base
-    method: str | None
-    """Adapters to load; None for the bare base."""
+    method: str | None  # adapters to load; None for the bare base
     tokens: dict[str, str]
     sampling: config.Sampling
     refine: config.Refine | None
@@ -81,8 +73,8 @@ class DrawJob:
     provenance: dict[str, Any]
     threads: int
     device: str
+    # A corpus with the same images before refinement, which then are not drawn again
     txt2img_source: Store | None = None
-    """A corpus with the same images before refinement, which then are not drawn again."""
     gate: ClassGate | None = None
 
     def is_committed(self, shard: Shard) -> bool:
@@ -93,13 +85,9 @@ class DrawJob:
 
     def commit(self, drawn: DrawnShard) -> Commit:
         """Encode, hash, put once, record; returns the commit that won."""
-        execution = Execution(
-            device=drawn.device,
-            dtype=self.base.dtype,
-            batch_size=drawn.batch_size,
-            threads=self.threads,
-            libraries={name: version(name) for name in LIBRARIES},
-        )
+        libraries = {name: version(name) for name in LIBRARIES}
+        dtype, batch_size = self.base.dtype, drawn.batch_size
+        execution = Execution(drawn.device, dtype, batch_size, self.threads, libraries)
         return commit_shard(
             self.store,
             drawn.shard,
@@ -150,6 +138,7 @@ class ShardDrawer:
         recipe, gate = self.job.recipe, self.job.gate
         if gate is None:
             return GatedShard(draw_shard(self.sampler, recipe.specs(shard), beat), [], ())
+        settings = gate.settings
 
         def draw(specs: Sequence[ImageSpec]) -> "list[DrawnImage]":
             first = specs[0].attempt == 0  # redraws are no further images: they only beat
@@ -160,10 +149,10 @@ class ShardDrawer:
 
         while True:
             batch_size = self.sampler.sampling.batch_size
-            gated = draw_gated(recipe, shard, draw, probability, gate.settings.threshold, gate.settings.attempts)
+            gated = draw_gated(recipe, shard, draw, probability, settings.threshold, settings.attempts)
             if self.sampler.sampling.batch_size == batch_size:
                 return gated
-            # A batch did not fit into memory and was halved. A shard has one batch size: begin again.
+            # A batch did not fit into memory and was halved. A shard has one size: begin again.
             beat(-shard.count)
 
 
@@ -227,7 +216,8 @@ def redraw(job: DrawJob, commit: Commit, spec: ImageSpec) -> "DrawnImage":
 
     torch.set_num_threads(commit.execution.threads)
     batch_size = commit.execution.batch_size
-    sampler = load_sampler(replace(job, sampling=job.sampling.model_copy(update={"batch_size": batch_size})))
+    sampling = job.sampling.model_copy(update={"batch_size": batch_size})
+    sampler = load_sampler(replace(job, sampling=sampling))
     position, drawn_together = place(commit, spec)
     place_in_batch = position % batch_size
     filled = min(batch_size, drawn_together - (position - place_in_batch))

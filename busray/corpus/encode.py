@@ -18,23 +18,15 @@ from PIL import Image, PngImagePlugin
 from busray.identity import canonical_json, sha256_bytes
 from busray.records import IMAGE_COLUMNS, ImageSpec
 
+# What `datasets` decodes as an Image
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-"""What `datasets` decodes as an Image."""
-FIELDS = [
-    ("image_id", pa.string(), "string"),
-    ("class", pa.string(), "string"),
-    ("prompt", pa.string(), "string"),
-    ("index", pa.int64(), "int64"),
-    ("attempt", pa.int64(), "int64"),
-    ("seed_txt2img", pa.int64(), "int64"),
-    ("seed_img2img", pa.int64(), "int64"),
-    ("left", pa.int64(), "int64"),
-    ("top", pa.int64(), "int64"),
-    ("width", pa.int64(), "int64"),
-    ("height", pa.int64(), "int64"),
-    ("columns", pa.string(), "string"),
-]
-"""(column, its Arrow type, its type in `datasets`) of a row besides the images."""
+# The columns of a row besides the images. The types have the same names in Arrow and `datasets`.
+FIELDS: dict[str, pa.DataType] = {
+    **dict.fromkeys(("image_id", "class", "prompt"), pa.string()),
+    **dict.fromkeys(("index", "attempt", "seed_txt2img", "seed_img2img"), pa.int64()),
+    **dict.fromkeys(("left", "top", "width", "height"), pa.int64()),
+    "columns": pa.string(),
+}
 
 
 @dataclass(frozen=True)
@@ -42,10 +34,9 @@ class Row:
     """One image of a shard."""
 
     spec: ImageSpec
-    image: np.ndarray
-    """uint8 [h, w]"""
+    image: np.ndarray  # uint8 [h, w]
+    # uint8 [h, w]: the image before refinement, where it is kept
     txt2img: np.ndarray | None = None
-    """uint8 [h, w]: the image before refinement, where it is kept."""
 
 
 def png_bytes(image: np.ndarray, text: Mapping[str, str]) -> bytes:
@@ -101,9 +92,9 @@ def encode_parquet(rows: Sequence[Row], provenance: Mapping[str, Any]) -> bytes:
     """A Parquet shard. The run-wide provenance is in the metadata of its schema."""
     images = image_columns(rows)
     features = {column: {"_type": "Image"} for column in images}
-    features |= {name: {"dtype": dtype, "_type": "Value"} for name, _, dtype in FIELDS}
+    features |= {name: {"dtype": str(kind), "_type": "Value"} for name, kind in FIELDS.items()}
     schema = pa.schema(
-        [*((column, IMAGE) for column in images), *((name, kind) for name, kind, _ in FIELDS)],
+        [*((column, IMAGE) for column in images), *FIELDS.items()],
         metadata={
             "huggingface": json.dumps({"info": {"features": features}}),
             "busray": canonical_json(dict(provenance)),
@@ -116,8 +107,9 @@ def encode_parquet(rows: Sequence[Row], provenance: Mapping[str, Any]) -> bytes:
             values[column] = {"bytes": _synthetic_png(row, column, provenance), "path": f"{row.spec.image_id}.png"}
         cells.append(values)
     table = pa.Table.from_pylist(cells, schema=schema)
-    compression = dict.fromkeys(_leaf_columns(schema), "zstd")
-    compression |= {f"{column}.bytes": "none" for column in images}  # PNG is compressed already
+    compression = dict.fromkeys(FIELDS, "zstd")
+    for column in images:  # the bytes are a PNG, compressed already
+        compression |= {f"{column}.bytes": "none", f"{column}.path": "zstd"}
     buffer = io.BytesIO()
     pq.write_table(
         table,
@@ -127,14 +119,6 @@ def encode_parquet(rows: Sequence[Row], provenance: Mapping[str, Any]) -> bytes:
         write_statistics=False,
     )
     return buffer.getvalue()
-
-
-def _leaf_columns(schema: pa.Schema) -> list[str]:
-    """The columns that Parquet stores: a struct is one column for each of its fields."""
-    names = []
-    for field in schema:
-        names += [f"{field.name}.bytes", f"{field.name}.path"] if field.type == IMAGE else [field.name]
-    return names
 
 
 def encode_png(rows: Sequence[Row], provenance: Mapping[str, Any], prefix: str) -> tuple[bytes, dict[str, bytes]]:

@@ -17,19 +17,18 @@ if TYPE_CHECKING:  # torch and diffusers cost 800 MB, which only the drawing wor
     from busray.model.sample import DrawnImage
 
 Draw = Callable[[Sequence[ImageSpec]], "list[DrawnImage]"]
+# (class, images uint8 [n, s, s]) -> probability of that class [n]
 ClassProbability = Callable[[str, np.ndarray], np.ndarray]
-"""(class, images uint8 [n, s, s]) -> probability of that class [n]"""
 
 
 @dataclass(frozen=True)
 class GatedShard:
     """What the gate made of a shard."""
 
+    # In the order of their indices; each specification names its attempt. An image whose draws
+    # were all rejected has that as its `problem`.
     images: "list[DrawnImage]"
-    """In the order of their indices; each specification names its attempt. An image whose draws
-    were all rejected has that as its `problem`."""
-    first_draws: "list[DrawnImage]"
-    """The first draws that were rejected."""
+    first_draws: "list[DrawnImage]"  # the first draws that were rejected
     redrawn: tuple[Redrawn, ...]
 
 
@@ -38,7 +37,7 @@ def draw_gated(
 ) -> GatedShard:
     """Draw a shard; what the gate rejects is drawn again, up to `attempts` draws an image in all.
 
-    A draw is rejected if the probability of its class is below the threshold, or NaN. An image that
+    A draw is rejected if its class's probability is below the threshold, or NaN. An image that
     cannot be drawn is not drawn again: its problem stands.
     """
     class_name = shard.class_name
@@ -54,13 +53,12 @@ def draw_gated(
         latest |= {image.spec.index: image for image in images}
         waiting = []
         for image, p in zip(sound, probabilities, strict=True):
-            if p >= threshold:
-                continue
             index = image.spec.index
-            rejected[index] = (*rejected.get(index, ()), p)
-            waiting.append(index)
-            if attempt == 0:
-                first_draws.append(image)
+            if not p >= threshold:  # NaN too
+                rejected[index] = (*rejected.get(index, ()), p)
+                waiting.append(index)
+                if attempt == 0:
+                    first_draws.append(image)
         if not waiting:
             break
     for index in waiting:
@@ -70,7 +68,8 @@ def draw_gated(
     redrawn = []
     for index, probabilities in rejected.items():
         spec = latest[index].spec
-        redrawn.append(Redrawn(spec.image_id, probabilities, None if latest[index].problem else spec.attempt))
+        kept = None if latest[index].problem else spec.attempt
+        redrawn.append(Redrawn(spec.image_id, probabilities, kept))
     return GatedShard([latest[index] for index in sorted(latest)], first_draws, tuple(redrawn))
 
 
@@ -78,5 +77,5 @@ def place(commit: Commit, spec: ImageSpec) -> tuple[int, int]:
     """(position of a committed image's draw in its round, number of draws of that round)."""
     if not spec.attempt:
         return spec.index - commit.first, commit.count
-    drawn_then = [one.image_id for one in commit.redrawn if len(one.rejected) >= spec.attempt]
-    return drawn_then.index(spec.image_id), len(drawn_then)
+    redrawn = [record for record in commit.redrawn if len(record.rejected) >= spec.attempt]
+    return [record.image_id for record in redrawn].index(spec.image_id), len(redrawn)

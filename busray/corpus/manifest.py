@@ -8,6 +8,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -20,27 +21,20 @@ from busray.layout import MANIFEST, commit_key, data_shard
 from busray.records import Commit, Segment, Shard, Stopped
 from busray.storage import Store
 
+TEXT, INT = pa.string(), pa.int64()
 SCHEMA = pa.schema(
-    [
-        ("class", pa.string()),
-        ("first", pa.int64()),
-        ("count", pa.int64()),
-        ("rows", pa.int64()),
-        ("rejects", pa.int64()),
-        ("object", pa.string()),
-        ("digest", pa.string()),
-        ("bytes", pa.int64()),
-    ]
+    {"class": TEXT}
+    | dict.fromkeys(("first", "count", "rows", "rejects"), INT)
+    | {"object": TEXT, "digest": TEXT, "bytes": INT}
 )
-EXAMPLES = 5
-"""Shards or images that a message or a record names; the rest is counted."""
+EXAMPLES = 5  # shards or images that a message or a record names; the rest is counted
 
 
 class Incomplete(Stopped):
     """Planned shards have no commit, so there is no manifest to publish yet."""
 
 
-# ---- publishing ----------------------------------------------------------------------------------
+# ---- publishing ---------------------------------------------------------------------------------
 
 
 def publish_manifest(store: Store, segments: Sequence[Segment], *, drawn: Iterable[Shard] = ()) -> str:
@@ -68,7 +62,8 @@ def _publish(store: Store, segments: Sequence[Segment], drawn: Set[Shard]) -> st
     published = published_rows(store)
     known = {shard: row for shard, row in published.items() if shard not in drawn}
     unknown = [shard for shard in plan if shard not in known]
-    for shard, row in zip(unknown, in_threads(lambda shard: _row_or_none(store, shard), unknown), strict=True):
+    rows_or_none = in_threads(partial(_row_or_none, store), unknown)
+    for shard, row in zip(unknown, rows_or_none, strict=True):
         if row is not None:
             known[shard] = row
     missing = [shard for shard in unknown if shard not in known]
@@ -78,7 +73,8 @@ def _publish(store: Store, segments: Sequence[Segment], drawn: Set[Shard]) -> st
     rows = [known[shard] for shard in plan]
     digest = fingerprint_rows(rows)
     if rows != list(published.values()) or not published:
-        table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata({"busray": json.dumps({"digest": digest})}))
+        schema = SCHEMA.with_metadata({"busray": json.dumps({"digest": digest})})
+        table = pa.Table.from_pylist(rows, schema=schema)
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
         store.replace(MANIFEST, buffer.getvalue())
@@ -87,16 +83,9 @@ def _publish(store: Store, segments: Sequence[Segment], drawn: Set[Shard]) -> st
 
 def manifest_row(commit: Commit) -> dict[str, Any]:
     """A shard's row. It does not depend on when, where or by whom the shard was drawn."""
-    return {
-        "class": commit.class_name,
-        "first": commit.first,
-        "count": commit.count,
-        "rows": commit.rows,
-        "rejects": len(commit.rejects),
-        "object": commit.object,
-        "digest": commit.digest,
-        "bytes": commit.bytes,
-    }
+    row = {"class": commit.class_name, "first": commit.first, "count": commit.count}
+    row |= {"rows": commit.rows, "rejects": len(commit.rejects)}
+    return row | {"object": commit.object, "digest": commit.digest, "bytes": commit.bytes}
 
 
 def _row_or_none(store: Store, shard: Shard) -> dict[str, Any] | None:
@@ -107,7 +96,7 @@ def _row_or_none(store: Store, shard: Shard) -> dict[str, Any] | None:
 
 
 def published_rows(store: Store) -> dict[Shard, dict[str, Any]]:
-    """The published manifest's rows, in its order; none if it is missing or its digest is wrong."""
+    """The published manifest's rows, in its order; none if it is missing or damaged."""
     data = store.read_or_none(MANIFEST)
     if data is None:
         return {}
@@ -122,19 +111,16 @@ def published_rows(store: Store) -> dict[Shard, dict[str, Any]]:
         return {}  # a derived file: it is made again from the records
 
 
-# ---- what was quarantined ------------------------------------------------------------------------
+# ---- what was quarantined -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Quarantine:
     """How many images of a corpus were quarantined."""
 
-    planned: int
-    """Images of the whole corpus."""
-    images: int
-    """Of these, quarantined ones."""
-    examples: tuple[tuple[str, str], ...]
-    """(image id, reason) of the first of them."""
+    planned: int  # images of the whole corpus
+    images: int  # of these, quarantined ones
+    examples: tuple[tuple[str, str], ...]  # (image id, reason) of the first of them
 
     @property
     def share(self) -> float:
@@ -143,24 +129,17 @@ class Quarantine:
 
 def quarantine(store: Store) -> Quarantine:
     """Counted in the published manifest; a few records are read for their reasons."""
-    rows = published_rows(store)
-    return Quarantine(
-        planned=sum(row["count"] for row in rows.values()),
-        images=sum(row["rejects"] for row in rows.values()),
-        examples=tuple(_examples(store, [shard for shard, row in rows.items() if row["rejects"]])),
-    )
+    planned = images = 0
+    examples: list[tuple[str, str]] = []
+    for shard, row in published_rows(store).items():
+        planned += row["count"]
+        images += row["rejects"]
+        if row["rejects"] and len(examples) < EXAMPLES:
+            examples += read_commit(store, shard).rejects
+    return Quarantine(planned, images, tuple(examples[:EXAMPLES]))
 
 
-def _examples(store: Store, shards_with_rejects: Sequence[Shard]) -> list[tuple[str, str]]:
-    rejects: list[tuple[str, str]] = []
-    for shard in shards_with_rejects:
-        rejects += read_commit(store, shard).rejects
-        if len(rejects) >= EXAMPLES:
-            break
-    return rejects[:EXAMPLES]
-
-
-# ---- orphans -------------------------------------------------------------------------------------
+# ---- orphans ------------------------------------------------------------------------------------
 
 
 def orphans(store: Store) -> list[str]:
@@ -181,7 +160,7 @@ def orphans(store: Store) -> list[str]:
     # A committed shard with one object has no orphan: its record need not be read.
     several = [shard for shard, keys in objects.items() if len(keys) > 1]
     orphaned = []
-    for shard, live in zip(several, in_threads(lambda shard: _live_keys(store, shard), several), strict=True):
+    for shard, live in zip(several, in_threads(partial(_live_keys, store), several), strict=True):
         # Otherwise the shard is damaged: keep everything for whoever repairs it.
         if live and live <= set(objects[shard]):
             orphaned += [key for key in objects[shard] if key not in live]
@@ -189,8 +168,7 @@ def orphans(store: Store) -> list[str]:
 
 
 def _live_keys(store: Store, shard: Shard) -> set[str]:
-    """Keys of all objects that a shard's record names; none where they are not known for
-    certain."""
+    """Keys of all objects that a shard's record names; none where it or one is damaged."""
     try:
         commit = read_commit(store, shard)
         first_draws = {commit.first_draws.object} if commit.first_draws else set()
@@ -207,4 +185,6 @@ def pictures(store: Store, commit: Commit) -> Iterator[str]:
     if sha256_bytes(data) != commit.digest:
         raise ValueError(f"{store.url}/{commit.object} is not what {commit_key(commit.shard)} records")
     for line in data.decode().splitlines()[1:]:
-        yield from (value["key"] for value in json.loads(line).values() if isinstance(value, dict))
+        for value in json.loads(line).values():
+            if isinstance(value, dict):
+                yield value["key"]

@@ -10,8 +10,8 @@ from busray.data.templates import column_shares, fill, quota_value
 from busray.identity import image_id, seed_for
 from busray.records import ContentBox, DataSet, ImageSpec, Shard
 
+# class -> column of its prompts -> value -> share of the images
 Quotas = dict[str, dict[str, dict[str, float]]]
-"""class -> column of its prompts -> value -> share of the images."""
 
 
 @dataclass(frozen=True)
@@ -20,17 +20,17 @@ class Recipe:
 
     fingerprint: str
     seed: int
-    prompts: dict[str, tuple[str, ...]]
-    """class -> templates, which its images take in turn."""
+    prompts: dict[str, tuple[str, ...]]  # class -> templates, which its images take in turn
+    # class -> what `{token}` becomes: the learned token, or its initializer without one
     token_texts: dict[str, str]
-    """class -> what `{token}` becomes: the learned token, or its initializer without one."""
+    # Of the training images of all classes, so that padding reveals no class
     boxes: tuple[ContentBox, ...]
-    """Of the training images of all classes, so that padding reveals no class."""
     quotas: Quotas
 
     def specs(self, shard: Shard) -> list[ImageSpec]:
         """The specifications of a shard's images, in their order."""
-        return [self.spec(shard.class_name, index) for index in range(shard.first, shard.first + shard.count)]
+        indices = range(shard.first, shard.first + shard.count)
+        return [self.spec(shard.class_name, index) for index in indices]
 
     def spec(self, name: str, index: int, attempt: int = 0) -> ImageSpec:
         """The image `index` of class `name`. Only the seeds depend on the attempt."""
@@ -55,12 +55,17 @@ class Recipe:
 
 def make_recipe(config: Config, dataset: DataSet, fingerprint: str, use_tokens: bool) -> Recipe:
     """use_tokens: the adapters have learned tokens. UserError as of quotas()."""
+    boxes = []
+    for image in dataset.train:
+        boxes.append(content_box(image.width, image.height, dataset.size, dataset.frame))
+    # Seeds choose among them by position, so the order must not depend on file names.
+    boxes.sort(key=lambda box: (box.left, box.top, box.width, box.height))
     return Recipe(
         fingerprint=fingerprint,
         seed=config.seed,
         prompts={name: config.prompts(name) for name in config.classes},
         token_texts=_token_texts(config, use_tokens),
-        boxes=_sorted_boxes(dataset),
+        boxes=tuple(boxes),
         quotas=quotas(config, dataset),
     )
 
@@ -75,8 +80,7 @@ def corpus_identity(
 ) -> dict[str, Any]:
     """Everything that decides pixels or what a shard holds, as run.json keeps it.
 
-    It says nothing of how many images there are, where they lie, or in which batches they are
-    drawn: a corpus can grow and move.
+    Not among it: the number of images, where they lie, their batches. A corpus can grow and move.
     base: BaseIdentity.to_dict(). refine: whether the arm is refined.
     gate_sha256: of the class gate's classifier; None for a corpus of first draws.
     """
@@ -107,20 +111,13 @@ def corpus_identity(
 
 
 def _token_texts(config: Config, use_tokens: bool) -> dict[str, str]:
-    return config.tokens() if use_tokens else {name: c.initializer for name, c in config.classes.items()}
-
-
-def _sorted_boxes(dataset: DataSet) -> tuple[ContentBox, ...]:
-    boxes = [content_box(image.width, image.height, dataset.size, dataset.frame) for image in dataset.train]
-    # Seeds choose among them by position, so the order must not depend on file names.
-    return tuple(sorted(boxes, key=lambda b: (b.left, b.top, b.width, b.height)))
+    if use_tokens:
+        return config.tokens()
+    return {name: settings.initializer for name, settings in config.classes.items()}
 
 
 def longest_prompts(
-    config: Config,
-    quotas: Mapping[str, Mapping[str, Iterable[str]]],
-    use_tokens: bool,
-    length: Callable[[str], int],
+    config: Config, quotas: Mapping[str, Mapping[str, Iterable[str]]], use_tokens: bool, length: Callable[[str], int]
 ) -> dict[str, list[str]]:
     """class -> each of its templates, every column filled with its longest value.
 
@@ -130,8 +127,8 @@ def longest_prompts(
     for name, token_text in _token_texts(config, use_tokens).items():
         columns = {column: max(values, key=length) for column, values in quotas[name].items()}
         prompts[name] = []
-        for template in config.prompts(name):
-            prompts[name].append(fill(template, token=token_text, class_name=name, columns=columns))
+        for text in config.prompts(name):
+            prompts[name].append(fill(text, token=token_text, class_name=name, columns=columns))
     return prompts
 
 

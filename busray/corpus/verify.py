@@ -1,4 +1,4 @@
-"""Checking a corpus: every planned image is there once, every object is as recorded, digests agree.
+"""Checking a corpus: each planned image is there once, objects are as recorded, digests agree.
 
 Reads everything that a corpus holds, with a few shards in memory. Changes nothing.
 """
@@ -6,6 +6,7 @@ Reads everything that a corpus holds, with a few shards in memory. Changes nothi
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -20,8 +21,7 @@ from busray.layout import MANIFEST, RUN, commit_key
 from busray.records import Commit, Segment, Shard, UserError
 from busray.storage import Store
 
-SHARD_THREADS = 4
-"""Shards read at once; each is in memory as a whole."""
+SHARD_THREADS = 4  # shards read at once; each is in memory as a whole
 ID_COLUMNS = ("image_id", "class", "index", "attempt")
 
 
@@ -29,14 +29,11 @@ ID_COLUMNS = ("image_id", "class", "index", "attempt")
 class VerifyResult:
     """Result of verify(); the corpus is sound if `problems` is empty."""
 
-    planned: int
-    """Images, as the next two."""
+    planned: int  # images, as the next two
     committed: int
     quarantined: int
-    shards: int
-    """With a readable record."""
-    digest: str
-    """Of the manifest that follows from the records."""
+    shards: int  # with a readable record
+    digest: str  # of the manifest that follows from the records
     problems: tuple[str, ...]
 
 
@@ -75,8 +72,7 @@ def verify(store: Store, progress: Callable[[int, int], None] = lambda done, tot
 
 def _plan_problems(segments: Sequence[Segment], plan: Sequence[Shard], done: Sequence[Shard]) -> list[str]:
     """Images that the plan has twice or never, and records of shards that it does not have."""
-    problems = []
-    end_of_class: dict[str, int] = {}
+    problems, end_of_class = [], {}
     for segment in segments:
         if segment.first != end_of_class.get(segment.class_name, 0):
             problems.append(f"plan: {segment} does not begin where its class's last segment ends")
@@ -93,22 +89,23 @@ def _check_shard(store: Store, shard: Shard, fingerprint: str) -> tuple[Commit |
         return None, [f"{commit_key(shard)}: no record: the shard is not done"]
     except ValueError as error:
         return None, [str(error)]
-    problems = _object_problems(store, commit, lambda rows: _row_problems(commit, rows, fingerprint))
+    problems = _object_problems(store, commit, fingerprint, _row_problems)
     first_draws = rejected_first_draws(commit)
     if first_draws is not None:
-        problems += _object_problems(
-            store, first_draws, lambda rows: _first_draw_problems(first_draws, rows, fingerprint)
-        )
+        problems += _object_problems(store, first_draws, fingerprint, _first_draw_problems)
     return commit, problems
 
 
-def _object_problems(store: Store, commit: Commit, row_problems: Callable[[pa.Table], list[str]]) -> list[str]:
+RowProblems = Callable[[Commit, pa.Table, str], list[str]]
+
+
+def _object_problems(store: Store, commit: Commit, fingerprint: str, row_problems: RowProblems) -> list[str]:
     """Problems of a record's object and of its rows, each with the object's key."""
-    # The digest of a Parquet object covers its images. Of PNGs it covers their digests only, so all
-    # columns are read: read_rows compares each picture.
+    # The digest of a Parquet object covers its images. Of PNGs it covers their digests only: all
+    # columns are read, so that read_rows compares each picture.
     columns = ID_COLUMNS if commit.object.endswith(".parquet") else None
     try:
-        problems = row_problems(read_rows(store, commit, columns))
+        problems = row_problems(commit, read_rows(store, commit, columns), fingerprint)
     except FileNotFoundError as error:
         problems = [f"it or one of its pictures is not there ({error})"]
     except (ValueError, KeyError, pa.ArrowException) as error:
@@ -129,9 +126,10 @@ def _row_problems(commit: Commit, rows: pa.Table, fingerprint: str) -> list[str]
         problems.append(f"{len(wrong)} ids do not belong to this corpus, such as {wrong[0]}")
     listed = [row["image_id"] for row in cells] + [reject for reject, _ in commit.rejects]
     if sorted(listed) != sorted(ids.values()):
-        lost, extra = set(ids.values()) - set(listed), len(listed) - len(set(listed))
-        problems.append(f"{len(lost)} planned images are neither rows nor rejects, {extra} ids are there twice")
-    recorded = {record.image_id: record.kept for record in commit.redrawn if record.kept is not None}
+        lost, extra = len(set(ids.values()) - set(listed)), len(listed) - len(set(listed))
+        lost_text = f"{lost} planned images are neither rows nor rejects"
+        problems.append(f"{lost_text}, {extra} ids are there twice")
+    recorded = {image.image_id: image.kept for image in commit.redrawn if image.kept is not None}
     if {row["image_id"]: row["attempt"] for row in cells if row["attempt"]} != recorded:
         problems.append("its rows' attempts are not those that its record says the class gate kept")
     return problems
@@ -160,7 +158,8 @@ def _manifest_problems(store: Store, digest: str) -> list[str]:
         stated = json.loads((table.schema.metadata or {})[b"busray"])["digest"]
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         return [f"{MANIFEST}: cannot be read: {error}"]
-    counted = fingerprint_rows(row for batch in table.to_batches(1024) for row in batch.to_pylist())
+    batches = map(pa.RecordBatch.to_pylist, table.to_batches(1024))  # one after the other
+    counted = fingerprint_rows(chain.from_iterable(batches))
     problems = []
     if counted != stated:
         problems.append(f"{MANIFEST}: its rows have the digest {counted}, it states {stated}")
