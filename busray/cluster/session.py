@@ -16,8 +16,7 @@ from typing import Any
 from busray import config
 from busray.records import UserError
 
-PROBE_SECONDS = 5.0
-"""Time limit for each of the two tests whether a cluster asks for a token."""
+PROBE_SECONDS = 5.0  # limit of each of the two tests whether a cluster asks for a token
 
 
 @contextmanager
@@ -38,7 +37,7 @@ def session(settings: config.Cluster, log_file: Path) -> Iterator[None]:
         addresses = _start_or_join(settings)
     _quieten(log_file)
     try:
-        if not _starts_its_own(settings) and not settings.allow_insecure:
+        if _address(settings) != "local" and not settings.allow_insecure:
             dashboard = addresses["webui_url"] or ""
             problem = refusal(dashboard, asks_for_token(dashboard, addresses["gcs_address"]))
             if problem:
@@ -53,21 +52,21 @@ def _start_or_join(settings: config.Cluster) -> dict[str, Any]:
     import ray
     from ray.exceptions import AuthenticationError
 
-    address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
+    address = _address(settings)
     try:
         context: Any = ray.init(
             address=address,
-            include_dashboard=False if _starts_its_own(settings) else None,
+            include_dashboard=False if address == "local" else None,
             log_to_driver=False,  # what workers print stays in Ray's session folder
             logging_level=logging.ERROR,
         )
         return context.address_info
     except (ConnectionError, AuthenticationError) as error:
-        if _starts_its_own(settings):
+        if address == "local":
             raise
         raise UserError(
-            f"cluster.address: cannot join {address} ({str(error).splitlines()[0]}): is it up, and does this process "
-            "have its token (RAY_AUTH_MODE=token, the token in ~/.ray/auth_token)?"
+            f"cluster.address: cannot join {address} ({str(error).splitlines()[0]}): is it up, and "
+            "does this process have its token (RAY_AUTH_MODE=token, the token in ~/.ray/auth_token)?"
         ) from error
 
 
@@ -77,39 +76,29 @@ def refusal(dashboard: str, asks: bool) -> str | None:
     dashboard: its host:port, "" for none. asks: whether the cluster asks callers for a token.
     """
     way_out = "or, if nobody else can reach it, set cluster.allow_insecure=true"
+    ip = _ip(dashboard)
     if not asks:
-        seen = f"and its dashboard is open at {dashboard}, " if dashboard and not _on_loopback(dashboard) else ""
+        is_open = dashboard and not (ip and ip.is_loopback)
+        seen = f"and its dashboard is open at {dashboard}, " if is_open else ""
         return (
-            f"cluster.address: the Ray cluster asks for no token, {seen}so whoever reaches it can run code on it: "
-            "start every node with RAY_AUTH_MODE=token and the same ~/.ray/auth_token (README, On a cluster), "
-            f"{way_out}"
+            f"cluster.address: the Ray cluster asks for no token, {seen}so whoever reaches it can "
+            "run code on it: start every node with RAY_AUTH_MODE=token and the same "
+            f"~/.ray/auth_token (README, On a cluster), {way_out}"
         )
-    if _is_public(dashboard):
+    if ip and ip.is_global:  # a host name may be public too, but that cannot be seen from here
         return (
-            f"cluster.address: the Ray dashboard listens at the public address {dashboard}, and the token crosses the "
-            f"network unencrypted: start the head with --dashboard-host=127.0.0.1, {way_out}"
+            f"cluster.address: the Ray dashboard listens at the public address {dashboard}, and the "
+            "token crosses the network unencrypted: start the head with "
+            f"--dashboard-host=127.0.0.1, {way_out}"
         )
     return None
 
 
-def _on_loopback(address: str) -> bool:
-    ip = _ip(_host(address))
-    return _host(address) == "localhost" or (ip is not None and ip.is_loopback)
-
-
-def _is_public(address: str) -> bool:
-    """Whether a host has a public address; False for a host name."""
-    ip = _ip(_host(address))
-    return ip is not None and ip.is_global
-
-
-def _host(address: str) -> str:
-    return address.rpartition(":")[0].strip("[]")
-
-
-def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The IP of host:port; None for a host name."""
+    host = address.rpartition(":")[0].strip("[]")
     try:
-        return ipaddress.ip_address(host)
+        return ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
     except ValueError:
         return None
 
@@ -156,15 +145,16 @@ def _native_messages_to(log_file: Path) -> Iterator[None]:
         os.close(terminal)
 
 
-def _starts_its_own(settings: config.Cluster) -> bool:
-    return (settings.address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+def _address(settings: config.Cluster) -> str:
+    """`local` for a Ray of our own."""
+    return settings.address or os.environ.get("RAY_ADDRESS") or "local"
 
 
 def _quieten(log_file: Path) -> None:
     """Ray's loggers in this process write to log_file; its progress bars are off."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # no setting of Python's logging reaches C++
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of C++, not reached by logging
     from ray.data import DataContext
 
     context = DataContext.get_current()
