@@ -34,9 +34,6 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     Console(width=None if sys.stdout.isatty() else WIDEST).print(table)
 
 
-# ---- figures ----
-
-
 def print_figures(figures: Sequence[Figure], sentences: Sequence[str]) -> None:
     """A table for each extractor and distance, class consistency, and what the figures say."""
     from busray.report.classes import consistency_rows
@@ -112,9 +109,6 @@ def print_scores(scores: Sequence[tuple[str, "Score"]]) -> None:
     print_table(title, columns, rows)
 
 
-# ---- stores and corpora ----
-
-
 def print_doctor(url: str, findings: Sequence["Finding"]) -> None:
     answers = {True: "yes", False: "NO", None: "not tried"}
     rows = [(finding.check, answers[finding.passed]) for finding in findings]
@@ -149,9 +143,6 @@ def print_quarantine(url: str, found: "Quarantine", allowed: float) -> None:
         "corpus.max_quarantined",
         file=sys.stderr,
     )
-
-
-# ---- progress ----
 
 
 @contextmanager
