@@ -3,7 +3,7 @@
 Drawn strokes are thin, of one brightness and sharp on both sides; tissue is rarely all three.
 Calipers are crosses, `+` or `x`; text is a line of two or more strokes of similar height. Not
 found: a single letter, strokes that fade into bright tissue, dotted lines without a cross, body
-marks. The maker's mark in the top strip does not count as text: most images of BUSI have a piece of
+marks. The maker's mark in the top strip does not count as text: most images of BUSI show some of
 it. benchmarks/annotations.md has the measured recall and precision.
 """
 
@@ -54,12 +54,12 @@ def find_annotations(grey: np.ndarray) -> Annotations:
     letters = list(chain.from_iterable(text_lines(grey, upright)))
     diagonal = 0
     for y, x in caliper_crosses(grey, DIAGONAL, DIAGONAL_CONTRAST):
-        diagonal += not any(glyph.holds(y, x) for glyph in letters)  # strokes of a letter cross too
+        diagonal += not any(glyph.holds(y, x) for glyph in letters)  # a letter's strokes cross
     return Annotations(len(upright) + (diagonal if diagonal > 1 else 0), len(letters))
 
 
 def reduced(grey: np.ndarray) -> np.ndarray:
-    """The image averaged over squares of whole pixels, its height as near to HEIGHT as possible."""
+    """The image averaged over squares of whole pixels, its height as near to HEIGHT as it gets."""
     n = max(1, round(grey.shape[0] / HEIGHT))
     h, w = grey.shape[0] // n * n, grey.shape[1] // n * n
     if n == 1 or w == 0:

@@ -92,7 +92,7 @@ class CheckReport:
             widths, heights = _widths_and_heights(images)
             sizes[name] = {"width": widths, "height": heights}
         for framing, by_class in self.cuts.items():
-            cuts[framing] = {name: {"cut": cut, "lesions": n} for name, (cut, n) in by_class.items()}
+            cuts[framing] = {name: {"cut": n[0], "lesions": n[1]} for name, n in by_class.items()}
         return {
             "counts": counts,
             "sizes": sizes,
@@ -279,7 +279,7 @@ class Examination:
     coloured: float  # share of coloured pixels
     annotations: tuple[str, ...]  # of KINDS
     mask_problems: list[tuple[str, str]]
-    cuts: dict[str, float]  # framing -> share of the lesion that it cuts off; empty without a lesion
+    cuts: dict[str, float]  # framing -> share of the lesion that it cuts off; {} without a lesion
 
 
 def examine(folder: Path, image: SourceImage) -> Examination:
@@ -304,7 +304,9 @@ def _summarise_empty_masks(problems: Sequence[tuple[str, str]], images: Iterable
         masks[image.class_name] += len(image.masks)
     empty = Counter(file.split("/")[0] for file, problem in problems if problem == "empty")
     lesionless = [name for name, n in empty.items() if n == masks[name]]
-    lines = [(f"{name}/", f"all {empty[name]} masks are empty: a class without lesions") for name in lesionless]
+    lines = []
+    for name in lesionless:
+        lines.append((f"{name}/", f"all {empty[name]} masks are empty: a class without lesions"))
     for file, problem in problems:
         if problem != "empty" or file.split("/")[0] not in lesionless:
             lines.append((file, problem))

@@ -82,7 +82,7 @@ class DuplicatePairs:
     def groups(
         self, thumbnail: float = THRESHOLD, detail: float = DETAIL, aligned: float = ALIGNED
     ) -> list[tuple[str, ...]]:
-        """Groups of two or more files. The arguments are least correlations and the least score."""
+        """Groups of two or more files. The arguments: least correlations, and the least score."""
         links = []
         for pair in self.frames:
             if pair.thumbnail >= thumbnail and pair.detail >= detail:
@@ -131,7 +131,7 @@ def frame_pairs(signatures: Sequence[Signature], least: float) -> list[FramePair
 
 
 def perceptual_bits(thumbnails: np.ndarray) -> np.ndarray:
-    """bool [n, 64]: which of the 8 x 8 lowest frequencies exceed their median (pHash, Zauner 2010).
+    """bool [n, 64]: which of the 8 x 8 lowest frequencies exceed their median (Zauner 2010).
 
     thumbnails: float32 [n, THUMBNAIL, THUMBNAIL].
     """

@@ -1,9 +1,9 @@
 """Breast ultrasound simulated in NumPy: labelled scans with masks, without patients or downloads.
 
-Tissue (skin, fat, gland with fibrous septa, muscle, ribs) is drawn as echo strength in decibels. It
-scales a complex random field, which a Gaussian point-spread function blurs into speckle; the result
-is log-compressed into 8 bits. Benign lesions are smooth ovals, bright below; malignant ones are
-irregular, spiculated and shadowing. The classes overlap in appearance, as real ones do.
+Tissue (skin, fat, gland with fibrous septa, muscle, ribs) is drawn as echo strength in decibels.
+It scales a complex random field, which a Gaussian point-spread function blurs into speckle; the
+result is log-compressed into 8 bits. Benign lesions are smooth ovals, bright below; malignant ones
+are irregular, spiculated and shadowing. The classes overlap in appearance, as real ones do.
 A seed decides a scan. Imports NumPy and Pillow only.
 """
 
@@ -16,7 +16,7 @@ from PIL import Image
 CLASSES = ("benign", "malignant", "normal")
 Range = tuple[float, float]
 Field = np.ndarray
-DEFAULT_SIZE = (168, 208)
+Rng = np.random.Generator
 
 
 @dataclass(frozen=True)
@@ -99,29 +99,28 @@ def phantom(seed: int, class_name: str, probe: Probe, size: tuple[int, int]) -> 
     y, x = y / h, x / w
     words: list[str] = []
     echo = _tissue(rng, probe, y, x, words)
-    mask = np.zeros((h, w), bool)
+    mask, lesion = np.zeros((h, w), bool), "without lesion"
     if class_name != "normal":
-        echo, mask, seen = _lesion(rng, class_name, probe, echo, y, x)
-        words.insert(0, seen)
-    else:
-        words.insert(0, "without lesion")
+        echo, mask, lesion = _lesion(rng, class_name, probe, echo, y, x)
+    words.insert(0, lesion)
     pixels = _scan(rng, probe, echo, y, words)
     return Phantom(pixels, mask, _sentence(rng, words))
 
 
-def _draw(rng: np.random.Generator, bounds: Range) -> float:
+def _draw(rng: Rng, bounds: Range) -> float:
     return float(rng.uniform(*bounds))
 
 
-def _noise(rng: np.random.Generator, shape: tuple[int, int], sy: float, sx: float, tilt: float = 0.0) -> Field:
+def _noise(rng: Rng, shape: tuple[int, int], sy: float, sx: float, tilt: float = 0.0) -> Field:
     """Smooth noise of unit variance. sy, sx: Gaussian sigmas in pixels; tilt: slope of its
     grain."""
     h, w = shape
     ph, pw = h + min(h // 2, int(2 * sy) + 4), w + min(w // 2, int(2 * sx) + 4)
     fy, fx = np.fft.fftfreq(ph)[:, None], np.fft.rfftfreq(pw)[None]
-    transfer = np.exp(-2 * np.pi**2 * ((sy * fy) ** 2 + (sx * (fx + tilt * fy)) ** 2)).astype(np.float32)
-    field = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((ph, pw), dtype=np.float32)) * transfer, s=(ph, pw))
-    field = field[:h, :w].astype(np.float32)
+    squares = (sy * fy) ** 2 + (sx * (fx + tilt * fy)) ** 2
+    transfer = np.exp(-2 * np.pi**2 * squares).astype(np.float32)
+    white = rng.standard_normal((ph, pw), dtype=np.float32)
+    field = np.fft.irfft2(np.fft.rfft2(white) * transfer, s=(ph, pw))[:h, :w].astype(np.float32)
     return field / (np.sqrt((field**2).mean()) + 1e-6)
 
 
@@ -134,7 +133,7 @@ def _bump(distance: Field, width: float) -> Field:
     return np.exp(-np.minimum((distance / width) ** 2, 30))
 
 
-def _tissue(rng: np.random.Generator, probe: Probe, y: Field, x: Field, words: list[str]) -> Field:
+def _tissue(rng: Rng, probe: Probe, y: Field, x: Field, words: list[str]) -> Field:
     """Echo strength of healthy tissue in decibels [h, w]; appends what can be seen to words."""
     h, w = y.shape
     tilt = _draw(rng, probe.tilt)
@@ -158,10 +157,13 @@ def _tissue(rng: np.random.Generator, probe: Probe, y: Field, x: Field, words: l
     if probe.fibres:
         muscle = _step(depth - gland + wander - 0.02, 0.01)
         fatty = _step(skin + fat + wander - depth, 0.01) * _step(depth - skin, 0.01)
-        level = _noise(rng, (h, w), rng.uniform(0.012, 0.024) * h, rng.uniform(0.2, 0.5) * w, grain)
-        slant = _noise(rng, (h, w), 0.03 * h, 0.06 * w, float(rng.choice((-1, 1))) * rng.uniform(0.8, 2.0))
+        sy, sx = rng.uniform(0.012, 0.024) * h, rng.uniform(0.2, 0.5) * w
+        level = _noise(rng, (h, w), sy, sx, grain)
+        slope = float(rng.choice((-1, 1))) * rng.uniform(0.8, 2.0)
+        slant = _noise(rng, (h, w), 0.03 * h, 0.06 * w, slope)
         fibres = _draw(rng, probe.fibres)
-        echo = echo + fibres * muscle * (_bump(level - 0.6, 0.5) - 0.2) + 0.6 * fibres * fatty * _bump(slant, 0.15)
+        echo = echo + fibres * muscle * (_bump(level - 0.6, 0.5) - 0.2)
+        echo = echo + 0.6 * fibres * fatty * _bump(slant, 0.15)
 
     streaks = _draw(rng, probe.streaks)
     for _ in range(int(rng.integers(2, 4))):
@@ -170,7 +172,8 @@ def _tissue(rng: np.random.Generator, probe: Probe, y: Field, x: Field, words: l
         where = _step(_noise(rng, (h, w), 0.12 * h, 0.2 * w) - rng.uniform(-0.8, 0.8), 0.35)
         echo = echo + streaks * rng.uniform(0.4, 1.0) * where * (_bump(field, rng.uniform(0.12, 0.35)) - 0.15)
     patches = _draw(rng, probe.patches)
-    echo = echo + patches * _noise(rng, (h, w), rng.uniform(0.03, 0.12) * h, rng.uniform(0.05, 0.25) * w, grain)
+    sy, sx = rng.uniform(0.03, 0.12) * h, rng.uniform(0.05, 0.25) * w
+    echo = echo + patches * _noise(rng, (h, w), sy, sx, grain)
     fascia = rng.uniform(0, 12)
     for level in (skin + fat, gland):
         echo = echo + fascia * rng.uniform(0.3, 1) * _bump(depth - level - wander, rng.uniform(0.006, 0.02))
@@ -193,13 +196,12 @@ def _tissue(rng: np.random.Generator, probe: Probe, y: Field, x: Field, words: l
         words.append("sloping layers")
     for _ in range(int(rng.poisson(probe.bands))):
         centre, width = rng.uniform(0, 1), rng.uniform(0.02, 0.12)
-        echo = echo - rng.uniform(3, 12) * _bump(x - centre - 0.1 * tilt * y, width) * _step(
-            y - rng.uniform(0, 0.5), 0.05
-        )
+        column = rng.uniform(3, 12) * _bump(x - centre - 0.1 * tilt * y, width)
+        echo = echo - column * _step(y - rng.uniform(0, 0.5), 0.05)
     return echo
 
 
-def _outline(rng: np.random.Generator, class_name: str, angle: Field) -> Field:
+def _outline(rng: Rng, class_name: str, angle: Field) -> Field:
     """Relative radius of a lesion at each angle [radians]."""
     radius = np.ones_like(angle)
     if class_name == "benign":
@@ -214,9 +216,7 @@ def _outline(rng: np.random.Generator, class_name: str, angle: Field) -> Field:
     return np.clip(radius, 0.35, 1.8)
 
 
-def _lesion(
-    rng: np.random.Generator, class_name: str, probe: Probe, echo: Field, y: Field, x: Field
-) -> tuple[Field, np.ndarray, str]:
+def _lesion(rng: Rng, class_name: str, probe: Probe, echo: Field, y: Field, x: Field) -> tuple[Field, np.ndarray, str]:
     """Echo strength with a lesion put in [decibels], its mask, and what can be seen of it."""
     h, w = y.shape
     benign = class_name == "benign"
@@ -233,7 +233,8 @@ def _lesion(
 
     level = rng.uniform(-34, -14) if benign else rng.uniform(-28, -12)
     local = float((echo * inside).sum() / (inside.sum() + 1e-6))
-    texture = level + (rng.uniform(0, 3) if benign else rng.uniform(1, 6)) * _noise(rng, (h, w), 0.02 * h, 0.02 * w)
+    rough = rng.uniform(0, 3) if benign else rng.uniform(1, 6)
+    texture = level + rough * _noise(rng, (h, w), 0.02 * h, 0.02 * w)
     echo = echo * (1 - inside) + inside * (0.25 * (echo - local) + min(local, 0.0) * 0.5 + texture)
     rim = _bump(r - 1.08, 0.1) if benign else _bump(r - 1.3, 0.3)
     echo = echo + (rng.uniform(0, 8) if benign else rng.uniform(0, 7)) * rim
@@ -250,9 +251,8 @@ def _lesion(
         change = -_draw(rng, probe.shadow) if rng.random() < 0.85 else rng.uniform(-2, 2)
         ragged = 1 + 0.25 * _noise(rng, (1, w), 1, 0.02 * w)
         echo = echo + change * beam * ragged * (0.4 + 0.6 * reach)
-        if rng.random() < 0.25:
-            dots = (rng.random((h, w)) < 0.012) & (r < 0.9)
-            echo = echo + 24 * dots
+        if rng.random() < 0.25:  # microcalcifications
+            echo = echo + 24 * ((rng.random((h, w)) < 0.012) & (r < 0.9))
     extent = "small" if a < 0.1 else "large" if a > 0.18 else "medium"
     tone = "black" if level < -26 else "dark" if level < -18 else "grey"
     side = "left" if cx < 0.4 else "right" if cx > 0.6 else "centre"
@@ -262,7 +262,7 @@ def _lesion(
     return echo, mask, f"a {extent} {tone} {shape} spot, {side}, {border}, {tail}"
 
 
-def _scan(rng: np.random.Generator, probe: Probe, echo: Field, y: Field, words: list[str]) -> np.ndarray:
+def _scan(rng: Rng, probe: Probe, echo: Field, y: Field, words: list[str]) -> np.ndarray:
     """uint8 [h, w]: echo strength [decibels] with speckle, fading, gain and log compression."""
     h, w = echo.shape
     sy, sx = _draw(rng, probe.axial) * w / 1000, _draw(rng, probe.lateral) * w / 1000
@@ -270,12 +270,14 @@ def _scan(rng: np.random.Generator, probe: Probe, echo: Field, y: Field, words: 
     margin = int(np.ceil(3 * max(sx, sy)))  # the FFT wraps: keep skin out of the deep zone
     amplitude = np.pad(10 ** (echo / 20), margin, mode="edge").astype(np.float32)
     fy, fx = (np.fft.fftfreq(n) for n in amplitude.shape)
-    transfer = np.exp(-2 * np.pi**2 * ((sy * fy[:, None]) ** 2 + (sx * fx[None]) ** 2)).astype(np.float32)
+    squares = (sy * fy[:, None]) ** 2 + (sx * fx[None]) ** 2
+    transfer = np.exp(-2 * np.pi**2 * squares).astype(np.float32)
     transfer /= np.sqrt((transfer**2).mean())
     power = np.zeros(amplitude.shape, np.float32)
     for _ in range(looks):
         scatter = rng.standard_normal((2, *amplitude.shape), dtype=np.float32)
-        wave = np.fft.ifft2(np.fft.fft2((scatter[0] + np.complex64(1j) * scatter[1]) * amplitude) * transfer)
+        echoes = (scatter[0] + np.complex64(1j) * scatter[1]) * amplitude
+        wave = np.fft.ifft2(np.fft.fft2(echoes) * transfer)
         power += (wave.real**2 + wave.imag**2) / (2 * looks)
     power = power[margin : margin + h, margin : margin + w]
     decibels = 10 * np.log10(power + 1e-7)
@@ -305,7 +307,7 @@ OPENINGS = (
 )
 
 
-def _sentence(rng: np.random.Generator, words: list[str]) -> str:
+def _sentence(rng: Rng, words: list[str]) -> str:
     """An opening, nearly always the lesion, then a random subset of the other words."""
     lesion = not words[0].startswith("without")
     openings = [o for o in OPENINGS if lesion or "lesion" not in o]
@@ -317,15 +319,11 @@ def _sentence(rng: np.random.Generator, words: list[str]) -> str:
 
 
 def write_dataset(
-    folder: Path,
-    images_per_class: int,
-    seed: int,
-    probe: Probe = PROBES["demo"],
-    size: tuple[int, int] = DEFAULT_SIZE,
+    folder: Path, images_per_class: int, seed: int, probe: Probe = PROBES["demo"], size: tuple[int, int] = (168, 208)
 ) -> None:
     """Write phantoms in BUSI's layout: `benign/benign (1).png`, `benign/benign (1)_mask.png`, ...
 
-    Images are 8-bit grey PNG of about size (h, w; each side varies by up to 12 %), masks 1-bit PNG.
+    Images are 8-bit grey PNG of about size (h, w; sides vary by up to 12 %), masks 1-bit PNG.
     """
     for c, class_name in enumerate(CLASSES):
         (folder / class_name).mkdir(parents=True, exist_ok=True)
@@ -335,6 +333,5 @@ def write_dataset(
             scan = phantom(int(rng.integers(2**62)), class_name, probe, (h, w))
             name = f"{class_name} ({i + 1})"
             Image.fromarray(scan.image).save(folder / class_name / f"{name}.png")
-            Image.fromarray(scan.mask.astype(np.uint8) * 255).convert("1").save(
-                folder / class_name / f"{name}_mask.png"
-            )
+            mask = Image.fromarray(scan.mask.astype(np.uint8) * 255).convert("1")
+            mask.save(folder / class_name / f"{name}_mask.png")

@@ -37,10 +37,11 @@ def make_dataset(
         raise UserError(f"{folder}: {len(report.unreadable)} files cannot be read; fix or remove them:\n{lines}")
     images_of = split(report.images, report.duplicates, report.conflicts, settings.val, settings.test, settings.seed)
     excluded = _annotated(report, images_of["train"]) if settings.annotations == "exclude" else ()
-    images_of["train"] = tuple(image for image in images_of["train"] if image.file not in dict(excluded))
+    left_out = dict(excluded)
+    images_of["train"] = tuple(i for i in images_of["train"] if i.file not in left_out)
     for name in classes:
         for side in SPLITS:
-            if not any(image.class_name == name for image in images_of[side]):
+            if name not in {image.class_name for image in images_of[side]}:
                 message = (
                     f"class {name}: too few images for a {side} split ({folder / name}); add images, or change "
                     "dataset.val and dataset.test"

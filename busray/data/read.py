@@ -78,7 +78,8 @@ def class_names(folder: Path) -> list[str]:
     """The names of the folder's class folders. UserError where there is none."""
     if not folder.is_dir():
         raise UserError(f"data folder {folder}: there is no such folder")
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    folders = [entry.name for entry in folder.iterdir() if entry.is_dir()]
+    names = sorted(name for name in folders if not name.startswith("."))
     if not names:
         raise UserError(f"data folder {folder} is empty: it needs one folder of images per class")
     return names
@@ -309,9 +310,11 @@ def _read_dicom(path: Path) -> np.ndarray:
         values, ends = _apply_voi_lut(values, table, f"{byte_order}u2")
     elif dataset.get("WindowWidth") is not None and dataset.get("WindowCenter") is not None:
         # What a window makes of values far outside it are its output's ends.
-        values, ends = apply_windowing(values, dataset), apply_windowing(np.array([[-FAR, FAR]]), dataset)
+        values = apply_windowing(values, dataset)
+        ends = apply_windowing(np.array([[-FAR, FAR]]), dataset)
     low, high = float(np.min(ends)), float(np.max(ends))
-    grey = ((values.astype(np.float64) - low) / max(high - low, 1e-9) * 255).round().clip(0, 255).astype(np.uint8)
+    grey = (values.astype(np.float64) - low) / max(high - low, 1e-9) * 255
+    grey = grey.round().clip(0, 255).astype(np.uint8)
     return 255 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey
 
 

@@ -25,8 +25,8 @@ def split(
 
     duplicates: groups of files of near-duplicates; conflicts: those of them that span classes.
     val, test: shares of the images. Duplicates and metadata groups that share an image form one
-    unit, which is never divided. Units are shuffled by seed; each goes to the split whose shares of
-    the unit's classes are furthest from full, so every class keeps its proportions.
+    unit, which is never divided. Units are shuffled by seed; each goes to the split whose shares
+    of the unit's classes are furthest from full, so every class keeps its proportions.
     """
     excluded = set(chain.from_iterable(conflicts))
     usable = [image for image in images if image.file not in excluded]
@@ -56,7 +56,7 @@ def split(
 def _units(
     images: Sequence[SourceImage], duplicates: Iterable[Sequence[str]], excluded: set[str]
 ) -> list[list[SourceImage]]:
-    """Images that must stay together, as lists; each image has its unit's first file as cluster."""
+    """Images that must stay together; each image has its unit's first file as `cluster`."""
     by_file = {image.file: image for image in images}
     links = []
     for group in duplicates:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
-from itertools import count, islice
+from itertools import count
 from math import sqrt
 
 from busray.records import SourceImage, UserError
@@ -12,8 +12,7 @@ GOLDEN = 0.6180339887498949  # the fractional part of the golden ratio
 
 
 def fill(template: str, *, token: str, class_name: str, columns: Mapping[str, str]) -> str:
-    """The template with `{token}`, `{class}` and columns filled in. UserError names unknown
-    fields."""
+    """The template with `{token}`, `{class}` and columns filled in. UserError: unknown fields."""
     values = {**columns, "token": token, "class": class_name}
     try:
         return template.format_map(values)
@@ -42,12 +41,12 @@ def column_shares(images: Iterable[SourceImage], class_name: str, column: str) -
 def quota_value(shares: Mapping[str, float], index: int, seed: int, column: int = 0) -> str:
     """The value of the image `index`. Only the index decides, so a grown corpus keeps its values.
 
-    This is an additive recurrence: image after image takes an irrational step around a circle of
-    which each value has its share. Among any first n images, each value's count is within O(log n)
-    of its share, far closer than independent draws.
-    column: the column's number among those of its class. Each column has a step of its own; with
-    one step for all, their values would go together.
+    column: the column's number among those of its class.
     """
+    # An additive recurrence: image after image takes an irrational step around a circle of which
+    # each value has its share. Among any first n images, each value's count is within O(log n) of
+    # its share, far closer than independent draws. With one step for all columns, their values
+    # would go together.
     at = (seed / 2**63 + index * _step(column)) % 1.0 * sum(shares.values())
     for value, share in sorted(shares.items()):
         at -= share
@@ -65,5 +64,10 @@ def _step(column: int) -> float:
     """
     if column == 0:
         return GOLDEN
-    primes = (n for n in count(2) if n not in (3, 5) and all(n % d for d in range(2, n)))
-    return sqrt(next(islice(primes, column - 1, None))) % 1.0
+    primes = [2, 7]
+    for n in count(11):
+        if len(primes) >= column:
+            break
+        if all(n % d for d in range(2, n)):
+            primes.append(n)
+    return sqrt(primes[column - 1]) % 1.0
