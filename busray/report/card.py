@@ -58,19 +58,7 @@ LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 SD15 = re.compile(r"stable-diffusion-v1-[45]")
 
-RESTRICTIONS = (
-    "break the law",
-    "exploit or harm minors",
-    "spread verifiably false information in order to harm",
-    "spread personal information that can harm somebody",
-    "defame, disparage or harass",
-    "decide automatically on somebody's legal rights or obligations",
-    "discriminate by social behaviour or by known or predicted personal characteristics",
-    "exploit the vulnerabilities of a group (age, social, physical or mental characteristics) to its harm",
-    "discriminate by legally protected characteristics",
-    "give medical advice or interpret medical results",
-    "serve the administration of justice, law enforcement, immigration or asylum",
-)
+RESTRICTIONS = Path(__file__).with_name("openrail.md").read_text("utf-8")
 """Attachment A of CreativeML OpenRAIL-M (22 August 2022), in short."""
 
 
@@ -84,7 +72,7 @@ def data_card(report: Json, config: Config, shards: Sequence[Mapping[str, Any]],
     for row in shards:
         if row["class"] in counts:
             counts[row["class"]] += row["rows"]
-    images, card, refine = sum(counts.values()), config.card, config.refine
+    images, refine = sum(counts.values()), config.refine
     run, measured, study = report["run"], report["corpus"]["committed"], report.get("study")
     arm = arm_after_gate(config) or released_arm(config)
     figures, models = _figures_of_corpus(report, config, arm)
@@ -104,17 +92,16 @@ def data_card(report: Json, config: Config, shards: Sequence[Mapping[str, Any]],
         found = _list([study.get("outdated"), *study["sentences"]])
     return TEMPLATE.format(
         header=_header(config, images),
-        name=config.name,
+        config=config,
+        run=run,
         images=images,
-        size=config.base.size,
         shards=len(shards),
-        busray=run["busray"],
         left_out=len(report["dataset"]["left_out"]),
         counts=_counts(report["dataset"]["counts"], counts),
-        license=card.license or UNDECLARED,
-        source=card.source or UNDECLARED,
-        ethics=card.ethics or UNDECLARED,
-        contact=card.contact or UNDECLARED,
+        license=config.card.license or UNDECLARED,
+        source=config.card.source or UNDECLARED,
+        ethics=config.card.ethics or UNDECLARED,
+        contact=config.card.contact or UNDECLARED,
         arm=arm,
         grown="" if measured == images else grown,
         near=_table(near),
@@ -126,17 +113,14 @@ def data_card(report: Json, config: Config, shards: Sequence[Mapping[str, Any]],
         base=_base_name(run),
         method=run["adapters"].get("method", UNDECLARED),
         step=run["adapters"].get("step", "an unrecorded number of"),
-        scheduler=config.sampling.scheduler,
-        steps=config.sampling.steps,
-        guidance_scale=config.sampling.guidance_scale,
         refinement=refinement,
-        seed=config.seed,
         libraries=", ".join(f"{name} {version}" for name, version in libraries),
         prompts=prompts,
         further=_table(further),
         models=_table(models),
         study=found,
-        restrictions=_restrictions(run),
+        # the licence asks everybody who passes the images on to pass these on too
+        restrictions=RESTRICTIONS + "\n" if _is_sd15(run) else "",
         hashes=_hashes(report, digest),
     )
 
@@ -171,7 +155,7 @@ def _header(config: Config, images: int) -> str:
 
 
 def _license_fields(card: Card) -> Json:
-    """Hugging Face takes identifiers only; anything else is `other` with a name."""
+    # Hugging Face takes identifiers only; anything else is `other` with a name.
     if card.license and LICENSE_ID.fullmatch(card.license):
         return {"license": card.license}
     return {"license": "other", "license_name": card.license or UNDECLARED}
@@ -245,17 +229,6 @@ def _base_license(run: Json) -> str:
         f"The licence of the base {_base_name(run)} is {UNDECLARED}: read it before passing these "
         "images on. If it descends from Stable Diffusion v1.5, the use restrictions of CreativeML "
         "OpenRAIL-M hold for these images too."
-    )
-
-
-def _restrictions(run: Json) -> str:
-    if not _is_sd15(run):
-        return ""
-    listed = "".join(f"- {item}\n" for item in RESTRICTIONS)
-    return (
-        "Carried on from CreativeML OpenRAIL-M, Attachment A, in short (the licence's own words "
-        f"bind). These images are not to be used to\n\n{listed}\n"
-        "Whoever passes them on passes these restrictions on.\n\n"
     )
 
 

@@ -242,9 +242,10 @@ def test_every_hash_is_there() -> None:
 
 def test_openrail_ms_restrictions_are_carried_on_for_stable_diffusion_alone() -> None:
     sd15 = card(report=report("stable-diffusion-v1-5/stable-diffusion-v1-5", "a" * 40))
-    assert all(f"- {item}\n" in sd15 for item in RESTRICTIONS)
+    items = [line for line in RESTRICTIONS.splitlines() if line.startswith("- ")]
+    assert len(items) == 11 and all(f"{item}\n" in sd15 for item in items)
     assert "interpret medical results" in sd15 and "a" * 40 in sd15
-    assert not any(f"- {item}\n" in card() for item in RESTRICTIONS)
+    assert not any(item in card() for item in items)
     assert "Apache License 2.0" in card()
 
 
