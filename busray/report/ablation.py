@@ -23,7 +23,10 @@ Overall = Mapping[tuple[str, str], Figure]
 COLOUR_NAMES = ("blue", "brown")
 """Of the page's colours c1, c2."""
 
-NEARNESS_HEADINGS = ["nearest training image, median [95 % interval]", "nearest of its class [95 % interval]"]
+NEARNESS_HEADINGS = [
+    "nearest training image, median [95 % interval]",
+    "nearest of its class [95 % interval]",
+]
 
 
 def ablation_sentences(arms: Sequence[Figure], sweep: Sequence[Figure], full: str, sweep_reference: str) -> list[str]:
@@ -134,7 +137,8 @@ def nearness_rows(figures: Sequence[Figure], arms: Sequence[str], held_out: str)
     """Overall DISTANCE and SAME_CLASS of the arms, and of the held-out real images."""
     overall = _overall(figures, "train")
     shown = [*arms, f"{REAL} {held_out}"]
-    return Table(["arm", *NEARNESS_HEADINGS], [[arm, *_nearness_cells(overall, arm)] for arm in shown])
+    rows = [[arm, *_nearness_cells(overall, arm)] for arm in shown]
+    return Table(["arm", *NEARNESS_HEADINGS], rows)
 
 
 def _nearness_cells(overall: Overall, arm: str) -> list[str]:

@@ -89,17 +89,20 @@ def _confusion(arm: str, figures: Sequence[Figure]) -> str:
     marks = html.text(0, 12, "true class" if arm == REAL else "requested", "soft")
     marks += html.text(html.WIDTH, 12, "seen as", "soft", "end")
     for j, name in enumerate(seen):
-        marks += html.text(left + (j + 0.5) * width, 30, html.shortened(name, int(width / 7)), "head", "middle")
+        short = html.shortened(name, int(width / 7))
+        marks += html.text(left + (j + 0.5) * width, 30, short, "head", "middle")
     for i, name in enumerate(rows):
         marks += html.text(left - 8, 60 + i * CELL_HEIGHT, html.shortened(name, 16), "head", "end")
     for f in figures:
         j = seen.index(f.metric.removeprefix(SEEN_AS))
-        marks += _matrix_cell(f, left + j * width, 36 + rows.index(f.class_name) * CELL_HEIGHT, width)
+        y = 36 + rows.index(f.class_name) * CELL_HEIGHT
+        marks += _matrix_cell(f, left + j * width, y, width)
     title = "Real test images" if arm == REAL else f"First draws of {arm}"
     counts = {f.class_name: f.n for f in figures}
     parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     caption = f"n = {sum(counts.values()):,} ({parts}), seen by {figures[0].extractor}."
-    drawing = html.svg(40 + CELL_HEIGHT * len(rows), f"Classes that the judge sees: {title}", marks)
+    label = f"Classes that the judge sees: {title}"
+    drawing = html.svg(40 + CELL_HEIGHT * len(rows), label, marks)
     return html.figure(drawing, caption, title)
 
 

@@ -1,6 +1,7 @@
 """The report's part on distances to real images: tables, plots, and what each is computed from."""
 
 from collections.abc import Sequence
+from itertools import starmap
 
 from busray.records import CLASS_ALL, Figure
 from busray.report import html, tables
@@ -50,7 +51,7 @@ INTRODUCTIONS = {
 
 def figures_section(figures: Sequence[Figure]) -> str:
     """HTML: a section for each extractor, so that no table mixes extractors."""
-    return "".join(_extractor_section(*measured) for measured in tables.by_extractor(figures).items())
+    return "".join(starmap(_extractor_section, tables.by_extractor(figures).items()))
 
 
 def _extractor_section(extractor: str, figures: Sequence[Figure]) -> str:
@@ -58,8 +59,10 @@ def _extractor_section(extractor: str, figures: Sequence[Figure]) -> str:
     family = extractor.partition("-")[0]
     title, introduction = INTRODUCTIONS.get(family, INTRODUCTIONS["inception"])
     plots = "".join(_distance_plot(figures, metric) for metric in DISTANCES)
-    inside = html.paragraph(introduction) + html.columns(plots) + html.table(*tables.metrics_rows(figures))
-    inside += html.folded("Each class", html.table(*tables.class_rows(figures))) + _statements(figures)
+    inside = html.paragraph(introduction) + html.columns(plots)
+    inside += html.table(*tables.metrics_rows(figures))
+    each_class = html.table(*tables.class_rows(figures))
+    inside += html.folded("Each class", each_class) + _statements(figures)
     if select(figures, protocol="paper-mixture"):
         inside += html.paragraph(MIXTURE_NOTE, "soft")
     if pairs := html.table(*tables.difference_rows(figures)):

@@ -4,6 +4,7 @@ import base64
 import math
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
+from itertools import chain
 from typing import Any, NamedTuple
 
 from busray.records import Interval
@@ -38,7 +39,9 @@ def folded(title: str, inside: str) -> str:
 
 
 def image(png: bytes, alt: str) -> str:
-    return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{escape(alt)}">'
+    # inside the page itself: it is one file, which can be sent, and fetches nothing
+    data = base64.b64encode(png).decode()
+    return f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}">'
 
 
 def figure(inside: str, caption: str, title: str = "") -> str:
@@ -56,12 +59,15 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], kind: str = "")
     """Columns of numbers to the right, of words to the left; nothing where there are no rows."""
     if not rows:
         return ""
-    printed = [[str(cell) for cell in row] for row in rows]
+    printed = [list(map(str, row)) for row in rows]
     right = numeric(printed)
 
     def line(cells: Sequence[str], tag: str) -> str:
-        marks = ("" if i in right else ' class="left"' for i in range(len(cells)))
-        return "<tr>" + "".join(f"<{tag}{m}>{escape(cell)}</{tag}>" for m, cell in zip(marks, cells)) + "</tr>"
+        inside = ""
+        for i, cell in enumerate(cells):
+            mark = "" if i in right else ' class="left"'
+            inside += f"<{tag}{mark}>{escape(cell)}</{tag}>"
+        return f"<tr>{inside}</tr>"
 
     head = f"<thead>{line(columns, 'th')}</thead>" if columns else ""
     body = "".join(line(row, "td") for row in printed)
@@ -76,11 +82,14 @@ LETTER = 6.6
 
 
 def svg(height: float, label: str, inside: str) -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(label)}">{inside}</svg>'
+    # the page scales a drawing to its column; the label is for screen readers
+    head = f'viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(label)}"'
+    return f"<svg {head}>{inside}</svg>"
 
 
 def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(words)}</text>'
+    place = f'x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}"'
+    return f"<text {place}>{escape(words)}</text>"
 
 
 def shortened(name: str, most: int) -> str:
@@ -89,7 +98,7 @@ def shortened(name: str, most: int) -> str:
 
 def ticks(low: float, high: float) -> list[float]:
     """Four to ten round numbers within low .. high (a single one if these are equal)."""
-    span = (high - low) or 1.0
+    span = (high - low) or 1.0  # a constant has no span and gets a single tick
     power = 10 ** math.floor(math.log10(span / 4))
     step = max(power * m for m in (1, 2, 2.5, 5) if power * m <= span / 4)
     return [round(i * step, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
@@ -173,12 +182,13 @@ class RowGroup(NamedTuple):
 
 def row_plot(groups: Sequence[RowGroup], axis: str, label: str, bars: bool = False, reach: float = 0.0) -> str:
     """Rows of dots or bars with intervals, over an axis that reaches at least from 0 to `reach`."""
-    rows = [row for group in groups for row in group.rows]
+    rows = list(chain.from_iterable(group.rows for group in groups))
     values = [0.0, reach, *(group.floor[0] for group in groups if group.floor)]
     for row in rows:
         values += [row.value, *(row.interval or ())]
     head = 22 if any(group.title for group in groups) else 0
     across = (min(values), max(values))
+    # SVG cannot measure text: room for the names is estimated from their letters
     left = 12 + LETTER * max(len(row.name) for row in rows)
     bottom = (head + 12) * len(groups) + 20 * len(rows) - 8
     plot = Plot(across, area=(left, 335, head or 2, bottom))
@@ -201,8 +211,10 @@ def row_plot(groups: Sequence[RowGroup], axis: str, label: str, bars: bool = Fal
 def _draw_row(plot: Plot, row: Row, y: float, bars: bool) -> None:
     plot.text(0, y + 4, row.name)
     if bars:
-        plot.shape(f"M{plot.x(0):.1f} {y - 7:g}H{plot.x(row.value):.1f}v14H{plot.x(0):.1f}Z", row.colour, 1)
+        zero, end = f"{plot.x(0):.1f}", f"{plot.x(row.value):.1f}"
+        plot.shape(f"M{zero} {y - 7:g}H{end}v14H{zero}Z", row.colour, 1)
     if row.interval:
+        # in ink over a bar: in the bar's own colour its lower half would not be seen
         plot.line([(row.interval.low, y), (row.interval.high, y)], "" if bars else row.colour)
     if not bars:
         plot.dot(row.value, y, row.colour)
@@ -236,7 +248,7 @@ def curve_plot(
 
     floor: name and value of a dashed line. named: names at the right end of the lines.
     """
-    points = [point for curve in series for point in curve.points]
+    points = list(chain.from_iterable(curve.points for curve in series))
     heights = [floor[1]] if floor else []
     for point in points:
         heights += [point.y, *(point.interval or ())]
@@ -264,7 +276,7 @@ def _draw_series(plot: Plot, series: Series) -> None:
     if series.line:
         plot.line([(point.x, point.y) for point in series.points], series.colour)
     for point in series.points:
-        if point.interval:
-            plot.line([(point.x, point.interval.low), (point.x, point.interval.high)], series.colour)
+        if ends := point.interval:
+            plot.line([(point.x, ends.low), (point.x, ends.high)], series.colour)
         if series.dots:
             plot.dot(point.x, point.y, series.colour)

@@ -93,5 +93,7 @@ def geometry_section(figures: Sequence[Figure], reason: str | None, picture: byt
             "The first images of each class, not a selection, with the outline of the pseudo-mask; "
             "no outline where no lesion is found."
         )
-        shown = html.figure(html.image(picture, "images with the outlines of pseudo-masks"), caption)
-    return html.section("Lesion geometry", html.paragraph(explanation) + html.table(*table_of_lesions) + shown)
+        outlines = html.image(picture, "images with the outlines of pseudo-masks")
+        shown = html.figure(outlines, caption)
+    inside = html.paragraph(explanation) + html.table(*table_of_lesions) + shown
+    return html.section("Lesion geometry", inside)

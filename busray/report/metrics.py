@@ -44,8 +44,8 @@ class Metric:
 
     def scaled(self, figure: Figure) -> tuple[float, Interval | None]:
         """Value and interval times the factor, for plots."""
-        ends = figure.interval
-        return figure.value * self.factor, ends and Interval(ends[0] * self.factor, ends[1] * self.factor)
+        value, ends = figure.value * self.factor, figure.interval
+        return value, ends and Interval(ends.low * self.factor, ends.high * self.factor)
 
     def text(self, figure: Figure | Estimate | None, sign: str = "") -> str:
         """`value [low, high]`; only the value without an interval; NONE without a figure."""
@@ -55,9 +55,11 @@ class Metric:
         return f"{value} {self.interval(figure.interval, sign)}" if figure.interval else value
 
 
+HELD_OUT = "held-out real images"
 OTHER_REAL = "other real images"
 SPREAD = "spread"
 
+# Digits: as many as the intervals of a few hundred images can tell apart, and no more.
 METRICS = {
     "fid": Metric("FID", 1, better="lower", floor=OTHER_REAL, brackets=SPREAD),
     "kid": Metric("KID x 1000", 2, 1000, "lower", OTHER_REAL),
@@ -70,9 +72,9 @@ METRICS = {
     "recall": Metric("recall", 2, better="higher", floor=OTHER_REAL),
     "density": Metric("density", 2, better="higher", floor=OTHER_REAL),
     "coverage": Metric("coverage", 2, better="higher", floor=OTHER_REAL),
-    "nearest_train_distance": Metric("Distance to the nearest training image", 2, floor="held-out real images"),
+    "nearest_train_distance": Metric("Distance to the nearest training image", 2, floor=HELD_OUT),
     "nearest_train_class": Metric(
-        "Share whose nearest training image is of their class", 2, better="higher", floor="held-out real images"
+        "Share whose nearest training image is of their class", 2, better="higher", floor=HELD_OUT
     ),
     "class_consistency": Metric("agreement", 2),
     "class_consistency_excess": Metric("difference", 2),

@@ -173,7 +173,8 @@ def _data_set(dataset: Json, check: Json) -> str:
         rows.append([split, *(of_split.get(c, 0) for c in classes), sum(of_split.values())])
     title = f"Images in each split ({dataset.get('size')} px, {dataset.get('frame')})"
     inside = html.folded(title, html.table(["split", *classes, "all"], rows))
-    inside += html.folded(f"Left out ({len(left_out)})", html.table(["file", "reason"], left_out, "words"))
+    reasons = html.table(["file", "reason"], left_out, "words")
+    inside += html.folded(f"Left out ({len(left_out)})", reasons)
     for checked in check.get("tables") or []:
         # two columns are a file and words about it, which may be long; more are numbers
         kind = "words" if len(checked["columns"]) <= 2 else ""

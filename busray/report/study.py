@@ -16,7 +16,8 @@ from busray.report.tables import Json, Table, distinct, figures_of, first, first
 COLOURS = {"synthetic": "c2", MIXED: "c1", UNGATED: "c3"}
 """Of the kinds of arms that have a curve."""
 
-STUDIED = {**{name: METRICS[name] for name in ("accuracy", "macro_f1", "auc")}, "recall": CLASS_RECALL}
+STUDIED = {name: METRICS[name] for name in ("accuracy", "macro_f1", "auc")}
+STUDIED["recall"] = CLASS_RECALL
 """The study's metrics: `recall` is of a class, the others are of all classes."""
 
 
@@ -79,7 +80,8 @@ def _bars(figures: Sequence[Figure], metric: Metric) -> str:
         real_or_mixed = "c0" if f.arm.startswith("real") else "c1"
         colour = COLOURS.get(f.arm.split("@")[0], real_or_mixed)
         rows.append(html.Row(f.arm, *metric.scaled(f), metric.number(f.value), colour))
-    drawing = html.row_plot([html.RowGroup("", rows)], "", f"{metric.title} of each arm", bars=True, reach=1.0)
+    label = f"{metric.title} of each arm"
+    drawing = html.row_plot([html.RowGroup("", rows)], "", label, bars=True, reach=1.0)
     return html.figure(drawing, _caption(figures), metric.title)
 
 
@@ -107,7 +109,8 @@ def _utility_curve(figures: Sequence[Figure], metric: Metric) -> str:
             series.append(html.Series(kind, sorted(curves[kind]), colour))
     title = f"{metric.title} over corpus size"
     axis = "synthetic images for each real one"
-    drawing = html.curve_plot(series, axis, title, floor=("real", metric.scaled(real)[0]), named=True)
+    floor = ("real", metric.scaled(real)[0])
+    drawing = html.curve_plot(series, axis, title, floor=floor, named=True)
     return html.figure(drawing, _caption(figures), title)
 
 
