@@ -360,7 +360,8 @@ class ClassifierRecord:
         for name, score in value["test"].items():
             test[name] = Recall(score["value"], Interval(*score["interval"]), score["n"])
         value |= {"classes": tuple(value["classes"]), "trials": tuple(value["trials"])}
-        return ClassifierRecord(**{**value, "test": test})
+        value["test"] = test
+        return ClassifierRecord(**value)
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ class Drawing(Protocol):
 
     def start(self) -> Callable[[Shard, Beat], Any]:
         """Load the models, once in each worker; the result draws one shard."""
+        ...
 
     def commit(self, drawn: Any) -> object:
         """Encode, hash, put and record a drawn shard."""
@@ -58,9 +59,11 @@ class TrainingLoop(Protocol):
 
     def parameters(self) -> Sequence[Any]:
         """The trainable tensors, whose gradients the workers add up."""
+        ...
 
     def accumulate(self, positions: range) -> float:
         """Gradients of the batch's samples at these positions; returns their summed loss."""
+        ...
 
     def apply(self, loss: float) -> None:
         """One optimiser step; loss is the sum over the whole batch."""
@@ -84,12 +87,15 @@ class Training(Protocol):
     @property
     def num_workers(self) -> tuple[int, int]:
         """(fewest, most)."""
+        ...
 
     def scratch(self) -> tuple[Any, str]:
         """(pyarrow file system, path) that all workers reach, for the trainer's own state."""
+        ...
 
     def start(self, world: int) -> TrainingLoop:
         """Load models and data, once in each of `world` workers."""
+        ...
 
 
 class Workers(Protocol):
@@ -101,17 +107,20 @@ class Workers(Protocol):
 
     def labelled(self, prefix: str) -> "Workers":
         """The same workers, whose stages are reported as `<prefix>: <stage>`."""
+        ...
 
     def share(self, value: T) -> Shared[T]: ...
 
     def call(self, stage: str, total: int, task: Callable[..., T], *arguments: Any, kind: Kind = "cpu") -> T:
         """task(beat, *arguments) in one worker. `total`: how many items beat will count."""
+        ...
 
     def call_all(
         self, stage: str, total: int, task: Callable[..., T], items: Sequence[Any], *arguments: Any, done: int = 0
     ) -> list[Shared[T]]:
         """task(beat, item, *arguments) for each item, side by side; the first failure ends all.
         `total` and `done`: items of the whole stage, and those of them that were done before."""
+        ...
 
     def map(self, stage: str, total: int, start: Callable[[], Work], items: Sequence[Any], kind: Kind) -> None:
         """start() once in each worker of a pool, then its result for each item."""
