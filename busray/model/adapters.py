@@ -1,8 +1,8 @@
 """LoRA and learned tokens: where they attach, how they are stored, and whether loading them works.
 
 They are stored as diffusers loads them: `pytorch_lora_weights.safetensors`, and one
-`<token>.safetensors` for each learned token. busray's `adapter.json` lies beside them. Nothing here
-reads a pickle. LoRA: Hu et al. 2021, arXiv 2106.09685.
+`<token>.safetensors` for each learned token. busray's `adapter.json` lies beside them.
+Nothing here reads a pickle. LoRA: Hu et al. 2021, arXiv 2106.09685.
 """
 
 import json
@@ -13,19 +13,21 @@ from typing import Any
 
 from busray.config import Adapters, Base
 from busray.identity import fingerprint, sha256_bytes
-from busray.model.base import BaseIdentity, vector_names
+from busray.model.base import BaseIdentity, base_folder, vector_names
 from busray.records import UserError, to_json
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 METADATA_FILE = "adapter.json"
+# How the names of a LoRA's first matrices end: in diffusers' layout, in PEFT's. Both are loaded.
 DOWN = (".lora.down.weight", ".lora_A.weight")
-"""Ends of the names of first matrices, in diffusers' own layout and in PEFT's. Both are loaded."""
+# Likewise of its second matrices, which are zero before training.
 UP = (".lora.up.weight", ".lora_B.weight")
-"""Likewise of its second matrix, which is zero before training."""
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
-UNET_CONVOLUTIONS = ["conv1", "conv2"]
-"""The convolutions of the residual blocks."""
+UNET_CONVOLUTIONS = ["conv1", "conv2"]  # of the residual blocks
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
+# How the names of the UNet's weights end that a LoRA may be on.
+UNET_WEIGHTS = tuple(f".{target}.weight" for target in UNET_TARGETS + UNET_CONVOLUTIONS)
 
 
 def token_file(token: str) -> str:
@@ -35,7 +37,8 @@ def token_file(token: str) -> str:
 
 def adapter_sha256(files: Mapping[str, bytes]) -> str:
     """One digest for a set of adapter files, without adapter.json, which decides no pixel."""
-    return fingerprint({name: _content(data) for name, data in files.items() if name.endswith(".safetensors")})
+    weights = {name: data for name, data in files.items() if name.endswith(".safetensors")}
+    return fingerprint({name: _content(data) for name, data in weights.items()})
 
 
 def _content(data: bytes) -> dict[str, Any]:
@@ -63,33 +66,33 @@ def attach_lora(pipe: Any, settings: Adapters, seed: int) -> None:
     import torch
     from peft import LoraConfig
 
+    alpha = settings.alpha or settings.rank
+    common: dict[str, Any] = {"r": settings.rank, "lora_alpha": alpha}
+    common["init_lora_weights"] = "gaussian"
+    targets = UNET_TARGETS + (UNET_CONVOLUTIONS if settings.convolutions else [])
+    # PEFT draws the first matrices from torch's global generator.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        alpha = settings.alpha or settings.rank
-        common: dict[str, Any] = {"r": settings.rank, "lora_alpha": alpha, "init_lora_weights": "gaussian"}
-        targets = UNET_TARGETS + (UNET_CONVOLUTIONS if settings.convolutions else [])
         pipe.unet.add_adapter(LoraConfig(target_modules=targets, **common))
         if settings.text_encoder:
             pipe.text_encoder.add_adapter(LoraConfig(target_modules=TEXT_TARGETS, **common))
 
 
 def lora_bytes(pipe: Any, text_encoder: bool) -> bytes:
-    """The pipeline's LoRA as a file of diffusers.
-
-    PEFT's metadata is in it: without it a LoRA with alpha != rank would be loaded at another scale.
-    """
+    """The pipeline's LoRA as a file of diffusers."""
     from diffusers import StableDiffusionPipeline
     from diffusers.training_utils import _collate_lora_metadata
     from peft.utils import get_peft_model_state_dict
 
-    modules = {"unet": pipe.unet, **({"text_encoder": pipe.text_encoder} if text_encoder else {})}
-    layers = {}
+    modules = {"unet": pipe.unet}
+    if text_encoder:
+        modules["text_encoder"] = pipe.text_encoder
+    # Without PEFT's metadata a LoRA with alpha != rank would be loaded at another scale.
+    arguments = _collate_lora_metadata(modules)
     for name, module in modules.items():
-        layers[f"{name}_lora_layers"] = _in_one_layout(get_peft_model_state_dict(module))
+        arguments[f"{name}_lora_layers"] = _in_one_layout(get_peft_model_state_dict(module))
     with tempfile.TemporaryDirectory() as folder:
-        StableDiffusionPipeline.save_lora_weights(
-            folder, **layers, safe_serialization=True, **_collate_lora_metadata(modules)
-        )
+        StableDiffusionPipeline.save_lora_weights(folder, **arguments, safe_serialization=True)
         return (Path(folder) / LORA_FILE).read_bytes()
 
 
@@ -104,16 +107,13 @@ def _in_one_layout(state: dict[str, Any]) -> dict[str, Any]:
     return state if any(name.endswith(DOWN[1]) for name in converted) else converted
 
 
-def token_bytes(token: str, rows: Any) -> bytes:
-    """A learned token's vectors float [k, width] as a file of diffusers."""
-    from safetensors.torch import save
-
-    return save({token: rows.detach().cpu().float().contiguous()})
-
-
 def adapter_files(lora: bytes | None, tokens: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, bytes]:
     """file name -> bytes of a set of adapters. tokens: placeholder -> vectors [k, width]."""
-    files = {token_file(token): token_bytes(token, rows) for token, rows in tokens.items()}
+    from safetensors.torch import save
+
+    files = {}
+    for token, rows in tokens.items():
+        files[token_file(token)] = save({token: rows.detach().cpu().float().contiguous()})
     if lora is not None:
         files[LORA_FILE] = lora
     return {**files, METADATA_FILE: to_json(dict(metadata))}
@@ -131,29 +131,37 @@ def check_adapters(
     where = f"adapters.path: {folder}"
     if not folder.is_dir():
         raise UserError(f"{where}: no such folder")
-    metadata = _metadata(folder, where)
+    metadata = _metadata(folder / METADATA_FILE, where)
     parts = method.split("+")
     placeholders = sorted(set(tokens.values())) if "ti" in parts else []
     needed = [LORA_FILE] if "lora" in parts else []
-    needed += sorted(token_file(token) for token in placeholders)
+    needed += sorted(map(token_file, placeholders))
     _refuse_missing(folder, needed, where)
-    width, modules = _shapes(base)
+    base_path = base_folder(Base(path=base.repository, revision=base.revision))
     if "lora" in parts:
-        _check_lora(folder / LORA_FILE, where, modules)
+        _check_lora(folder / LORA_FILE, where, base_path / "unet")
     for token in placeholders:
-        _check_token(folder / token_file(token), token, where, width)
+        _check_token(folder / token_file(token), token, where, base_path / "text_encoder")
     _refuse_other_training(metadata, base, dataset_hash, where)
     files = {name: (folder / name).read_bytes() for name in needed}
     return {**metadata, "method": method, "tokens": dict(tokens), "sha256": adapter_sha256(files)}
+
+
+def _metadata(path: Path, where: str) -> dict[str, Any]:
+    """adapter.json's content; nothing where other software wrote the adapters without one."""
+    try:
+        return json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{where}: {METADATA_FILE} is not JSON: {error}") from error
 
 
 def _refuse_missing(folder: Path, needed: Iterable[str], where: str) -> None:
     """UserError for the first missing file; it names pickles, which may be what is meant."""
     for name in needed:
         if not (folder / name).is_file():
-            pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-            hint = f" ({', '.join(pickles)} there: pickles are never loaded, convert to safetensors)" if pickles else ""
-            raise UserError(f"{where}: {name} is missing{hint}")
+            pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+            there = f"{', '.join(pickles)} there: pickles are never loaded, convert to safetensors"
+            raise UserError(f"{where}: {name} is missing" + (f" ({there})" if pickles else ""))
 
 
 def _refuse_other_training(
@@ -161,38 +169,14 @@ def _refuse_other_training(
 ) -> None:
     """UserError where adapter.json names another base or another data-set split."""
     if metadata.get("base") and metadata["base"]["files"] != base.files:
-        raise UserError(f"{where}: trained on another base ({metadata['base']['repository']}) than base.path's")
-    if dataset_hash and metadata.get("dataset_hash") and metadata["dataset_hash"] != dataset_hash:
+        other = metadata["base"]["repository"]
+        raise UserError(f"{where}: trained on another base ({other}) than base.path's")
+    trained_on = metadata.get("dataset_hash")
+    if dataset_hash and trained_on and trained_on != dataset_hash:
         raise UserError(
-            f"{where}: trained on another data-set split ({metadata['dataset_hash'][:12]}) than this run's "
+            f"{where}: trained on another data-set split ({trained_on[:12]}) than this run's "
             f"({dataset_hash[:12]}), so it may have seen images that are held out here"
         )
-
-
-def _metadata(folder: Path, where: str) -> dict[str, Any]:
-    path = folder / METADATA_FILE
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{where}: {METADATA_FILE} is not JSON: {error}") from error
-
-
-def _shapes(base: BaseIdentity) -> tuple[int, dict[str, tuple[int, int]]]:
-    """(text encoder's width, UNet layer a LoRA may be on -> channels [out, in]), from headers."""
-    from busray.model.base import base_folder
-
-    folder = base_folder(Base(path=base.repository, revision=base.revision))
-    width = json.loads((folder / "text_encoder" / "config.json").read_text())["hidden_size"]
-    shapes: dict[str, tuple[int, int]] = {}
-    targets = tuple(f".{target}" for target in UNET_TARGETS + UNET_CONVOLUTIONS)
-    for path in (folder / "unet").glob("*.safetensors"):
-        for name, shape in _header(path).items():
-            module = name.removesuffix(".weight")
-            if name.endswith(".weight") and module.endswith(targets):
-                shapes[module] = (shape[0], shape[1])
-    return width, shapes
 
 
 def _header(path: Path) -> dict[str, list[int]]:
@@ -206,27 +190,42 @@ def _header(path: Path) -> dict[str, list[int]]:
         raise UserError(f"{path} is no safetensors file: {error}") from error
 
 
-def _check_lora(path: Path, where: str, modules: Mapping[str, tuple[int, int]]) -> None:
+def _check_lora(path: Path, where: str, unet: Path) -> None:
     """UserError unless every first matrix names a layer of this base's UNet and fits it.
 
     diffusers loads nothing from a LoRA of another layout, and says nothing.
     """
+    where = f"{where}: {path.name}"
     header = _header(path)
-    widths = _unet_modules(header)
+    widths = _input_widths(header)
     if not widths:
         raise UserError(
-            f"{where}: {path.name} would load nothing: none of its {len(header)} tensors is named unet.*{DOWN[0]} or "
-            f"unet.*{DOWN[1]} (an older layout; load it with the diffusers version that wrote it and save it again)"
+            f"{where} would load nothing: none of its {len(header)} tensors is named "
+            f"unet.*{DOWN[0]} or unet.*{DOWN[1]} (an older layout; load it with the diffusers "
+            "version that wrote it and save it again)"
         )
+    base_shapes: dict[str, list[int]] = {}
+    for file in unet.glob("*.safetensors"):
+        base_shapes |= _header(file)
     for module, width in widths.items():
-        if module not in modules:
-            raise UserError(f"{where}: {path.name} is for unet.{module}, which this base does not have: another base's")
-        if width != modules[module][1]:
-            raise UserError(
-                f"{where}: {path.name}: unet.{module} is {width} wide, here {modules[module][1]}: another base's"
-            )
+        name = f"{module}.weight"
+        if name not in base_shapes or not name.endswith(UNET_WEIGHTS):
+            raise UserError(f"{where} is for unet.{module}, which this base lacks: another base's")
+        here = base_shapes[name][1]
+        if width != here:
+            raise UserError(f"{where}: unet.{module} is {width} wide, here {here}: another base's")
     if not _changes_something(path):
-        raise UserError(f"{where}: {path.name} would load nothing: every second matrix is zero, as before training")
+        raise UserError(f"{where} would load nothing: its second matrices are zero, as before training")
+
+
+def _input_widths(header: Mapping[str, list[int]]) -> dict[str, int]:
+    """UNet module -> input width, of a LoRA file's tensors."""
+    widths: dict[str, int] = {}
+    for name, shape in header.items():
+        for ending in DOWN:
+            if name.startswith("unet.") and name.endswith(ending):
+                widths[name.removeprefix("unet.").removesuffix(ending)] = shape[1]
+    return widths
 
 
 def _changes_something(path: Path) -> bool:
@@ -234,40 +233,35 @@ def _changes_something(path: Path) -> bool:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        names = [name for name in file.keys() if name.startswith("unet.") and name.endswith(UP)]  # noqa: SIM118
-        return any(bool(file.get_tensor(name).any()) for name in names)
+        for name in file.keys():  # noqa: SIM118 (it is no dict)
+            if name.startswith("unet.") and name.endswith(UP) and bool(file.get_tensor(name).any()):
+                return True
+    return False
 
 
-def _unet_modules(header: Mapping[str, list[int]]) -> dict[str, int]:
-    """UNet module -> input width, of a LoRA file's tensors."""
-    widths: dict[str, int] = {}
-    for name, shape in header.items():
-        if name.startswith("unet.") and name.endswith(DOWN):
-            ending = next(ending for ending in DOWN if name.endswith(ending))
-            widths[name.removeprefix("unet.").removesuffix(ending)] = shape[1]
-    return widths
-
-
-def _check_token(path: Path, token: str, where: str, width: int) -> None:
+def _check_token(path: Path, token: str, where: str, text_encoder: Path) -> None:
     """UserError unless the file holds this token alone, in vectors of this base's width."""
+    where = f"{where}: {path.name}"
     header = _header(path)
     if set(header) != {token}:
-        raise UserError(f"{where}: {path.name} holds {', '.join(header)}, not the token {token} alone")
+        raise UserError(f"{where} holds {', '.join(header)}, not the token {token} alone")
+    width = json.loads((text_encoder / "config.json").read_text())["hidden_size"]
     if header[token][-1] != width:
-        raise UserError(f"{where}: {path.name}: vectors of {header[token][-1]}, this base has {width}: another base's")
+        wide = header[token][-1]
+        raise UserError(f"{where}: vectors of {wide}, this base has {width}: another base's")
 
 
 def token_vectors(folder: Path, tokens: Iterable[str]) -> dict[str, int]:
     """token -> number of embedding vectors in its file."""
-    shapes = {token: _header(folder / token_file(token))[token] for token in tokens}
-    return {token: shape[0] if len(shape) > 1 else 1 for token, shape in shapes.items()}
+    counts = {}
+    for token in tokens:
+        shape = _header(folder / token_file(token))[token]
+        counts[token] = shape[0] if len(shape) > 1 else 1
+    return counts
 
 
 def load_adapters(pipe: Any, folder: Path, method: str, tokens: Mapping[str, str]) -> None:
-    """Load checked adapters into a pipeline and fuse the LoRA; RuntimeError if nothing changed.
-
-    diffusers can load a LoRA, change nothing and say nothing, so the weights are compared.
-    """
+    """Load checked adapters into a pipeline and fuse the LoRA; RuntimeError if nothing changed."""
     if "ti" in method.split("+"):
         for token in sorted(set(tokens.values())):
             _load_token(pipe, folder / token_file(token), token)
@@ -280,7 +274,8 @@ def _load_token(pipe: Any, path: Path, token: str) -> None:
     from safetensors.torch import load_file
 
     vectors = load_file(path)[token]
-    vectors = vectors if vectors.ndim > 1 else vectors[None]  # a single vector may be stored as [width]
+    if vectors.ndim == 1:  # of a single vector, stored by other software
+        vectors = vectors[None]
     pipe.load_textual_inversion({token: vectors}, token=token)
     ids = pipe.tokenizer.convert_tokens_to_ids(vector_names(token, len(vectors)))
     loaded = pipe.text_encoder.get_input_embeddings().weight[ids]
@@ -293,21 +288,17 @@ def _load_lora(pipe: Any, folder: Path) -> None:
 
     before = {}
     for name, weight in pipe.unet.named_parameters():
-        if name.endswith(".weight") and _targeted(name):
+        if name.endswith(UNET_WEIGHTS):
             before[name] = weight.detach().clone()
-    expected = set(_unet_modules(_header(folder / LORA_FILE)))
     pipe.load_lora_weights(folder, weight_name=LORA_FILE, use_safetensors=True, local_files_only=True)
     pipe.fuse_lora()
     pipe.unload_lora_weights()
     after = dict(pipe.unet.named_parameters())
-    changed = {name.removesuffix(".weight") for name in before if not torch.equal(before[name], after[name])}
-    if not changed & expected:
-        raise RuntimeError(
-            f"{folder / LORA_FILE}: loading it changed nothing of the UNet's {len(before)} layers that a LoRA may be on"
-        )
-
-
-def _targeted(name: str) -> bool:
-    """Whether a LoRA may be on the UNet's layer that has this parameter."""
-    module = name.removesuffix(".weight")
-    return any(module.endswith(f".{target}") for target in UNET_TARGETS + UNET_CONVOLUTIONS)
+    # diffusers can load a LoRA, change nothing and say nothing, so the weights are compared.
+    for module in _input_widths(_header(folder / LORA_FILE)):
+        name = f"{module}.weight"
+        if name in before and not torch.equal(before[name], after[name]):
+            return
+    raise RuntimeError(
+        f"{folder / LORA_FILE}: loading it changed nothing of the UNet's {len(before)} layers that a LoRA may be on"
+    )

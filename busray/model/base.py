@@ -17,10 +17,8 @@ from busray.records import UserError
 
 TINY = Path(__file__).parent / "tiny"
 PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+SUFFIXES = (".json", ".txt", ".safetensors")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-PATTERNS = ["model_index.json", *(f"{part}/{kind}" for part in PARTS for kind in ("*.json", "*.txt", "*.safetensors"))]
-VARIANTS = ["*.fp16.safetensors", "*.non_ema.safetensors"]
-"""Further copies of the weights in a hub's repository, which are not loaded."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ def identify_base(settings: config.Base) -> BaseIdentity:
     files: dict[str, str] = {}
     for part in (".", *PARTS):
         for path in sorted((folder / part).glob("*")):
-            if path.is_file() and path.suffix in (".json", ".txt", ".safetensors"):
+            if path.is_file() and path.suffix in SUFFIXES:
                 files[path.relative_to(folder).as_posix()] = sha256_file(path)
     return BaseIdentity(settings.path, settings.revision, files)
 
@@ -52,24 +50,18 @@ def base_folder(settings: config.Base) -> Path:
 
     UserError where it is missing, is not in diffusers' layout, or has pickled weights only.
     """
-    if settings.path == "tiny":
-        folder = TINY
-    elif Path(settings.path).is_dir():
-        folder = Path(settings.path)
-    elif HUB_ID.fullmatch(settings.path) and not settings.path.startswith("."):
+    folder = TINY if settings.path == "tiny" else Path(settings.path)
+    if not folder.is_dir():
         folder = _fetch(settings)
-    else:
-        raise UserError(f"base.path: no folder {settings.path}; give `tiny`, a folder, or a hub id such as owner/name")
-    if not (folder / "model_index.json").is_file():
-        raise UserError(f"base.path: {folder} has no model_index.json, so it is no base in diffusers' layout")
-    for part in PARTS:
-        if not (folder / part).is_dir():
-            raise UserError(f"base.path: {folder} has no folder {part}, so it is no base in diffusers' layout")
+    for name in ("model_index.json", *PARTS):
+        if not (folder / name).exists():
+            wrong = f"{folder} has no {name}, so it is no base in diffusers' layout"
+            raise UserError(f"base.path: {wrong}")
     for part in ("unet", "vae", "text_encoder"):
         if not any((folder / part).glob("*.safetensors")):
             raise UserError(
-                f"base.path: {folder / part} has no .safetensors file; pickled weights (.bin, .ckpt) are not loaded: "
-                "convert them with diffusers' `save_pretrained(safe_serialization=True)`"
+                f"base.path: {folder / part} has no .safetensors file; pickled weights (.bin, .ckpt) "
+                "are not loaded: convert them with `save_pretrained(safe_serialization=True)`"
             )
     return folder
 
@@ -83,26 +75,35 @@ def _refuse_size(folder: Path, size: int) -> None:
         try:
             halvings += len(json.loads(path.read_text())["block_out_channels"]) - 1
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"base.path: {path} is no configuration of diffusers: {error!r}") from error
+            wrong = f"{path} is no configuration of diffusers: {error!r}"
+            raise UserError(f"base.path: {wrong}") from error
     if size % 2**halvings:
         raise UserError(f"base.size: {size} is no multiple of this base's {2**halvings}")
 
 
 def _fetch(settings: config.Base) -> Path:
+    if not HUB_ID.fullmatch(settings.path) or settings.path.startswith("."):
+        known = "give `tiny`, a folder, or a hub id such as owner/name"
+        raise UserError(f"base.path: no folder {settings.path}; {known}")
     if settings.revision is None:
-        raise UserError(f"base.revision: {settings.path} is a hub id, so pin it by its commit hash (40 hex digits)")
+        fix = "so pin it by its commit hash (40 hex digits)"
+        raise UserError(f"base.revision: {settings.path} is a hub id, {fix}")
     from huggingface_hub import snapshot_download
 
+    wanted = ["model_index.json"]
+    for part in PARTS:
+        wanted += [f"{part}/*{suffix}" for suffix in SUFFIXES]
+    # Further copies of the same weights, which are not loaded.
+    copies = ["*.fp16.safetensors", "*.non_ema.safetensors"]
+    repository, commit = settings.path, settings.revision
+    filters = {"allow_patterns": wanted, "ignore_patterns": copies}
     try:
-        folder = snapshot_download(
-            settings.path, revision=settings.revision, allow_patterns=PATTERNS, ignore_patterns=VARIANTS
-        )
+        return Path(snapshot_download(repository, revision=commit, **filters))
     except Exception as error:  # the hub client has many kinds of failure; all have the same fix
         raise UserError(
-            f"base.path: cannot fetch {settings.path} at {settings.revision}: {str(error).splitlines()[0]}; "
+            f"base.path: cannot fetch {repository} at {commit}: {str(error).splitlines()[0]}; "
             "give a local folder where the hub is out of reach"
         ) from error
-    return Path(folder)
 
 
 def vector_names(token: str, vectors: int) -> list[str]:
@@ -120,7 +121,8 @@ class TextPlaces:
     def __init__(self, settings: config.Base, vectors: Mapping[str, int]) -> None:
         from transformers import CLIPTokenizer
 
-        self.tokenizer = CLIPTokenizer.from_pretrained(base_folder(settings) / "tokenizer", local_files_only=True)
+        folder = base_folder(settings) / "tokenizer"
+        self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         self.limit: int = self.tokenizer.model_max_length
         self.names = {token: vector_names(token, count) for token, count in vectors.items()}
         for names in self.names.values():
@@ -142,17 +144,12 @@ def load_pipeline(settings: config.Base, device: str = "cpu", dtype: str | None 
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
+    kind = getattr(torch, dtype or settings.dtype)
+    absent = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     pipe = StableDiffusionPipeline.from_pretrained(
-        base_folder(settings),
-        dtype=getattr(torch, dtype or settings.dtype),
-        use_safetensors=True,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-        local_files_only=True,
+        base_folder(settings), dtype=kind, use_safetensors=True, local_files_only=True, **absent
     )
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
-        part.requires_grad_(False)
-        part.eval()
+        part.requires_grad_(False).eval()
     return pipe.to(device)

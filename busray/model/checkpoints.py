@@ -21,22 +21,18 @@ FOLDER = "finetune/checkpoints"
 class TrainingLog:
     """The course of a training, over all its starts."""
 
-    loss: tuple[tuple[int, float], ...] = ()
-    """(step, mean training loss since the previous entry)."""
-    validation: tuple[tuple[int, float], ...] = ()
-    """(step, validation loss)."""
+    loss: tuple[tuple[int, float], ...] = ()  # (step, mean loss since the previous entry)
+    validation: tuple[tuple[int, float], ...] = ()  # (step, validation loss)
+    # (steps done, number of workers from then on), one entry a start
     workers: tuple[tuple[int, int], ...] = ()
-    """(steps done, number of workers from then on), one entry a start."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """What a training resumes from."""
 
-    step: int
-    """Optimiser steps done."""
-    state: bytes
-    """From FineTuner.state_bytes."""
+    step: int  # optimiser steps done
+    state: bytes  # from FineTuner.state_bytes
     log: TrainingLog
 
 
@@ -61,10 +57,14 @@ def newest_checkpoint(store: Store) -> Checkpoint | None:
         except (ValueError, KeyError, FileNotFoundError):
             continue  # an interrupted write: an older checkpoint will do
         if sha256_bytes(state) == record["digest"]:
-            # JSON has no tuples.
-            fields = {name: tuple(map(tuple, record[name])) for name in TrainingLog.__match_args__}
-            return Checkpoint(record["step"], state, TrainingLog(**fields))
+            loss, validation, workers = record["loss"], record["validation"], record["workers"]
+            log = TrainingLog(_pairs(loss), _pairs(validation), _pairs(workers))
+            return Checkpoint(record["step"], state, log)
     return None
+
+
+def _pairs(values: list[list[Any]]) -> tuple[Any, ...]:
+    return tuple(map(tuple, values))  # JSON has no tuples
 
 
 def commit_adapters(store: Store, files: dict[str, bytes], record: dict[str, Any]) -> AdaptersRecord:

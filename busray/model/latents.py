@@ -17,19 +17,16 @@ from busray.workers import Beat
 class EncodedImages:
     """A row for each image, then, where they are mirrored, a row for each mirrored image."""
 
-    mean: torch.Tensor
-    """Of the posterior, float [n, c, h, w], scaled as the UNet takes latents."""
-    std: torch.Tensor
-    """Likewise its standard deviation."""
+    mean: torch.Tensor  # of the posterior, float [n, c, h, w], scaled as the UNet takes latents
+    std: torch.Tensor  # likewise its standard deviation
+    # Share of content in each cell, [n, 1, h, w]: the loss's weight, so that padding has none.
     weight: torch.Tensor
-    """Share of content in each cell, [n, 1, h, w]: the loss's weight, so that padding has none."""
-    images: int
-    """Number of images without mirrored copies: row i shows image i % images."""
+    images: int  # number of images without mirrored copies: row i shows image i % images
 
     def to_bytes(self) -> bytes:
-        count = torch.tensor(self.images)
-        tensors = {"mean": self.mean, "std": self.std, "weight": self.weight, "images": count}
-        return save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        tensors = {"mean": self.mean, "std": self.std, "weight": self.weight}
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        return save({**tensors, "images": torch.tensor(self.images)})
 
     @staticmethod
     def from_bytes(data: bytes) -> "EncodedImages":
@@ -53,6 +50,7 @@ def encode_images(
     scale, size, factor = pipe.vae.config.scaling_factor, images.shape[1], pipe.vae_scale_factor
     weight = torch.stack([latent_weight(box, size, factor) for box in boxes])
     means, stds = ([], []), ([], [])  # of the images, and of their mirrored copies
+    # Copies are encoded, not mirrored latents: the autoencoder's convolutions are not symmetric.
     for at in range(0, len(images), batch_size):
         pixels = to_model(images[at : at + batch_size])
         for flipped in (False, True)[: 1 + mirror]:
@@ -62,17 +60,14 @@ def encode_images(
             stds[flipped].append((posterior.std * scale).cpu())
             beat()
         beat(len(pixels))
-    weights = [weight, weight.flip(-1)] if mirror else [weight]
-    return EncodedImages(torch.cat(means[0] + means[1]), torch.cat(stds[0] + stds[1]), torch.cat(weights), len(images))
+    mean, std = torch.cat(means[0] + means[1]), torch.cat(stds[0] + stds[1])
+    weight = torch.cat([weight, weight.flip(-1)]) if mirror else weight
+    return EncodedImages(mean, std, weight, len(images))
 
 
 @torch.no_grad()
 def reconstruct(
-    pipe: Any,
-    images: np.ndarray,
-    boxes: Sequence[ContentBox],
-    batch_size: int,
-    beat: Beat = lambda n=0: None,
+    pipe: Any, images: np.ndarray, boxes: Sequence[ContentBox], batch_size: int, beat: Beat = lambda n=0: None
 ) -> np.ndarray:
     """Grey images uint8 [n, s, s], encoded to the posterior mean and decoded, as uint8 [n, s, s].
 

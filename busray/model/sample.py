@@ -9,29 +9,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    StableDiffusionImg2ImgPipeline,
-    UniPCMultistepScheduler,
-)
+from torch import Tensor
 
 from busray import config
 from busray.records import ContentBox, ImageSpec, UserError
 
-SCHEDULERS = {
-    "dpmsolver++": DPMSolverMultistepScheduler,
-    "sde-dpmsolver++": DPMSolverMultistepScheduler,
-    "ddim": DDIMScheduler,
-    "euler": EulerDiscreteScheduler,
-    "unipc": UniPCMultistepScheduler,
+SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "dpmsolver++": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+    "sde-dpmsolver++": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+    # DDIM's default clips latents to -1..1, as if they were pixels.
+    "ddim": (diffusers.DDIMScheduler, {"clip_sample": False}),
+    "euler": (diffusers.EulerDiscreteScheduler, {}),
+    "unipc": (diffusers.UniPCMultistepScheduler, {}),
 }
 
+# Text embeddings in memory at most: nearly every image may have a prompt of its own.
 CACHED_PROMPTS = 256
-"""Text embeddings in memory at most: nearly every image may have a prompt of its own."""
 
 
 @dataclass(frozen=True)
@@ -39,21 +35,18 @@ class DrawnImage:
     """What was drawn for one specification."""
 
     spec: ImageSpec
-    image: np.ndarray
-    """uint8 [s, s]"""
-    txt2img: np.ndarray | None = None
-    """The image before refinement, uint8 [s, s], where it is kept."""
-    problem: str | None = None
-    """Why the image cannot be used; None where it can."""
+    image: np.ndarray  # uint8 [s, s]
+    txt2img: np.ndarray | None = None  # before refinement, uint8 [s, s], where it is kept
+    problem: str | None = None  # why the image cannot be used; None where it can
 
 
-class _FromLatents(StableDiffusionImg2ImgPipeline):
+class _FromLatents(diffusers.StableDiffusionImg2ImgPipeline):
     """img2img from latents with any number of channels; diffusers' own takes 4 channels only."""
 
     def prepare_latents(  # type: ignore[override]
         self, image: Any, timestep: Any, batch_size: int, num_images_per_prompt: int, dtype: Any, device: Any,
         generator: Any = None,
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> Tensor:  # fmt: skip
         noise = _noises(image.shape[1:], generator).to(device, dtype)
         return self.scheduler.add_noise(image.to(device, dtype), noise, timestep)
 
@@ -64,26 +57,23 @@ class Sampler:
     def __init__(
         self, pipe: Any, sampling: config.Sampling, refine: config.Refine | None, size: int, keep_txt2img: bool
     ) -> None:
-        self.pipe = pipe
-        self.sampling = sampling
-        self.refine = refine
-        self.size = size
+        self.pipe, self.sampling, self.refine, self.size = pipe, sampling, refine, size
         self.keep_txt2img = keep_txt2img and refine is not None
         pipe.scheduler = scheduler_for(sampling.scheduler, pipe.scheduler.config)
         self.device, self.dtype = pipe.unet.device, pipe.unet.dtype
         parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
         self.img2img = _FromLatents(**parts, requires_safety_checker=False)
-        self.img2img.image_processor.register_to_config(vae_latent_channels=pipe.vae.config.latent_channels)
+        channels = pipe.vae.config.latent_channels
+        self.img2img.image_processor.register_to_config(vae_latent_channels=channels)
         self.img2img.set_progress_bar_config(disable=True)
-        self.embeddings: dict[str, torch.Tensor] = {}
+        self.embeddings: dict[str, Tensor] = {}
+        # (class, index) -> stored txt2img image uint8 [s, s]; a batch of such is only refined.
         self.txt2img_source: Mapping[tuple[str, int], np.ndarray] = {}
-        """(class, index) -> stored txt2img image uint8 [s, s]; a batch of such is only refined."""
         self._black: Any = None
 
     def halve_batch(self) -> None:
         """Draw half as many images a forward pass from now on."""
-        half = self.sampling.batch_size // 2
-        self.sampling = self.sampling.model_copy(update={"batch_size": half})
+        self.sampling = self.sampling.model_copy(update={"batch_size": self.sampling.batch_size // 2})
 
     @torch.no_grad()
     def draw(self, specs: Sequence[ImageSpec]) -> list[DrawnImage]:
@@ -91,36 +81,39 @@ class Sampler:
         size = self.sampling.batch_size
         if not 0 < len(specs) <= size:
             raise ValueError(f"{len(specs)} specifications for a batch of {size}")
-        # The last one is repeated: with another batch shape the same pixels would be rounded
-        # otherwise.
+        # The last one is repeated: a batch of another shape would round the same pixels otherwise.
         batch = [*specs, *[specs[-1]] * (size - len(specs))]
-        latents, problems = None, [None] * size
+        latents, finite = None, np.ones(size, bool)
         first = self._existing_txt2img(batch)
         if first is None:
             latents = self._txt2img(batch)
-            first, problems = self._pixels(latents, batch)
+            first, finite = self._pixels(latents, batch)
         final = first
         if self.refine is not None:
-            final, new_problems = self._pixels(self._img2img(batch, latents, first), batch)
-            problems = [old or new for old, new in zip(problems, new_problems, strict=True)]
+            final, refined_finite = self._pixels(self._img2img(batch, latents, first), batch)
+            finite = finite & refined_finite
         drawn = []
         for i, spec in enumerate(specs):
-            drawn.append(DrawnImage(spec, final[i], first[i] if self.keep_txt2img else None, problems[i]))
+            problem = None if finite[i] else "latents or pixels are not finite"
+            drawn.append(DrawnImage(spec, final[i], first[i] if self.keep_txt2img else None, problem))
         return drawn
 
     def _existing_txt2img(self, batch: list[ImageSpec]) -> np.ndarray | None:
         """The batch's txt2img images uint8 [b, s, s], if all exist and pixels are enough."""
         if self.refine is None or self.refine.handover != "pixel":
             return None
-        keys = [(spec.class_name, spec.index) for spec in batch]
-        if not all(key in self.txt2img_source for key in keys):
-            return None
-        return np.stack([self.txt2img_source[key] for key in keys])
+        images = []
+        for spec in batch:
+            image = self.txt2img_source.get((spec.class_name, spec.index))
+            if image is None:
+                return None
+            images.append(image)
+        return np.stack(images)
 
-    def _txt2img(self, batch: list[ImageSpec]) -> torch.Tensor:
+    def _txt2img(self, batch: list[ImageSpec]) -> Tensor:
         """Scaled latents [b, c, h, w]."""
-        pipe, factor = self.pipe, self.pipe.vae_scale_factor
-        shape = (pipe.unet.config.in_channels, self.size // factor, self.size // factor)
+        pipe, side = self.pipe, self.size // self.pipe.vae_scale_factor
+        shape = (pipe.unet.config.in_channels, side, side)
         generators = [_generator(spec.seed_txt2img) for spec in batch]
         noise = _noises(shape, generators)
         return pipe(
@@ -135,7 +128,7 @@ class Sampler:
             callback_on_step_end=self._hold_padding(batch, noise),
         ).images
 
-    def _img2img(self, batch: list[ImageSpec], latents: torch.Tensor | None, pixels: np.ndarray) -> torch.Tensor:
+    def _img2img(self, batch: list[ImageSpec], latents: Tensor | None, pixels: np.ndarray) -> Tensor:
         """Scaled latents [b, c, h, w] of the refined images.
 
         latents: of txt2img, or None where only its pixels uint8 [b, s, s] exist.
@@ -146,8 +139,7 @@ class Sampler:
             latents = self._encode(pixels, generators)
         # A broken image is reported already; its NaN must not reach the others of the batch.
         latents = torch.nan_to_num(latents)
-        # Padding has noise of its own: the image's generators must not depend on whether it is
-        # padded.
+        # Padding has noise of its own, so that an image's generators do not depend on its padding.
         noise = _noises(latents.shape[1:], [_generator(spec.seed_img2img ^ 1) for spec in batch])
         done: Any = self.img2img(
             **self._conditioning(batch, self.refine.guidance_scale),
@@ -162,66 +154,68 @@ class Sampler:
 
     def _conditioning(self, batch: list[ImageSpec], guidance_scale: float) -> dict[str, Any]:
         """Arguments for classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598)."""
-        prompts = torch.cat([self._embedding(spec.prompt) for spec in batch])
-        negative = torch.cat([self._embedding("")] * len(batch)) if guidance_scale > 1 else None
-        return {"prompt_embeds": prompts, "negative_prompt_embeds": negative, "guidance_scale": guidance_scale}
+        arguments: dict[str, Any] = {"guidance_scale": guidance_scale}
+        arguments["prompt_embeds"] = torch.cat([self._embedding(spec.prompt) for spec in batch])
+        if guidance_scale > 1:
+            arguments["negative_prompt_embeds"] = torch.cat([self._embedding("")] * len(batch))
+        return arguments
 
-    def _embedding(self, prompt: str) -> torch.Tensor:
+    def _embedding(self, prompt: str) -> Tensor:
         """Text embedding [1, tokens, width]; the CACHED_PROMPTS newest are kept."""
         if prompt not in self.embeddings:
             if len(self.embeddings) == CACHED_PROMPTS:  # the oldest one goes: dicts keep their order
                 del self.embeddings[next(iter(self.embeddings))]
             check_length(self.pipe, prompt)
-            encoded, _ = self.pipe.encode_prompt(prompt, self.device, 1, do_classifier_free_guidance=False)
-            self.embeddings[prompt] = encoded
+            guided = {"do_classifier_free_guidance": False}  # the empty prompt is encoded apart
+            self.embeddings[prompt], _ = self.pipe.encode_prompt(prompt, self.device, 1, **guided)
         return self.embeddings[prompt]
 
-    def _encode(self, pixels: np.ndarray, generators: list[torch.Generator]) -> torch.Tensor:
+    def _encode(self, pixels: np.ndarray, generators: list[torch.Generator]) -> Tensor:
         """Scaled latents of images uint8 [b, s, s], drawn from the autoencoder's posterior."""
         posterior = self.pipe.vae.encode(to_model(pixels).to(self.device, self.dtype)).latent_dist
         noise = _noises(posterior.mean.shape[1:], generators).to(self.device, self.dtype)
         return (posterior.mean + posterior.std * noise) * self.pipe.vae.config.scaling_factor
 
-    def _pixels(self, latents: torch.Tensor, batch: list[ImageSpec]) -> tuple[np.ndarray, list[str | None]]:
-        """Latents [b, c, h, w] -> (images uint8 [b, s, s], a problem or None for each)."""
-        images, finite = decode_grey(self.pipe.vae, latents, [spec.box for spec in batch])
-        return images, [None if good else "latents or pixels are not finite" for good in finite]
+    def _pixels(self, latents: Tensor, batch: list[ImageSpec]) -> tuple[np.ndarray, np.ndarray]:
+        """Latents [b, c, h, w] -> (images uint8 [b, s, s], finite bool [b])."""
+        return decode_grey(self.pipe.vae, latents, [spec.box for spec in batch])
 
-    def _hold_padding(self, batch: list[ImageSpec], noise: torch.Tensor) -> Any:
+    def _hold_padding(self, batch: list[ImageSpec], noise: Tensor) -> Any:
         """A callback_on_step_end that sets padding to black; None where there is none."""
         factor = self.pipe.vae_scale_factor
-        content = torch.stack([latent_weight(spec.box, self.size, factor) > 0 for spec in batch]).to(self.device)
+        weights = [latent_weight(spec.box, self.size, factor) for spec in batch]
+        content = torch.stack(weights).to(self.device) > 0
         if bool(content.all()):
             return None
         black = self._black_latents()
         noise = noise.to(self.device, self.dtype)
 
         def hold(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-            latents = values["latents"]
-            next_timestep = _next_timestep(pipe.scheduler, timestep)
+            latents, scheduler = values["latents"], pipe.scheduler
             padding = black.expand_as(latents)
-            if next_timestep is not None:
-                padding = pipe.scheduler.add_noise(padding, noise, next_timestep.reshape(1).expand(len(latents)))
+            later = scheduler.timesteps[scheduler.timesteps < timestep]
+            if len(later):  # after the last step latents have no noise
+                padding = scheduler.add_noise(padding, noise, later[:1].expand(len(latents)))
             return {"latents": torch.where(content, latents, padding)}
 
         return hold
 
-    def _black_latents(self) -> torch.Tensor:
+    def _black_latents(self) -> Tensor:
         """Scaled latents [1, c, h, w] of a black square, computed once."""
         if self._black is None:
-            black = torch.full((1, 3, self.size, self.size), -1.0, device=self.device, dtype=self.dtype)
-            self._black = self.pipe.vae.encode(black).latent_dist.mean * self.pipe.vae.config.scaling_factor
+            vae, shape = self.pipe.vae, (1, 3, self.size, self.size)
+            black = torch.full(shape, -1.0, device=self.device, dtype=self.dtype)
+            self._black = vae.encode(black).latent_dist.mean * vae.config.scaling_factor
         return self._black
 
 
 def draw_shard(sampler: Any, specs: Sequence[ImageSpec], beat: Callable[[int], None]) -> list[DrawnImage]:
     """Draw specifications in batches; beat(n) after every n images.
 
-    An image that cannot be drawn comes with its `problem`. Such an image does not cost the others:
-    when a batch fails, each of its images is tried once more alone. Where memory does not hold a
-    batch, the sampler's batch is halved for good and the shard is begun again, so that all its
-    images have one batch size. The error is raised where even one image is too many, and where the
-    device is broken (torch.AcceleratorError), as then every later image would fail.
+    An image that cannot be drawn comes with its `problem`; when a batch fails, each of its images
+    is tried once more alone. Where memory does not hold a batch, the sampler's batch is halved for
+    good and the shard is begun again, so that all its images have one batch size. The error is
+    raised where even one image is too many, and where the device is broken.
     """
     while True:
         try:
@@ -232,9 +226,9 @@ def draw_shard(sampler: Any, specs: Sequence[ImageSpec], beat: Callable[[int], N
                 beat(len(batch))
             return drawn
         except Exception as error:
-            if not out_of_memory(error) or sampler.sampling.batch_size == 1:
+            if not _out_of_memory(error) or sampler.sampling.batch_size == 1:
                 raise
-            beat(-len(drawn))
+            beat(-len(drawn))  # they will be drawn, and counted, again
             sampler.halve_batch()
             torch.cuda.empty_cache()
 
@@ -247,7 +241,10 @@ def _draw_batch(sampler: Any, batch: Sequence[ImageSpec]) -> list[DrawnImage]:
             raise
         # Which image failed is not known, so each is drawn alone.
         return [_draw_alone(sampler, batch, i) for i in range(len(batch))]
-    return [image if image.problem is None else _draw_alone(sampler, batch, i) for i, image in enumerate(drawn)]
+    for i, image in enumerate(drawn):
+        if image.problem is not None:
+            drawn[i] = _draw_alone(sampler, batch, i)
+    return drawn
 
 
 def _draw_alone(sampler: Any, batch: Sequence[ImageSpec], place: int) -> DrawnImage:
@@ -266,55 +263,50 @@ def _draw_alone(sampler: Any, batch: Sequence[ImageSpec], place: int) -> DrawnIm
         return DrawnImage(spec, black, black if sampler.keep_txt2img else None, reason)
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that the device's or the machine's memory is used up."""
+def _out_of_memory(error: Exception) -> bool:
     # torch raises a plain RuntimeError where it is the machine's memory.
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
 def _concerns_no_image(error: Exception) -> bool:
-    """Whether an error would come up with any other image too."""
-    return out_of_memory(error) or isinstance(error, torch.AcceleratorError)
+    # After an AcceleratorError the device is broken, and every later image would fail too.
+    return _out_of_memory(error) or isinstance(error, torch.AcceleratorError)
 
 
 def scheduler_for(name: str, settings: Any) -> Any:
     """The scheduler of this name, with the base's noise schedule and prediction type."""
-    extra: dict[str, Any] = {
-        "dpmsolver++": {"algorithm_type": "dpmsolver++"},
-        "sde-dpmsolver++": {"algorithm_type": "sde-dpmsolver++"},
-        # Its default clips latents to -1..1, as if they were pixels.
-        "ddim": {"clip_sample": False},
-    }.get(name, {})
-    return SCHEDULERS[name].from_config(settings, **extra)
+    kind, options = SCHEDULERS[name]
+    return kind.from_config(settings, **options)
 
 
 def check_length(pipe: Any, prompt: str) -> None:
     """UserError for a prompt of more tokens than the text encoder reads: it drops the rest."""
-    tokenizer = pipe.tokenizer
+    tokenizer, most = pipe.tokenizer, pipe.tokenizer.model_max_length
     ids = tokenizer(pipe.maybe_convert_prompt(prompt, tokenizer), verbose=False).input_ids
-    if len(ids) > tokenizer.model_max_length:
-        raise UserError(f"prompt {prompt!r} has {len(ids)} tokens; this base reads {tokenizer.model_max_length}")
+    if len(ids) > most:
+        raise UserError(f"prompt {prompt!r} has {len(ids)} tokens; this base reads {most}")
 
 
-def to_model(pixels: np.ndarray) -> torch.Tensor:
+def to_model(pixels: np.ndarray) -> Tensor:
     """Grey uint8 [b, h, w] -> float [b, 3, h, w] in -1..1."""
     return (torch.from_numpy(np.ascontiguousarray(pixels)).float() / 127.5 - 1)[:, None].repeat(1, 3, 1, 1)
 
 
-def decode_grey(vae: Any, latents: torch.Tensor, boxes: Sequence[ContentBox]) -> tuple[np.ndarray, torch.Tensor]:
+def decode_grey(vae: Any, latents: Tensor, boxes: Sequence[ContentBox]) -> tuple[np.ndarray, np.ndarray]:
     """Scaled latents [b, c, h, w] -> (grey images uint8 [b, s, s], finite bool [b]).
 
     Images are black outside their boxes. One with a value that is not finite is all black.
     """
     decoded = vae.decode(latents / vae.config.scaling_factor).sample.float()
     finite = torch.isfinite(latents).flatten(1).all(1) & torch.isfinite(decoded).flatten(1).all(1)
+    # The decoder gives three channels that are nearly alike; their mean is the grey value.
     grey = torch.nan_to_num(decoded).mean(1).clamp(-1, 1)
     images = ((grey + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
     for image, box, good in zip(images, boxes, finite, strict=True):
         image[~content_mask(box, len(image))] = 0
         if not good:
             image[:] = 0
-    return images, finite
+    return images, finite.cpu().numpy()
 
 
 def content_mask(box: ContentBox, size: int) -> np.ndarray:
@@ -324,22 +316,16 @@ def content_mask(box: ContentBox, size: int) -> np.ndarray:
     return mask
 
 
-def latent_weight(box: ContentBox, size: int, factor: int) -> torch.Tensor:
+def latent_weight(box: ContentBox, size: int, factor: int) -> Tensor:
     """float [1, h, w]: share of content in each latent cell of factor x factor pixels."""
-    mask = torch.from_numpy(content_mask(box, size)).float()[None, None]
-    return torch.nn.functional.avg_pool2d(mask, factor)[0]
+    mask = torch.from_numpy(content_mask(box, size)).float()[None]
+    return torch.nn.functional.avg_pool2d(mask, factor)
 
 
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed)
 
 
-def _noises(shape: Sequence[int], generators: Sequence[torch.Generator]) -> torch.Tensor:
+def _noises(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
     """Unit noise [b, *shape], a row from each CPU generator: the same on every device."""
     return torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
-
-
-def _next_timestep(scheduler: Any, timestep: Any) -> torch.Tensor | None:
-    """The timestep of the latents after the step from `timestep`; None after the last step."""
-    later = scheduler.timesteps[scheduler.timesteps < timestep]
-    return later[0] if len(later) else None

@@ -248,7 +248,7 @@ class AdapterTrainingLoop:
         self.log = replace(checkpoint.log, workers=(*checkpoint.log.workers, (checkpoint.step, self.world)))
 
     def parameters(self) -> Sequence[Any]:
-        return self.tuner.trainable()
+        return list(self.tuner.parameters.values())
 
     def accumulate(self, positions: range) -> float:
         return self.tuner.accumulate(self.step, positions)

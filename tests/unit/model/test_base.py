@@ -61,7 +61,7 @@ def test_every_vector_of_a_token_takes_a_place_of_the_text_encoder() -> None:
 
 def test_a_base_without_its_tokenizer_is_refused(copy: Path) -> None:
     shutil.rmtree(copy / "tokenizer")
-    with pytest.raises(UserError, match=r"base\.path: .* has no folder tokenizer"):
+    with pytest.raises(UserError, match=r"base\.path: .* has no tokenizer"):
         identify_base(Base(path=str(copy)))
 
 
