@@ -120,14 +120,15 @@ class CheckReport:
 
     def tables(self) -> list[Table]:
         """What people read, most important first. Findings without a case are left out."""
-        kinds_of = dict(self.annotated)
-        classes, annotations = [], []
-        for name, images in self._by_class().items():
+        kinds_of, by_class = dict(self.annotated), self._by_class()
+        classes, annotations, names = [], [], list(by_class)
+        for name, images in by_class.items():
             classes.append(_class_row(name, images))
-            kinds_of_class = [kinds_of.get(image.file, ()) for image in images]
-            counts = [sum(kind in kinds for kinds in kinds_of_class) for kind in KINDS]
-            annotations.append(_cells(name, len(images), *counts, sum(map(bool, kinds_of_class))))
-        names = [row[0] for row in classes]
+            counts = Counter(dict.fromkeys(KINDS, 0))
+            for image in images:
+                counts.update(kinds_of.get(image.file, ()))
+            annotated = sum(image.file in kinds_of for image in images)
+            annotations.append(_cells(name, len(images), *map(counts.get, KINDS), annotated))
         tables = [
             Table(
                 "Images per class",

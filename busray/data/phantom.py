@@ -269,7 +269,7 @@ def _scan(rng: Rng, probe: Probe, echo: Field, y: Field, words: list[str]) -> np
     looks = int(rng.integers(probe.looks[0], probe.looks[1] + 1))
     margin = int(np.ceil(3 * max(sx, sy)))  # the FFT wraps: keep skin out of the deep zone
     amplitude = np.pad(10 ** (echo / 20), margin, mode="edge").astype(np.float32)
-    fy, fx = (np.fft.fftfreq(n) for n in amplitude.shape)
+    fy, fx = map(np.fft.fftfreq, amplitude.shape)
     squares = (sy * fy[:, None]) ** 2 + (sx * fx[None]) ** 2
     transfer = np.exp(-2 * np.pi**2 * squares).astype(np.float32)
     transfer /= np.sqrt((transfer**2).mean())

@@ -44,7 +44,7 @@ def split(
         wanted = quotas[name] * totals[class_name]
         return (wanted - taken[name, class_name]) / wanted
 
-    images_of: dict[str, list[SourceImage]] = {name: [] for name in SPLITS}
+    images_of: dict[str, list[SourceImage]] = defaultdict(list)
     for unit in units:
         chosen = max(SPLITS, key=lambda name: sum(room(name, image.class_name) for image in unit))
         images_of[chosen] += unit
