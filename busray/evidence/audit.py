@@ -26,10 +26,8 @@ from busray.records import CLASS_ALL, Figure, Interval
 CLOSEST_PAIRS = 12
 """Pairs shown."""
 
-
 CORPUS_SHARES = (0.125, 0.25, 0.5, 1.0)
 """Shares of the corpus at which copied training images are counted."""
-
 
 PROTOCOL = "copy-audit"
 

@@ -20,21 +20,17 @@ from busray.records import CLASS_ALL, REAL, ClassifierRecord, Commit, Figure
 CONSISTENCY, EXCESS = "class_consistency", "class_consistency_excess"
 """Share of drawn images that the judge takes for their class; the same minus JUDGE."""
 
-
 JUDGE, GATE = "judge_accuracy", "gate_accuracy"
 """Share of the real test images that the judge, or the gate, takes for their class. Overall it is
 the mean over classes."""
-
 
 SEEN_AS = "seen_as_"
 """Followed by a class: the share of a class's images, real test ones (REAL) or an arm's first
 draws, that the judge takes for that other class. Rows of a confusion matrix; n is the row's
 images."""
 
-
 ACCEPTANCE = "gate_acceptance"
 """Share of the first draws judged by the gate that it accepted."""
-
 
 FIRST_DRAW, AFTER_GATE = "first-draw", "after-gate"
 """Protocols of CONSISTENCY: images as drawn; images that a gate accepted, which says little,

@@ -34,25 +34,19 @@ from busray.records import ContentBox
 METHOD = "aligned-1"
 """Extractor of the copy audit's figures. Another search or comparison needs another name."""
 
-
 KINDS = ("image", "lesion")
-
 
 PROPOSED_PER_KIND = 2
 """Originals of each kind that the squares propose for alignment."""
 
-
 SMALLEST_PATCH = 0.5
 """Least side of a lesion's square, in short sides of its image: that of the smallest windows."""
-
 
 MARGIN = 1.25
 """Side of a lesion's square over that of its bounding box."""
 
-
 FALSE_ALARMS = 0.05
 """Expected number that is allowed among all images of a corpus together, shared by the kinds."""
-
 
 SEARCH_ROW = np.dtype(
     [("index", "<i8"), ("nearest", "<i4"), ("distance", "<f4")]
@@ -239,7 +233,6 @@ def are_copies(rows: np.ndarray, limits: Mapping[str, Threshold]) -> np.ndarray:
 SPACES = {"image": "image_score", "lesion": "lesion_score", "features": "distance"}
 """space -> its field of SEARCH_ROW. Higher scores are nearer. The distance decides nothing."""
 
-
 BINS = 50
 
 
@@ -284,7 +277,6 @@ def _noise(content: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 IDENTICAL = "identical"
 
-
 TRANSFORMATIONS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
     IDENTICAL: lambda content, rng: content,
     "mirrored": lambda content, rng: content[:, ::-1],
@@ -292,7 +284,6 @@ TRANSFORMATIONS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarra
     "blurred": _blur,
     "re-noised": _noise,
 }
-
 
 LESION_PASTED = "lesion pasted"
 

@@ -22,10 +22,8 @@ from busray.records import CLASS_ALL, CLEAN_TEST, REAL, SEPARABILITY_AUC, Figure
 NEIGHBOURS = 5
 """The k of precision, recall, density and coverage."""
 
-
 MIXTURE = "paper-mixture"
 """Protocol: all real images against the same images with the drawn ones added."""
-
 
 FLOOR_SPLIT = {"train": "test", "val": "train", "test": "train"}
 """reference -> the split that its floor compares it with; `all` compares its two halves."""

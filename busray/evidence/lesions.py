@@ -17,7 +17,6 @@ LESION_FLOOR_SPLIT = {"test": "val", "val": "test"}
 """reference -> the split that its floor compares it with. Not train: the segmenter was trained on
 it, so its pseudo-masks of training images are too good."""
 
-
 DICE, LESION_FOUND, TALLER = "lesion_dice", "lesion_found", "lesion_taller_than_wide"
 """Dice of the segmenter's masks on real test images with lesions; share of images with a lesion;
 share of lesions whose aspect is above 1."""

@@ -14,11 +14,9 @@ from busray.records import CLASS_ALL, REAL, Figure, distance_names
 RECONSTRUCTION = "reconstruction"
 """Protocol: real images encoded and decoded by the autoencoder, against real images."""
 
-
 VAE = "vae"
 """Arm of the reference's own images through the autoencoder; of another split it is
 `vae-<split>`."""
-
 
 DISTANCE, SAME_CLASS = "nearest_train_distance", "nearest_train_class"
 """Median distance to the nearest training image; share of images whose nearest training image is of

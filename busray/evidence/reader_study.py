@@ -30,21 +30,15 @@ from busray.storage import Store
 
 SHEET = "sheet.csv"
 
-
 INSTRUCTIONS = "instructions.txt"
-
 
 SHEET_COLUMNS = ("image", "real_or_synthetic", "class")
 
-
 KEY_COLUMNS = ("image", "side", "class", "source", "sha256")
-
 
 SURE_REAL, SURE_SYNTHETIC = 1, 5
 
-
 SIDES = ("real", "synthetic")
-
 
 WRITTEN = 946_684_800
 """Seconds since 1970 that every file is dated: 2000-01-01 UTC."""

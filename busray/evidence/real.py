@@ -12,10 +12,8 @@ from busray.records import Figure
 SYNTHETIC_ONLY, REAL_AGAINST_REAL = "synthetic-only", "real-against-real"
 """Protocols: drawn images alone against real ones; other real images in their place, as a floor."""
 
-
 ClassFeatures = Mapping[str, np.ndarray]
 """class -> float32 [n, d]"""
-
 
 SplitRows = Mapping[str, Mapping[str, np.ndarray]]
 """split -> class -> [n], something about each real image in the order of its features."""

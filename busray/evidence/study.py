@@ -17,7 +17,6 @@ from busray.records import CLASS_ALL, Figure, Interval
 
 PROTOCOL = "single-split"
 
-
 DIFFERENCE, P_VALUE, P_HOLM, DETECTABLE = "_difference", "_difference_p_value", "_difference_p_holm", "_detectable"
 """After a metric's name: the difference of two arms; its p-value, of the primary comparison; its
 p-value after Holm, over all other comparisons of the study; the smallest true difference that is

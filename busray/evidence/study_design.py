@@ -16,10 +16,8 @@ from busray.vision.classifier import Augmentation
 
 REAL, MIXED, UNGATED = "real", "mixed", "ungated"
 
-
 PRETRAINED = 0.5
 """Share of the steps on synthetic images alone in the arms that are trained on these first."""
-
 
 Draws = Literal["released", "first draws"]
 """Which images of a corpus: those that it released, or the first draw of each, accepted by the

@@ -18,10 +18,8 @@ from busray.records import Interval
 FEWEST_REPLICATES = 5
 """Disjoint samples from which a spread is estimated."""
 
-
 MOST_REPLICATES = 10
 """More disjoint samples than these are not used."""
-
 
 FEWEST_FOR_INFINITY = 2048
 """Images a side, as many as Inception has features, that frechet_at_infinity needs."""

@@ -11,7 +11,6 @@ from busray.records import Interval
 
 NORMAL_QUANTILE = NormalDist().inv_cdf(0.975)
 
-
 T_GRID = 20_001
 """Points at which Student's density is integrated: its quantiles are right to about 1e-5."""
 

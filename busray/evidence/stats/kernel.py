@@ -22,10 +22,8 @@ from busray.evidence.stats.samples import one_of_each_unit, unit_numbers
 
 PERMUTATIONS = 999
 
-
 FEWEST_TO_JACKKNIFE = 3
 """Units a side from which on one of them can be left out."""
-
 
 KERNEL_ROWS = 1024
 """Rows of a kernel matrix that are in memory at once."""

@@ -17,16 +17,12 @@ from busray.records import Interval
 
 BOOTSTRAP_REPLICATES = 2000
 
-
 POWER = 0.8
-
 
 LEVEL = 0.05
 
-
 OVERALL = None
 """In place of a class's number."""
-
 
 Key = tuple[str, int | None]
 """(metric, class): `accuracy`, `macro_f1`, `auc` and `recall` OVERALL, the last two also of a

@@ -15,14 +15,11 @@ from busray.evidence.stats.samples import unit_numbers
 
 Floats = npt.NDArray[np.float64]
 
-
 HALVINGS = 5
 """Times that the images are cut in halves."""
 
-
 FEWEST_TO_HALVE = 6
 """Units a side from which on they are cut in halves."""
-
 
 RIDGE_PENALTIES = np.logspace(-8, 2, 21)
 """Tried for each classifier, in units of the largest squared singular value."""

@@ -20,7 +20,7 @@ from busray.evidence.classes import (
     gate_figures,
     recalls,
 )
-from busray.evidence.stats.intervals import Estimate, difference_of_estimates, mean_of_estimates, wilson
+from busray.evidence.stats.intervals import Estimate, difference_of_estimates, wilson
 from busray.records import ClassifierRecord, Commit, Execution, Figure, Interval, Recall, Redrawn
 from tests.support.judged import NAMES, SEVEN_OF_TEN, real, said
 
@@ -32,34 +32,6 @@ def share(part: int, whole: int) -> Estimate:
 def found(figures: list[Figure], metric: str, name: str, arm: str = "lora+ti") -> Figure:
     (figure,) = [f for f in figures if (f.metric, f.class_name, f.arm) == (metric, name, arm)]
     return figure
-
-
-# ---- intervals ------------------------------------------------------------------------------------------------------
-
-
-def test_the_difference_of_two_shares_is_newcombes_published_one() -> None:
-    """Newcombe 1998, table II, example (a): 56/70 less 48/80, method 10 gives 0.0524 to 0.3339."""
-    both = difference_of_estimates(share(56, 70), share(48, 80))
-    assert both.value == pytest.approx(0.2)
-    assert both.interval == pytest.approx((0.0524, 0.3339), abs=5e-5)
-
-
-def test_the_mean_of_one_is_itself_and_of_equals_is_narrower_by_the_root_of_their_number() -> None:
-    one = Estimate(0.5, Interval(0.4, 0.62))
-    assert mean_of_estimates([one]).interval == pytest.approx(one.interval)
-    four = mean_of_estimates([one] * 4)
-    assert four.value == 0.5 and four.interval == pytest.approx((0.45, 0.56))
-
-
-@pytest.mark.parametrize("truth", [(0.5, 0.8, 0.95), (0.97, 0.97, 0.97)])
-def test_the_means_interval_holds_the_truth_as_often_as_it_says(
-    truth: tuple[float, ...], rng: np.random.Generator
-) -> None:
-    held = []
-    for _ in range(2000):
-        drawn = mean_of_estimates([share(int(rng.binomial(40, p)), 40) for p in truth])
-        held.append(drawn.interval[0] <= np.mean(truth) <= drawn.interval[1])
-    assert 0.92 < np.mean(held) < 0.98
 
 
 def test_recalls_are_shares_of_each_class_and_their_mean_whatever_its_number_of_images() -> None:

@@ -4,11 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from busray.evidence.nearness import DISTANCE, SAME_CLASS, nearness_figures
 from busray.evidence.real import RealFeatures
-from busray.evidence.stats.intervals import median_interval
 from busray.records import Figure
 from tests.support.ablations import draws, real_draws, through_the_autoencoder
 
@@ -43,28 +41,6 @@ def test_nearness_agrees_with_a_loop_and_exposes_copies_and_swapped_classes(real
     assert (floor.n, floor.n_reference, floor.reference, floor.interval) == (28, 60, "train", None)
     one = of(figures, DISTANCE, "swapped", "m")
     assert (one.n, one.n_reference, one.protocol) == (12, 60, "synthetic-only")
-
-
-@pytest.mark.parametrize("n", [6, 7, 72, 301])
-def test_the_medians_interval_is_the_binomial_one_and_covers(n: int) -> None:
-    ordered = np.arange(n, dtype=float)
-    interval = median_interval(ordered[::-1])
-    assert interval is not None
-    rank = int(interval[0]) + 1  # P(the interval misses) = 2 P(binomial < rank)
-    assert interval[1] == n - rank
-    assert stats.binom.cdf(rank - 1, n, 0.5) <= 0.025 < stats.binom.cdf(rank, n, 0.5)
-    rng = np.random.default_rng(n)
-    hits = 0
-    for _ in range(1000):
-        low, high = median_interval(rng.exponential(size=n)) or (1.0, 0.0)
-        hits += low <= np.log(2) <= high
-    assert hits / 1000 > 0.94
-
-
-def test_too_few_values_have_no_interval_and_very_many_have_one() -> None:
-    assert median_interval(np.arange(5.0)) is None
-    low, high = median_interval(np.arange(100_000.0)) or (0, 0)
-    assert 49_600 < low < 50_000 < high < 50_400
 
 
 def test_the_references_own_images_through_the_autoencoder_have_a_frechet_distance_alone(real: RealFeatures) -> None:

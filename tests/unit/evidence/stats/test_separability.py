@@ -5,7 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from busray.evidence.stats.separability import HALVINGS, RIDGE_PENALTIES, direction, halves, separability
+from busray.evidence.stats.separability import HALVINGS, RIDGE_PENALTIES, auc, direction, halves, separability
 
 PHI = NormalDist().cdf
 
@@ -110,3 +110,30 @@ def test_the_order_of_images_changes_nothing() -> None:
     order = np.random.default_rng(0).permutation(len(x))
     plain = separability(x, y, None, x_labels)
     assert separability(x[order], y, None, x_labels[order]).value == pytest.approx(plain.value, abs=1e-12)
+
+
+def test_auc_is_the_share_of_pairs_in_order(rng: np.random.Generator) -> None:
+    for _ in range(20):
+        a, b = rng.integers(1, 6, rng.integers(1, 30)), rng.integers(1, 6, rng.integers(1, 30))
+        pairs = [1.0 if x > y else 0.5 if x == y else 0.0 for x in a for y in b]
+        assert auc(a, b).value == pytest.approx(np.mean(pairs), abs=1e-12)
+        low, high = auc(a, b).interval
+        assert 0 <= low <= auc(a, b).value <= high <= 1
+        mirrored = auc(b, a).interval
+        assert (1 - mirrored[1], 1 - mirrored[0]) == pytest.approx((low, high), abs=1e-9)
+
+
+@pytest.mark.parametrize(("n", "shift"), [(12, 0.0), (12, 3.0), (30, 1.2), (60, 2.3)])
+def test_the_aucs_interval_covers_the_true_value_of_simulated_readers(n: int, shift: float) -> None:
+    """Five-point readers: a normal impression cut into five; the true AUC is summed from the cells' probabilities."""
+    stats = pytest.importorskip("scipy.stats")
+    cuts = np.array([-0.8, -0.1, 0.6, 1.3]) + shift / 2 - 0.25
+    cells = [np.diff([0, *stats.norm.cdf(cuts - mean), 1]) for mean in (shift, 0)]
+    true = sum(cells[0][i] * cells[1][j] * ((i > j) + (i == j) / 2) for i in range(5) for j in range(5))
+    rng = np.random.default_rng(3)
+    covered, trials = 0, 600
+    for _ in range(trials):
+        scores = [np.digitize(rng.normal(mean, 1, n), cuts) + 1 for mean in (shift, 0)]
+        low, high = auc(*scores).interval
+        covered += low <= true <= high
+    assert 0.93 <= covered / trials <= 0.99
