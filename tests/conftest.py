@@ -21,19 +21,22 @@ RAY_IN_CHAOS = ("test_driver_death", "test_million", "test_nodes", "test_secure_
 """Files in tests/chaos that start Ray; all of tests/integration does."""
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "RayOnOneProcess":
-    return RayOnOneProcess(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> "TogetherScheduling":
+    return TogetherScheduling(config, log)
 
 
-class RayOnOneProcess(LoadFileScheduling):
-    """A file at a time goes to a free process, but all files that start Ray go to one process.
+class TogetherScheduling(LoadFileScheduling):
+    """A file at a time goes to a free process, but two groups of files stay together.
 
-    So there is one Ray at a time on the cores, and its workers are not taken for hanging ones.
+    All files that start Ray: there is one Ray at a time on the cores, and its workers are not taken
+    for hanging ones. All of tests/unit/data: its session fixtures take up to a minute each.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
-        return "ray" if "/integration/" in file or Path(file).stem in RAY_IN_CHAOS else file
+        if "/integration/" in file or Path(file).stem in RAY_IN_CHAOS:
+            return "ray"
+        return "data" if "/unit/data/" in file else file
 
 
 @pytest.fixture(scope="session")
