@@ -20,7 +20,7 @@ HANG = 5.0
 @pytest.fixture(scope="module", autouse=True)
 def started_worker(local_ray: None) -> None:
     """A worker process is there before any limit runs."""
-    ray.get(ray.remote(lambda: None).remote())
+    ray.get(ray.remote(lambda: None).remote(), timeout=600)
 
 
 def watch(task: Any, hang: float = HANG) -> Any:
