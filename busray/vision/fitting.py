@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
+# Validations in a fit, evenly spread over its steps; the weights of the best one are kept.
 VALIDATIONS = 10
-"""Validations in a fit, evenly spread over its steps; the weights of the best one are kept."""
-
 WEIGHT_DECAY = 1e-2
 
 
@@ -16,7 +15,8 @@ def cosine(step: int, steps: int, warm: int) -> float:
     """Share of the peak learning rate: linear warm-up, then a cosine to 1 % of it."""
     if step < warm:
         return (step + 1) / warm
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
+    progress = min(1.0, (step - warm) / max(1, steps - warm))
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def optimise(
@@ -25,14 +25,14 @@ def optimise(
     """Train a network with AdamW; yields the number of steps done whenever a validation is due.
 
     loss(step) is the scalar loss of that step's batch, rate(step) its learning rate; steps count
-    from 0. beat is called after every step. The caller may switch the network to evaluation.
+    from 0. beat is called after every step.
     """
     import torch
 
     optimiser = torch.optim.AdamW(network.parameters(), lr=rate(0), weight_decay=WEIGHT_DECAY)
     due = {round(steps * (i + 1) / VALIDATIONS) for i in range(VALIDATIONS)}
     for step in range(steps):
-        network.train()
+        network.train()  # a validation may have left it in evaluation mode
         for group in optimiser.param_groups:
             group["lr"] = rate(step)
         optimiser.zero_grad()
@@ -75,6 +75,16 @@ def shrunk(pixels: np.ndarray, side: int) -> np.ndarray:
         return pixels.reshape(-1, side, side)
     grey = torch.from_numpy(np.ascontiguousarray(pixels))[:, None].float()
     return functional.adaptive_avg_pool2d(grey, side)[:, 0].round().byte().numpy()
+
+
+def rgb_tensor(images: np.ndarray) -> Any:
+    """uint8 grey [n, h, w] or RGB [n, h, w, 3] -> uint8 [n, 3, h, w]; else a TypeError."""
+    import torch
+
+    if images.dtype != np.uint8:
+        raise TypeError(f"features are of 8-bit images, not {images.dtype}")
+    batch = torch.from_numpy(np.ascontiguousarray(images))
+    return batch[:, None].expand(-1, 3, -1, -1) if batch.ndim == 3 else batch.permute(0, 3, 1, 2)
 
 
 def grey_tensor(pixels: np.ndarray) -> Any:

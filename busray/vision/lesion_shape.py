@@ -11,18 +11,13 @@ import numpy as np
 from busray.data.annotations import components
 from busray.records import ContentBox
 
+# Extractor of measures from a segmenter's masks. Another definition needs another name.
 NAME = "segmenter-1"
-"""Extractor of measures from a segmenter's masks. Another definition needs another name."""
-
-TRUE = "masks"
-"""Extractor of measures from the data set's own masks."""
-
+TRUE = "masks"  # extractor of measures from the data set's own masks
 MEASURES = ("area", "aspect", "ellipticity")
-
 COLUMNS = ("found", *MEASURES)
-
+# Share of the content below which an area is no lesion: BUSI's smallest has 2.9e-3.
 SPECK = 1e-3
-"""Share of the content below which an area is no lesion: BUSI's smallest has 2.9e-3."""
 
 
 def measures(masks: np.ndarray, boxes: Sequence[ContentBox]) -> np.ndarray:

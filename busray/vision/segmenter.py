@@ -1,9 +1,8 @@
 """A small segmenter of lesions: a U-Net (Ronneberger et al. 2015, arXiv 1505.04597).
 
-It learns from the train split's images and masks, and is chosen on val. It gives generated images
-pseudo-masks. It errs, on real images too: what its masks say of generated images is compared with
-what its masks say of real ones, never with true masks. On the CPU; the same seed and number of
-threads give the same weights.
+It learns from the train split's images and masks, and is chosen on val. It errs, on real images
+too: its masks of generated images are compared with its masks of real ones, never with true masks.
+On the CPU; the same seed and number of threads give the same weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,14 +15,10 @@ from busray.records import ContentBox
 from busray.vision.classifier import moved, toned
 from busray.vision.fitting import cosine, grey_tensor, load_weights, optimise, shrunk, shuffled_rows, weights_of
 
-SIDE = 128
-"""Pixels a side that the network sees; other squares are resized, and its answer back."""
-
+SIDE = 128  # pixels a side that the network sees; other squares are resized, and its answer back
+# Channels of each level; the first has 2 x 2 pixels folded into channels.
 WIDTHS = (16, 32, 64, 96, 96)
-"""Channels of each level; the first has 2 x 2 pixels folded into channels."""
-
 BATCH = 8
-
 LEARNING_RATE = 3e-3
 
 
@@ -31,10 +26,8 @@ LEARNING_RATE = 3e-3
 class MaskedImages:
     """Images with their lesions and content boxes."""
 
-    pixels: np.ndarray
-    """uint8 [n, s, s]"""
-    masks: np.ndarray
-    """bool [n, s, s], true on lesions"""
+    pixels: np.ndarray  # uint8 [n, s, s]
+    masks: np.ndarray  # bool [n, s, s], true on lesions
     boxes: tuple[ContentBox, ...]
 
 
@@ -42,22 +35,17 @@ class MaskedImages:
 class Validation:
     """What one validation during training found on val."""
 
-    step: int
-    """Optimiser steps done."""
-    dice: float
-    """Mean over val's images; 1 for an image where there is no lesion and none is found."""
+    step: int  # optimiser steps done
+    dice: float  # mean over val's images; 1 for one where there is no lesion and none is found
 
 
 @dataclass(frozen=True)
 class Segmenter:
     """A fitted network with the weights of its best validation."""
 
-    weights: dict[str, np.ndarray]
-    """By tensor name."""
-    chosen: Validation
-    """The validation that the weights are of."""
-    validations: tuple[Validation, ...]
-    """All of them, by step."""
+    weights: dict[str, np.ndarray]  # by tensor name
+    chosen: Validation  # the one that the weights are of
+    validations: tuple[Validation, ...]  # all of them, by step
 
     def to_bytes(self) -> bytes:
         """The weights as safetensors; the same segmenter gives the same bytes."""
@@ -70,7 +58,8 @@ class Segmenter:
         """The weights are of the best validation, the first of equals, as in `fit`."""
         from safetensors.numpy import load
 
-        return Segmenter(load(data), max(validations, key=lambda validation: validation.dice), validations)
+        best = max(validations, key=lambda validation: validation.dice)
+        return Segmenter(load(data), best, validations)
 
 
 def fit(
@@ -128,7 +117,8 @@ def _network() -> Any:
     def block(inside: int, outside: int) -> nn.Sequential:
         layers: list[nn.Module] = []
         for channels in (inside, outside):
-            layers += [nn.Conv2d(channels, outside, 3, padding=1, bias=False), nn.BatchNorm2d(outside), nn.ReLU()]
+            layers.append(nn.Conv2d(channels, outside, 3, padding=1, bias=False))
+            layers += [nn.BatchNorm2d(outside), nn.ReLU()]
         return nn.Sequential(*layers)
 
     class UNet(nn.Module):
@@ -141,12 +131,12 @@ def _network() -> Any:
             self.out = nn.Conv2d(WIDTHS[0], 4, 1)
 
         def forward(self, grey: torch.Tensor) -> torch.Tensor:
-            x, kept = self.fold(grey - 0.25) * 4, []
+            x, skipped = self.fold(grey - 0.25) * 4, []  # mean 0, deviation 1, roughly
             for i, level in enumerate(self.down):
                 x = level(self.pool(x) if i else x)
-                kept.append(x)
-            for level, beside in zip(self.up, kept[-2::-1]):
-                x = level(torch.cat([self.grow(x), beside], 1))
+                skipped.append(x)
+            for level, skip in zip(self.up, skipped[-2::-1]):
+                x = level(torch.cat([self.grow(x), skip], 1))
             return self.unfold(self.out(x))
 
     return UNet()
@@ -158,15 +148,19 @@ def _loss(network: Any, images: Any, noise: Any) -> Any:
 
     grey, lesion, content = images[:, :1], images[:, 1:2], images[:, 2:]
     logits = network(toned(grey, noise))
-    entropy = functional.binary_cross_entropy_with_logits(logits, lesion, weight=content, reduction="sum")
-    overlap, total = (logits.sigmoid() * lesion * content).sum(), ((logits.sigmoid() + lesion) * content).sum()
+    entropy_of = functional.binary_cross_entropy_with_logits
+    entropy = entropy_of(logits, lesion, weight=content, reduction="sum")
+    share = logits.sigmoid()
+    overlap, total = (share * lesion * content).sum(), ((share + lesion) * content).sum()
+    # The ones keep a batch without lesions from dividing by 0.
     return entropy / content.sum() + 1 - (2 * overlap + 1) / (total + 1)
 
 
 def reduced(pixels: np.ndarray) -> np.ndarray:
     """uint8 [n, s, s] -> uint8 [n, SIDE, SIDE], each pixel the mean of those it covers."""
     if pixels.ndim != 3 or pixels.dtype != np.uint8:
-        raise TypeError(f"a segmenter takes uint8 [n, s, s], not {pixels.dtype} {list(pixels.shape)}")
+        shape = list(pixels.shape)
+        raise TypeError(f"a segmenter takes uint8 [n, s, s], not {pixels.dtype} {shape}")
     return shrunk(pixels, SIDE)
 
 
@@ -193,12 +187,12 @@ def _logits(network: Any, shown: np.ndarray, beat: Callable[[], None]) -> Any:
     import torch
 
     network.eval()
+    batches = []
     with torch.inference_mode():
-        batches = []
         for batch in grey_tensor(shown).split(32):
             batches.append(network(batch))
             beat()
-        return torch.cat(batches)
+    return torch.cat(batches)
 
 
 def _enlarged(logits: Any, side: int) -> np.ndarray:
@@ -207,7 +201,8 @@ def _enlarged(logits: Any, side: int) -> np.ndarray:
 
     if side == SIDE:
         return logits[:, 0].numpy()
-    return functional.interpolate(logits, (side, side), mode="bilinear", align_corners=False)[:, 0].numpy()
+    size = (side, side)
+    return functional.interpolate(logits, size, mode="bilinear", align_corners=False)[:, 0].numpy()
 
 
 def segment(

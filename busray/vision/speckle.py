@@ -12,7 +12,8 @@ def local_snr(images: np.ndarray, size: int = 8, darkest: float = 24.0) -> float
     """
     n, h, w = images.shape
     cut = images[:, : h - h % size, : w - w % size].astype(np.float64)
-    windows = cut.reshape(n, h // size, size, w // size, size).transpose(0, 1, 3, 2, 4).reshape(-1, size * size)
+    windows = cut.reshape(n, h // size, size, w // size, size).transpose(0, 1, 3, 2, 4)
+    windows = windows.reshape(-1, size * size)
     mean, std = windows.mean(1), windows.std(1)
     bright = (mean >= darkest) & (std > 0)
     return float(np.median(mean[bright] / std[bright])) if bright.any() else float("nan")

@@ -5,44 +5,35 @@ features follow the Image Biomarker Standardisation Initiative (IBSI; Zwanenburg
 10.1148/radiol.2020191145; reference manual arXiv 1612.07003), at 32 fixed grey levels, each of 8
 of the 256 grey values.
 
-The Frechet Radiomic Distance (FRD; Konz et al., arXiv 2412.01496) is a Frechet distance between
-standardised radiomic features too. It takes 464 features of PyRadiomics, standardises on its
-reference images and gives a logarithm. Here there are 59 features, which fewer reference images
-determine; axial and lateral features differ, as a scanner resolves depth and width differently;
-all arms and the floor are scaled by the training images; and the distance itself is given. So
-values here are not FRD's.
+The Frechet Radiomic Distance (FRD; Konz et al., arXiv 2412.01496) takes 464 features of
+PyRadiomics, standardises on its reference images and gives a logarithm. Here there are 59 features,
+which fewer reference images determine; axial and lateral features differ, as a scanner resolves
+depth and width differently; all arms and the floor are scaled by the training images; and the
+distance itself is given. So values here are not FRD's.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import numpy as np
 
 from busray.records import ContentBox
 from busray.vision.speckle import local_snr, spectrum_slope
 
+# Of the extractor; stored features are found by it. Any other definition needs another name.
 NAME = "texture-1"
-"""Of the extractor; stored features are found by it. Any other definition needs another name."""
-
 LEVELS = 32
-
 BIN = 256 // LEVELS
-
 PERCENTILES = (10, 25, 50, 75, 90)
-
+# Between co-occurring pixels, in px; on a diagonal this many px down and across.
 DISTANCES = (1, 2, 4)
-"""Between co-occurring pixels, in px; on a diagonal this many px down and across."""
-
 DIRECTIONS = ("axial", "lateral", "diagonal")
-
 HARALICK = ("contrast", "homogeneity", "energy", "correlation", "entropy")
-
-SMALLEST = 16
-"""Least side of a content box in px that texture can be measured in."""
-
+SMALLEST = 16  # least side in px of a content box that texture can be measured in
 FEATURES = (
     *("mean", "sd", "skewness", "kurtosis", "entropy"),
     *(f"p{p}" for p in PERCENTILES),
-    *(f"glcm_{name}_{direction}_{d}" for d in DISTANCES for direction in DIRECTIONS for name in HARALICK),
+    *(f"glcm_{name}_{way}_{d}" for d, way, name in product(DISTANCES, DIRECTIONS, HARALICK)),
     *("width_axial", "width_lateral", "speckle_snr", "spectrum_slope"),
 )
 
@@ -57,7 +48,8 @@ def texture_features(images: np.ndarray, boxes: Sequence[ContentBox]) -> np.ndar
     features = np.empty((len(images), len(FEATURES)))
     for row, image, box in zip(features, images, boxes, strict=True):
         if min(box.width, box.height) < SMALLEST:
-            raise ValueError(f"a content box of {box.width} x {box.height} px is too small for texture: {SMALLEST}")
+            size = f"{box.width} x {box.height} px"
+            raise ValueError(f"a content box of {size} is too small for texture: {SMALLEST}")
         content = image[box.top : box.top + box.height, box.left : box.left + box.width]
         widths = correlation_widths(content, len(image) // 16)
         row[:] = [*first_order(content), *co_occurrence(content), *widths, *_speckle(content)]
@@ -69,11 +61,11 @@ def standardised(
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, np.ndarray]]]:
     """The same (arms, real), scaled so that the real training images have mean 0 and deviation 1.
 
-    Both are name -> class -> features [n, d]. A feature without spread there is only centred.
+    Both are name -> class -> features [n, d].
     """
     train = np.concatenate(list(real["train"].values())).astype(np.float64)
     mean, sd = train.mean(0), train.std(0)
-    sd[sd == 0] = 1
+    sd[sd == 0] = 1  # such a feature is only centred
 
     def scaled(sides: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
         result: dict[str, dict[str, np.ndarray]] = {}
@@ -118,7 +110,7 @@ def co_occurrence(content: np.ndarray) -> np.ndarray:
     entropy = - sum p log2 p [bit].
     """
     levels = content.astype(np.intp) // BIN
-    p = np.stack([_pairs(levels, d, direction) for d in DISTANCES for direction in DIRECTIONS])
+    p = np.stack([_pairs(levels, d, direction) for d, direction in product(DISTANCES, DIRECTIONS)])
     i = np.arange(LEVELS)
     apart = (i[:, None] - i) ** 2
     level_shares = p.sum(2)
@@ -143,8 +135,10 @@ def _pairs(levels: np.ndarray, d: int, direction: str) -> np.ndarray:
         "lateral": [(levels[:, d:], levels[:, :-d])],
         "diagonal": [(levels[d:, d:], levels[:-d, :-d]), (levels[d:, :-d], levels[:-d, d:])],
     }[direction]
-    counts = sum(np.bincount((a * LEVELS + b).ravel(), minlength=LEVELS**2) for a, b in ends)
-    square = np.reshape(counts, (LEVELS, LEVELS))
+    counts = np.zeros(LEVELS**2, np.intp)
+    for first, second in ends:
+        counts += np.bincount((first * LEVELS + second).ravel(), minlength=LEVELS**2)
+    square = counts.reshape(LEVELS, LEVELS)
     both = square + square.T
     return both / both.sum()
 
@@ -185,8 +179,9 @@ def _local_mean(content: np.ndarray, reach: int) -> np.ndarray:
     height, width = content.shape
     table = np.zeros((height + 1, width + 1), np.int64)
     table[1:, 1:] = content.cumsum(0, dtype=np.int64).cumsum(1)
-    top, bottom = np.maximum(np.arange(height) - reach, 0), np.minimum(np.arange(height) + reach + 1, height)
-    left, right = np.maximum(np.arange(width) - reach, 0), np.minimum(np.arange(width) + reach + 1, width)
+    y, x = np.arange(height), np.arange(width)
+    top, bottom = np.maximum(y - reach, 0), np.minimum(y + reach + 1, height)
+    left, right = np.maximum(x - reach, 0), np.minimum(x + reach + 1, width)
     rows = table[bottom] - table[top]
     return (rows[:, right] - rows[:, left]) / np.outer(bottom - top, right - left)
 
