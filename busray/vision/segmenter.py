@@ -150,8 +150,9 @@ def _loss(network: Any, images: Any, noise: Any) -> Any:
     logits = network(toned(grey, noise))
     entropy_of = functional.binary_cross_entropy_with_logits
     entropy = entropy_of(logits, lesion, weight=content, reduction="sum")
-    share = logits.sigmoid()
-    overlap, total = (share * lesion * content).sum(), ((share + lesion) * content).sum()
+    # Two sigmoids, not one: a shared one would add up gradients in another order.
+    overlap = (logits.sigmoid() * lesion * content).sum()
+    total = ((logits.sigmoid() + lesion) * content).sum()
     # The ones keep a batch without lesions from dividing by 0.
     return entropy / content.sum() + 1 - (2 * overlap + 1) / (total + 1)
 
