@@ -6,7 +6,8 @@ Each check raises UserError, whose message names the setting or the file and wha
 import json
 import tempfile
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from busray.storage import Store
 from busray.vision.extractors import find_extractors, refuse_small_content
 from busray.workers import Report
 
+# They decide neither pixels nor adapters, or the files that they name are compared instead.
 MAY_CHANGE = (
     "name",
     "output",
@@ -48,8 +50,7 @@ MAY_CHANGE = (
     "adapters.num_workers",
     "adapters.path",
 )
-"""Settings that a rerun may change: they decide neither pixels nor adapters, or the files that they
-name are compared instead."""
+"""Settings that a rerun may change."""
 
 
 def open_run(
@@ -58,13 +59,13 @@ def open_run(
     """Check the settings and the files that they name, and prepare the data set, once.
 
     needs_inception: the work measures images. writes: it writes into the run.
-    Nothing is left behind where a check fails that needs no writing. The store is tested last.
     """
     store = Store(config.output)
     read_run(store)  # a newer stored format is refused before anything else is read
     check_settings(store, config)
     base = identify_base(config.base)
     check_base(store, base)
+    # First what settings and weights show in moments, then what has to read every image.
     extractors = find_extractors(config.evaluate) if needs_inception else {}
     check_classifier_weights(config, judges=needs_inception, gates=writes)
     check_image_counts(config, compares=needs_inception)
@@ -75,6 +76,7 @@ def open_run(
         check_content_sizes(run)
         check_texts(run, checked_vectors(run))
         check_independent_images(run, compares=needs_inception)
+    # This check writes, so it is the last one: a mistake in the settings leaves nothing behind.
     if writes:
         require_create_only(store)
     return _record(run, findings, writes=writes)
@@ -86,22 +88,22 @@ def check_settings(store: Store, config: Config) -> None:
     if stored is None:
         return
     before = json.loads(stored)
-    # validate gives settings that are newer than the run their defaults. What is not valid any more
-    # is compared as it is stored.
+    # validate gives settings that are newer than the run their defaults. What is not valid any
+    # more is compared as it is stored.
     with suppress(UserError):
         before = validate(before).model_dump(mode="json")
     changed = differences(before, config.model_dump(mode="json"))
-    lines = [f"  {key}: {change}" for key, change in changed.items() if not _may_change(key)]
+    lines = [f"  {key}: {change}\n" for key, change in changed.items() if not _may_change(key)]
     if lines:
         raise UserError(
-            f"output: {store.url} holds a run with other settings:\n" + "\n".join(lines) + "\n"
+            f"output: {store.url} holds a run with other settings:\n{''.join(lines)}"
             "give another output, or take the old settings back"
         )
 
 
 def _may_change(key: str) -> bool:
     if key.startswith("classes.") and key.endswith(".images"):
-        return True
+        return True  # a corpus may grow or shrink: the first images of a class stay the same
     return any(key == free or key.startswith(free + ".") for free in MAY_CHANGE)
 
 
@@ -110,14 +112,14 @@ def check_base(store: Store, base: BaseIdentity) -> None:
     stored = store.read_or_none(BASE)
     if stored is not None and json.loads(stored) != base.files:
         raise UserError(
-            f"base.path: the files of {base.repository} are not those that {store.url} started with: give another "
-            "output, or bring them back (`tiny` comes with a version of busray)"
+            f"base.path: the files of {base.repository} are not those that {store.url} started with: "
+            "give another output, or bring them back (`tiny` comes with a version of busray)"
         )
 
 
 def check_classifier_weights(config: Config, *, judges: bool, gates: bool) -> None:
     """The pretrained weights of the judge and of the class gate are there, if needed."""
-    from busray.vision.efficientnet import find_weights
+    from busray.vision.efficientnet import find_weights  # only here, since it imports torch
 
     architectures = [config.evaluate.judge if judges else None]
     if config.corpus.gate and gates:
@@ -133,8 +135,8 @@ def check_image_counts(config: Config, *, compares: bool) -> None:
         raise UserError("evaluate.images: above the smallest classes.<class>.images, so arms would have unequal n")
     if compares and compared_images(config) < FEWEST_UNITS:
         raise UserError(
-            f"classes: at least {FEWEST_UNITS} images a class are needed to compare anything (classes.<class>.images, "
-            "evaluate.images)"
+            f"classes: at least {FEWEST_UNITS} images a class are needed to compare anything "
+            "(classes.<class>.images, evaluate.images)"
         )
 
 
@@ -147,18 +149,9 @@ def checked_dataset(
         dataset = DataSet.from_json(stored)
         check_same_images(dataset, config, folder)
         return dataset, None
-    dataset, checked = prepare(
-        config.dataset,
-        list(config.classes),
-        config.base.size,
-        folder,
-        lambda done, total: report("check", done, total),
-    )
-    tables = [
-        {"title": table.title, "columns": list(table.columns), "rows": [list(row) for row in table.rows]}
-        for table in checked.tables()
-    ]
-    return dataset, {**checked.to_dict(), "tables": tables}
+    classes, progress = list(config.classes), partial(report, "check")
+    dataset, checked = prepare(config.dataset, classes, config.base.size, folder, progress)
+    return dataset, {**checked.to_dict(), "tables": [asdict(table) for table in checked.tables()]}
 
 
 def check_same_images(dataset: DataSet, config: Config, folder: Path) -> None:
@@ -166,20 +159,26 @@ def check_same_images(dataset: DataSet, config: Config, folder: Path) -> None:
     metadata = Path(config.dataset.metadata) if config.dataset.metadata else None
     now = {image.file: image for image in scan(folder, list(config.classes), metadata).images}
     before = {image.file: image for image in dataset.split("all")}
+    # Images that were left out are in no split, so their bytes are not compared, only their names.
     left_out = {file for file, _ in dataset.left_out}
-    changed = sorted(now.keys() ^ (before.keys() | left_out))
-    changed += sorted(file for file in before.keys() & now.keys() if now[file].sha256 != before[file].sha256)
-    if changed:
+    differing = sorted(now.keys() ^ (before.keys() | left_out))
+    redescribed = []
+    for file in sorted(before.keys() & now.keys()):
+        old, new = before[file], now[file]
+        if new.sha256 != old.sha256:
+            differing.append(file)
+        elif (new.group, new.columns) != (old.group, old.columns):
+            redescribed.append(file)
+    if differing:
         raise UserError(
-            f"dataset.path: {folder} is not what this run started from ({len(changed)} files differ, "
-            f"such as {changed[0]}): give another output, or bring the images back"
+            f"dataset.path: {folder} is not what this run started from ({len(differing)} files differ, "
+            f"such as {differing[0]}): give another output, or bring the images back"
         )
-    described = {file: (image.group, image.columns) for file, image in before.items()}
-    changed = sorted(file for file in described if (now[file].group, now[file].columns) != described[file])
-    if changed:
+    if redescribed:
         raise UserError(
-            f"dataset.metadata: {metadata or 'null'} gives {len(changed)} images, such as {changed[0]}, another group "
-            "or other columns than this run was split by: give another output, or take the old table back"
+            f"dataset.metadata: {metadata or 'null'} gives {len(redescribed)} images, such as "
+            f"{redescribed[0]}, another group or other columns than this run was split by: "
+            "give another output, or take the old table back"
         )
 
 
@@ -199,12 +198,13 @@ def checked_vectors(run: Run) -> dict[str, int]:
     adopted = read_adapters(store)
     with tempfile.TemporaryDirectory() as cache:
         if adopted and not any(True for _ in Store(config.adapters.path).list()):
-            local = fetch_adapters(store, Path(cache))  # the run has its own copy, so the source may be gone
+            # The run has its own copy of these adapters, so the source may be gone.
+            local = fetch_adapters(store, Path(cache))
         else:
             local = adapters_folder(config.adapters.path, Path(cache))
         offered = check_adapters(local, config.adapters.method, tokens, run.base, run.dataset.hash)
         if adopted and adopted.sha256 != offered["sha256"]:
-            raise UserError(f"adapters.path: {config.output} has other adapters already: give another output")
+            raise UserError(f"adapters.path: {config.output} has other ones already: give another output")
         return token_vectors(local, tokens.values())
 
 
@@ -216,18 +216,19 @@ def check_texts(run: Run, vectors: dict[str, int]) -> None:
     config, places = run.config, TextPlaces(run.config.base, vectors)
     longest_values = quotas(config, run.dataset)
     setting_of: dict[str, str] = {}
+    # Prompts of the base alone, an arm of its own, have plain words in place of the tokens.
     for use_tokens in {False, config.uses_tokens}:
         for name, prompts in longest_prompts(config, longest_values, use_tokens, places).items():
             setting_of |= dict.fromkeys(prompts, f"classes.{name}.prompts")
-    if not config.adapters.path:
+    if not config.adapters.path:  # else nothing is trained, so captions are not read
         images = (*run.dataset.train, *run.dataset.val)
         for image, caption in zip(images, run.captions(images), strict=True):
             setting_of[caption] = f"classes.{image.class_name}.caption"
     for text, setting in setting_of.items():
         if (taken := places(text)) > places.limit:
             raise UserError(
-                f"{setting}: {text!r} has {taken} tokens and this base reads {places.limit}: the rest would be cut "
-                "off, so write less"
+                f"{setting}: {text!r} has {taken} tokens and this base reads {places.limit}: "
+                "the rest would be cut off, so write less"
             )
 
 
@@ -244,17 +245,17 @@ def check_independent_images(run: Run, *, compares: bool) -> None:
         units = len({image.unit for image in run.dataset.split(split)})
         if units < fewest:
             raise UserError(
-                f"dataset: {units} independent images (patients, or groups of near-duplicates) in the split {split}, "
-                f"at least {fewest} are needed to compare anything: give more images, or a larger dataset.test"
+                f"dataset: {units} independent images (patients, or groups of near-duplicates) in the "
+                f"split {split}, at least {fewest} are needed to compare anything: give more images, "
+                "or a larger dataset.test"
             )
 
 
 def _record(run: Run, findings: dict[str, Any] | None, *, writes: bool) -> Run:
-    """Put settings, base and data set into the store; returns the run with the stored data set.
-
-    If two drivers start at once, the first one's settings hold; the other leaves nothing behind.
-    """
+    """Put settings, base and data set into the store; returns the run with the stored data set."""
     store, config = run.store, run.config
+    # If two drivers start at once, the first one's settings hold. So they are put before all else
+    # and checked again: the other driver ends here and leaves nothing behind.
     store.put_once(CONFIG, to_json(config.model_dump(mode="json")))
     check_settings(store, config)
     if writes:

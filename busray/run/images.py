@@ -22,17 +22,20 @@ def image_folder(config: Config, store: Store) -> Iterator[Path]:
     phantoms = config.dataset.phantoms
     if phantoms is None:
         assert config.dataset.path is not None
-        if not Path(config.dataset.path).is_dir():
-            raise UserError(f"dataset.path: no folder {config.dataset.path}; --dataset.path=FOLDER says where it lies")
-        yield Path(config.dataset.path)
+        path = Path(config.dataset.path)
+        if not path.is_dir():
+            raise UserError(f"dataset.path: no folder {path}; --dataset.path=FOLDER says where it lies")
+        yield path
         return
     parent = Path(store.url) if store.local else cache_folder(store.url)
+    # Other settings make other images: they get another folder, so none mixes with older ones.
     folder = parent / f"phantoms-{fingerprint(phantoms.model_dump())[:12]}"
     new = not folder.exists()
     materialise_phantoms(phantoms, folder)
     try:
         yield folder
     except UserError:
+        # A mistake in the settings leaves nothing behind. A run that has started keeps its images.
         if new and store.read_or_none(CONFIG) is None:
             shutil.rmtree(folder)
             with suppress(OSError):  # the parent has other files
@@ -51,6 +54,7 @@ def adapters_folder(url: str, cache: Path) -> Path:
             raise UserError(f"adapters.path: no folder {url}")
         return Path(source.url)
     cache.mkdir(parents=True, exist_ok=True)
+    # As in a local folder, where only files of the top level are read.
     for key in source.list():
         if key.endswith((".safetensors", ".json")) and "/" not in key:
             (cache / key).write_bytes(source.read(key))

@@ -26,13 +26,11 @@ class Run:
 
     config: Config
     store: Store
-    images: ImageFolder
-    """The checked data set and its images on the local disk."""
+    images: ImageFolder  # the checked data set and its images on the local disk
     base: BaseIdentity
+    # By name, in the order of evaluate.extractors; empty where the work measures nothing
     extractors: dict[str, Extractor]
-    """By name, in the order of evaluate.extractors; empty where the work measures nothing."""
-    command: str = ""
-    """The command line, for the report."""
+    command: str = ""  # the command line, for the report
 
     @property
     def dataset(self) -> DataSet:
@@ -41,20 +39,18 @@ class Run:
     @property
     def log_file(self) -> Path:
         """Where Ray's own messages go: beside a local run, else into the cache folder."""
-        return (Path(self.store.url) if self.store.local else cache_folder(self.store.url)) / "ray.log"
+        url = self.store.url
+        return (Path(url) if self.store.local else cache_folder(url)) / "ray.log"
 
     def captions(self, images: tuple[SourceImage, ...]) -> list[str]:
         """The training caption of each image."""
-        tokens = self.config.tokens()
-        return [
-            fill(
-                self.config.caption(image.class_name),
-                token=tokens[image.class_name] if self.config.uses_tokens else self.token_text(image.class_name),
-                class_name=image.class_name,
-                columns=image.columns,
-            )
-            for image in images
-        ]
+        tokens, captions = self.config.tokens(), []
+        for image in images:
+            name = image.class_name
+            token = tokens[name] if self.config.uses_tokens else self.token_text(name)
+            caption = self.config.caption(name)
+            captions.append(fill(caption, token=token, class_name=name, columns=image.columns))
+        return captions
 
     def token_text(self, class_name: str) -> str:
         """The plain words that stand where a prompt says {token}, if no token is learned."""
@@ -62,14 +58,12 @@ class Run:
 
 
 def timed(run: Run, stage: str, work: Callable[[], T]) -> T:
-    """Do a stage's work and keep its longest wall time in timings.json.
-
-    The longest, so that a rerun that finds everything done does not overwrite the time of the work.
-    """
+    """Do a stage's work and keep its longest wall time in timings.json."""
     started = time.perf_counter()
     result = work()
     seconds = time.perf_counter() - started
     timings = json.loads(run.store.read_or_none(TIMINGS) or b"{}")
+    # A rerun that finds everything done must not overwrite the time that the work took.
     if seconds > timings.get(stage, 0):
         timings[stage] = seconds
         run.store.replace(TIMINGS, to_json(timings))
