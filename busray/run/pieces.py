@@ -1,4 +1,7 @@
-"""Blocks of a run's images; the features of a block are one stored object."""
+"""Blocks of a run's images. The features of a block are one stored object.
+
+So a block is the unit of work and of retry: one that is stored is never computed again.
+"""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -20,8 +23,7 @@ from busray.storage import Store
 from busray.workers import Shared
 
 REAL_IMAGES_A_BLOCK = 128
-BOX = ["left", "top", "width", "height"]
-"""A shard's columns of the content box."""
+BOX = ["left", "top", "width", "height"]  # a shard's columns of the content box
 
 
 @dataclass(frozen=True)
@@ -29,20 +31,15 @@ class ImageBlock:
     """Images whose features are one stored object: a column of a shard, or real images."""
 
     store: Store
-    key: str
-    """Of the features."""
-    commit: Commit | None = None
-    """Of the shard; None for real images."""
+    key: str  # of the features
+    commit: Commit | None = None  # of the shard; None for real images
     column: str = "image"
-    pixels: Shared[np.ndarray] | None = None
-    """Of real images, uint8 [n, h, w]."""
+    pixels: Shared[np.ndarray] | None = None  # of real images, uint8 [n, h, w]
+    # Of real images: where their content lies. A shard has it in its columns.
     boxes: tuple[ContentBox, ...] = ()
-    """Of real images: where their content lies. A shard has it in its columns."""
     images: int = 0
-    class_name: str = ""
-    """Of real images that make an arm; a shard names its own."""
-    first_draws: bool = False
-    """Take only the shard's rows that no class gate had drawn again."""
+    class_name: str = ""  # of real images that make an arm; a shard names its own
+    first_draws: bool = False  # take only the shard's rows that no class gate had drawn again
 
 
 class RealBlock(NamedTuple):
@@ -60,8 +57,8 @@ def synthetic_blocks(run: Run, sources: dict[str, Source], extractor: str) -> di
     blocks: dict[str, list[ImageBlock]] = {}
     for arm, source in sources.items():
         store = run.store.sub(source.prefix) if source.prefix else run.store
+        # Figures use equally many images of each class, so records of later shards are not read.
         compared = [shard for shard in committed_shards(store) if shard.first < limit]
-        compared.sort(key=lambda shard: (shard.class_name, shard.first))
         blocks[arm] = []
         for commit in in_threads(partial(read_commit, store), compared):
             blocks[arm] += _shard_blocks(store, commit, source, extractor)
@@ -70,19 +67,19 @@ def synthetic_blocks(run: Run, sources: dict[str, Source], extractor: str) -> di
 
 def _shard_blocks(store: Store, commit: Commit, source: Source, extractor: str) -> list[ImageBlock]:
     """A shard's block; for first draws a second one, of those that the class gate rejected."""
-    rejected = rejected_first_draws(commit) if source.first_draws else None
+    column, first_draws = source.column, source.first_draws
+    rejected = rejected_first_draws(commit) if first_draws else None
     blocks = []
-    for record in (commit, rejected):
-        if record is not None and record.rows:
-            key = features_key(record.digest, source.column, extractor)
-            blocks.append(
-                ImageBlock(store, key, record, source.column, images=record.rows, first_draws=source.first_draws)
-            )
+    for part in (commit, rejected):
+        if part is not None and part.rows:
+            key = features_key(part.digest, column, extractor)
+            blocks.append(ImageBlock(store, key, part, column, images=part.rows, first_draws=first_draws))
     return blocks
 
 
 def real_blocks(run: Run, extractor: str) -> list[RealBlock]:
     """The blocks of all real images, by split, class and the data set's order."""
+    # The key follows from the framed pixels alone: the same for equal images of another run.
     size, framing = run.dataset.size, run.dataset.frame
     blocks = []
     for split in SPLITS:
@@ -96,18 +93,26 @@ def real_blocks(run: Run, extractor: str) -> list[RealBlock]:
     return blocks
 
 
-def block_pixels(block: ImageBlock) -> tuple[np.ndarray, Sequence[ContentBox]]:
-    """A block's images uint8 [n, h, w], and where the content of each lies."""
+def block_pixels(block: ImageBlock, most: int | None = None) -> tuple[np.ndarray, Sequence[ContentBox]]:
+    """A block's images uint8 [n, h, w], and where the content of each lies; the first `most`."""
     if block.commit is None:
         assert block.pixels is not None
-        return block.pixels.get(), block.boxes
-    table = read_rows(block.store, block.commit, columns=[block.column, *BOX])
+        return block.pixels.get()[:most], block.boxes[:most]
+    table = read_rows(block.store, block.commit, columns=[block.column, *BOX]).slice(0, most)
     pixels = np.stack([png_pixels(cell["bytes"]) for cell in table.column(block.column).to_pylist()])
     return pixels, [ContentBox(**row) for row in table.select(BOX).to_pylist()]
 
 
-def load_features(store: Store, key: str) -> np.ndarray:
-    """float32 [n, d]"""
+def put_array(store: Store, key: str, array: np.ndarray) -> None:
+    """Store an array under a key; where one is there already, that one stays."""
+    buffer = io.BytesIO()
+    # Without pickle: reading an object of a shared store must not be able to run code.
+    np.save(buffer, array, allow_pickle=False)
+    store.put_once(key, buffer.getvalue())
+
+
+def load_array(store: Store, key: str) -> np.ndarray:
+    """Features are float32 [n, d]."""
     return np.load(io.BytesIO(store.read(key)), allow_pickle=False)
 
 
@@ -123,8 +128,8 @@ def class_of(block: ImageBlock) -> str:
 def rows_of(block: ImageBlock) -> dict[int, int]:
     """index -> row of a block's images, from its record alone.
 
-    A shard has rows for those of its images that were not quarantined. Its first draws are the rows
-    that were not drawn again, and the rejected ones, which are a block of their own.
+    A shard has rows for images that were not quarantined. Its first draws are the rows that were
+    not drawn again, and the rejected ones, which are a block of their own.
     """
     commit = block.commit
     if commit is None:
@@ -132,7 +137,7 @@ def rows_of(block: ImageBlock) -> dict[int, int]:
     if commit.first_draws and commit.object == commit.first_draws.object:
         return {index: row for row, index in enumerate(commit.first_draws.indices)}
     quarantined = {index_of(image_id) for image_id, _ in commit.rejects}
-    redrawn = {index_of(one.image_id) for one in commit.redrawn} if block.first_draws else set()
+    redrawn = {index_of(image.image_id) for image in commit.redrawn} if block.first_draws else set()
     rows: dict[int, int] = {}
     row = 0
     for index in range(commit.first, commit.first + commit.count):
@@ -140,5 +145,5 @@ def rows_of(block: ImageBlock) -> dict[int, int]:
             continue
         if index not in redrawn:
             rows[index] = row
-        row += 1
+        row += 1  # a redrawn image has a row too, which is only not among the first draws
     return rows

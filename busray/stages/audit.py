@@ -24,7 +24,7 @@ from busray.layout import AUDIT_JSON, AUDIT_PANELS, copies_key, features_key
 from busray.records import CLASS_ALL, Commit, ContentBox, Figure, SourceImage, UserError, to_json
 from busray.report.audit import audit_sentences, closest_rows
 from busray.report.contact_sheet import contact_sheet
-from busray.run.pieces import BOX, ImageBlock, block_pixels, load_features, real_blocks, rows_of
+from busray.run.pieces import BOX, ImageBlock, block_pixels, load_array, real_blocks, rows_of
 from busray.run.record import Run
 from busray.stages.features import extract, missing_real_blocks
 from busray.stages.report import add_to_report
@@ -126,7 +126,7 @@ def _train_features(run: Run, extractor: str) -> np.ndarray:
     row_of: dict[str, np.ndarray] = {}
     for key, split, _, images in real_blocks(run, extractor):
         if split == "train":
-            row_of.update(zip((image.file for image in images), load_features(run.store, key), strict=True))
+            row_of.update(zip((image.file for image in images), load_array(run.store, key), strict=True))
     return np.array([row_of[image.file] for image in run.dataset.train])
 
 
@@ -190,7 +190,7 @@ def _search(originals: Originals, search: Search, beat: Beat) -> None:
     """Compare a block's images with the training images; put their rows, of dtype copies.FOUND."""
     block = search.block
     contents = unpadded(*block_pixels(block))
-    features = [None] * len(contents) if search.features is None else load_features(block.store, search.features)
+    features = [None] * len(contents) if search.features is None else load_array(block.store, search.features)
     rows = []
     for index, content, feature in zip(rows_of(block), contents, features, strict=True):
         rows.append(originals.find(index, content, feature))
@@ -233,7 +233,7 @@ def _evidence(
 
 def _found(search: Search) -> np.ndarray:
     """Rows of dtype copies.FOUND."""
-    return load_features(search.block.store, search.block.key)
+    return load_array(search.block.store, search.block.key)
 
 
 def _near_duplicates_inside(store: Store, commits: list[Commit]) -> tuple[int, int]:

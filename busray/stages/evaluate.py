@@ -10,7 +10,6 @@ import numpy as np
 from busray.corpus.arms import Source, arm_after_gate, arm_sources, released_arm
 from busray.corpus.commit import read_commits
 from busray.corpus.manifest import quarantine
-from busray.data.split import SPLITS
 from busray.evidence.classes import AFTER_GATE, FIRST_DRAW, GateCounts, consistency_figures, gate_counts, gate_figures
 from busray.evidence.distances import arm_figures, clean_figures, clean_sentences
 from busray.evidence.nearness import nearness_figures
@@ -18,10 +17,10 @@ from busray.evidence.real import RealFeatures
 from busray.evidence.stats.samples import FEWEST_UNITS
 from busray.layout import CHECK
 from busray.records import Figure, Stopped
-from busray.run.pieces import ImageBlock, real_blocks, synthetic_blocks
+from busray.run.pieces import ImageBlock, synthetic_blocks
 from busray.run.record import Run
 from busray.stages.classifiers import classifier_record, load_classifier, trained_classifier
-from busray.stages.features import Arms, chosen_indices, features, real_units
+from busray.stages.features import Arms, chosen_indices, features, of_real_images, real_units
 from busray.vision.extractors import Extractor
 from busray.workers import Workers
 
@@ -44,6 +43,7 @@ def evaluate(run: Run, workers: Workers) -> list[Figure]:
         if reference == "test":
             figures += clean_figures({**arms, **gated}, real, clean, pairs)
         if gated:
+            # A gate may prefer images near the training images. Both sides show whether it did.
             before = {released: arms[released]} if released in arms else {}
             held_out = reference if reference in ("val", "test") else "test"
             figures += nearness_figures({**before, **gated}, real, held_out)
@@ -54,12 +54,10 @@ def evaluate(run: Run, workers: Workers) -> list[Figure]:
 class GateComparison(NamedTuple):
     """An extractor's features before and after a class gate."""
 
-    arms: Arms
-    """All arms, of first draws and seed-paired."""
-    gated: Arms
-    """The images that the gate let pass; empty where there is no gate."""
+    arms: Arms  # all arms, of first draws and seed-paired
+    gated: Arms  # the images that the gate let pass; empty where there is no gate
+    # (arm, gated arm) whose row i is one image, before and after the gate
     pairs: list[tuple[str, str]]
-    """(arm, gated arm) whose row i is one image, before and after the gate."""
     real: RealFeatures
 
 
@@ -67,8 +65,6 @@ def _before_and_after_gate(run: Run, workers: Workers, extractor: str) -> GateCo
     """The two sides are read separately: an image that the gate gave up is missing after it only.
 
     Where fewer than FEWEST_UNITS images of a class passed, nothing is compared after the gate.
-    Where a compared image is missing, later rows hold other images, and the two sides are not
-    seed-paired.
     """
     before = synthetic_blocks(run, arm_sources(run.config), extractor)
     _stop_at_too_few(run, before)
@@ -81,6 +77,7 @@ def _before_and_after_gate(run: Run, workers: Workers, extractor: str) -> GateCo
     classes = next(iter(arms.values()))
     if min(len(passed.get(name, ())) for name in classes) < FEWEST_UNITS:
         return GateComparison(arms, {}, [], real)
+    # Where a compared image is missing, later rows hold other images: no longer seed-paired.
     same_images = released in arms and chosen_indices(run, before) == chosen_indices(run, after)
     return GateComparison(arms, {gated: passed}, [(released, gated)] if same_images else [], real)
 
@@ -92,9 +89,9 @@ def _stop_at_too_few(run: Run, blocks: dict[str, list[ImageBlock]]) -> None:
         n = len(chosen.get(name, ()))
         if settings.images and n < FEWEST_UNITS:
             raise Stopped(
-                f"evaluate: every arm has {n} images of {name}, at least {FEWEST_UNITS} are needed to compare "
-                f"anything, and the others were quarantined{_example_of_quarantine(run)}: fix the cause and draw into "
-                "another output"
+                f"evaluate: every arm has {n} images of {name}, at least {FEWEST_UNITS} are needed to "
+                f"compare anything, and the others were quarantined{_example_of_quarantine(run)}: "
+                "fix the cause and draw into another output"
             )
 
 
@@ -113,8 +110,10 @@ def _class_figures(run: Run, workers: Workers) -> list[Figure]:
     names = list(config.classes)
     if config.evaluate.judge:
         record = trained_classifier(run, workers, config.evaluate.judge)
+        # The weights' digest is in the name: what another judge saw is stored under other keys.
         judge = Extractor(f"judge-{record.digest[:16]}", load_classifier(run.store, record))
-        judged = _before_and_after_gate(replace(run, extractors={judge.name: judge}), workers, judge.name)
+        judged_run = replace(run, extractors={judge.name: judge})
+        judged = _before_and_after_gate(judged_run, workers, judge.name)
         real = replace(judged.real, extractor=config.evaluate.judge)
         figures += consistency_figures(judged.arms, real, names, FIRST_DRAW)
         figures += consistency_figures(judged.gated, real, names, AFTER_GATE)
@@ -128,16 +127,10 @@ def _class_figures(run: Run, workers: Workers) -> list[Figure]:
 
 
 def _clean(run: Run) -> dict[str, dict[str, np.ndarray]]:
-    """split -> class -> bool [n]: no text or caliper was found in it. In the order of Real."""
+    """split -> class -> bool [n]: no text or caliper was found in it; as real_units has them."""
     annotations = json.loads(run.store.read(CHECK)).get("annotations", [])
     annotated = {annotation["file"] for annotation in annotations}
-    flags: dict[str, dict[str, list[bool]]] = {split: {} for split in SPLITS}
-    for _, split, name, images in real_blocks(run, ""):
-        flags[split].setdefault(name, []).extend(image.file not in annotated for image in images)
-    clean: dict[str, dict[str, np.ndarray]] = {}
-    for split, by_class in flags.items():
-        clean[split] = {name: np.array(of_class) for name, of_class in by_class.items()}
-    return clean
+    return of_real_images(run, lambda _, images: [image.file not in annotated for image in images])
 
 
 def no_clean_figures_sentences(run: Run) -> list[str]:

@@ -1,9 +1,13 @@
-"""Features of every arm and of the real images: extracted once a shard, stored, read in pairs."""
+"""Features of every arm and of the real images: extracted once a shard, stored, read in pairs.
 
-import io
-from collections.abc import Sequence
+Row i of each arm has one seed, so differences between arms are paired: what a seed makes easy or
+hard for all arms cancels out.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -11,8 +15,8 @@ from busray.corpus.arms import compared_images
 from busray.data.split import SPLITS
 from busray.evidence.real import RealFeatures
 from busray.evidence.stats.frechet import MOST_REPLICATES
-from busray.records import INCEPTION
-from busray.run.pieces import ImageBlock, block_pixels, by_chance, class_of, load_features, real_blocks, rows_of
+from busray.records import INCEPTION, SourceImage
+from busray.run.pieces import ImageBlock, block_pixels, by_chance, class_of, load_array, put_array, real_blocks, rows_of
 from busray.run.record import Run
 from busray.vision import texture
 from busray.vision.classifier import Classifier
@@ -20,33 +24,34 @@ from busray.vision.extractors import Extractor, Features
 from busray.vision.segmenter import Segmenter
 from busray.workers import Beat, Kind, Workers
 
-ClassFeatures = dict[str, np.ndarray]
-"""class -> features [n, d]"""
-Arms = dict[str, ClassFeatures]
-"""arm -> class -> features [n, d]"""
+ClassFeatures = dict[str, np.ndarray]  # class -> features [n, d]
+Arms = dict[str, ClassFeatures]  # by arm
 
 
-def features(run: Run, workers: Workers, wanted: dict[str, list[ImageBlock]], extractor: str) -> tuple[Arms, RealFeatures]:
+def features(
+    run: Run, workers: Workers, wanted: dict[str, list[ImageBlock]], extractor: str
+) -> tuple[Arms, RealFeatures]:
     """(features of the arms, features of the real images); what is not stored is extracted first.
 
     wanted: arm -> its blocks, of this run or of others with the same seeds. Row i of each arm has
-    the same seed, and the order is random. At most MOST x (number of real images) rows per arm are
-    kept in memory, however large the corpus is: no figure uses more. Texture is scaled by the real
-    training images (texture.standardised); it is stored as it was measured.
+    the same seed, and the order is random. Memory: at most MOST_REPLICATES x (number of real
+    images) rows an arm, however large the corpus is.
     """
-    missing = [block for blocks in wanted.values() for block in blocks if not block.store.exists(block.key)]
-    missing = [*_unique(missing), *missing_real_blocks(run, workers, extractor)]
-    if missing:
-        extract(run, workers, missing, extractor)
+    # Two arms may read one object, which is then extracted once.
+    missing: dict[tuple[str, str], ImageBlock] = {}
+    for blocks in wanted.values():
+        for block in blocks:
+            if not block.store.exists(block.key):
+                missing[block.store.url, block.key] = block
+    to_extract = [*missing.values(), *missing_real_blocks(run, workers, extractor)]
+    if to_extract:
+        extract(run, workers, to_extract, extractor)
     arms, real = _paired(run, wanted), _real_images(run, extractor)
     if extractor == texture.NAME:
+        # Stored as measured, since the scale depends on this run's training images.
         arms, scaled = texture.standardised(arms, real.features)
         real = replace(real, features=scaled)
     return arms, real
-
-
-def _unique(blocks: Sequence[ImageBlock]) -> list[ImageBlock]:
-    return list({(block.store.url, block.key): block for block in blocks}.values())
 
 
 def missing_real_blocks(run: Run, workers: Workers, extractor: str) -> list[ImageBlock]:
@@ -65,9 +70,9 @@ def extract(run: Run, workers: Workers, blocks: list[ImageBlock], name: str) -> 
     extractor = run.extractors[name]
     kind: Kind = "model"
     if extractor.weights is None:
-        kind = "core"
+        kind = "core"  # plain arithmetic on one thread, so there is a worker a core
     elif isinstance(extractor.weights, Segmenter | Classifier):
-        kind = "cpu"
+        kind = "cpu"  # a small network that was trained on CPUs
     device = workers.device if kind == "model" else "cpu"
     start = partial(FeatureWorker.load, extractor, device, run.config.evaluate.batch_size)
     stage = "features" if name == INCEPTION else f"features {name}"
@@ -92,9 +97,7 @@ class FeatureWorker:
             batch = slice(at, at + self.batch_size)
             batches.append(self.compute(pixels[batch], boxes[batch]))
             beat(len(batches[-1]))
-        buffer = io.BytesIO()
-        np.save(buffer, np.concatenate(batches).astype(np.float32), allow_pickle=False)
-        block.store.put_once(block.key, buffer.getvalue())
+        put_array(block.store, block.key, np.concatenate(batches).astype(np.float32))
 
 
 def _paired(run: Run, wanted: dict[str, list[ImageBlock]]) -> Arms:
@@ -106,10 +109,13 @@ def _paired(run: Run, wanted: dict[str, list[ImageBlock]]) -> Arms:
 def chosen_indices(run: Run, wanted: dict[str, list[ImageBlock]]) -> dict[str, list[int]]:
     """class -> indices of the images that every arm has, in the random order of by_chance.
 
-    An image that is quarantined in one arm is left out of all.
+    An image that is quarantined in one arm is left out of all, so that the arms stay paired.
     """
+    names: set[str] = set()
+    for blocks in wanted.values():
+        names.update(map(class_of, blocks))
     chosen: dict[str, list[int]] = {}
-    for name in sorted({class_of(block) for blocks in wanted.values() for block in blocks}):
+    for name in sorted(names):
         in_all = np.ones(compared_images(run.config), bool)
         for blocks in wanted.values():
             in_arm = np.zeros_like(in_all)
@@ -117,13 +123,14 @@ def chosen_indices(run: Run, wanted: dict[str, list[ImageBlock]]) -> dict[str, l
                 if class_of(block) == name:
                     in_arm[[index for index in rows_of(block) if index < len(in_arm)]] = True
             in_all &= in_arm
+        # No figure uses more images than this, so no more are read into memory.
         real = sum(image.class_name == name for image in run.dataset.split("all"))
         chosen[name] = by_chance(name, np.flatnonzero(in_all).tolist(), MOST_REPLICATES * real)
     return chosen
 
 
 def _arm_features(blocks: list[ImageBlock], chosen: dict[str, list[int]]) -> ClassFeatures:
-    """class -> features of the chosen indices, in their order. One block is in memory at a time."""
+    """class -> features of the chosen indices, in their order; one block in memory at a time."""
     features: ClassFeatures = {}
     for name, indices in chosen.items():
         position = {index: i for i, index in enumerate(indices)}
@@ -133,7 +140,7 @@ def _arm_features(blocks: list[ImageBlock], chosen: dict[str, list[int]]) -> Cla
             rows = {index: row for index, row in rows_of(block).items() if index in position}
             if not rows:
                 continue
-            stored = load_features(block.store, block.key)
+            stored = load_array(block.store, block.key)
             if name not in features:
                 features[name] = np.empty((len(indices), stored.shape[1]), stored.dtype)
             features[name][[position[index] for index in rows]] = stored[list(rows.values())]
@@ -141,21 +148,26 @@ def _arm_features(blocks: list[ImageBlock], chosen: dict[str, list[int]]) -> Cla
 
 
 def _real_images(run: Run, extractor: str) -> RealFeatures:
-    blocks: dict[str, dict[str, list[np.ndarray]]] = {split: {} for split in SPLITS}
-    for key, split, name, _ in real_blocks(run, extractor):
-        blocks[split].setdefault(name, []).append(load_features(run.store, key))
-    features: dict[str, ClassFeatures] = {}
-    for split, by_class in blocks.items():
-        features[split] = {name: np.concatenate(parts) for name, parts in by_class.items()}
+    features = of_real_images(run, lambda key, _: load_array(run.store, key), extractor)
     return RealFeatures(features, real_units(run), extractor, run.dataset.frame, run.dataset.size)
 
 
 def real_units(run: Run) -> dict[str, ClassFeatures]:
     """split -> class -> labels [n] of independent draws, in the order of _real_images."""
-    units: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
-    for _, split, name, images in real_blocks(run, ""):
-        units[split].setdefault(name, []).extend(image.unit for image in images)
-    labels: dict[str, ClassFeatures] = {}
-    for split, by_class in units.items():
-        labels[split] = {name: np.array(of_class) for name, of_class in by_class.items()}
-    return labels
+    return of_real_images(run, lambda _, images: [image.unit for image in images])
+
+
+def of_real_images(
+    run: Run, values: Callable[[str, Sequence[SourceImage]], np.ndarray | list[Any]], extractor: str = ""
+) -> dict[str, ClassFeatures]:
+    """split -> class -> values(key of the features, images) of all real images [n, ...].
+
+    In the order of real_blocks, so what two calls return belongs together row by row.
+    """
+    parts: dict[str, dict[str, list[np.ndarray]]] = {split: {} for split in SPLITS}
+    for key, split, name, images in real_blocks(run, extractor):
+        parts[split].setdefault(name, []).append(np.asarray(values(key, images)))
+    joined: dict[str, ClassFeatures] = {}
+    for split, by_class in parts.items():
+        joined[split] = {name: np.concatenate(arrays) for name, arrays in by_class.items()}
+    return joined
