@@ -4,28 +4,16 @@ A sub-run lies below the output and has settings of its own; all share data, see
 budget. What a sub-run has committed is not made again, so the same command resumes an ablation.
 """
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
-from busray import __version__
 from busray import config as settings
 from busray.config_file import validate
-from busray.corpus.ablation import (
-    ARMS,
-    SWEPT_METHOD,
-    SWEPT_REFINED,
-    SubRunPlan,
-    compared_pairs,
-    plan_sub_runs,
-    sweep_curves,
-    unet_evaluations,
-)
+from busray.corpus import ablation
 from busray.corpus.arms import arm_sources, arms_to_draw, compared_images
 from busray.corpus.commit import committed_shards, read_commit, read_rows
 from busray.corpus.encode import png_bytes
@@ -40,48 +28,51 @@ from busray.report.ablation import ablation_html, ablation_notes, ablation_sente
 from busray.report.contact_sheet import contact_sheet
 from busray.report.tables import figures_csv
 from busray.report.verdicts import distance_sentences
-from busray.run.pieces import ImageBlock, by_chance, synthetic_blocks
+from busray.run.pieces import ImageBlock, by_chance, load_array, put_array, synthetic_blocks
 from busray.run.record import Run, timed
 from busray.stages.features import features
 from busray.stages.finetune import finetune
 from busray.stages.generate import generate
+from busray.stages.report import described_dataset, described_run
 from busray.storage import Store
 from busray.workers import Beat, Workers
 
+# Settings are chosen on val, so the images that the arms are compared with stay unseen.
 SWEEP_REFERENCE = "val"
-"""Settings are chosen on it; the arms are compared on evaluate.reference."""
-SHEET_IMAGES = 6
-"""Images an arm in the picture of the arms side by side."""
+SHEET_IMAGES = 6  # images an arm in the picture of the arms side by side
 
 
 @dataclass(frozen=True)
 class SubRun:
     """A sub-run of the ablation, and what the stages get to draw it."""
 
-    plan: SubRunPlan
+    plan: ablation.SubRunPlan
     run: Run
     workers: Workers
 
 
 @dataclass(frozen=True)
 class AblationFigures:
-    arms: list[Figure]
-    """Against evaluate.reference."""
-    sweep: list[Figure]
-    """Against SWEEP_REFERENCE."""
+    arms: list[Figure]  # against evaluate.reference
+    sweep: list[Figure]  # against SWEEP_REFERENCE
+
+    def all(self) -> list[Figure]:
+        # An arm of the table and of a sweep has its paper-mixture figures in both: here once.
+        return list(dict.fromkeys([*self.arms, *self.sweep]))
 
 
-def check_ablation(run: Run) -> list[SubRunPlan]:
+def check_ablation(run: Run) -> list[ablation.SubRunPlan]:
     """The plans of the sub-runs; UserError where they or the adapters allow no fair comparison."""
     if INCEPTION not in run.extractors:
-        raise UserError("evaluate.extractors: an ablation measures with inception: name it among them")
+        raise UserError("evaluate.extractors: an ablation measures with inception: name it too")
     adapters = read_adapters(run.store)
     if run.config.adapters.path or (adapters and adapters.is_adopted):
         raise UserError(
-            "adapters.path: an ablation trains every arm's adapters alike, so it takes none from elsewhere: leave it "
-            "unset and give an output whose adapters were trained there (those of `busray run` under it are kept)"
+            "adapters.path: an ablation trains every arm's adapters alike, so it takes none from "
+            "elsewhere: leave it unset and give an output whose adapters were trained there (those of "
+            "`busray run` under it are kept)"
         )
-    return plan_sub_runs(run.config)
+    return ablation.plan_sub_runs(run.config)
 
 
 def ablate(run: Run, workers: Workers) -> dict[str, Any]:
@@ -91,25 +82,21 @@ def ablate(run: Run, workers: Workers) -> dict[str, Any]:
         draw_sub_run(sub_run, sub_runs)
     figures = _measure(run, workers, sub_runs)
     report = _report(run, sub_runs, figures)
-    run.store.replace(ABLATE_CSV, figures_csv(_all(figures)).encode())
+    run.store.replace(ABLATE_CSV, figures_csv(figures.all()).encode())
     run.store.replace(ABLATE_JSON, to_json(report))
     run.store.replace(ABLATE_HTML, ablation_html(report, _sheets(run, sub_runs)).encode())
     return report
 
 
-def _all(figures: AblationFigures) -> list[Figure]:
-    """An arm that is in the table and in a sweep has its paper-mixture figures once."""
-    return list(dict.fromkeys([*figures.arms, *figures.sweep]))
-
-
 # ---- drawing ----
 
 
-def open_sub_run(run: Run, workers: Workers, plan: SubRunPlan) -> SubRun:
+def open_sub_run(run: Run, workers: Workers, plan: ablation.SubRunPlan) -> SubRun:
     """The plan's own settings and storage; the ablation's data set and base."""
     if not plan.prefix:
         return SubRun(plan, replace(run, config=plan.config), workers)
     store = run.store.sub(plan.prefix)
+    # Settings and data set stand below it too, so that it can be reproduced without the ablation.
     store.put_once(CONFIG, to_json(plan.config.model_dump(mode="json")))
     store.put_once(DATASET, to_json(run.dataset))
     return SubRun(plan, replace(run, config=plan.config, store=store), workers.labelled(plan.prefix))
@@ -117,26 +104,26 @@ def open_sub_run(run: Run, workers: Workers, plan: SubRunPlan) -> SubRun:
 
 def draw_sub_run(sub_run: SubRun, sub_runs: Sequence[SubRun]) -> None:
     """Train or copy the adapters, then draw every corpus that the sub-run still misses."""
-    run, workers, txt2img_source = sub_run.run, sub_run.workers, None
-    if sub_run.plan.shares_adapters:
-        full = next(other.run for other in sub_runs if SWEPT_METHOD in other.plan.arms.values())
+    plan, run, workers, source = sub_run.plan, sub_run.run, sub_run.workers, None
+    if plan.shares_adapters:
+        full = next(s.run for s in sub_runs if ablation.SWEPT_METHOD in s.plan.arms.values())
         _copy_adapters(full.store, run.store)
         # Another strength starts from the same txt2img images, which need not be drawn again.
-        if sub_run.plan.point and sub_run.plan.point[0] == "strength" and full.config.corpus.keep_txt2img:
-            txt2img_source = full.store
+        if plan.point and plan.point[0] == "strength" and full.config.corpus.keep_txt2img:
+            source = full.store
     else:
         timed(run, "finetune", lambda: finetune(run, workers))
-    # More images may be there, of `busray run` or of an ablation that compared more.
-    timed(run, "generate", lambda: generate(run, workers, txt2img_source=txt2img_source, never_shrink=True))
+    # More images may be there, of `busray run` or of an ablation that compared more: they stay.
+    timed(run, "generate", lambda: generate(run, workers, txt2img_source=source, never_shrink=True))
     for arm in arms_to_draw(run.config):
         timed(run, f"generate {arm}", lambda arm=arm: generate(run, workers, arm))
 
 
 def _copy_adapters(source: Store, target: Store) -> None:
-    """Commit the source's adapters in the target too, so that a sub-run can be reproduced alone."""
-    record = read_adapters(source)
+    """Commit the source's adapters in the target too."""
+    record = read_adapters(source)  # the sub-run that trains them comes first in the plans
     assert record is not None
-    if read_adapters(target) is None:
+    if read_adapters(target) is None:  # else an earlier command copied them
         files = {name: source.read(f"{record.folder}/{name}") for name in record.files}
         commit_adapters(target, files, record.to_dict())
 
@@ -148,24 +135,28 @@ def _measure(run: Run, workers: Workers, sub_runs: Sequence[SubRun]) -> Ablation
     figures = AblationFigures([], [])
     for done, extractor in enumerate(run.extractors):
         workers.report("figures", done, len(run.extractors))
-        by_extractor = _measure_by(run, workers, sub_runs, extractor)
-        figures.arms.extend(by_extractor.arms)
-        figures.sweep.extend(by_extractor.sweep)
+        arms, sweep = _measure_by(run, workers, sub_runs, extractor)
+        figures.arms.extend(arms)
+        figures.sweep.extend(sweep)
     workers.report("figures", len(run.extractors), len(run.extractors))
     return figures
 
 
-def _measure_by(run: Run, workers: Workers, sub_runs: Sequence[SubRun], extractor: str) -> AblationFigures:
-    """_measure by one extractor."""
+def _measure_by(
+    run: Run, workers: Workers, sub_runs: Sequence[SubRun], extractor: str
+) -> tuple[list[Figure], list[Figure]]:
+    """(figures of the table's arms, figures of the sweeps) by one extractor."""
     wanted: dict[str, list[ImageBlock]] = {}
     for sub_run in sub_runs:
         blocks = synthetic_blocks(sub_run.run, arm_sources(sub_run.run.config), extractor)
         wanted |= {name: blocks[arm] for arm, name in sub_run.plan.arms.items()}
+    # One call for all sub-runs, so that row i is the same seed in each of them.
     drawn, real = features(run, workers, wanted, extractor)
 
     reference, names = run.config.evaluate.reference, _table_arms(sub_runs)
     compared = {name: drawn[name] for name in names}
-    arms = arm_figures(compared, real, reference, compared_pairs(names, run.config.ablate.against))
+    pairs = ablation.compared_pairs(names, run.config.ablate.against)
+    arms = arm_figures(compared, real, reference, pairs)
     arms += nearness_figures(compared, real, _held_out(reference))
     for arm, blocks in _reconstructed(run, workers, extractor).items():
         images, _ = features(run, workers, {arm: blocks}, extractor)
@@ -176,29 +167,29 @@ def _measure_by(run: Run, workers: Workers, sub_runs: Sequence[SubRun], extracto
     against = [(arm, name) for arm, name in dict.fromkeys(points) if arm != name]
     sweep = arm_figures(swept, real, SWEEP_REFERENCE, against)
     sweep += nearness_figures(swept, real, SWEEP_REFERENCE)
-    return AblationFigures(arms, sweep)
+    return arms, sweep
 
 
 def _sweep_points(config: settings.Config, sub_runs: Sequence[SubRun]) -> list[tuple[str, str]]:
     """(arm as it is configured, arm at a point of a sweep), sweep by sweep."""
     points = []
-    for by_arm in sweep_curves(config, _plans(sub_runs)).values():
+    for by_arm in ablation.sweep_curves(config, _plans(sub_runs)).values():
         for arm, values in by_arm.items():
             points += [(arm, name) for _, name in values]
     return points
 
 
-def _plans(sub_runs: Sequence[SubRun]) -> list[SubRunPlan]:
+def _plans(sub_runs: Sequence[SubRun]) -> list[ablation.SubRunPlan]:
     return [sub_run.plan for sub_run in sub_runs]
 
 
 def _table_arms(sub_runs: Sequence[SubRun]) -> list[str]:
     """The arms of the table: all but those that only a sweep has."""
-    names = list(ARMS)
+    names = list(ablation.ARMS)
     for plan in _plans(sub_runs):
         if not plan.point:
-            names += [name for name in plan.arms.values() if name not in ARMS]
-    return names
+            names += plan.arms.values()
+    return list(dict.fromkeys(names))
 
 
 def _held_out(reference: str) -> str:
@@ -216,8 +207,7 @@ class AutoencoderBlock:
     arm: str
     class_name: str
     images: tuple[SourceImage, ...]
-    content: str
-    """Fingerprint of the images and the autoencoder."""
+    content: str  # fingerprint of the images and the autoencoder
 
     @property
     def key(self) -> str:
@@ -228,9 +218,10 @@ class AutoencoderBlock:
 def _autoencoder_blocks(run: Run) -> list[AutoencoderBlock]:
     """Blocks of the arm `vae`: the reference's images, as many a class as the arms have.
 
-    These are the reference itself. So the images that the floor compares with the reference are
-    decoded too, as `vae-<split>`.
+    The images that the floor compares with the reference are decoded too, as `vae-<split>`.
     """
+    # The arm `vae` is the reference itself, decoded. Only decoded images of the other split can be
+    # compared with the floor.
     reference, n = run.config.evaluate.reference, compared_images(run.config)
     split_of = {VAE: reference}
     if reference in FLOOR_SPLIT:
@@ -248,7 +239,10 @@ def _autoencoder_blocks(run: Run) -> list[AutoencoderBlock]:
 def _reconstructed(run: Run, workers: Workers, extractor: str) -> dict[str, list[ImageBlock]]:
     """arm -> real images that the base's autoencoder encoded and decoded."""
     blocks = _autoencoder_blocks(run)
-    missing = {block.key: run.images.load(block.images) for block in blocks if not run.store.exists(block.key)}
+    missing: dict[str, Images] = {}
+    for block in blocks:
+        if not run.store.exists(block.key):
+            missing[block.key] = run.images.load(block.images)
     if missing:
         total = sum(map(len, missing.values()))
         arguments = (run.config, workers.device, run.store, missing)
@@ -256,14 +250,10 @@ def _reconstructed(run: Run, workers: Workers, extractor: str) -> dict[str, list
     wanted: dict[str, list[ImageBlock]] = {}
     for block in blocks:
         key = features_key(block.content, "vae", extractor)
-        decoded = ImageBlock(
-            run.store,
-            key,
-            pixels=None if run.store.exists(key) else workers.share(_pixels(run.store, block)),
-            boxes=run.images.boxes(block.images),
-            images=len(block.images),
-            class_name=block.class_name,
-        )
+        # Pixels are read only where their features are missing.
+        pixels = None if run.store.exists(key) else workers.share(load_array(run.store, block.key))
+        decoded = ImageBlock(run.store, key, pixels=pixels, boxes=run.images.boxes(block.images))
+        decoded = replace(decoded, images=len(block.images), class_name=block.class_name)
         wanted.setdefault(block.arm, []).append(decoded)
     return wanted
 
@@ -278,9 +268,7 @@ def _reconstruct(
     pipe = load_pipeline(config.base, device)
     for key, images in images_of.items():
         decoded = reconstruct(pipe, images.pixels, images.boxes, config.sampling.batch_size, beat)
-        buffer = io.BytesIO()
-        np.save(buffer, decoded, allow_pickle=False)
-        store.put_once(key, buffer.getvalue())
+        put_array(store, key, decoded)
 
 
 def _units(run: Run, arm: str) -> dict[str, np.ndarray]:
@@ -294,47 +282,28 @@ def _units(run: Run, arm: str) -> dict[str, np.ndarray]:
     return units
 
 
-def _pixels(store: Store, block: AutoencoderBlock) -> np.ndarray:
-    """uint8 [n, s, s]"""
-    return np.load(io.BytesIO(store.read(block.key)), allow_pickle=False)
-
-
 # ---- the report ----
 
 
 def _report(run: Run, sub_runs: Sequence[SubRun], figures: AblationFigures) -> dict[str, Any]:
-    reference = run.config.evaluate.reference
-    sentences = ablation_sentences(figures.arms, figures.sweep, SWEPT_REFINED, SWEEP_REFERENCE)
+    reference, refined = run.config.evaluate.reference, ablation.SWEPT_REFINED
+    sentences = ablation_sentences(figures.arms, figures.sweep, refined, SWEEP_REFERENCE)
     return {
-        "run": {
-            "name": run.config.name,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "busray": __version__,
-            "output": run.config.output,
-            "command": run.command,
-            "base": run.base.to_dict(),
-            "settings": run.config.model_dump(mode="json"),
-        },
-        "dataset": {
-            "hash": run.dataset.hash,
-            "size": run.dataset.size,
-            "frame": run.dataset.frame,
-            "counts": run.dataset.counts(run.config.classes),
-            "left_out": [list(pair) for pair in run.dataset.left_out],
-        },
-        "figures": [figure.to_dict() for figure in _all(figures)],
+        "run": described_run(run),
+        "dataset": described_dataset(run),
+        "figures": [figure.to_dict() for figure in figures.all()],
         "verdicts": [*sentences, *distance_sentences(figures.arms)],
         "timings": _timings(sub_runs),
         "ablation": {
             "against": run.config.ablate.against,
-            "full": SWEPT_METHOD,
+            "full": ablation.SWEPT_METHOD,
             "arms": _table_arms(sub_runs),
             "sweep_only": _sweep_arms(sub_runs),
             "reference": reference,
             "sweep_reference": SWEEP_REFERENCE,
             "held_out": _held_out(reference),
-            "notes": ablation_notes(figures.arms, SWEPT_REFINED),
-            "curves": sweep_curves(run.config, _plans(sub_runs)),
+            "notes": ablation_notes(figures.arms, refined),
+            "curves": ablation.sweep_curves(run.config, _plans(sub_runs)),
             "configurations": _configurations(run.store, sub_runs),
         },
     }
@@ -350,27 +319,28 @@ def _sweep_arms(sub_runs: Sequence[SubRun]) -> list[str]:
 
 def _configurations(store: Store, sub_runs: Sequence[SubRun]) -> list[dict[str, Any]]:
     """Every arm's settings, and those of sweeps of an earlier command with other values."""
-    rows = []
-    for plan in _plans(sub_runs):
-        rows += [_configuration(name, arm, plan) for arm, name in plan.arms.items()]
-    for plan in _earlier_points(store, {plan.prefix for plan in _plans(sub_runs)}):
-        rows += [_configuration(name, arm, plan, "earlier") for arm, name in plan.arms.items()]
+    rows, plans = [], _plans(sub_runs)
+    earlier = _earlier_points(store, {plan.prefix for plan in plans})
+    for measured, measured_plans in (("now", plans), ("earlier", earlier)):
+        for plan in measured_plans:
+            rows += [_configuration(name, arm, plan, measured) for arm, name in plan.arms.items()]
     order = {name: i for i, name in enumerate(_table_arms(sub_runs))}
     return sorted(rows, key=lambda row: order.get(row["arm"], len(order)))
 
 
-def _earlier_points(store: Store, prefixes_now: set[str]) -> list[SubRunPlan]:
+def _earlier_points(store: Store, prefixes_now: set[str]) -> list[ablation.SubRunPlan]:
     earlier = []
     for key in store.list("points"):
         prefix, _, file = key.rpartition("/")
         if file == CONFIG and prefix.count("/") == 1 and prefix not in prefixes_now:
             config = validate(json.loads(store.read(key)))
             point = prefix.partition("/")[2]
-            earlier.append(SubRunPlan(prefix, config, {arm: f"{arm} {point}" for arm in config.evaluate.arms}))
+            arms = {arm: f"{arm} {point}" for arm in config.evaluate.arms}
+            earlier.append(ablation.SubRunPlan(prefix, config, arms))
     return earlier
 
 
-def _configuration(name: str, arm: str, plan: SubRunPlan, measured: str = "now") -> dict[str, Any]:
+def _configuration(name: str, arm: str, plan: ablation.SubRunPlan, measured: str) -> dict[str, Any]:
     config = plan.config
     parsed = Arm.parse(arm)
     refine = config.refine if parsed.refined else None
@@ -382,7 +352,7 @@ def _configuration(name: str, arm: str, plan: SubRunPlan, measured: str = "now")
         "strength": refine.strength if refine else None,
         "refine steps": refine.steps if refine else None,
         "refine guidance": refine.guidance_scale if refine else None,
-        "UNet evaluations an image": unet_evaluations(config.sampling, refine),
+        "UNet evaluations an image": ablation.unet_evaluations(config.sampling, refine),
         "images a class": compared_images(config),
         "under": plan.prefix or ".",
         "measured": measured,
@@ -395,19 +365,18 @@ def _timings(sub_runs: Sequence[SubRun]) -> list[dict[str, Any]]:
         timings: Mapping[str, float] = json.loads(sub_run.run.store.read_or_none(TIMINGS) or b"{}")
         label = f"{sub_run.plan.prefix}: " if sub_run.plan.prefix else ""
         for stage, seconds in timings.items():
-            row = {"stage": f"{label}{stage}", "seconds": seconds, "images": None, "images_per_actor_second": None}
-            rows.append(row)
+            row = {"stage": f"{label}{stage}", "seconds": seconds}
+            rows.append({**row, "images": None, "images_per_actor_second": None})
     return rows
 
 
 def _sheets(run: Run, sub_runs: Sequence[SubRun]) -> dict[str, bytes]:
-    """class -> the first images of each arm: a row an arm, a column a seed. Also the decoded."""
+    """class -> the first images of each arm; a row an arm, a column a seed. Decoded ones too."""
     images_of = {}
     for sub_run in sub_runs:
         for arm, name in sub_run.plan.arms.items():
             images_of[name] = _first_images(sub_run.run, arm)
-    arms = _table_arms(sub_runs)
-    arms += [name for name in images_of if name not in arms]
+    arms = list(dict.fromkeys([*_table_arms(sub_runs), *images_of]))
     sheets = {}
     for class_name in run.config.classes:
         rows = [images_of[arm].get(class_name, []) for arm in arms]
@@ -437,7 +406,8 @@ def _autoencoder_sheet(run: Run) -> bytes:
     for block in _autoencoder_blocks(run):
         if block.arm == VAE:
             real = run.images.load(block.images[:SHEET_IMAGES]).pixels
-            decoded = _pixels(run.store, block)[:SHEET_IMAGES]
-            rows += [[png_bytes(image, {}) for image in images] for images in (real, decoded)]
+            decoded = load_array(run.store, block.key)[:SHEET_IMAGES]
+            for images in (real, decoded):
+                rows.append([png_bytes(image, {}) for image in images])
             labels += [f"{block.class_name}, real", "through the autoencoder"]
     return contact_sheet(rows, [], row_labels=labels)

@@ -5,28 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
-from busray import __version__
+from busray import __version__, layout
 from busray.corpus.commit import committed_shards, in_threads, read_commit, read_rows
 from busray.corpus.encode import png_bytes
 from busray.corpus.manifest import published_rows
 from busray.corpus.plan import read_segments, shards
 from busray.corpus.record import read_run
 from busray.data.images import ImageFolder
-from busray.layout import (
-    AUDIT_JSON,
-    AUDIT_PANELS,
-    CHECK,
-    GEOMETRY_JSON,
-    GEOMETRY_PNG,
-    MANIFEST,
-    REPORT_HTML,
-    REPORT_JSON,
-    STUDY_JSON,
-    TIMINGS,
-    arm_prefix,
-)
 from busray.model.checkpoints import read_adapters
 from busray.records import Figure, to_json
 from busray.report.audit import copies_section, of_now
@@ -41,13 +29,17 @@ from busray.stages.classifiers import classifier_record
 from busray.stages.evaluate import class_gate_counts, no_clean_figures_sentences
 from busray.storage import Store
 
-GALLERY_ROWS = 4
+GALLERY_ROWS = 4  # images a class that the page shows
 
 
 def report_sentences(run: Run, figures: list[Figure]) -> list[str]:
     """What the figures say."""
-    lesions = geometry_sentences(figures, (_geometry(run) or {}).get("reason"))
-    return [*distance_sentences(figures), *no_clean_figures_sentences(run), *consistency_sentences(figures), *lesions]
+    return [
+        *distance_sentences(figures),
+        *no_clean_figures_sentences(run),
+        *consistency_sentences(figures),
+        *geometry_sentences(figures, (_geometry(run) or {}).get("reason")),
+    ]
 
 
 def write_report(run: Run, figures: list[Figure]) -> None:
@@ -57,7 +49,7 @@ def write_report(run: Run, figures: list[Figure]) -> None:
 
 def add_to_report(run: Run, name: str, part: dict[str, Any]) -> None:
     """Replace one part of report.json and make the page anew; nothing where there is no report."""
-    report = run.store.read_or_none(REPORT_JSON)
+    report = run.store.read_or_none(layout.REPORT_JSON)
     if report is not None:
         _publish(run, {**json.loads(report), name: part})
 
@@ -67,56 +59,70 @@ def _publish(run: Run, report: dict[str, Any]) -> None:
     if audit := report.get("audit"):
         # The corpus may have grown since the audit. The report then says so.
         report = {**report, "audit": of_now(audit, sum(row["rows"] for row in published))}
-    run.store.replace(REPORT_JSON, to_json(report))
+    run.store.replace(layout.REPORT_JSON, to_json(report))
     lesions, figures = report.get("geometry") or {}, figures_of(report)
-    outlines = run.store.read_or_none(GEOMETRY_PNG) if lesions.get("segmenter") else None
+    outlines = run.store.read_or_none(layout.GEOMETRY_PNG) if lesions.get("segmenter") else None
     sections = [
         consistency_section(figures, report.get("gate")),
         geometry_section(figures, lesions.get("reason"), outlines),
-        copies_section(report.get("audit") or {}, run.store.read_or_none(AUDIT_PANELS)),
+        copies_section(report.get("audit") or {}, run.store.read_or_none(layout.AUDIT_PANELS)),
         study_section(report.get("study") or {}),
     ]
     galleries = _galleries(run.store, run.images, refined=run.config.refine is not None)
-    run.store.replace(REPORT_HTML, report_html(report, figures, galleries, sections).encode())
+    run.store.replace(layout.REPORT_HTML, report_html(report, figures, galleries, sections).encode())
 
 
 # ---- report.json ----
 
 
 def _report(run: Run, figures: list[Figure]) -> dict[str, Any]:
-    config, dataset, store = run.config, run.dataset, run.store
+    store = run.store
     record = read_adapters(store)
     adapters = record.to_dict() if record else {}
+    run_part = {
+        **described_run(run),
+        "fingerprint": (read_run(store) or {})["fingerprint"],
+        # The curves are a part of their own.
+        "adapters": {k: v for k, v in adapters.items() if k not in ("loss", "validation")},
+        "execution": _execution(store),
+    }
     return {
-        "run": {
-            "name": config.name,
-            "fingerprint": (read_run(store) or {})["fingerprint"],
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "busray": __version__,
-            "output": config.output,
-            "command": run.command,
-            "base": run.base.to_dict(),
-            "adapters": {k: v for k, v in adapters.items() if k not in ("loss", "validation")},
-            "execution": _execution(store),
-            "settings": config.model_dump(mode="json"),
-        },
-        "dataset": {
-            "hash": dataset.hash,
-            "size": dataset.size,
-            "frame": dataset.frame,
-            "counts": dataset.counts(config.classes),
-            "left_out": [list(pair) for pair in dataset.left_out],
-        },
-        "check": json.loads(store.read(CHECK)),
-        "corpus": _corpus(store, list(config.classes)),
+        "run": run_part,
+        "dataset": described_dataset(run),
+        "check": json.loads(store.read(layout.CHECK)),
+        "corpus": _corpus(store, list(run.config.classes)),
         "figures": [figure.to_dict() for figure in figures],
         "verdicts": report_sentences(run, figures),
         "geometry": _geometry(run),
         "gate": _gate(run),
         "finetune": _training(adapters),
         "timings": _timings(store),
-        "study": json.loads(store.read_or_none(STUDY_JSON) or b"null"),
-        "audit": json.loads(store.read_or_none(AUDIT_JSON) or b"null"),
+        "study": json.loads(store.read_or_none(layout.STUDY_JSON) or b"null"),
+        "audit": json.loads(store.read_or_none(layout.AUDIT_JSON) or b"null"),
+    }
+
+
+def described_run(run: Run) -> dict[str, Any]:
+    """The part `run` of report.json and ablate.json, as far as they have it in common."""
+    return {
+        "name": run.config.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "busray": __version__,
+        "output": run.config.output,
+        "command": run.command,
+        "base": run.base.to_dict(),
+        "settings": run.config.model_dump(mode="json"),
+    }
+
+
+def described_dataset(run: Run) -> dict[str, Any]:
+    """The part `dataset` of both."""
+    return {
+        "hash": run.dataset.hash,
+        "size": run.dataset.size,
+        "frame": run.dataset.frame,
+        "counts": run.dataset.counts(run.config.classes),
+        "left_out": [list(pair) for pair in run.dataset.left_out],
     }
 
 
@@ -138,7 +144,7 @@ def _corpus(store: Store, classes: Sequence[str]) -> dict[str, Any]:
         "quarantined": sum(row["rejects"] for row in published),
         "shards": len(published),
         "bytes": sum(row["bytes"] for row in published),
-        "manifest": MANIFEST,
+        "manifest": layout.MANIFEST,
         "classes": images,
     }
 
@@ -147,12 +153,13 @@ def _training(adapters: Mapping[str, Any]) -> dict[str, Any] | None:
     """The curves of the fine-tuning; None for adapters that were not trained here."""
     if not adapters.get("loss"):
         return None
-    return {"steps": adapters.get("step"), "loss": adapters["loss"], "validation": adapters.get("validation", [])}
+    validation = adapters.get("validation", [])
+    return {"steps": adapters.get("step"), "loss": adapters["loss"], "validation": validation}
 
 
 def _geometry(run: Run) -> dict[str, Any] | None:
     """The segmenter of the lesions' figures, or why there are none; None where none are wanted."""
-    return json.loads(run.store.read(GEOMETRY_JSON)) if run.config.evaluate.geometry else None
+    return json.loads(run.store.read(layout.GEOMETRY_JSON)) if run.config.evaluate.geometry else None
 
 
 def _gate(run: Run) -> dict[str, Any] | None:
@@ -161,9 +168,11 @@ def _gate(run: Run) -> dict[str, Any] | None:
     record = classifier_record(run, gate.architecture) if gate else None
     if gate is None or record is None:
         return None
-    classifier = asdict(record)
     return {
-        **{field: classifier[field] for field in ("architecture", "images", "test", "digest")},
+        "architecture": record.architecture,
+        "images": record.images,
+        "test": asdict(record)["test"],
+        "digest": record.digest,
         "threshold": gate.threshold,
         "attempts": gate.attempts,
         "classes": {name: asdict(counts) for name, counts in class_gate_counts(run).items()},
@@ -172,20 +181,18 @@ def _gate(run: Run) -> dict[str, Any] | None:
 
 def _timings(store: Store) -> list[dict[str, Any]]:
     rows = []
-    for stage, seconds in json.loads(store.read_or_none(TIMINGS) or b"{}").items():
+    for stage, seconds in json.loads(store.read_or_none(layout.TIMINGS) or b"{}").items():
         images = rate = None
         if stage.startswith("generate"):
             arm = stage.removeprefix("generate").strip()
-            images, rate = _drawing_rate(store.sub(arm_prefix(arm)) if arm else store)
+            images, rate = _drawing_rate(store.sub(layout.arm_prefix(arm)) if arm else store)
         rows.append({"stage": stage, "seconds": seconds, "images": images, "images_per_actor_second": rate})
     return rows
 
 
 def _drawing_rate(store: Store) -> tuple[int | None, float | None]:
-    """(images of a corpus, images a second of its actors).
-
-    From the corpus's records: the stage's wall time is of its last session only.
-    """
+    """(images of a corpus, images a second of its actors)."""
+    # From the corpus's records, since the stage's wall time is of one session only.
     images, seconds = 0, 0.0
     for commit in in_threads(partial(read_commit, store), committed_shards(store)):
         images += commit.rows
@@ -206,11 +213,10 @@ def _galleries(store: Store, folder: ImageFolder, *, refined: bool) -> dict[str,
         if shard is not None:
             drawn = read_rows(store, read_commit(store, shard)).to_pylist()[:GALLERY_ROWS]
         test = [image for image in folder.dataset.test if image.class_name == name][:GALLERY_ROWS]
-        real = [png_bytes(pixels, {}) for pixels in folder.load(test).pixels]
+        real = [png_bytes(image, {}) for image in folder.load(test).pixels]
         galleries[name] = []
-        for i in range(max(len(drawn), len(real))):
-            row = drawn[i] if i < len(drawn) else {}
-            galleries[name].append(_gallery_row(real[i] if i < len(real) else None, row, refined))
+        for png, row in zip_longest(real, drawn):  # a class may have fewer of either
+            galleries[name].append(_gallery_row(png, row or {}, refined))
     return galleries
 
 
