@@ -4,7 +4,6 @@ What the search finds is stored once a shard. The driver then reads one shard's 
 keeps counts and the closest pairs only, so its memory does not grow with the corpus.
 """
 
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from busray.corpus.arms import arm_after_gate, released_arm
-from busray.corpus.commit import committed_shards, in_threads, read_commit, read_rows
+from busray.corpus.commit import read_commits, read_rows
 from busray.corpus.encode import png_bytes, png_pixels
 from busray.data.align import Scan, aligned_pairs, shrink
 from busray.data.check import ALIGNED
@@ -24,21 +23,19 @@ from busray.layout import AUDIT_JSON, AUDIT_PANELS, copies_key, features_key
 from busray.records import CLASS_ALL, Commit, ContentBox, Figure, SourceImage, UserError, to_json
 from busray.report.audit import audit_sentences, closest_rows
 from busray.report.contact_sheet import contact_sheet
-from busray.run.pieces import BOX, ImageBlock, block_pixels, load_array, real_blocks, rows_of
+from busray.run.pieces import BOX, ImageBlock, block_pixels, load_array, put_array, real_blocks, rows_of
 from busray.run.record import Run
 from busray.stages.features import extract, missing_real_blocks
 from busray.stages.report import add_to_report
 from busray.storage import Store
 from busray.workers import Beat, Shared, Workers
 
+# Training images of which copies are made, to see whether the search finds them
 PLANTED_IMAGES = 24
-"""Training images of which copies are made, to see whether the search finds them."""
-
+# Most images that are compared with each other: pairs grow with the square of this number
 SAMPLED_IMAGES = 500
-"""Images at most that are compared with each other, sampled over the whole corpus."""
-
-PAIRS_A_ROW = 3
-"""Of the picture of the closest pairs."""
+PAIRS_A_ROW = 3  # of the picture of the closest pairs
+Lesion = np.ndarray | None  # bool [h, w] without padding; None where it is not known
 
 
 @dataclass(frozen=True)
@@ -46,8 +43,7 @@ class Search:
     """Images to compare with the training images. The rows found are stored at the block's key."""
 
     block: ImageBlock
-    features: str | None = None
-    """Key of the images' features; None where pixels alone are compared."""
+    features: str | None = None  # key of the images' features; None: pixels alone are compared
 
 
 def audit(run: Run, workers: Workers) -> tuple[list[Figure], list[str], bool]:
@@ -56,7 +52,7 @@ def audit(run: Run, workers: Workers) -> tuple[list[Figure], list[str], bool]:
     UserError where the run has no corpus.
     """
     store, extractor = run.store, next(iter(run.extractors))
-    commits = [c for c in in_threads(partial(read_commit, store), committed_shards(store)) if c.rows]
+    commits = [commit for commit in read_commits(store) if commit.rows]
     if not commits:
         raise UserError(f"{store.url} has no corpus to audit: run `busray run` or `busray generate` first")
     _extract_missing(run, workers, commits, extractor)
@@ -65,11 +61,13 @@ def audit(run: Run, workers: Workers) -> tuple[list[Figure], list[str], bool]:
     held_out = _held_out(run, workers, identity, extractor)
     copies = _planted_copies(run, workers, identity)
     corpus = [_corpus_search(store, commit, identity, extractor) for commit in commits]
-    missing = [s for s in (*held_out, *copies.values(), *corpus) if not store.exists(s.block.key)]
+    searches = (*held_out, *copies.values(), *corpus)
+    missing = [search for search in searches if not store.exists(search.block.key)]
     if missing:
         originals = Originals.of(contents, lesions, _train_features(run, extractor))
         images = sum(search.block.images for search in missing)
-        workers.map("copies", images, partial(_start_search, workers.share(originals)), missing, "core")
+        start = partial(_start_search, workers.share(originals))
+        workers.map("copies", images, start, missing, "core")
     evidence = _evidence(run, commits, corpus, held_out, copies)
     figures, sentences = audit_figures(evidence), audit_sentences(evidence)
     _write(run, commits, evidence, figures, sentences)
@@ -81,13 +79,14 @@ def _write(
 ) -> None:
     closest = evidence.tally.closest
     columns, rows = closest_rows(closest, [image.file for image in run.dataset.train])
+    panels = _panels(run.store, run.images, commits, closest)
     part = {
         "sentences": sentences,
         "figures": [figure.to_dict() for figure in figures],
         "closest": {"columns": columns, "rows": rows},
         "spread": audit_spread(evidence),
     }
-    run.store.replace(AUDIT_PANELS, _panels(run.store, run.images, commits, closest))
+    run.store.replace(AUDIT_PANELS, panels)
     run.store.replace(AUDIT_JSON, to_json(part))
     add_to_report(run, "audit", part)
 
@@ -106,18 +105,21 @@ def _extract_missing(run: Run, workers: Workers, commits: list[Commit], extracto
         extract(run, workers, missing, extractor)
 
 
-def _scans(folder: ImageFolder, images: Sequence[SourceImage]) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
-    """Real images without padding, and their lesions (None where not known)."""
+def _scans(folder: ImageFolder, images: Sequence[SourceImage]) -> tuple[list[np.ndarray], list[Lesion]]:
+    """Real images without padding, and their lesions."""
     real, masks = folder.load(images), folder.masks(images)
-    lesions: list[np.ndarray | None] = []
+    lesions: list[Lesion] = []
     for lesion, known in zip(unpadded(masks.lesions, real.boxes), masks.known, strict=True):
         lesions.append(lesion if known else None)
     return unpadded(real.pixels, real.boxes), lesions
 
 
-def _identity(dataset_hash: str, extractor: str, lesions: Sequence[np.ndarray | None]) -> str:
+def _identity(dataset_hash: str, extractor: str, lesions: Sequence[Lesion]) -> str:
     """Of everything that decides what is found in an image; part of the keys of the found rows."""
-    digests = [None if lesion is None else sha256_bytes(np.packbits(lesion).tobytes()) for lesion in lesions]
+    # The masks are not in the data set's hash, but copies of lesions are searched by them.
+    digests: list[str | None] = []
+    for lesion in lesions:
+        digests.append(None if lesion is None else sha256_bytes(np.packbits(lesion).tobytes()))
     return fingerprint([METHOD, dataset_hash, extractor, digests])
 
 
@@ -126,25 +128,26 @@ def _train_features(run: Run, extractor: str) -> np.ndarray:
     row_of: dict[str, np.ndarray] = {}
     for key, split, _, images in real_blocks(run, extractor):
         if split == "train":
-            row_of.update(zip((image.file for image in images), load_array(run.store, key), strict=True))
+            for image, row in zip(images, load_array(run.store, key), strict=True):
+                row_of[image.file] = row
     return np.array([row_of[image.file] for image in run.dataset.train])
 
 
 def _corpus_search(store: Store, commit: Commit, identity: str, extractor: str) -> Search:
-    block = ImageBlock(
-        store, copies_key(identity, commit.digest), commit, images=commit.rows, class_name=commit.class_name
-    )
+    key = copies_key(identity, commit.digest)
+    block = ImageBlock(store, key, commit, images=commit.rows, class_name=commit.class_name)
     return Search(block, features_key(commit.digest, "image", extractor))
 
 
 def _held_out(run: Run, workers: Workers, identity: str, extractor: str) -> list[Search]:
     """The real images of val and test: none is a copy, so they show the scores without copying."""
-    searches = []
+    searches: list[Search] = []
     for features, images in _held_out_blocks(run, extractor):
         key = copies_key(identity, fingerprint([image.sha256 for image in images]))
         # Pixels are read only where they are searched.
         pixels = None if run.store.exists(key) else workers.share(run.images.load(images).pixels)
-        block = ImageBlock(run.store, key, pixels=pixels, boxes=run.images.boxes(images), images=len(images))
+        boxes = run.images.boxes(images)
+        block = ImageBlock(run.store, key, pixels=pixels, boxes=boxes, images=len(images))
         searches.append(Search(block, features))
     return searches
 
@@ -161,13 +164,15 @@ def _planted_copies(run: Run, workers: Workers, identity: str) -> dict[str, Sear
     train, seed = run.dataset.train, seed_for(run.config.seed, CLASS_ALL, 0, 0, "audit")
     chosen = np.random.default_rng(seed).permutation(len(train))[:PLANTED_IMAGES]
     contents, lesions = _scans(run.images, [train[i] for i in chosen])
+    # Pasted into a training image, that image would be found and not the lesion.
     hosts, _ = _scans(run.images, run.dataset.val + run.dataset.test)
     searches = {}
     for name, copies in plant_copies(contents, lesions, hosts, seed).items():
         pixels, boxes = at_top_left(copies, run.dataset.size)
         key = copies_key(identity, fingerprint([name, seed, PLANTED_IMAGES]))
         shared = None if run.store.exists(key) else workers.share(pixels)
-        searches[name] = Search(ImageBlock(run.store, key, pixels=shared, boxes=boxes, images=len(pixels)))
+        block = ImageBlock(run.store, key, pixels=shared, boxes=boxes, images=len(pixels))
+        searches[name] = Search(block)
     return searches
 
 
@@ -176,7 +181,7 @@ def at_top_left(contents: Sequence[np.ndarray], size: int) -> tuple[np.ndarray, 
     squares = np.zeros((len(contents), size, size), np.uint8)
     for square, content in zip(squares, contents, strict=True):
         square[: content.shape[0], : content.shape[1]] = content
-    return squares, tuple(ContentBox(0, 0, content.shape[1], content.shape[0]) for content in contents)
+    return squares, tuple(ContentBox(0, 0, *content.shape[::-1]) for content in contents)
 
 
 # ---- the search, in a worker ----
@@ -190,34 +195,32 @@ def _search(originals: Originals, search: Search, beat: Beat) -> None:
     """Compare a block's images with the training images; put their rows, of dtype copies.FOUND."""
     block = search.block
     contents = unpadded(*block_pixels(block))
-    features = [None] * len(contents) if search.features is None else load_array(block.store, search.features)
+    features = [None] * len(contents)
+    if search.features is not None:
+        features = load_array(block.store, search.features)
     rows = []
     for index, content, feature in zip(rows_of(block), contents, features, strict=True):
         rows.append(originals.find(index, content, feature))
         beat(1)
-    buffer = io.BytesIO()
-    np.save(buffer, np.array(rows), allow_pickle=False)
-    block.store.put_once(block.key, buffer.getvalue())
+    put_array(block.store, block.key, np.array(rows))
 
 
 # ---- what was found ----
 
 
 def _evidence(
-    run: Run,
-    commits: list[Commit],
-    corpus: list[Search],
-    held_out: list[Search],
-    copies: Mapping[str, Search],
+    run: Run, commits: list[Commit], corpus: list[Search], held_out: list[Search], copies: Mapping[str, Search]
 ) -> AuditEvidence:
     images: dict[str, int] = {}
     for commit in commits:
-        images[commit.class_name] = max(images.get(commit.class_name, 0), commit.first + commit.count)
+        name, end = commit.class_name, commit.first + commit.count
+        images[name] = max(images.get(name, 0), end)
     held_out_rows = np.concatenate([_found(search) for search in held_out])
     units: list[str] = []
     for _, block_images in _held_out_blocks(run, ""):
         units += [image.unit for image in block_images]
-    corpus_rows = ((search.block.class_name, _found(search)) for search in corpus)  # one shard at a time
+    # A generator, so that one shard's rows are in memory at a time
+    corpus_rows = ((search.block.class_name, _found(search)) for search in corpus)
     return AuditEvidence(
         tally(held_out_rows, images, corpus_rows),
         held_out_rows,
@@ -252,15 +255,21 @@ def _sampled_scans(store: Store, commits: list[Commit]) -> list[Scan]:
     Shards without a sampled image are not read, and of the others only sampled images are decoded.
     """
     rows = [(commit, rows_of(ImageBlock(store, "", commit))) for commit in commits]
-    ids = ((commit.class_name, index) for commit, row_of in rows for index in row_of)
-    sampled = set(bottom_k(ids, SAMPLED_IMAGES, lambda image: draw_id(*image)))
+
+    def ids() -> Iterator[tuple[str, int]]:
+        for commit, row_of in rows:
+            for index in row_of:
+                yield commit.class_name, index
+
+    # By hash, so that the sample is the same however the corpus was cut into shards.
+    sampled = set(bottom_k(ids(), SAMPLED_IMAGES, lambda image: draw_id(*image)))
     scans = []
     for commit, row_of in rows:
         wanted = [row for index, row in row_of.items() if (commit.class_name, index) in sampled]
         if wanted:
             for cell in read_rows(store, commit, columns=["image", *BOX]).take(wanted).to_pylist():
-                box = ContentBox(**{side: cell[side] for side in BOX})
-                (content,) = unpadded([png_pixels(cell["image"]["bytes"])], [box])
+                pixels = png_pixels(cell.pop("image")["bytes"])
+                (content,) = unpadded([pixels], [ContentBox(**cell)])
                 scans.append(shrink(content))
     return scans
 
@@ -270,7 +279,7 @@ def _panels(store: Store, folder: ImageFolder, commits: list[Commit], closest: l
     cells: list[bytes | None] = []
     for pair in closest:
         (real,) = folder.load([folder.dataset.train[pair.original]]).pixels
-        if pair.mirrored:
+        if pair.mirrored:  # so that both show the same thing at the same place
             real = np.ascontiguousarray(real[:, ::-1])
         cells += [_image_png(store, commits, pair.class_name, pair.index), png_bytes(real, {})]
     width = 2 * PAIRS_A_ROW
@@ -280,7 +289,8 @@ def _panels(store: Store, folder: ImageFolder, commits: list[Commit], closest: l
 
 def _image_png(store: Store, commits: list[Commit], class_name: str, index: int) -> bytes:
     for commit in commits:
-        if commit.class_name == class_name and commit.first <= index < commit.first + commit.count:
+        in_shard = commit.first <= index < commit.first + commit.count
+        if commit.class_name == class_name and in_shard:
             for row in read_rows(store, commit, columns=["index", "image"]).to_pylist():
                 if row["index"] == index:
                     return row["image"]["bytes"]
