@@ -16,31 +16,18 @@ import numpy as np
 from busray import config
 from busray.data.images import Images
 from busray.identity import fingerprint, seed_for
-from busray.model.checkpoints import (
-    Checkpoint,
-    TrainingLog,
-    commit_adapters,
-    newest_checkpoint,
-    put_checkpoint,
-    read_adapters,
-)
+from busray.model import checkpoints
+from busray.model.checkpoints import Checkpoint, TrainingLog, commit_adapters, read_adapters
 from busray.records import AdaptersRecord, ContentBox, ImageSpec, Stopped
 from busray.run.images import adapters_folder
 from busray.run.record import Run
 from busray.storage import Store
 from busray.workers import Beat, TrainingFailed, Workers
 
-LOG_EVERY = 10
-"""Steps between two entries of the training loss."""
-
-GRID_IMAGES = 4
-"""Images a class that are drawn at each validation, for people to look at."""
-
-GRID_STEPS = 20
-"""At most so many sampling steps for these images."""
-
-MAX_FAILURES = 3
-"""Failures in a row without a new checkpoint after which training ends."""
+LOG_EVERY = 10  # steps between two entries of the training loss
+GRID_IMAGES = 4  # images a class that are drawn at each validation, for people to look at
+GRID_STEPS = 20  # at most so many sampling steps for these images
+MAX_FAILURES = 3  # failures in a row without a new checkpoint after which training ends
 
 
 @dataclass(frozen=True)
@@ -53,16 +40,12 @@ class AdapterTraining:
     sampling: config.Sampling
     tokens: Mapping[str, str]
     initializers: Mapping[str, str]
-    captions: Mapping[str, list[str]]
-    """split -> caption of each image."""
-    latents: Mapping[str, str]
-    """split -> key of its encoded images."""
-    grid: tuple[ImageSpec, ...]
-    """The images that are drawn at each validation."""
+    captions: Mapping[str, list[str]]  # split -> caption of each image
+    latents: Mapping[str, str]  # split -> key of its encoded images
+    grid: tuple[ImageSpec, ...]  # the images that are drawn at each validation
     seed: int
     device: str
-    metadata: Mapping[str, Any]
-    """What the adapters carry: base, data set, tokens, settings."""
+    metadata: Mapping[str, Any]  # what the adapters carry: base, data set, tokens, settings
 
     @property
     def steps(self) -> int:
@@ -106,6 +89,7 @@ def _adopt(run: Run, path: str) -> AdaptersRecord:
     """Check the adapters at this path and commit them as the run's."""
     from busray.model.adapters import check_adapters
 
+    # The run keeps a copy of its own: what is at the path may change or go.
     with tempfile.TemporaryDirectory() as cache:
         folder = adapters_folder(path, Path(cache))
         tokens = run.config.tokens() if run.config.uses_tokens else {}
@@ -123,15 +107,17 @@ def _training(run: Run, device: str) -> AdapterTraining:
     pins = {"base": run.base.to_dict(), "size": settings.base.size, "frame": settings.dataset.frame}
     latents, captions = {}, {}
     for split in ("train", "val"):
+        # Everything that decides the encoded images; captions and tokens do not.
         identity = fingerprint([run.dataset.hash, pins, split, settings.adapters.mirror])
         latents[split] = f"finetune/latents-{split}-{identity[:16]}.safetensors"
         captions[split] = run.captions(run.dataset.split(split))
+    adapters = settings.adapters.model_dump(mode="json")
     metadata = {
         **pins,
         "dataset_hash": run.dataset.hash,
         "method": settings.adapters.method,
         "tokens": tokens,
-        "config_hash": fingerprint([settings.adapters.model_dump(mode="json"), captions["train"], settings.seed]),
+        "config_hash": fingerprint([adapters, captions["train"], settings.seed]),
     }
     return AdapterTraining(
         store=run.store,
@@ -157,6 +143,7 @@ def _grid(run: Run) -> tuple[ImageSpec, ...]:
     for name in run.config.classes:
         images = [image for image in run.dataset.train if image.class_name == name]
         for i, caption in enumerate(run.captions(tuple(images[:GRID_IMAGES]))):
+            # The same at each validation, so that only the weights change from sheet to sheet.
             seed = seed_for(run.config.seed, name, i, 0, "validate")
             specs.append(ImageSpec(f"grid-{name}-{i}", name, i, 0, caption, seed, seed, whole))
     return tuple(specs)
@@ -169,7 +156,8 @@ def _encode_once(run: Run, workers: Workers, training: AdapterTraining) -> None:
         if not run.store.exists(key):
             images[split] = run.images.load(run.dataset.split(split))
     if images:
-        workers.call("encode", sum(map(len, images.values())), _encode, training, images, kind="model")
+        total = sum(map(len, images.values()))
+        workers.call("encode", total, _encode, training, images, kind="model")
 
 
 def _encode(beat: Beat, training: AdapterTraining, images: Mapping[str, Images]) -> None:
@@ -177,24 +165,18 @@ def _encode(beat: Beat, training: AdapterTraining, images: Mapping[str, Images])
     from busray.model.latents import encode_images
 
     pipe = load_pipeline(training.base, training.device, "float32")
+    batch_size = training.sampling.batch_size
     for split, of_split in images.items():
-        encoded = encode_images(
-            pipe,
-            of_split.pixels,
-            of_split.boxes,
-            mirror=training.adapters.mirror and split == "train",
-            batch_size=training.sampling.batch_size,
-            beat=beat,
-        )
+        pixels, boxes = of_split.pixels, of_split.boxes
+        mirror = training.adapters.mirror and split == "train"
+        encoded = encode_images(pipe, pixels, boxes, mirror=mirror, batch_size=batch_size, beat=beat)
         training.store.put_once(training.latents[split], encoded.to_bytes())
 
 
 def _train(store: Store, workers: Workers, training: AdapterTraining) -> None:
-    """Train until the adapters are there.
-
-    Only failures in a row without a newer checkpoint count: lost nodes must not end a run, and a
-    failure that repeats must.
-    """
+    """Train until the adapters are there."""
+    # Only failures in a row without a newer checkpoint count: lost nodes must not end a run, and a
+    # failure that repeats must.
     failures = 0
     while read_adapters(store) is None:
         before = _newest_step(store)
@@ -203,13 +185,12 @@ def _train(store: Store, workers: Workers, training: AdapterTraining) -> None:
         except TrainingFailed as error:
             failures = 0 if _newest_step(store) > before else failures + 1
             if failures == MAX_FAILURES:
-                raise Stopped(
-                    f"finetune: {failures} failures in a row without a new checkpoint, the last one: {error}"
-                ) from error
+                reason = f"{failures} failures in a row without a new checkpoint, the last one: {error}"
+                raise Stopped(f"finetune: {reason}") from error
 
 
 def _newest_step(store: Store) -> int:
-    checkpoint = newest_checkpoint(store)
+    checkpoint = checkpoints.newest_checkpoint(store)
     return checkpoint.step if checkpoint else 0
 
 
@@ -225,10 +206,10 @@ class AdapterTrainingLoop:
         self.world = world
         self.step = 0
         self.log = TrainingLog(workers=((0, world),))
-        self.losses: list[float] = []
-        """Of the steps since the last entry in the log."""
-        store = training.store
-        self.encoded = {split: EncodedImages.from_bytes(store.read(key)) for split, key in training.latents.items()}
+        self.losses: list[float] = []  # of the steps since the last entry in the log
+        self.encoded: dict[str, EncodedImages] = {}
+        for split, key in training.latents.items():
+            self.encoded[split] = EncodedImages.from_bytes(training.store.read(key))
         self.tuner = FineTuner(
             load_pipeline(training.base, training.device, "float32"),
             training.adapters,
@@ -240,12 +221,12 @@ class AdapterTrainingLoop:
         )
 
     def checkpoint(self) -> Checkpoint | None:
-        return newest_checkpoint(self.training.store)
+        return checkpoints.newest_checkpoint(self.training.store)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         self.tuner.load_state(checkpoint.state)
-        self.step = checkpoint.step
-        self.log = replace(checkpoint.log, workers=(*checkpoint.log.workers, (checkpoint.step, self.world)))
+        self.step, log = checkpoint.step, checkpoint.log
+        self.log = replace(log, workers=(*log.workers, (self.step, self.world)))
 
     def parameters(self) -> Sequence[Any]:
         return list(self.tuner.parameters.values())
@@ -259,16 +240,19 @@ class AdapterTrainingLoop:
         self.step += 1
 
     def record(self, beat: Beat) -> None:
-        settings = self.training.adapters
-        last = self.step == settings.steps
-        if self.step % LOG_EVERY == 0 or last:
-            self.log = replace(self.log, loss=(*self.log.loss, (self.step, float(np.mean(self.losses)))))
+        settings, step = self.training.adapters, self.step
+        last = step == settings.steps
+        if step % LOG_EVERY == 0 or last:
+            loss = float(np.mean(self.losses))
+            self.log = replace(self.log, loss=(*self.log.loss, (step, loss)))
             self.losses.clear()
-        if self.step % settings.validate_every == 0 or last:
+        if step % settings.validate_every == 0 or last:
             loss = self._validate(beat)
-            self.log = replace(self.log, validation=(*self.log.validation, (self.step, loss)))
-        if self.step % settings.checkpoint_every == 0 or last:
-            put_checkpoint(self.training.store, Checkpoint(self.step, self.tuner.state_bytes(), self.log))
+            self.log = replace(self.log, validation=(*self.log.validation, (step, loss)))
+        # Last, so that a checkpoint holds the log up to its own step: a resumed one has no gap.
+        if step % settings.checkpoint_every == 0 or last:
+            checkpoint = Checkpoint(step, self.tuner.state_bytes(), self.log)
+            checkpoints.put_checkpoint(self.training.store, checkpoint)
 
     def _validate(self, beat: Beat) -> float:
         """The validation loss; images are drawn too. Both are of the weights that are given out."""
@@ -286,8 +270,8 @@ class AdapterTrainingLoop:
 
         training = self.training
         fewer = {"steps": min(training.sampling.steps, GRID_STEPS), "batch_size": GRID_IMAGES}
-        sampling = training.sampling.model_copy(update=fewer)
-        sampler = Sampler(self.tuner.sample_pipe(), sampling, None, training.base.size, keep_txt2img=False)
+        sampling, pipe = training.sampling.model_copy(update=fewer), self.tuner.sample_pipe()
+        sampler = Sampler(pipe, sampling, None, training.base.size, keep_txt2img=False)
         names = sorted({spec.class_name for spec in training.grid})
         rows = []
         for name in names:
@@ -302,4 +286,5 @@ class AdapterTrainingLoop:
 
         metadata = {**self.training.metadata, "step": self.training.steps}
         files = self.tuner.adapter_files(metadata)
-        commit_adapters(self.training.store, files, {**metadata, "sha256": adapter_sha256(files), **asdict(self.log)})
+        record = {**metadata, "sha256": adapter_sha256(files), **asdict(self.log)}
+        commit_adapters(self.training.store, files, record)
