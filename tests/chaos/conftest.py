@@ -1,4 +1,5 @@
-"""One S3 server (moto) for the chaos tests of storage, with the fault proxy in front of it. No Ray here."""
+"""One S3 server (moto) for the chaos tests of storage, with the fault proxy in front of it. No
+Ray here."""
 
 import os
 import tempfile
@@ -18,7 +19,8 @@ KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAU
 
 @pytest.fixture(scope="session")
 def s3_server(one_creator_wins: None) -> Iterator[str]:
-    """Address of the server itself, past the proxy; its keys are in the environment, children have them too."""
+    """Address of the server itself, past the proxy; its keys are in the environment, children
+    have them too."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     before = {name: os.environ.get(name) for name in KEYS}
@@ -50,7 +52,8 @@ def proxy(_proxy: FaultProxy) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def fresh_connections() -> None:
-    """For tests that give the server's address in the environment: fsspec keeps connections by their arguments only."""
+    """For tests that give the server's address in the environment: fsspec keeps connections by
+    their arguments only."""
     S3FileSystem.clear_instance_cache()
 
 
@@ -62,7 +65,8 @@ def bucket_url(s3_server: str, request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A home folder with a token, not below pytest's own: Ray's sockets lie in it, and Linux takes 107 characters."""
+    """A home folder with a token, not below pytest's own: Ray's sockets lie in it, and Linux
+    takes 107 characters."""
     with tempfile.TemporaryDirectory(prefix="busray-", ignore_cleanup_errors=True) as folder:
         token = Path(folder) / ".ray" / "auth_token"
         token.parent.mkdir()

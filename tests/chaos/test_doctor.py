@@ -38,7 +38,7 @@ def failed(url: str, endpoint: str) -> dict[str, str]:
     return {f.check: f.seen for f in examine(Store(url, endpoint_url=endpoint)) if f.passed is False}
 
 
-# ---- accepted ------------------------------------------------------------------------------------
+# ---- accepted ----
 
 
 def test_a_server_that_refuses_the_second_creation_is_accepted_and_left_as_it_was(
@@ -65,7 +65,7 @@ def test_the_check_at_a_runs_start_is_four_requests(bucket_url: str, proxy: Faul
     assert proxy.counts == {("PUT", "object"): 2, ("GET", "object"): 1, ("DELETE", "object"): 1}
 
 
-# ---- refused: the negative control ---------------------------------------------------------------
+# ---- refused: the negative control ----
 
 
 def answers(port: int) -> bool:
@@ -125,7 +125,7 @@ def test_a_run_is_refused_at_its_start_and_leaves_nothing(rclone: Path) -> None:
     assert list(Store("s3://unsafe/run").list()) == []
 
 
-# ---- what is missing -----------------------------------------------------------------------------
+# ---- what is missing ----
 
 DENIED = {
     "s3:PutObject": {"method": "PUT"},

@@ -1,4 +1,5 @@
-"""The driver is killed at each commit point, or stalls while another one does its work: every image once, one truth."""
+"""The driver is killed at each commit point, or stalls while another one does its work: every
+image once, one truth."""
 
 import time
 from collections.abc import Callable
@@ -60,13 +61,15 @@ def test_a_driver_killed_at_every_commit_point_comes_to_the_undisturbed_corpus(
     assert digest_in(text) == undisturbed
     assert_each_planned_image_once(store, undisturbed)
     again = points["before data"].seen - len(read_commits(store))
-    # The upload that was lost; what was uploaded and not recorded is drawn again and found to be there.
+    # The upload that was lost; what was uploaded and not recorded is drawn again and found to be
+    # there.
     assert 1 <= again <= 6, "more than two shards in flight at each of three deaths while drawing"
     print(f"shards uploaded again: {again}")
 
 
 def killing(driver: Driver, outcome: object) -> Callable[[Request], object]:
-    """An action that kills the driver, and then lets the request through (None) or loses it (DROP)."""
+    """An action that kills the driver, and then lets the request through (None) or loses it
+    (DROP)."""
 
     def kill(request: Request) -> object:
         driver.kill()
@@ -78,7 +81,8 @@ def killing(driver: Driver, outcome: object) -> Callable[[Request], object]:
 def test_a_driver_that_stalls_and_comes_back_late_changes_nothing_that_readers_see(
     trained: tuple[Path, Store], proxy: FaultProxy, s3_server: str, bucket_url: str
 ) -> None:
-    """The late one draws one by one on two threads, so that its bytes differ and its object is an orphan."""
+    """The late one draws one by one on two threads, so that its bytes differ and its object is
+    an orphan."""
     config, prepared = trained
     store = copied(prepared, Store(bucket_url, endpoint_url=s3_server))
     command = ["generate", str(config), f"--output={bucket_url}"]
@@ -114,7 +118,8 @@ def test_a_driver_that_stalls_and_comes_back_late_changes_nothing_that_readers_s
 def test_a_stage_in_which_nothing_moves_ends_with_the_command_to_go_on(
     trained: tuple[Path, Store], tmp_path: Path
 ) -> None:
-    """No node has room for an actor. In a process of its own, which the stage that is given up does not outlive."""
+    """No node has room for an actor. In a process of its own, which the stage that is given up
+    does not outlive."""
     config, prepared = trained
     output = copied(prepared, Store(str(tmp_path / "run"))).url
     flags = ["--cluster.cpus_per_actor=64", "--cluster.hang_seconds=5"]

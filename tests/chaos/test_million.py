@@ -1,7 +1,8 @@
-"""What it costs a driver to resume a run of a million images at 99 %, on a local disk and on S3: O(remaining).
+"""What it costs a driver to resume a run of a million images at 99 %, on a local disk and on S3:
+O(remaining).
 
-Each driver is a process of its own (benchmarks/resume.py --drive), so that its peak memory is the driver's. Wall time
-is printed and not asserted.
+Each driver is a process of its own (benchmarks/resume.py --drive), so that its peak memory is the
+driver's. Wall time is printed and not asserted.
 """
 
 import importlib.util
@@ -41,7 +42,8 @@ def resume() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def requests(one_creator_wins: None) -> Iterator[Counter[str]]:
-    """What an S3 server of this file's own was asked, as method and folder; its address is in the environment."""
+    """What an S3 server of this file's own was asked, as method and folder; its address is in
+    the environment."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     seen: Counter[str] = Counter()
@@ -103,7 +105,8 @@ def test_a_driver_resumes_a_million_images_on_a_disk_without_reading_what_is_don
 def test_a_driver_resumes_a_million_images_on_s3_with_a_listing_and_what_is_pending(
     resume: ModuleType, requests: Counter[str]
 ) -> None:
-    """Shards of 512, for the sake of the S3 server, which is slow: its records still fill two pages of a listing."""
+    """Shards of 512, for the sake of the S3 server, which is slow: its records still fill two
+    pages of a listing."""
     store, shard_size, pages = Store(f"s3://{BUCKET}/run"), 512, 2
     done, undone = resume.null_run(store, IMAGES, shard_size)
     assert (len(done), len(undone)) == (1936, 20)

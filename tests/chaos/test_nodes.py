@@ -1,6 +1,8 @@
-"""Nodes and workers are lost, stopped and added while a run draws, trains and measures: its result stays the same.
+"""Nodes and workers are lost, stopped and added while a run draws, trains and measures: its result
+stays the same.
 
-Several raylets on this machine stand in for nodes (ray.cluster_utils); a node is lost by SIGKILL to all that is its.
+Several raylets on this machine stand in for nodes (ray.cluster_utils); a node is lost by SIGKILL
+to all that is its.
 """
 
 import os
@@ -63,7 +65,8 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run with adapters, its corpus and its features, made on one local worker that nothing happens to."""
+    """A run with adapters, its corpus and its features, made on one local worker that nothing
+    happens to."""
     folder = tmp_path_factory.mktemp("undisturbed")
     write_dataset(folder / "images", 12, seed=5, size=(96, 96))
     shutil.rmtree(folder / "images" / "normal")
@@ -123,7 +126,8 @@ class Trigger:
             self.come.set()
 
     def during(self, work: Callable[[], T], action: Callable[[], object]) -> T:
-        """work() in a thread, action() here when the stage has come so far: Ray starts nodes in main threads only."""
+        """work() in a thread, action() here when the stage has come so far: Ray starts nodes in
+        main threads only."""
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(work)
             while not self.come.wait(0.1):
@@ -245,7 +249,8 @@ def test_a_node_lost_while_measuring_changes_no_figure(trained: Run, cluster: Cl
 def test_training_goes_on_with_the_workers_that_are_left_and_with_those_that_come(
     trained: Run, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two workers, one after a node is lost, two again; the global batch and so the adapters stay the same."""
+    """Two workers, one after a node is lost, two again; the global batch and so the adapters
+    stay the same."""
     often = partial(ScalingConfig, elastic_resize_monitor_interval_s=5)  # of Ray's 60 s, which the training lasts
     monkeypatch.setattr("busray.cluster.train.ScalingConfig", often)
     for _ in range(2):

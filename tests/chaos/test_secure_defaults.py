@@ -1,4 +1,5 @@
-"""busray joins a Ray cluster only where a token is asked for: real `ray start` heads on loopback, with and without."""
+"""busray joins a Ray cluster only where a token is asked for: real `ray start` heads on
+loopback, with and without."""
 
 import os
 import subprocess
@@ -33,7 +34,8 @@ def join(home: Path, mode: str, settings: dict[str, object]) -> str:
 
 
 def drained_by_the_spot_watcher(home: Path, address: str) -> int:
-    """Exit status of the watcher's drain with the real `ray` and the token: node id found, request taken."""
+    """Exit status of the watcher's drain with the real `ray` and the token: node id found,
+    request taken."""
     script = ROOT / "deploy" / "spot_watcher.py"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(

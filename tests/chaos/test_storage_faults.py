@@ -1,6 +1,8 @@
-"""Storage that misbehaves: through the fault proxy, nothing is lost, nothing is doubled, and what ends is said.
+"""Storage that misbehaves: through the fault proxy, nothing is lost, nothing is doubled, and what
+ends is said.
 
-The waits are shortened; that the real ones are long enough is shown in tests/unit/test_storage_retries.py.
+The waits are shortened; that the real ones are long enough is shown in
+tests/unit/test_storage_retries.py.
 """
 
 import functools
@@ -58,7 +60,7 @@ def print_counts(proxy: FaultProxy) -> None:
     print({f"{method} {kind}": count for (method, kind), count in sorted(proxy.counts.items())})
 
 
-# ---- every fault on every operation ---------------------------------------------------------------------------------
+# ---- every fault on every operation ----
 
 FAULTS: dict[str, dict[str, Any]] = {
     "lost request": {"action": drop, "when": "before"},
@@ -168,7 +170,7 @@ def test_what_the_store_refuses_for_good_is_asked_once(store: Store, proxy: Faul
         store.delete("data/x")
 
 
-# ---- an upload in parts ---------------------------------------------------------------------------------------------
+# ---- an upload in parts ----
 
 
 @pytest.fixture
@@ -192,7 +194,7 @@ def test_a_fault_of_an_upload_in_parts_leaves_the_whole_object(
     assert contents(witness) == {"data/large": in_parts}
 
 
-# ---- faults that do not end -----------------------------------------------------------------------------------------
+# ---- faults that do not end ----
 
 
 @pytest.mark.parametrize("use", ["read", "list", "exists", "create", "replace", "delete"])
@@ -211,7 +213,8 @@ def test_what_never_ends_is_one_clear_error(use: str, store: Store, witness: Sto
 def test_an_answer_that_never_comes_ends_too(
     store: Store, witness: Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that takes the request and is silent for good, with a client that would wait for it."""
+    """A server that takes the request and is silent for good, with a client that would wait for
+    it."""
     monkeypatch.setattr(storage, "LONGEST_ATTEMPT", 0.5)
     over = threading.Event()
     proxy.add(Rule(lambda request: over.wait(30) and DROP, times=None))
@@ -237,13 +240,14 @@ def test_the_command_ends_with_status_1_and_says_how_to_go_on(
     assert f"run the same command again to go on from here: busray gc {bucket_url}" in said
 
 
-# ---- no loss, no duplicate ------------------------------------------------------------------------------------------
+# ---- no loss, no duplicate ----
 
 
 def test_two_drivers_over_a_faulty_store_lose_nothing_and_double_nothing(
     s3_server: str, bucket_url: str, proxy: FaultProxy
 ) -> None:
-    """Each of 60 keys is created by both drivers with bytes of their own while a third of all requests go wrong."""
+    """Each of 60 keys is created by both drivers with bytes of their own while a third of all
+    requests go wrong."""
     chance, lock = random.Random(20261), threading.Lock()
 
     def sometimes(outcome: Any) -> Callable[[Request], Any]:
@@ -281,7 +285,7 @@ def test_two_drivers_over_a_faulty_store_lose_nothing_and_double_nothing(
         assert held[key] == f"driver {winners[0]} of {key}".encode()
 
 
-# ---- never a partial object -----------------------------------------------------------------------------------------
+# ---- never a partial object ----
 
 CHILD = """
 import functools, sys

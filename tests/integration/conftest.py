@@ -1,4 +1,5 @@
-"""One S3 server and one local Ray for all integration tests; Ray starts after the server, so that workers know it."""
+"""One S3 server and one local Ray for all integration tests; Ray starts after the server, so
+that workers know it."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ PLANTED_KEY, PLANTED_SECRET = "AKIAPLANTED0000EXAMPLE", "planted/Secret+01234567
 
 @pytest.fixture(scope="session")
 def bucket(one_creator_wins: None) -> Iterator[str]:
-    """URL of an empty bucket on a loopback server; its address and keys are in the environment, as on a cluster."""
+    """URL of an empty bucket on a loopback server; its address and keys are in the environment,
+    as on a cluster."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -34,7 +36,8 @@ def bucket(one_creator_wins: None) -> Iterator[str]:
 
 @pytest.fixture(scope="session", autouse=True)
 def short_trainings() -> Iterator[None]:
-    """Of the class gate and the judge: what they say of a few simulated images is not what these tests look at."""
+    """Of the class gate and the judge: what they say of a few simulated images is not what
+    these tests look at."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classify, "STEPS", 40)
         yield
@@ -42,8 +45,9 @@ def short_trainings() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def local_ray(bucket: str) -> Iterator[None]:
-    """Four logical CPUs whatever the machine has: two training workers beside Ray's own actors. Workers are as nice as
-    the unit tests beside them, by Ray's default of 15 they would wait for those."""
+    """Four logical CPUs whatever the machine has: two training workers beside Ray's own actors.
+    Workers are as nice as the unit tests beside them, by Ray's default of 15 they would wait
+    for those."""
     config = {"worker_niceness": 0}
     for _ in range(4):  # a Ray that is not up within 30 s gives up, which a busy machine may take
         try:

@@ -13,7 +13,8 @@ from busray.run.record import Run
 
 
 def effect(run: Run) -> np.ndarray:
-    """Predictions of noise with the run's adapters, minus those of the bare base: float [2, c, h, w]."""
+    """Predictions of noise with the run's adapters, minus those of the bare base: float [2, c,
+    h, w]."""
     return _predictions(run, adapted=True) - _predictions(run, adapted=False)
 
 

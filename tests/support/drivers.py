@@ -1,4 +1,5 @@
-"""Drivers of their own process for chaos tests: `busray` commands on one small corpus, to be killed or stopped."""
+"""Drivers of their own process for chaos tests: `busray` commands on one small corpus, to be
+killed or stopped."""
 
 import os
 import shutil
@@ -20,7 +21,8 @@ CLASSES = ("benign", "malignant")
 
 
 def write_config(path: Path, images: Path, **changes: Any) -> Path:
-    """A config of 2 x 8 images in shards of 4, two sampling steps; one thread, so that pixels repeat."""
+    """A config of 2 x 8 images in shards of 4, two sampling steps; one thread, so that pixels
+    repeat."""
     tree: dict[str, Any] = {
         "dataset": {"path": str(images), "val": 0.2, "test": 0.3},
         "classes": {name: {"images": 8, "token": f"<us-{name}>"} for name in CLASSES},

@@ -1,24 +1,27 @@
-"""A proxy on the loopback address between an S3 client and a real S3 server, that does wrong what a test asks for.
+"""A loopback proxy between an S3 client and a real S3 server: it injects the faults of a test.
 
-It forwards every request as it came, byte for byte, and gives back the server's answer, unless a `Rule` takes hold:
+It forwards every request as it came, byte for byte, and gives back the server's answer, unless a
+`Rule` takes hold:
 
     with FaultProxy(server_url) as proxy:
         slow = proxy.add(Rule(error(503, "SlowDown"), method="PUT", key="^run/commits/", times=40))
-        lost = proxy.add(Rule(drop, method="PUT", when="after"))              # written, and never answered
+        lost = proxy.add(Rule(drop, method="PUT", when="after"))  # written, never answered
         kill = proxy.add(Rule(lambda request: os.kill(pid, SIGKILL), key="manifest", when="before"))
         Store("s3://bucket/run", endpoint_url=proxy.url).put_once(...)
         assert slow.hits == 40
-        print(proxy.counts)                                                   # {("PUT", "object"): 41, ...}
+        print(proxy.counts)  # {("PUT", "object"): 41, ...}
 
-A rule's action is any function of the `Request`, called in the proxy's thread of that request. It may sleep, kill a
-process, wait for an event; where it returns None the request goes on as if nothing had been, where it returns a `Reply`
-that is the answer, and where it returns `DROP` the connection is closed without one. The three moments of `when`:
+A rule's action is any function of the `Request`, called in the proxy's thread of that request. It
+may sleep, kill a process, wait for an event; where it returns None the request goes on as if
+nothing had been, where it returns a `Reply` that is the answer, and where it returns `DROP` the
+connection is closed without one. The three moments of `when`:
 
-    "body"      the beginning of an upload's body has come and been forwarded; what is dropped here never comes whole
+    "body"      the beginning of an upload's body was forwarded; a drop here leaves it torn
     "before"    the request is here whole, the server knows nothing of it yet
     "after"     the server has done it, the client has no answer yet
 
-Only path-style addresses (http://host:port/bucket/key), which botocore takes for IP addresses by itself.
+Only path-style addresses (http://host:port/bucket/key), which botocore takes for IP addresses by
+itself.
 """
 
 import http.client
@@ -57,7 +60,8 @@ class Request:
 
     @property
     def kind(self) -> str:
-        """`list`, `multipart` (a part, or the start, end or abort of an upload in parts), `bucket` or `object`."""
+        """`list`, `multipart` (a part, or the start, end or abort of an upload in parts),
+        `bucket` or `object`."""
         if not self.key and "list-type" not in self.query:
             return "bucket"
         if "list-type" in self.query:
@@ -80,14 +84,15 @@ Action = Callable[[Request], Any]
 
 
 def error(status: int, code: str) -> Action:
-    """S3's XML error, such as error(503, "SlowDown"), error(500, "InternalError"), error(403, "AccessDenied"),
-    error(409, "ConditionalRequestConflict")."""
+    """S3's XML error, such as error(503, "SlowDown"), error(500, "InternalError"), error(403,
+    "AccessDenied"), error(409, "ConditionalRequestConflict")."""
     text = f"<Error><Code>{code}</Code><Message>{code}, says the fault proxy</Message></Error>"
     return lambda request: Reply(status, b'<?xml version="1.0" encoding="UTF-8"?>' + text.encode())
 
 
 def drop(request: Request) -> Any:
-    """No answer: with when="after" a lost answer, with "before" a lost request, with "body" an upload cut off."""
+    """No answer: with when="after" a lost answer, with "before" a lost request, with "body" an
+    upload cut off."""
     return DROP
 
 
@@ -98,7 +103,8 @@ def delay(seconds: float) -> Action:
 
 @dataclass
 class Rule:
-    """Do `action` to the requests that match, `times` times (None: for good), after letting `skip` of them pass."""
+    """Do `action` to the requests that match, `times` times (None: for good), after letting
+    `skip` of them pass."""
 
     action: Action
     _: KW_ONLY
@@ -191,7 +197,8 @@ class _Listener(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that was killed or gave up is what these tests are about: no traceback for it."""
+        """A client that was killed or gave up is what these tests are about: no traceback for
+        it."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,5 @@
-"""Real `ray start` heads on loopback, each with a home folder, token and temporary files of its own."""
+"""Real `ray start` heads on loopback, each with a home folder, token and temporary files of its
+own."""
 
 import os
 import signal
@@ -35,7 +36,8 @@ def head(home: Path, mode: str, cpus: int = 1) -> Iterator[tuple[str, str]]:
                 str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}",
                 "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
                 f"--ray-client-server-port={client}", f"--num-cpus={cpus}", "--object-store-memory=80000000",
-                # Jobs are started by the agent, which without a port of its own meets any other Ray of this machine.
+                # Jobs are started by the agent, which without a port of its own meets any other
+                # Ray of this machine.
                 f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats", f"--temp-dir={home / 'r'}",
             ],
             env=environment(home, mode), stdout=out, stderr=subprocess.STDOUT, start_new_session=True,

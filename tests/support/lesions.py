@@ -1,4 +1,5 @@
-"""Figures of lesions: an arm whose lesions are too large, one that is right, a class without lesions."""
+"""Figures of lesions: an arm whose lesions are too large, one that is right, a class without
+lesions."""
 
 import numpy as np
 
@@ -18,7 +19,8 @@ def lesion_rows(rng: np.random.Generator, n: int, area: float, lesions: float = 
 
 
 def lesion_figures() -> list[Figure]:
-    """An arm whose benign lesions are too large and one that is right; normal images without lesions."""
+    """An arm whose benign lesions are too large and one that is right; normal images without
+    lesions."""
     rng = np.random.default_rng(8)
 
     def real(extractor: str, area: float) -> RealFeatures:

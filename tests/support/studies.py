@@ -13,7 +13,8 @@ GATED = (*ARMS[:5], "ungated@0.5", "ungated@1", ARMS[5])
 def outcome(
     classes: tuple[str, ...] = ("benign", "malignant"), external: bool = False, arms: tuple[str, ...] = ARMS
 ) -> StudyResults:
-    """Two trainings an arm, 60 test images in 30 clusters; `mixed@1` is better than all, `synthetic` worse."""
+    """Two trainings an arm, 60 test images in 30 clusters; `mixed@1` is better than all,
+    `synthetic` worse."""
     draw = np.random.default_rng(3)
     labels = np.arange(60) // 2 % 2
 

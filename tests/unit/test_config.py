@@ -28,7 +28,7 @@ def mistakes(tree: dict[str, Any], *flags: str, folder: Path) -> str:
     return str(caught.value)
 
 
-# ---- what a file and flags become ----------------------------------------------------------------
+# ---- what a file and flags become ----
 
 
 def test_a_minimal_file_gets_every_default(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_the_configs_of_the_repository_are_valid(path: Path) -> None:
     assert config.name == path.stem
 
 
-# ---- the list of settings -----------------------------------------------------------------------
+# ---- the list of settings ----
 
 
 def setting_names(model: type[Settings], prefix: str = "") -> list[str]:
@@ -125,7 +125,7 @@ def test_a_setting_is_added_or_removed_on_purpose_only() -> None:
     )
 
 
-# ---- mistakes ------------------------------------------------------------------------------------
+# ---- mistakes ----
 
 
 def test_all_mistakes_are_reported_at_once_each_on_its_line(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_fewer_actors_at_most_than_at_least_is_refused(tmp_path: Path) -> None:
     )
 
 
-# ---- files and flags that are none ---------------------------------------------------------------
+# ---- files and flags that are none ----
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_a_flag_below_a_value_is_refused(tmp_path: Path) -> None:
     assert "seed is a value" in mistakes({**MINIMAL, "seed": 4}, "--seed.x=5", folder=tmp_path)
 
 
-# ---- small readers -------------------------------------------------------------------------------
+# ---- small readers ----
 
 
 def test_template_fields_are_the_names_in_braces() -> None:

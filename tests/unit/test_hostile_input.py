@@ -39,7 +39,7 @@ HIDDEN = {
 }
 
 
-# ---- pickles -------------------------------------------------------------------------------------
+# ---- pickles ----
 
 
 class Trap:
@@ -118,7 +118,7 @@ def test_a_pickle_among_the_images_never_runs_and_is_named(tmp_path: Path, canar
     assert not canary.exists()
 
 
-# ---- code in a base ------------------------------------------------------------------------------
+# ---- code in a base ----
 
 
 @pytest.mark.parametrize("part", ["unet", "image_encoder", "_class_name"])
@@ -143,7 +143,7 @@ def test_a_hub_base_is_pinned_by_a_commit_hash_and_nothing_else() -> None:
             validate({**MINIMAL, "base": {"path": "a/b", "revision": revision}})
 
 
-# ---- decompression bombs -------------------------------------------------------------------------
+# ---- decompression bombs ----
 
 
 def png_header(path: Path, width: int, height: int, bits: int = 8) -> None:
@@ -213,7 +213,7 @@ def test_of_a_dicom_clip_only_the_first_frame_is_decoded(tmp_path: Path) -> None
     assert 8 * 8 * frames < MAX_PIXELS
 
 
-# ---- names ---------------------------------------------------------------------------------------
+# ---- names ----
 
 MINIMAL: dict[str, Any] = {"dataset": {"path": "data"}, "classes": {"benign": {}}}
 
@@ -310,7 +310,7 @@ def test_keys_of_shards_are_plain_ascii_for_every_class_name_that_is_allowed() -
         assert key.isascii() and ".." not in key.split("/")
 
 
-# ---- links ---------------------------------------------------------------------------------------
+# ---- links ----
 
 
 def test_links_out_of_the_data_folder_are_refused_and_broken_ones_ignored(folder: Path, tmp_path: Path) -> None:

@@ -257,8 +257,8 @@ def test_a_prompt_that_cannot_be_drawn_costs_its_images_alone_and_the_exit_statu
 
 
 def test_two_workers_on_object_storage_train_what_one_worker_trains(finished: Run, bucket: str) -> None:
-    """The same gradients; but not the same bits of adapters, since Adam turns the rounding of a gradient near 0 into
-    a whole step of any sign."""
+    """The same gradients; but not the same bits of adapters, since Adam turns the rounding of a
+    gradient near 0 into a whole step of any sign."""
     run = open_run(settings(f"{bucket}/two-workers", adapters={"num_workers": 2, "checkpoint_every": 1}), quiet)
     with on_ray(run) as workers:
         two, one = finetune(run, workers).about, adapters(finished).about
@@ -330,7 +330,8 @@ assert not [name for name in sys.modules if name.split(".")[0] in ("busray", "ra
 
 
 def test_no_secret_of_the_environment_is_in_what_runs_and_ray_wrote(finished: Run, bucket: str) -> None:
-    """Records, shards, reports and Ray's session folder (logs of driver, workers and agents) of the runs above."""
+    """Records, shards, reports and Ray's session folder (logs of driver, workers and agents) of
+    the runs above."""
     context = ray.get_runtime_context()
     folders = [Path(finished.store.url), Path(context.get_temp_dir()) / context.get_session_name()]
     written = {str(path): path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}

@@ -1,4 +1,5 @@
-"""What Liveness takes for progress, and how often a Heartbeat sends. Without Ray: the actor's class alone."""
+"""What Liveness takes for progress, and how often a Heartbeat sends. Without Ray: the actor's
+class alone."""
 
 from types import SimpleNamespace
 from typing import Any

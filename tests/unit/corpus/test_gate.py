@@ -1,4 +1,5 @@
-"""The class gate: what it rejects is drawn again from the next attempt's seed, within a budget, and is on record."""
+"""The class gate: what it rejects is drawn again from the next attempt's seed, within a budget,
+and is on record."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -34,7 +35,8 @@ SIZE, BATCH, ATTEMPTS = 8, 4, 3
 SHARD = Shard("benign", 8, 8)
 EXECUTION = Execution("cpu", "float32", BATCH, 1, {})
 NEEDED = {9: 1, 11: 2, 12: 9, 15: 1}
-"""index -> the first attempt whose image shows its class; 0 for all others, never within the budget for 12."""
+"""index -> the first attempt whose image shows its class; 0 for all others, never within the
+budget for 12."""
 
 
 def recipe(fingerprint: str = "f" * 64) -> Recipe:
@@ -43,7 +45,8 @@ def recipe(fingerprint: str = "f" * 64) -> Recipe:
 
 
 class FakeSampler:
-    """Grey images whose first pixels are index and attempt; the batch is padded with copies of its last image."""
+    """Grey images whose first pixels are index and attempt; the batch is padded with copies of
+    its last image."""
 
     size, keep_txt2img = SIZE, True
     halve_batch = Sampler.halve_batch
@@ -101,7 +104,7 @@ def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "run"))
 
 
-# ---- rounds ---------------------------------------------------------------------------------------------------------
+# ---- rounds ----
 
 
 def test_each_image_keeps_the_first_attempt_that_passes_and_ids_stay() -> None:
@@ -168,7 +171,7 @@ def test_a_probability_that_is_nan_does_not_pass() -> None:
     assert all(one.problem for one in gated.images)
 
 
-# ---- records --------------------------------------------------------------------------------------------------------
+# ---- records ----
 
 
 @pytest.mark.parametrize("format", ["parquet", "png"])
@@ -247,7 +250,7 @@ def test_an_attempt_that_the_record_does_not_tell_is_found(store: Store) -> None
     assert any("attempts are not those" in problem for problem in verify(store).problems)
 
 
-# ---- identity -------------------------------------------------------------------------------------------------------
+# ---- identity ----
 
 
 def test_the_gate_is_part_of_a_gated_corpus_and_of_no_other() -> None:

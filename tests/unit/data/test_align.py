@@ -82,7 +82,7 @@ def test_empty_and_very_long_images_are_borne() -> None:
     assert all(match.score < ALIGNED for _, _, match in pairs)
 
 
-# ---- the real images -----------------------------------------------------------------------------
+# ---- the real images ----
 
 ANOTHER_CROP = [
     ("benign/benign (253).png", "benign/benign (213).png"),

@@ -132,7 +132,7 @@ def test_components_are_those_of_a_flood_fill(rng: np.random.Generator) -> None:
         assert sorted(map(sorted, found)) == sorted(map(sorted, theirs))
 
 
-# ---- in the check and in the prepared data set ---------------------------------------------------
+# ---- in the check and in the prepared data set ----
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def voi_lut(table: np.ndarray, first: int = 0, vr: str = "US", **window: Any) ->
     return {"VOILUTSequence": pydicom.Sequence([item]), **window}
 
 
-# ---- pixels --------------------------------------------------------------------------------------
+# ---- pixels ----
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.PNG"])
@@ -196,7 +196,7 @@ def test_a_picture_of_absurd_size_is_refused(tmp_path: Path, monkeypatch: pytest
         read_grey(tmp_path / "a.png")
 
 
-# ---- DICOM ---------------------------------------------------------------------------------------
+# ---- DICOM ----
 
 
 def test_a_dicom_without_a_window_is_read_over_the_range_of_its_bits(tmp_path: Path, grey: np.ndarray) -> None:
@@ -320,7 +320,7 @@ def test_what_pydicom_says_of_a_broken_file_is_not_passed_on(tmp_path: Path, mon
     assert reason.startswith("ValueError: pydicom cannot decode it")
 
 
-# ---- folders -------------------------------------------------------------------------------------
+# ---- folders ----
 
 
 def save(folder: Path, *names: str) -> None:
@@ -386,7 +386,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
         scan(tmp_path / "data", ["benign"])
 
 
-# ---- metadata ------------------------------------------------------------------------------------
+# ---- metadata ----
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def node_configs(cluster: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: kind["node_config"] for name, kind in cluster["available_node_types"].items()}
 
 
-# ---- cluster.yaml ---------------------------------------------------------------------------------------------------
+# ---- cluster.yaml ----
 
 
 def test_rays_launcher_accepts_the_cluster_file(cluster: dict[str, Any]) -> None:
@@ -95,7 +95,8 @@ def test_every_spot_worker_has_a_watcher_for_the_node_that_was_just_started(clus
 
 
 def test_ray_has_the_command_and_the_options_that_the_watcher_uses() -> None:
-    """The installed Ray's own description: `ray drain-node` is hidden, and its stability is not promised."""
+    """The installed Ray's own description: `ray drain-node` is hidden, and its stability is not
+    promised."""
     ray = Path(sys.executable).parent / "ray"
     told = subprocess.run([str(ray), "drain-node", "--help"], capture_output=True, text=True).stdout
     options = ("--address", "--node-id", "--reason", "--reason-message", "--deadline-remaining-seconds")
@@ -150,7 +151,8 @@ with mock_aws():
 
 
 def test_rays_launcher_starts_these_machines_and_makes_no_role_and_no_security_group(tmp_path: Path) -> None:
-    """Against a simulated EC2, in a process of its own: moto's simulation would empty the S3 server beside it."""
+    """Against a simulated EC2, in a process of its own: moto's simulation would empty the S3
+    server beside it."""
     (tmp_path / ".ssh").mkdir()
     own = {"HOME": str(tmp_path), "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
     done = subprocess.run(
@@ -165,7 +167,7 @@ def test_rays_launcher_starts_these_machines_and_makes_no_role_and_no_security_g
     assert told["roles"] == ["busray-head", "busray-worker"] and told["made_groups"] == 0
 
 
-# ---- kuberay.yaml ---------------------------------------------------------------------------------------------------
+# ---- kuberay.yaml ----
 
 
 def pods(manifests: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -225,7 +227,7 @@ def test_a_stopping_worker_drains_within_its_grace_and_the_notice(manifests: dic
     assert sleep < stopping < worker["terminationGracePeriodSeconds"] < 120
 
 
-# ---- images and roles -----------------------------------------------------------------------------------------------
+# ---- images and roles ----
 
 
 def test_images_are_pinned_to_the_ray_of_the_constraints(
@@ -255,7 +257,8 @@ def listed(value: Any) -> list[str]:
 def test_the_bucket_role_reads_and_creates_below_the_prefix_and_deletes_what_gc_does() -> None:
     allowed = [s for s in statements("iam-policy.json") if s["Effect"] == "Allow"]
     actions = {action: s for s in allowed for action in listed(s["Action"])}
-    # Ray Train asks whether the bucket is there by its location; without the right s3fs goes on to create it.
+    # Ray Train asks whether the bucket is there by its location; without the right s3fs goes on to
+    # create it.
     location = {"s3:GetBucketLocation"}
     assert actions.keys() == {"s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:DeleteObject"} | location
     assert actions["s3:ListBucket"]["Condition"]["StringLike"]["s3:prefix"] == ["PREFIX", "PREFIX/*"]

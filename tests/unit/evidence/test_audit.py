@@ -1,4 +1,5 @@
-"""The audit's statistics against closed forms and brute force; what it says of a corpus with and without copies."""
+"""The audit's statistics against closed forms and brute force; what it says of a corpus with
+and without copies."""
 
 from dataclasses import replace
 

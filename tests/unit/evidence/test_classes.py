@@ -1,4 +1,5 @@
-"""Class consistency: shares and their intervals against closed forms, and agreement beyond real accuracy is flagged."""
+"""Class consistency: shares and their intervals against closed forms, and agreement beyond real
+accuracy is flagged."""
 
 from dataclasses import replace
 
@@ -50,7 +51,7 @@ def test_images_of_one_patient_count_as_one_in_the_interval_and_never_give_a_cer
     assert paired.interval[0] < alone.interval[0] < 1
 
 
-# ---- figures --------------------------------------------------------------------------------------------------------
+# ---- figures ----
 
 
 def test_agreement_stands_beside_the_judges_own_accuracy_with_what_both_are_of() -> None:
@@ -94,7 +95,7 @@ def test_after_the_gate_the_judge_is_not_scored_again() -> None:
     assert consistency_figures({}, real(*SEVEN_OF_TEN), NAMES, AFTER_GATE) == []
 
 
-# ---- the gate -------------------------------------------------------------------------------------------------------
+# ---- the gate ----
 
 COMMIT = Commit(
     class_name="benign",

@@ -1,4 +1,5 @@
-"""Copies of training images are found whatever was done to them, and other images are not taken for copies."""
+"""Copies of training images are found whatever was done to them, and other images are not taken
+for copies."""
 
 import numpy as np
 import pytest
@@ -77,7 +78,8 @@ def test_one_copy_in_ten_thousand_is_found_and_nothing_else(
     real: np.ndarray,
     rng: np.random.Generator,
 ) -> None:
-    """The scores of images that are no copies are drawn from the law of those that were measured."""
+    """The scores of images that are no copies are drawn from the law of those that were
+    measured."""
     limits = thresholds(real, CORPUS)
     corpus = np.zeros(CORPUS, SEARCH_ROW)
     corpus["index"] = np.arange(CORPUS)

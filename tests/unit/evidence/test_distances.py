@@ -1,4 +1,5 @@
-"""The list of figures is complete, says what each was computed from, and agrees with a direct computation."""
+"""The list of figures is complete, says what each was computed from, and agrees with a direct
+computation."""
 
 from dataclasses import replace
 
@@ -158,7 +159,8 @@ def test_a_class_mix_that_differs_tells_no_real_images_apart(arms: dict) -> None
 
 
 def test_units_in_one_class_only_tell_no_images_of_the_same_classes_apart() -> None:
-    """Classes far apart; the images of one come in pairs among the real ones, so that one a unit is another mix."""
+    """Classes far apart; the images of one come in pairs among the real ones, so that one a
+    unit is another mix."""
     real = independent(
         {split: {"b": features(60, i), "m": features(40, i + 9, 9.0)} for i, split in enumerate(("train", "test"))}
     )
@@ -182,7 +184,8 @@ def test_a_class_that_is_not_drawn_is_in_no_overall_figure(real: RealFeatures, a
 
 @pytest.mark.parametrize("reference", ["test", "all"])
 def test_a_class_that_the_floor_lacks_is_in_no_overall_figure(real: RealFeatures, arms: dict, reference: str) -> None:
-    """Overall figures of arms and floor are of the same classes: one without training images, or with one unit."""
+    """Overall figures of arms and floor are of the same classes: one without training images,
+    or with one unit."""
     if reference == "test":
         lacking = independent({**real.features, "train": {"b": real.features["train"]["b"]}})
     else:
@@ -274,7 +277,8 @@ def test_figures_are_repeated_without_annotated_images_and_say_so(real: RealFeat
 
 
 def test_a_gated_corpus_has_figures_without_annotated_images_too(real: RealFeatures, arms: dict) -> None:
-    """And differences of the pairs that are seed-paired alone: the gated arm with what it was before."""
+    """And differences of the pairs that are seed-paired alone: the gated arm with what it was
+    before."""
     clean = {split: {name: np.ones(len(rows), bool) for name, rows in by.items()}
              for split, by in real.features.items()}  # fmt: skip
     clean["test"]["b"][:3] = False

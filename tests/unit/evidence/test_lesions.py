@@ -8,7 +8,7 @@ from busray.records import CLASS_ALL, Figure
 from busray.vision.lesion_shape import NAME, TRUE
 from tests.support.lesions import lesion_figures
 
-# ---- figures --------------------------------------------------------------------------------------------------------
+# ---- figures ----
 
 
 @pytest.fixture(scope="module")

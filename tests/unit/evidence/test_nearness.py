@@ -44,7 +44,8 @@ def test_nearness_agrees_with_a_loop_and_exposes_copies_and_swapped_classes(real
 
 
 def test_the_references_own_images_through_the_autoencoder_have_a_frechet_distance_alone(real: RealFeatures) -> None:
-    """An image and its reconstruction are not independent: no interval, kernel distance or AUC holds for them."""
+    """An image and its reconstruction are not independent: no interval, kernel distance or AUC
+    holds for them."""
     itself, others = (through_the_autoencoder(real, *arm) for arm in (("vae", "test", 14), ("vae-train", "train", 14)))
     assert {f.protocol for f in itself + others} == {"reconstruction"}
     assert {f.metric for f in itself} == {"fid"} and {f.class_name for f in itself} == {"all", "b", "m"}

@@ -104,7 +104,8 @@ def test_the_key_lies_outside_the_folder_and_nothing_inside_names_a_source(study
 
 
 def test_names_are_independent_of_side_and_class() -> None:
-    """Over many seeds each place in the order is as often real as synthetic, and neighbours are no more alike."""
+    """Over many seeds each place in the order is as often real as synthetic, and neighbours are
+    no more alike."""
     sides = []
     for seed in range(400):
         key = read(blind(exhibits(2), seed)[1])
@@ -132,11 +133,12 @@ def test_a_study_never_overwrites_another(study: tuple[Path, Path], tmp_path: Pa
     assert not (tmp_path / "new").exists()
 
 
-# ---- where the images come from -------------------------------------------------------------------------------------
+# ---- where the images come from ----
 
 
 def corpus(store: Store) -> None:
-    """Two shards of 3 benign images and one of 2 malignant, one of which is rejected; pixel (0, 0) is the index."""
+    """Two shards of 3 benign images and one of 2 malignant, one of which is rejected; pixel (0,
+    0) is the index."""
     segments = [Segment("benign", 0, 6, 3), Segment("malignant", 0, 2, 2)]
     for i, segment in enumerate(segments):
         store.put_once(segment_key(i), to_json(segment))
@@ -194,11 +196,12 @@ def test_real_images_are_test_images_and_of_near_duplicates_one(phantom_folder: 
         real_exhibits(dataset, phantom_folder, ["benign"], 3, 0)
 
 
-# ---- scoring --------------------------------------------------------------------------------------------------------
+# ---- scoring ----
 
 
 def filled(study: tuple[Path, Path], path: Path, answer, separator: str = ",") -> Path:
-    """A sheet whose cells answer(side, class) -> (scale, class) fills in, lines in another order."""
+    """A sheet whose cells answer(side, class) -> (scale, class) fills in, lines in another
+    order."""
     rows = read(study[1].read_bytes())
     random.Random(0).shuffle(rows)
     lines = [separator.join(("image", "real_or_synthetic", "class"))]

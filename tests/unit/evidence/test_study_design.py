@@ -72,7 +72,8 @@ def test_a_gated_corpus_has_each_mixture_without_the_gate_too_and_all_other_arms
 
 
 def test_released_images_and_first_draws_are_equally_many_from_the_same_start_of_the_plan() -> None:
-    """Image 1 was drawn again and passed; for image 2 the budget was spent, so only its first draw is there."""
+    """Image 1 was drawn again and passed; for image 2 the budget was spent, so only its first
+    draw is there."""
     drawn = [(3, 0, "passed"), (0, 0, "passed"), (1, 1, "passed"), (4, 0, "passed"), (1, 0, "no"), (2, 0, "no")]
     rows = [{"index": index, "attempt": attempt, "judged": judged} for index, attempt, judged in drawn]
     released = first_rows("released", [row for row in rows if row["judged"] == "passed"], 3)
@@ -116,7 +117,7 @@ def test_too_small_a_corpus_is_an_error_and_not_a_smaller_arm() -> None:
         mix_positions(TrainingMix(False, 3.0), LABELS, DRAWN, 2)
 
 
-# ---- leaks ----------------------------------------------------------------------------------------------------------
+# ---- leaks ----
 
 
 def test_units_join_near_duplicates_and_groups() -> None:

@@ -1,4 +1,5 @@
-"""A corpus with one copy of a training image fails the audit; one without passes. Also: what is sampled and read."""
+"""A corpus with one copy of a training image fails the audit; one without passes. Also: what is
+sampled and read."""
 
 import hashlib
 import io
@@ -139,7 +140,8 @@ def passed(checked_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 
 def draw(run: Run, copies: dict[int, np.ndarray]) -> None:
-    """Commit phantoms as if they had been drawn; copies: index among the benign -> pixels in a phantom's place."""
+    """Commit phantoms as if they had been drawn; copies: index among the benign -> pixels in a
+    phantom's place."""
     for name in CLASSES:
         for first in range(0, RUN_SHARDS * RUN_EACH, RUN_EACH):
             rows = []

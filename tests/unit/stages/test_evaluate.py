@@ -114,11 +114,13 @@ def test_clean_images_are_those_that_the_check_found_nothing_in(tmp_path: Path) 
 
 
 GATED_IMAGES, GATED_REAL = 100, 3
-"""More than MOST times the real ones, so that both sides hold equally many images whatever is missing."""
+"""More than MOST times the real ones, so that both sides hold equally many images whatever is
+missing."""
 
 
 def gated_block(store: Store, key: str, missing: tuple[int, ...]) -> ImageBlock:
-    """A shard of class b without the images that spent their budget; an image's feature is its index."""
+    """A shard of class b without the images that spent their budget; an image's feature is its
+    index."""
     kept = [i for i in range(GATED_IMAGES) if i not in missing]
     rejects = tuple((image_id("f" * 64, "b", i), "why") for i in missing)
     np.save(Path(store.url) / key, np.array(kept, np.float32)[:, None])

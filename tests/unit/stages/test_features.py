@@ -1,4 +1,5 @@
-"""Which images figures look at, and the figures, are the same however the corpus was cut into shards."""
+"""Which images figures look at, and the figures, are the same however the corpus was cut into
+shards."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,8 @@ def run() -> Any:
 
 
 def pieces(store: Store, arm: str, shard_size: int, quarantined: tuple[int, ...] = ()) -> list[ImageBlock]:
-    """An arm's features [IMAGES, 6] a class as stored shards: of an image they depend on class, index and arm."""
+    """An arm's features [IMAGES, 6] a class as stored shards: of an image they depend on class,
+    index and arm."""
     found = []
     for number, name in enumerate(CLASSES):
         rng = np.random.default_rng(number)

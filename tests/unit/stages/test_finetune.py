@@ -15,7 +15,8 @@ from busray.workers import TrainingFailed
 
 
 class FailingWorkers:
-    """Workers whose trainings do one action after the other: a step to keep, an error, or None for the end."""
+    """Workers whose trainings do one action after the other: a step to keep, an error, or None
+    for the end."""
 
     def __init__(self, store: Store, *actions: int | Exception | None) -> None:
         self.store, self.actions = store, list(actions)

@@ -1,4 +1,5 @@
-"""Corpora of a run whose settings have changed where they may: what is there already is used as it is."""
+"""Corpora of a run whose settings have changed where they may: what is there already is used as
+it is."""
 
 from types import SimpleNamespace
 

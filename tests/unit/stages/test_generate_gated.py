@@ -83,7 +83,8 @@ def pixels(run: Run, first_draws: bool = False) -> dict[tuple[str, int], np.ndar
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """So that what is drawn again is the same to the pixel; and short trainings of gate and judge."""
+    """So that what is drawn again is the same to the pixel; and short trainings of gate and
+    judge."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -103,8 +104,8 @@ def ungated(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def gate(ungated: Run) -> dict[str, Any]:
-    """A threshold that about half of one class's first draws do not reach, so that some pass later: none of these
-    images shows its class, and no classifier of so few images would tell."""
+    """A threshold that about half of one class's first draws do not reach, so that some pass
+    later: none of these images shows its class, and no classifier of so few images would tell."""
     classifier = load_classifier(ungated.store, trained_classifier(ungated, WORKERS, "cnn"))
     drawn = pixels(ungated)
     medians = []
@@ -116,7 +117,8 @@ def gate(ungated: Run) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def gated(ungated: Run, gate: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """The same settings with a gate: the same adapters, redraws until the budget is spent; read only."""
+    """The same settings with a gate: the same adapters, redraws until the budget is spent; read
+    only."""
     output = tmp_path_factory.mktemp("gated") / "run"
     config = settings(output, gate=gate, max_quarantined=1.0)
     adapters = f"{ungated.store.url}/{finetune(ungated, WORKERS).folder}"
@@ -214,7 +216,7 @@ def test_distances_and_nearness_are_there_before_and_after_the_gate(gated: Run) 
     assert sum(counts["planned"] for counts in classes.values()) == len(CLASSES) * IMAGES
 
 
-# ---- downstream study -----------------------------------------------------------------------------------------------
+# ---- downstream study ----
 
 RATIO = 0.7
 

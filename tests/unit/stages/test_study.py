@@ -185,7 +185,7 @@ def test_an_external_set_of_one_class_is_tested_on_and_never_trained_on(copy: Pa
     assert inside == old
 
 
-# ---- mistakes and leaks ---------------------------------------------------------------------------------------------
+# ---- mistakes and leaks ----
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""The Frechet distance is that of a float64 SVD and torch-fidelity's, and moments merge in any order."""
+"""The Frechet distance is that of a float64 SVD and torch-fidelity's, and moments merge in any
+order."""
 
 import numpy as np
 import pytest
@@ -60,7 +61,8 @@ def test_it_is_so_on_steep_spectra_too_and_after_merging(n: int, m: int, decades
 
 @pytest.mark.parametrize("decades", [4, 8])
 def test_samples_with_a_distance_known_from_their_construction_have_it(decades: float) -> None:
-    """Equal principal axes: the distance is that of the standard deviations; their squares span 2 x decades."""
+    """Equal principal axes: the distance is that of the standard deviations; their squares span
+    2 x decades."""
     rng = np.random.default_rng(3)
     n, d = 400, 64
     white = rng.standard_normal((n, d))
@@ -124,7 +126,8 @@ def gaussian(n: int, seed: int, shift: float = 0.0, d: int = 12) -> np.ndarray:
 
 @pytest.mark.parametrize(("drawn", "n", "d"), [(60, 60, 12), (60, 60, 100), (400, 60, 12)])
 def test_the_spread_covers_the_mean_distance_from_this_reference(drawn: int, n: int, d: int) -> None:
-    """By sectioning, for few and for many features, and by whole replicates; 95 times in 100, or more often."""
+    """By sectioning, for few and for many features, and by whole replicates; 95 times in 100,
+    or more often."""
     reference = gaussian(50, 0, d=d)
     truth = np.mean([distance(gaussian(n, seed, 0.2, d), reference) for seed in range(10_000, 10_300)])
     hits = 0

@@ -13,7 +13,8 @@ def sample(n: int, seed: int, shift: float = 0.0, d: int = 16) -> np.ndarray:
 
 
 def in_units(k: int, seed: int, shift: float = 0.0, d: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    """(features, labels) of k units of 1 to 6 near-duplicates; one image of each is distributed as sample's are."""
+    """(features, labels) of k units of 1 to 6 near-duplicates; one image of each is distributed
+    as sample's are."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(k), rng.integers(1, 7, k))
     centres = rng.standard_normal((k, d)) * np.sqrt(1 - 0.15**2)
@@ -113,7 +114,7 @@ def test_p_values_of_equal_distributions_are_uniform_and_small_for_others() -> N
     assert kid_p_value(sample(40, 1), sample(40, 2, 0.8)) == 0.001
 
 
-# ---- units -------------------------------------------------------------------------------------------------------
+# ---- units ----
 
 
 LABELS = np.array(["p", "q", "q", "r", "p", "s", "q", "t"])
@@ -204,7 +205,8 @@ def of_classes(n: int, m: int, seed: int, shift: float = 0.0) -> tuple[np.ndarra
 
 
 def test_p_values_are_uniform_where_units_make_the_class_mixes_differ() -> None:
-    """60 single images of one class and 20 pairs of the other, against as many images that are all single."""
+    """60 single images of one class and 20 pairs of the other, against as many images that are
+    all single."""
     labels = np.concatenate([np.arange(60), np.repeat(np.arange(60, 80), 2)])
     ours, pooled = [], []
     for i in range(100):
@@ -227,7 +229,8 @@ def test_p_values_are_uniform_where_the_sides_have_one_class_mix() -> None:
 
 
 def test_the_p_value_within_classes_is_the_share_of_relabellings_within_them_that_reach_the_distance() -> None:
-    """4 + 3 and 3 + 2 images: 35 x 10 relabellings, of which the random ones are a sample; another class is ignored."""
+    """4 + 3 and 3 + 2 images: 35 x 10 relabellings, of which the random ones are a sample;
+    another class is ignored."""
     rng = np.random.default_rng(4)
     sides = [rng.standard_normal((n, 3)) + shift for n, shift in ((4, 0.0), (3, 0.9), (3, 2.0), (2, 2.6))]
     shares = np.array([3, 2]) / 5

@@ -1,4 +1,5 @@
-"""Precision, recall, density and coverage are their definitions, and say what they should of planted faults."""
+"""Precision, recall, density and coverage are their definitions, and say what they should of
+planted faults."""
 
 import numpy as np
 import pytest
@@ -44,7 +45,8 @@ def test_they_are_the_definition_pair_by_pair_in_blocks_of_any_size(
 
 
 def test_one_distribution_has_density_1_and_the_coverage_of_naeem_et_al() -> None:
-    """Their closed form where n = m: coverage is 1 - ((m - 1) ... (m - k)) / ((2m - 1) ... (2m - k))."""
+    """Their closed form where n = m: coverage is 1 - ((m - 1) ... (m - k)) / ((2m - 1) ... (2m
+    - k))."""
     m, k = 60, 5
     found = [neighbourhood(sample(m, 2 * i), sample(m, 2 * i + 1), k) for i in range(200)]
     expected = 1 - np.prod([(m - j) / (2 * m - j) for j in range(1, k + 1)])

@@ -1,4 +1,5 @@
-"""Metrics and intervals of the downstream study against loops, SciPy, closed forms and simulated coverage."""
+"""Metrics and intervals of the downstream study against loops, SciPy, closed forms and
+simulated coverage."""
 
 from itertools import product
 
@@ -110,7 +111,7 @@ def test_holm_is_the_textbook_loop_and_keeps_the_family_wise_error(rng: np.rando
     assert false_alarms == pytest.approx(LEVEL, abs=0.012)
 
 
-# ---- intervals ------------------------------------------------------------------------------------------------------
+# ---- intervals ----
 
 ACCURACY = ("accuracy", OVERALL)
 MACRO_F1, AUC = ("macro_f1", OVERALL), ("auc", OVERALL)
@@ -118,7 +119,8 @@ RECALL = ("recall", 0)
 
 
 def scored(right: np.ndarray, labels: np.ndarray, units: np.ndarray, seed: int = 0) -> Scores:
-    """`score` for accuracy alone, of right [seeds, n], in 200 samples: quick enough to simulate with."""
+    """`score` for accuracy alone, of right [seeds, n], in 200 samples: quick enough to simulate
+    with."""
     weights = bootstrap_weights(labels, units, 200, seed)
     samples = right @ weights.T / weights.sum(1)
     return Scores({ACCURACY: right.mean(1)}, {ACCURACY: samples}, {OVERALL: len(np.unique(units))})
@@ -138,8 +140,9 @@ def test_the_simulations_below_score_as_the_study_does(
 
 
 def worlds(rng: np.random.Generator, seeds: int, gain: float, repeats: int, size: int) -> list[Difference]:
-    """Differences of two arms of which the first is better by `gain`: units of `size` images that are hard
-    together, trainings that are better or worse as a whole, and chance in each image."""
+    """Differences of two arms of which the first is better by `gain`: units of `size` images
+    that are hard together, trainings that are better or worse as a whole, and chance in each
+    image."""
     n = 120
     units = np.arange(n) // size
     labels = units % 2
@@ -178,7 +181,8 @@ def test_images_of_one_unit_counted_as_independent_would_cover_too_seldom(rng: n
 
 
 def test_seeds_left_out_of_the_interval_would_make_it_too_narrow(rng: np.random.Generator) -> None:
-    """Trainings that differ much: the interval has to be wider than the bootstrap of the test images alone says."""
+    """Trainings that differ much: the interval has to be wider than the bootstrap of the test
+    images alone says."""
     labels, units = np.arange(120) % 2, np.arange(120)
     narrow = 0
     covered = 0
@@ -203,11 +207,12 @@ def test_a_difference_as_large_as_the_detectable_one_is_found_four_times_in_five
     assert 0.7 <= np.mean([d.p_value < LEVEL for d in found]) <= 0.95
 
 
-# ---- at the edge: all right, all alike, few images -------------------------------------------------------------------
+# ---- at the edge: all right, all alike, few images ----
 
 
 def of_a_class(right: np.ndarray, seed: int = 0) -> Scores:
-    """`score` for the recall of a class, of right [seeds, n], each image a unit: quick enough to simulate with."""
+    """`score` for the recall of a class, of right [seeds, n], each image a unit: quick enough
+    to simulate with."""
     n = right.shape[1]
     found = scored(right, np.zeros(n, np.int64), np.arange(n), seed)
     return Scores({RECALL: found.point[ACCURACY]}, {RECALL: found.samples[ACCURACY]}, {0: n})
@@ -238,7 +243,8 @@ def test_the_interval_of_a_class_of_17_covers_a_recall_near_1_where_the_training
 
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_the_interval_of_a_rare_difference_covers_it_in_a_small_class(rng: np.random.Generator, seeds: int) -> None:
-    """One arm is wrong about a tenth of the images; both err by chance now and then in one training."""
+    """One arm is wrong about a tenth of the images; both err by chance now and then in one
+    training."""
     covered = 0
     for i in range(300):
         hard, chance = rng.random(17) < 0.1, rng.random((2, seeds, 17)) < 0.02
@@ -248,7 +254,8 @@ def test_the_interval_of_a_rare_difference_covers_it_in_a_small_class(rng: np.ra
 
 
 def test_an_arm_that_is_always_right_may_yet_be_wrong_elsewhere() -> None:
-    """All right of k: the variance of Agresti and Coull, whatever the metric; without it every interval is a point."""
+    """All right of k: the variance of Agresti and Coull, whatever the metric; without it every
+    interval is a point."""
     labels = np.arange(40) % 2
     found = score(np.stack([np.eye(2)[labels]] * 3), labels, np.arange(40))
     for key in found.point:
@@ -273,7 +280,8 @@ def test_a_mistake_more_never_makes_an_interval_narrower_or_its_low_end_higher()
 
 
 def test_the_interval_of_a_macro_f1_near_1_covers_it(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """40 images, 3 % of them hard for every training, and each training errs by chance about 2 %."""
+    """40 images, 3 % of them hard for every training, and each training errs by chance about 2
+    %."""
     monkeypatch.setattr(study, "BOOTSTRAP_REPLICATES", 200)
     labels, truth, covered = np.arange(40) % 2, 0.97 * 0.98, 0
     for _ in range(150):
@@ -284,7 +292,8 @@ def test_the_interval_of_a_macro_f1_near_1_covers_it(rng: np.random.Generator, m
 
 
 def test_the_interval_of_an_auc_near_1_covers_it(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scores of unit variance a class, a fifth of it each training's own, so far apart that the AUC is 0.98."""
+    """Scores of unit variance a class, a fifth of it each training's own, so far apart that the
+    AUC is 0.98."""
     monkeypatch.setattr(study, "BOOTSTRAP_REPLICATES", 200)
     labels, truth, covered = np.arange(40) % 2, 0.98, 0
     apart = stats.norm.ppf(truth) * np.sqrt(2)
@@ -309,7 +318,8 @@ def test_arms_that_answer_alike_have_no_difference_and_could_yet_have_one(rng: n
 
 @pytest.mark.parametrize("wobble", [0, 1])
 def test_three_images_against_none_of_three_do_not_stand_out(wobble: int) -> None:
-    """Nor where one training errs once, so that there is a spread. An exact sign test gives 0.25."""
+    """Nor where one training errs once, so that there is a spread. An exact sign test gives
+    0.25."""
     labels = np.repeat([0, 1], [3, 20])
     right, wrong = (np.repeat(np.where(labels == 0, label, 1)[None], 3, axis=0) for label in (0, 1))
     right[0, :wobble] = 1
@@ -322,7 +332,8 @@ def test_three_images_against_none_of_three_do_not_stand_out(wobble: int) -> Non
 
 @pytest.mark.parametrize(("units", "there"), [(4, False), (5, False), (6, True)])
 def test_there_is_a_detectable_difference_only_where_a_p_value_can_be_below_the_level(units: int, there: bool) -> None:
-    """Trainings and images that all agree, each image in ten near-duplicates: 2 * 0.5^5 is above 0.05."""
+    """Trainings and images that all agree, each image in ten near-duplicates: 2 * 0.5^5 is
+    above 0.05."""
     labels = np.repeat(np.arange(units) % 2, 10)
     right = score(np.eye(2)[np.stack([labels] * 3)], labels, np.repeat(np.arange(units), 10))
     found = compare(right, right, ACCURACY)

@@ -1,4 +1,5 @@
-"""A classifier's AUC is that of pairs it has not seen, units stay whole, and the interval covers."""
+"""A classifier's AUC is that of pairs it has not seen, units stay whole, and the interval
+covers."""
 
 from statistics import NormalDist
 
@@ -125,7 +126,8 @@ def test_auc_is_the_share_of_pairs_in_order(rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize(("n", "shift"), [(12, 0.0), (12, 3.0), (30, 1.2), (60, 2.3)])
 def test_the_aucs_interval_covers_the_true_value_of_simulated_readers(n: int, shift: float) -> None:
-    """Five-point readers: a normal impression cut into five; the true AUC is summed from the cells' probabilities."""
+    """Five-point readers: a normal impression cut into five; the true AUC is summed from the
+    cells' probabilities."""
     stats = pytest.importorskip("scipy.stats")
     cuts = np.array([-0.8, -0.1, 0.6, 1.3]) + shift / 2 - 0.25
     cells = [np.diff([0, *stats.norm.cdf(cuts - mean), 1]) for mean in (shift, 0)]
