@@ -34,7 +34,7 @@ class Incomplete(Stopped):
     """Planned shards have no commit, so there is no manifest to publish yet."""
 
 
-# ---- publishing ---------------------------------------------------------------------------------
+# ---- publishing ----
 
 
 def publish_manifest(store: Store, segments: Sequence[Segment], *, drawn: Iterable[Shard] = ()) -> str:
@@ -111,7 +111,7 @@ def published_rows(store: Store) -> dict[Shard, dict[str, Any]]:
         return {}  # a derived file: it is made again from the records
 
 
-# ---- what was quarantined -----------------------------------------------------------------------
+# ---- what was quarantined ----
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def quarantine(store: Store) -> Quarantine:
     return Quarantine(planned, images, tuple(examples[:EXAMPLES]))
 
 
-# ---- orphans ------------------------------------------------------------------------------------
+# ---- orphans ----
 
 
 def orphans(store: Store) -> list[str]:

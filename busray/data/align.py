@@ -133,7 +133,7 @@ def align_finely(image: Scan, other: Scan, place: Place) -> Match:
     return _refine(*details, guess, FINE_SCALES, reach=5)[0]
 
 
-# ---- the coarse search --------------------------------------------------------------------------
+# ---- the coarse search ----
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def _unit(squares: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-3)
 
 
-# ---- detail and its alignment -------------------------------------------------------------------
+# ---- detail and its alignment ----
 
 
 def _detail(image: np.ndarray, side: int, blurs: tuple[int, int]) -> np.ndarray:

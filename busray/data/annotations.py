@@ -67,7 +67,7 @@ def reduced(grey: np.ndarray) -> np.ndarray:
     return grey[:h, :w].reshape(h // n, n, w // n, n).mean((1, 3)).round().astype(np.uint8)
 
 
-# ---- calipers -----------------------------------------------------------------------------------
+# ---- calipers ----
 
 Axes = tuple[tuple[int, int], tuple[int, int]]
 
@@ -108,7 +108,7 @@ def _centres(grey: np.ndarray, axes: Axes, contrast: int) -> np.ndarray:
     return meets & (darkest >= DIM) & (lightest - darkest <= EVEN)
 
 
-# ---- text ---------------------------------------------------------------------------------------
+# ---- text ----
 
 
 @dataclass(frozen=True)

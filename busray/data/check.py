@@ -124,7 +124,7 @@ class CheckReport:
         classes, annotations, names = [], [], list(by_class)
         for name, images in by_class.items():
             classes.append(_class_row(name, images))
-            counts = Counter(dict.fromkeys(KINDS, 0))
+            counts: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
             for image in images:
                 counts.update(kinds_of.get(image.file, ()))
             annotated = sum(image.file in kinds_of for image in images)

@@ -173,7 +173,7 @@ def _is_dicom(path: Path) -> bool:
     return path.suffix.lower() == ".dcm"
 
 
-# ---- pixels -------------------------------------------------------------------------------------
+# ---- pixels ----
 
 
 def read_grey(path: Path) -> np.ndarray:
@@ -275,7 +275,7 @@ def lesion_mask(
     return union, problems
 
 
-# ---- DICOM --------------------------------------------------------------------------------------
+# ---- DICOM ----
 
 
 def _read_dicom(path: Path) -> np.ndarray:

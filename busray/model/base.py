@@ -96,9 +96,9 @@ def _fetch(settings: config.Base) -> Path:
     # Further copies of the same weights, which are not loaded.
     copies = ["*.fp16.safetensors", "*.non_ema.safetensors"]
     repository, commit = settings.path, settings.revision
-    filters = {"allow_patterns": wanted, "ignore_patterns": copies}
     try:
-        return Path(snapshot_download(repository, revision=commit, **filters))
+        folder = snapshot_download(repository, revision=commit, allow_patterns=wanted, ignore_patterns=copies)
+        return Path(folder)
     except Exception as error:  # the hub client has many kinds of failure; all have the same fix
         raise UserError(
             f"base.path: cannot fetch {repository} at {commit}: {str(error).splitlines()[0]}; "

@@ -147,7 +147,7 @@ class FineTuner:
         return int(self._orders[epoch][index % rows])
 
     def _losses(
-        self, latents: Tensor, weight: Tensor, noise: Tensor, timesteps: Sequence[int], captions: list[str]
+        self, latents: Tensor, weight: Tensor, noise: Tensor, timesteps: Sequence[int], captions: Sequence[str]
     ) -> Tensor:
         """Loss of each image, [b]: the squared error of epsilon or v, averaged over content cells.
 
