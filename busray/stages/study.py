@@ -6,14 +6,14 @@ Each training runs in one worker, and its result is a create-only record of the 
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from busray.config import Config
 from busray.config import Study as StudySettings
 from busray.corpus.commit import count_first_draws, in_threads, read_commit, read_rows, rejected_first_draws
 from busray.corpus.encode import png_pixels
@@ -21,23 +21,12 @@ from busray.corpus.manifest import published_rows
 from busray.corpus.record import differences, read_run
 from busray.data.check import CheckReport, check
 from busray.data.duplicates import shared_images
-from busray.data.images import ImageFolder
 from busray.data.read import class_names
 from busray.data.split import SPLITS
+from busray.evidence import study_design
 from busray.evidence.stats.paired import classes_without_spread
 from busray.evidence.study import StudyResults, study_figures
-from busray.evidence.study_design import (
-    Arm,
-    Draws,
-    TrainingMix,
-    first_rows,
-    mix_positions,
-    refuse_foreign_corpus,
-    refuse_leaks,
-    study_arms,
-    synthetic_counts,
-    units_of,
-)
+from busray.evidence.study_design import Arm, Draws, TrainingMix, study_arms
 from busray.identity import fingerprint, seed_for
 from busray.layout import CHECK, STUDY_CSV, STUDY_DECLARED, STUDY_JSON, study_identity_key, study_key
 from busray.model.checkpoints import read_adapters
@@ -50,8 +39,7 @@ from busray.storage import Store
 from busray.vision.classifier import Architecture, Augmentation, Phase, Training, fit, predict, represent
 from busray.workers import Beat, Report, Shared, Workers
 
-PROBLEMS_SHOWN = 10
-"""Problems of an external test set that the message lists."""
+PROBLEMS_SHOWN = 10  # problems of an external test set that the message lists
 
 
 @dataclass(frozen=True)
@@ -80,35 +68,30 @@ class TrainingRecord:
     arm: str
     number: int
     seed: int
-    classes: tuple[str, ...]
-    """The order of the columns of `probabilities`."""
+    classes: tuple[str, ...]  # the order of the columns of `probabilities`
+    # For each phase: numbers of `real` and `synthetic` images, `share` of the steps
     fed: tuple[Mapping[str, float], ...]
-    """For each phase: numbers of `real` and `synthetic` images, `share` of the steps."""
-    chosen: Mapping[str, Any]
-    """The validation whose weights were kept."""
-    trials: tuple[Mapping[str, Any], ...]
-    """All validations."""
+    chosen: Mapping[str, Any]  # the validation whose weights were kept
+    trials: tuple[Mapping[str, Any], ...]  # all validations
+    # `val`, `test` and, where there is one, `external` -> [n, classes]
     probabilities: Mapping[str, Sequence[Sequence[float]]]
-    """`val`, `test` and, where there is one, `external` -> [n, classes]."""
     seconds: float
 
     @staticmethod
     def from_json(data: bytes) -> "TrainingRecord":
         fields = json.loads(data)
         for name in ("classes", "fed", "trials"):
-            fields[name] = tuple(fields[name])
+            fields[name] = tuple(fields[name])  # JSON has no tuples
         return TrainingRecord(**fields)
 
 
 class LabelledImages(NamedTuple):
-    pixels: np.ndarray
-    """uint8 [n, s, s]"""
-    labels: np.ndarray
-    """int64 [n]: the number of each image's class."""
+    pixels: np.ndarray  # uint8 [n, s, s]
+    labels: np.ndarray  # int64 [n]: the number of each image's class
 
 
 def study(run: Run, workers: Workers) -> tuple[list[Figure], list[str]]:
-    """Train what the store still misses and compare the arms on test; returns (figures, sentences).
+    """(figures, sentences) of the arms, compared on test; what the store misses is trained first.
 
     study.json, study.csv and the report's part are written anew from the trainings' records.
     UserError where the run, the settings or the external test set do not allow a fair comparison.
@@ -139,7 +122,8 @@ def study(run: Run, workers: Workers) -> tuple[list[Figure], list[str]]:
 def _job(run: Run, corpus: str, external: CheckReport | None) -> tuple[StudyJob, dict[str, Any]]:
     """(job, everything that decides its trainings); corpus: its fingerprint."""
     config, settings = run.config, run.config.study
-    training = Training(settings.architecture, settings.steps, settings.batch_size, settings.learning_rates)
+    steps, batch_size = settings.steps, settings.batch_size
+    training = Training(settings.architecture, steps, batch_size, settings.learning_rates)
     pins = {
         "dataset": run.dataset.hash,
         "corpus": corpus,
@@ -170,14 +154,15 @@ def _write(run: Run, identity: str, figures: list[Figure], sentences: list[str])
 
 def _studies_tried(store: Store) -> list[dict[str, Any]]:
     """Every study that was ever begun in this run: its settings and how many trainings it has."""
+    # Who tries many settings finds a good one by luck: the report says how many were tried.
     keys = list(store.list("study"))
     studies = []
     for key in keys:
         folder, _, file = key.rpartition("/")
         if file == "identity.json":
             trainings = sum(other.startswith(f"{folder}/") for other in keys) - 1
-            identity = folder.rpartition("/")[2]
-            studies.append({"identity": identity, "trainings": trainings, **json.loads(store.read(key))})
+            pins, identity = json.loads(store.read(key)), folder.rpartition("/")[2]
+            studies.append({"identity": identity, "trainings": trainings, **pins})
     return studies
 
 
@@ -194,21 +179,23 @@ def _check_study(run: Run, arms: list[Arm]) -> str:
         from busray.vision.efficientnet import find_weights
 
         find_weights()
-    corpus = read_run(run.store)
-    if corpus is None or not published_rows(run.store):
-        raise UserError(f"{run.store.url} has no finished corpus to study: run `busray run` or `busray generate` first")
-    near_duplicates = _near_duplicates(run.store)
-    refuse_leaks(run.dataset, near_duplicates)
+    store = run.store
+    corpus = read_run(store)
+    if corpus is None or not published_rows(store):
+        raise UserError(f"{store.url} has no finished corpus to study: run `busray generate` first")
+    near_duplicates = _near_duplicates(store)
+    study_design.refuse_leaks(run.dataset, near_duplicates)
     if alone := _classes_without_spread(list(run.config.classes), run.dataset.test, near_duplicates):
         raise UserError(
-            f"dataset.test: {', '.join(alone)} has fewer than 2 independent test images, so their spread cannot be "
-            "estimated: raise dataset.test in another output"
+            f"dataset.test: {', '.join(alone)} has fewer than 2 independent test images, so their "
+            "spread cannot be estimated: raise dataset.test in another output"
         )
-    adapters = read_adapters(run.store)
+    # Trained on another split, adapters may have seen images that are test images here.
+    adapters = read_adapters(store)
     carried = {"the corpus (run.json)": corpus["identity"].get("dataset")}
     if corpus["identity"].get("adapters"):
         carried["its adapters (adapters.json)"] = adapters.dataset_hash if adapters else None
-    refuse_foreign_corpus(run.dataset.hash, carried)
+    study_design.refuse_foreign_corpus(run.dataset.hash, carried)
     _check_enough_drawn(run, arms)
     return corpus["fingerprint"]
 
@@ -217,33 +204,38 @@ def _check_primary(settings: StudySettings, arms: list[str]) -> None:
     primary = settings.primary
     if primary is None:
         raise UserError(
-            "study.primary: declare the one comparison that this study is about before it runs, such as "
-            f"--study.primary='{{metric: macro_f1, arm: {arms[-4]}, against: real}}'; arms: {', '.join(arms)}"
+            "study.primary: declare the one comparison that this study is about before it runs, such "
+            f"as --study.primary='{{metric: macro_f1, arm: {arms[-4]}, against: real}}'; "
+            f"arms: {', '.join(arms)}"
         )
     for field, arm in (("arm", primary.arm), ("against", primary.against)):
         if arm not in arms:
-            raise UserError(f"study.primary.{field}: no arm {arm!r} in this study; arms: {', '.join(arms)}")
+            known = ", ".join(arms)
+            raise UserError(f"study.primary.{field}: no arm {arm!r} in this study; arms: {known}")
     if primary.arm == primary.against:
         raise UserError("study.primary: arm and against are the same arm")
 
 
 def _check_enough_drawn(run: Run, arms: list[Arm]) -> None:
-    ratio = max(run.config.study.ratios)
-    wanted = synthetic_counts(_labels(run.config, run.dataset.train), len(run.config.classes), ratio)
+    ratio, classes = max(run.config.study.ratios), run.config.classes
+    labels = _labels(classes, run.dataset.train)
+    wanted = study_design.synthetic_counts(labels, len(classes), ratio)
     for draws in _draws(arms):
-        available = _images_drawn(run.store, draws)
-        for name, n in zip(run.config.classes, wanted, strict=True):
-            if n > available.get(name, 0):
+        drawn = _images_drawn(run.store, draws)
+        for name, n in zip(classes, wanted, strict=True):
+            available = drawn.get(name, 0)
+            if n > available:
                 raise UserError(
                     f"study.ratios: {ratio:g} needs {n} synthetic images of {name}, the corpus has "
-                    f"{available.get(name, 0)} {draws}: lower the ratios, or raise classes.{name}.images and run "
+                    f"{available} {draws}: lower the ratios, or raise classes.{name}.images and run "
                     "`busray generate`"
                 )
 
 
 def _draws(arms: Iterable[Arm]) -> list[Draws]:
     """Which images of the corpus the arms take."""
-    return list(dict.fromkeys(mix.draws for arm in arms for mix in arm.mixes))
+    mixes = chain.from_iterable(arm.mixes for arm in arms)
+    return list(dict.fromkeys(mix.draws for mix in mixes))
 
 
 def _images_drawn(store: Store, draws: Draws) -> dict[str, int]:
@@ -251,8 +243,8 @@ def _images_drawn(store: Store, draws: Draws) -> dict[str, int]:
     shards = published_rows(store)
     if draws == "released":
         counts = [row["rows"] for row in shards.values()]
-    else:
-        counts = [count_first_draws(commit) for commit in in_threads(partial(read_commit, store), list(shards))]
+    else:  # the manifest does not count them
+        counts = map(count_first_draws, in_threads(partial(read_commit, store), list(shards)))
     available: dict[str, int] = {}
     for shard, count in zip(shards, counts, strict=True):
         available[shard.class_name] = available.get(shard.class_name, 0) + count
@@ -263,18 +255,24 @@ def _classes_without_spread(
     names: list[str], images: Sequence[SourceImage], near_duplicates: Iterable[Sequence[str]]
 ) -> list[str]:
     """Classes of which there are fewer than two independent images."""
-    unit_of = units_of(images, near_duplicates)
-    labels = np.array([names.index(image.class_name) for image in images], np.int64)
-    return [names[label] for label in classes_without_spread(labels, np.array([unit_of[i.file] for i in images]))]
+    units = _units(images, near_duplicates)
+    return [names[label] for label in classes_without_spread(_labels(names, images), units)]
 
 
 def _near_duplicates(store: Store) -> list[list[str]]:
     return json.loads(store.read(CHECK))["near_duplicates"]
 
 
-def _labels(config: Config, images: Sequence[SourceImage]) -> np.ndarray:
-    names = list(config.classes)
-    return np.array([names.index(image.class_name) for image in images], np.int64)
+def _labels(names: Iterable[str], images: Sequence[SourceImage]) -> np.ndarray:
+    """int64 [n]: the number of each image's class."""
+    number = {name: label for label, name in enumerate(names)}
+    return np.array([number[image.class_name] for image in images], np.int64)
+
+
+def _units(images: Sequence[SourceImage], near_duplicates: Iterable[Sequence[str]]) -> np.ndarray:
+    """str [n]: the unit of each image, as study_design.units_of."""
+    unit_of = study_design.units_of(images, near_duplicates)
+    return np.array([unit_of[image.file] for image in images])
 
 
 def _external_images(run: Run, report: Report) -> CheckReport | None:
@@ -288,16 +286,17 @@ def _external_images(run: Run, report: Report) -> CheckReport | None:
     folder, classes = Path(path), list(run.config.classes)
     names = [name for name in class_names(folder) if name in classes]
     if not names:
-        raise UserError(f"study.external: {folder} has no folder of a class of this run ({', '.join(classes)})")
-    checked = check(folder, names, progress=lambda done, total: report("check external", done, total))
+        known = ", ".join(classes)
+        raise UserError(f"study.external: {folder} has no folder of a class of this run ({known})")
+    checked = check(folder, names, progress=partial(report, "check external"))
     problems = [f"{file} cannot be read: {reason}" for file, reason in checked.unreadable]
     problems += [f"{' = '.join(files)}: one image in more than one class" for files in checked.conflicts]
     for name in _classes_without_spread(classes, checked.images, checked.duplicates):
-        problems.append(
-            f"class {name} has fewer than 2 images that are no near-duplicates: their spread cannot be estimated"
-        )
-    for ours, external in shared_images(run.images.path, run.dataset.split("all"), folder, checked.images):
-        problems.append(f"{external} is, or is nearly, the data set's {ours}")
+        reason = "their spread cannot be estimated"
+        problems.append(f"class {name} has fewer than 2 images that are no near-duplicates: {reason}")
+    images = run.dataset.split("all")
+    for file, external in shared_images(run.images.path, images, folder, checked.images):
+        problems.append(f"{external} is, or is nearly, the data set's {file}")
     if problems:
         raise UserError(
             f"study.external: {folder} cannot be a test set ({len(problems)} problems); fix or remove:\n  "
@@ -307,28 +306,30 @@ def _external_images(run: Run, report: Report) -> CheckReport | None:
 
 
 def _declare(store: Store, settings: StudySettings, pins: dict[str, Any], identity: str) -> None:
-    """Record what is compared before any result exists; UserError if something else was declared.
-
-    Changes after results are seen would make the p-values invalid: seeds could be added until p is
-    small, or ratios dropped, so that Holm corrects for fewer comparisons.
-    """
+    """Record what is compared before any result; UserError if something else was declared."""
+    # Changes after results are seen would make the p-values invalid: seeds could be added until p
+    # is small, or ratios dropped, so that Holm corrects for fewer comparisons.
     assert settings.primary is not None
     primary = settings.primary.model_dump(mode="json")
-    declaration = {"primary": primary, "ratios": sorted(set(settings.ratios)), "seeds": settings.seeds}
+    ratios = sorted(set(settings.ratios))
+    declaration = {"primary": primary, "ratios": ratios, "seeds": settings.seeds}
     # First the trainings, then the declaration: another driver declares before it trains.
-    has_trainings = any(key.count("/") == 2 and not key.endswith("/identity.json") for key in store.list("study"))
+    has_trainings = False
+    for key in store.list("study"):
+        has_trainings |= key.count("/") == 2 and not key.endswith("/identity.json")
     if has_trainings and not store.exists(STUDY_DECLARED):
         raise UserError(
-            f"study.ratios, study.seeds: {store.url} has trainings of a study that did not declare them, so nobody "
-            f"knows whether they are still {declaration['ratios']} and {declaration['seeds']}: give another output"
+            f"study.ratios, study.seeds: {store.url} has trainings of a study that did not declare "
+            f"them, so nobody knows whether they are still {ratios} and {settings.seeds}: "
+            "give another output"
         )
     store.put_once(STUDY_DECLARED, to_json(declaration))
     declared = json.loads(store.read(STUDY_DECLARED))
-    changes = "; ".join(f"study.{field}: {values}" for field, values in differences(declared, declaration).items())
+    changes = [f"study.{field}: {now}" for field, now in differences(declared, declaration).items()]
     if changes:
         raise UserError(
-            f"{changes}. Another study was declared in {store.url} before its results: take the declared values back, "
-            "or give another output"
+            f"{'; '.join(changes)}. Another study was declared in {store.url} before its results: "
+            "take the declared values back, or give another output"
         )
     store.put_once(study_identity_key(identity), to_json(pins))
 
@@ -342,11 +343,13 @@ def _study_images(run: Run, missing: list[ArmSeed], external: CheckReport | None
     for split in SPLITS:
         real = run.images.load(run.dataset.split(split))
         images[split] = LabelledImages(real.pixels, real.labels)
-    wanted = synthetic_counts(images["train"].labels, len(run.config.classes), max(run.config.study.ratios))
+    classes, ratio = run.config.classes, max(run.config.study.ratios)
+    counts = study_design.synthetic_counts(images["train"].labels, len(classes), ratio)
+    wanted = dict(zip(classes, counts, strict=True))
     for draws in _draws(training.arm for training in missing):
-        images[draws] = _synthetic(run.store, draws, dict(zip(run.config.classes, wanted, strict=True)))
+        images[draws] = _synthetic(run.store, draws, wanted)
     if external:
-        folder = ImageFolder(run.dataset, Path(run.config.study.external or ""), run.images.classes)
+        folder = replace(run.images, path=Path(run.config.study.external or ""))
         real = folder.load(external.images)
         images["external"] = LabelledImages(real.pixels, real.labels)
     return images
@@ -361,7 +364,8 @@ def _synthetic(store: Store, draws: Draws, wanted: dict[str, int]) -> LabelledIm
         for shard in sorted(shards, key=lambda shard: shard.first):
             if missing <= 0:
                 break  # so that no further shard is read
-            rows = first_rows(draws, _rows(store, read_commit(store, shard), draws), missing)
+            stored = _rows(store, read_commit(store, shard), draws)
+            rows = study_design.first_rows(draws, stored, missing)
             pixels += [png_pixels(row["image"]["bytes"]) for row in rows]
             labels += [label] * len(rows)
             missing -= len(rows)
@@ -381,13 +385,15 @@ def _represent_all(
     workers: Workers, job: StudyJob, images: Mapping[str, LabelledImages]
 ) -> dict[str, Shared[np.ndarray]]:
     """set -> its classifier inputs; `classical` is train, prepared for classical augmentation."""
+    # Once, and shared by all trainings: they differ in which images they take, not in the inputs.
     sets: dict[str, tuple[np.ndarray, Augmentation | None]] = {}
     for name, of_name in images.items():
         augmentation = None if name in ("val", "test", "external") else "mirror"
         sets[name] = of_name.pixels, augmentation
     sets["classical"] = images["train"].pixels, "classical"
     architecture = job.training.architecture
-    shared = workers.call_all("study inputs", len(sets), _represent, list(sets.values()), architecture, job.seed)
+    arguments = (list(sets.values()), architecture, job.seed)
+    shared = workers.call_all("study inputs", len(sets), _represent, *arguments)
     return dict(zip(sets, shared, strict=True))
 
 
@@ -410,14 +416,16 @@ def _train(
     """Train, predict the held-out sets, put the record. A record that is there already stays."""
     started = time.perf_counter()
     arrays = {name: shared.get() for name, shared in inputs.items()}
-    phases, fed = [], []
+    phases, fed, classes = [], [], len(job.classes)
     for mix in training.arm.mixes:
-        real, synthetic = mix_positions(mix, labels["train"], labels[mix.draws], len(job.classes))
+        available = labels["train"], labels[mix.draws]
+        real, synthetic = study_design.mix_positions(mix, *available, classes)
         phases.append(_phase(mix, arrays, labels, real, synthetic))
         fed.append({"real": len(real), "synthetic": len(synthetic), "share": mix.share})
-    # One seed for all arms: they are compared in pairs of equal seeds.
+    # One seed for all arms: they are compared in pairs of equal seeds, so that what a seed does to
+    # all arms alike cancels out.
     seed = seed_for(job.seed, "all", training.number, 0, "study") % 2**31
-    fitted = fit(phases, (arrays["val"], labels["val"]), len(job.classes), job.training, seed, beat)
+    fitted = fit(phases, (arrays["val"], labels["val"]), classes, job.training, seed, beat)
     tested = [name for name in ("val", "test", "external") if name in arrays]
     record = TrainingRecord(
         arm=training.arm.name,
@@ -443,18 +451,11 @@ def _phase(
 ) -> Phase:
     """The images of a phase, by their positions among the real and the synthetic ones."""
     real_inputs = inputs["classical" if mix.augmentation == "classical" else "train"]
-    parts = [
-        (real_inputs[real], labels["train"][real]),
-        (inputs[mix.draws][synthetic], labels[mix.draws][synthetic]),
-    ]
-    parts = [part for part in parts if len(part[1])]  # no copy of the real images where they are alone
-    return Phase(
-        np.concatenate([images for images, _ in parts]),
-        np.concatenate([part_labels for _, part_labels in parts]),
-        mix.share,
-        mix.augmentation,
-        mix.balanced,
-    )
+    images, classes = real_inputs[real], labels["train"][real]
+    if len(synthetic):  # else the real images would be copied for nothing
+        images = np.concatenate([images, inputs[mix.draws][synthetic]])
+        classes = np.concatenate([classes, labels[mix.draws][synthetic]])
+    return Phase(images, classes, mix.share, mix.augmentation, mix.balanced)
 
 
 # ---- result ----
@@ -463,14 +464,16 @@ def _phase(
 def _outcome(run: Run, job: StudyJob, trainings: list[ArmSeed], external: CheckReport | None) -> StudyResults:
     keys = [_key(job, training) for training in trainings]
     records = [TrainingRecord.from_json(data) for data in in_threads(run.store.read, keys)]
-    near_duplicates = _near_duplicates(run.store)
-    sets = {"test": (run.dataset.test, units_of(run.dataset.test, near_duplicates))}
+    images_fed: dict[str, int] = {}
+    for record in records:
+        images_fed[record.arm] = int(sum(fed["real"] + fed["synthetic"] for fed in record.fed))
+    sets: dict[str, tuple[Sequence[SourceImage], Sequence[Sequence[str]]]] = {}
+    sets["test"] = run.dataset.test, _near_duplicates(run.store)
     if external:
-        sets["external"] = (external.images, units_of(external.images, external.duplicates))
+        sets["external"] = external.images, external.duplicates
     labels, units, probabilities = {}, {}, {}
-    for name, (images, unit_of) in sets.items():
-        labels[name] = _labels(run.config, images)
-        units[name] = np.array([unit_of[image.file] for image in images])
+    for name, (images, duplicates) in sets.items():
+        labels[name], units[name] = _labels(job.classes, images), _units(images, duplicates)
         probabilities[name] = _probabilities(records, name, job.classes)
     assert run.config.study.primary is not None
     return StudyResults(
@@ -479,17 +482,13 @@ def _outcome(run: Run, job: StudyJob, trainings: list[ArmSeed], external: CheckR
         frame=run.dataset.frame,
         size=run.dataset.size,
         primary=run.config.study.primary,
-        images={record.arm: _images_fed(record) for record in records},
+        images=images_fed,
         labels=labels,
         units=units,
         probabilities=probabilities,
         tasks=len(records),
         seconds=sum(record.seconds for record in records),
     )
-
-
-def _images_fed(record: TrainingRecord) -> int:
-    return int(sum(fed["real"] + fed["synthetic"] for fed in record.fed))
 
 
 def _probabilities(records: Sequence[TrainingRecord], name: str, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
