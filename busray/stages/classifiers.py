@@ -23,8 +23,8 @@ from busray.vision.classifier import Architecture, Classifier, Phase, Training, 
 from busray.vision.fitting import VALIDATIONS
 from busray.workers import Beat, Workers
 
+# The defaults of a study's trainings too; val chooses the step whose weights are kept.
 STEPS, BATCH_SIZE, LEARNING_RATE = 400, 32, 3e-3
-"""The defaults of a study's trainings too; val chooses the step whose weights are kept."""
 
 
 def classifier_record(run: Run, architecture: Architecture) -> ClassifierRecord | None:
@@ -54,7 +54,8 @@ def load_classifier(store: Store, record: ClassifierRecord) -> Classifier:
 
 
 def _pins(run: Run, architecture: Architecture) -> dict[str, Any]:
-    """What decides a classifier. Machine and threads change last bits, so the first one is kept."""
+    """Everything that decides a classifier but the machine and its threads."""
+    # Those change last bits. So there is one record per pins, and the first one put is kept.
     return {
         "architecture": architecture,
         "dataset": run.dataset.hash,
@@ -67,11 +68,8 @@ def _pins(run: Run, architecture: Architecture) -> dict[str, Any]:
 def _train(beat: Beat, store: Store, pins: dict[str, Any], images: Mapping[str, Images]) -> None:
     """Train, score test, put the weights and then their record. The first record wins."""
     classifier, test = fit_and_test(pins, images, beat)
-    data = classifier.to_bytes()
-    digest = sha256_bytes(data)
     key = classifier_key(fingerprint(pins))
-    weights = f"{key.removesuffix('.json')}-{digest[:16]}.safetensors"
-    store.put_once(weights, data)
+    weights, digest = put_weights(store, key, classifier.to_bytes())
     record = ClassifierRecord(
         **pins,
         chosen=asdict(classifier.chosen),
@@ -84,15 +82,25 @@ def _train(beat: Beat, store: Store, pins: dict[str, Any], images: Mapping[str, 
     store.put_once(key, to_json(record))
 
 
+def put_weights(store: Store, record_key: str, data: bytes) -> tuple[str, str]:
+    """Put trained weights, before the record that names them; returns (their key, their digest)."""
+    digest = sha256_bytes(data)
+    # The digest in the key keeps apart what two workers trained; a record names one of them.
+    key = f"{record_key.removesuffix('.json')}-{digest[:16]}.safetensors"
+    store.put_once(key, data)
+    return key, digest
+
+
 def fit_and_test(
     pins: dict[str, Any], images: Mapping[str, Images], beat: Beat
 ) -> tuple[Classifier, dict[str, Recall]]:
     """(classifier, class or `all` -> its score on test), of the images of each split."""
     architecture, classes, training = pins["architecture"], pins["classes"], pins["training"]
+    rates = tuple(training["learning_rates"])
     train, val, test = (images[split] for split in SPLITS)
     phase = Phase(represent(train.pixels, architecture, "mirror", beat=beat), train.labels)
     validation = represent(val.pixels, architecture, beat=beat), val.labels
-    how = Training(architecture, training["steps"], training["batch_size"], tuple(training["learning_rates"]))
+    how = Training(architecture, training["steps"], training["batch_size"], rates)
     classifier = fit([phase], validation, len(classes), how, pins["seed"], beat, partial(beat, 1))
     counts = {name: int((test.labels == label).sum()) for label, name in enumerate(classes)}
     counts[CLASS_ALL] = len(test)

@@ -3,16 +3,14 @@
 The segmenter's record holds its scores on test, under a key of everything that decides it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from busray.corpus.arms import arm_sources
-from busray.corpus.commit import read_rows
-from busray.corpus.encode import png_bytes, png_pixels
+from busray.corpus.encode import png_bytes
 from busray.data.images import ImageFolder
 from busray.data.split import SPLITS
 from busray.evidence.lesions import DiceScores, dice_figures, geometry_figures, unmeasurable
@@ -21,8 +19,9 @@ from busray.identity import fingerprint, seed_for, sha256_bytes
 from busray.layout import GEOMETRY_JSON, GEOMETRY_PNG, segmenter_key
 from busray.records import ContentBox, Figure, SegmenterPins, SegmenterRecord, SourceImage, to_json
 from busray.report.contact_sheet import contact_sheet
-from busray.run.pieces import BOX, ImageBlock, synthetic_blocks
+from busray.run.pieces import ImageBlock, block_pixels, class_of, synthetic_blocks
 from busray.run.record import Run
+from busray.stages.classifiers import put_weights
 from busray.stages.features import features
 from busray.storage import Store
 from busray.vision import lesion_shape
@@ -32,8 +31,7 @@ from busray.vision.fitting import VALIDATIONS
 from busray.vision.segmenter import MaskedImages, Segmenter, Validation
 from busray.workers import Beat, Workers
 
-IMAGES_SHOWN = 2
-"""Images a class and arm that are shown with their outlines."""
+IMAGES_SHOWN = 2  # images a class and arm that are shown with their outlines
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,7 @@ class TrueLesions:
     """The images of a split whose masks are known."""
 
     images: tuple[SourceImage, ...]
-    masks: np.ndarray
-    """bool [n, s, s]"""
+    masks: np.ndarray  # bool [n, s, s]
     boxes: tuple[ContentBox, ...]
 
     @property
@@ -79,6 +76,7 @@ def geometry(run: Run, workers: Workers) -> list[Figure]:
     arms, real = features(run, workers, blocks, extractor.name)
     real = replace(real, extractor=lesion_shape.NAME)
     reference = "val" if run.config.evaluate.reference == "val" else "test"
+    # Dice first: it says how far the geometry of pseudo-masks can be trusted.
     figures = dice_figures(_scored(record, truth["test"]), run.dataset.frame, run.dataset.size)
     figures += geometry_figures(arms, real, _by_true_masks(truth, run.images), reference)
     run.store.replace(GEOMETRY_PNG, _outlined(run.images, segmenter, blocks))
@@ -116,6 +114,7 @@ def _scored(record: SegmenterRecord, test: TrueLesions) -> DiceScores:
 
 
 def _pins(dataset_hash: str, truth: Mapping[str, TrueLesions], steps: int, seed: int) -> SegmenterPins:
+    # The masks' own bytes: they are not in the data set's hash.
     masks = {}
     for split, lesions in truth.items():
         files = repr([image.file for image in lesions.images]).encode()
@@ -124,16 +123,12 @@ def _pins(dataset_hash: str, truth: Mapping[str, TrueLesions], steps: int, seed:
 
 
 def _trained_segmenter(
-    store: Store,
-    folder: ImageFolder,
-    workers: Workers,
-    truth: Mapping[str, TrueLesions],
-    pins: SegmenterPins,
+    store: Store, folder: ImageFolder, workers: Workers, truth: Mapping[str, TrueLesions], pins: SegmenterPins
 ) -> SegmenterRecord:
     """The record of the run's segmenter, which is trained first if there is none."""
     key = segmenter_key(fingerprint(asdict(pins)))
     if not store.exists(key):
-        splits = {}
+        splits: dict[str, MaskedImages] = {}
         for split, lesions in truth.items():
             pixels = folder.load(lesions.images).pixels
             splits[split] = MaskedImages(pixels, lesions.masks, lesions.boxes)
@@ -144,17 +139,11 @@ def _trained_segmenter(
 def _train_segmenter(
     beat: Beat, store: Store, key: str, pins: SegmenterPins, splits: Mapping[str, MaskedImages]
 ) -> None:
-    """Train, score test, put the weights and then their record.
-
-    The first record that gets there stays. Its weights are safe: their key has their own digest.
-    """
+    """Train, score test, put the weights and then their record."""
     segmenter = unet.fit(splits["train"], splits["val"], pins.steps, pins.seed, beat, validated=partial(beat, 1))
     test = splits["test"]
     dice = unet.dice(unet.segment(segmenter, test.pixels, test.boxes, beat), test.masks)
-    data = segmenter.to_bytes()
-    digest = sha256_bytes(data)
-    weights_key = f"{key.removesuffix('.json')}-{digest[:16]}.safetensors"
-    store.put_once(weights_key, data)
+    weights_key, digest = put_weights(store, key, segmenter.to_bytes())
     record = SegmenterRecord(
         **asdict(pins),
         images={split: len(masked.masks) for split, masked in splits.items()},
@@ -187,14 +176,12 @@ def _outlined(folder: ImageFolder, segmenter: Segmenter, arms: Mapping[str, list
 
 def _arm_cells(segmenter: Segmenter, blocks: list[ImageBlock], class_name: str) -> list[bytes | None]:
     for block in blocks:
-        if block.commit is not None and block.commit.class_name == class_name:
-            table = read_rows(block.store, block.commit, columns=[block.column, *BOX]).slice(0, IMAGES_SHOWN)
-            pixels = np.stack([png_pixels(cell["bytes"]) for cell in table.column(block.column).to_pylist()])
-            return _cells(segmenter, pixels, [ContentBox(**row) for row in table.select(BOX).to_pylist()])
+        if class_of(block) == class_name:
+            return _cells(segmenter, *block_pixels(block, IMAGES_SHOWN))
     return [None] * IMAGES_SHOWN
 
 
-def _cells(segmenter: Segmenter, pixels: np.ndarray, boxes: Any) -> list[bytes | None]:
+def _cells(segmenter: Segmenter, pixels: np.ndarray, boxes: Sequence[ContentBox]) -> list[bytes | None]:
     """IMAGES_SHOWN PNGs; None in place of missing ones."""
     masks = unet.segment(segmenter, pixels, boxes)
     cells: list[bytes | None] = []
