@@ -103,7 +103,7 @@ def check_settings(store: Store, config: Config) -> None:
 
 def _may_change(key: str) -> bool:
     if key.startswith("classes.") and key.endswith(".images"):
-        return True  # a corpus may grow or shrink: the first images of a class stay the same
+        return True  # a corpus may grow; extend_plan refuses to shrink it
     return any(key == free or key.startswith(free + ".") for free in MAY_CHANGE)
 
 

@@ -32,21 +32,25 @@ def generate(
     """Draw what the plan of a corpus still misses and publish its manifest; returns its digest.
 
     arm: draw that arm's corpus instead of the released one. txt2img_source: see draw_job.
-    never_shrink: see extend_plan. An arm never shrinks, as the number compared may change.
+    never_shrink: see extend_plan.
     """
     config = run.config
     if config.corpus.gate and not arm:
         trained_classifier(run, workers, config.corpus.gate.architecture)
     job = draw_job(run, workers.device, arm, txt2img_source)
-    if arm:
+    if arm:  # no more than is compared, for the released corpus alone is given out
         images = {name: compared_images(config) for name, c in config.classes.items() if c.images}
     else:
         images = {name: c.images for name, c in config.classes.items()}
-    segments = extend_plan(job.store, images, config.corpus.shard_size, never_shrink=never_shrink or arm is not None)
+    # The number of images compared may change: an arm keeps those that it has.
+    keep = never_shrink or arm is not None
+    segments = extend_plan(job.store, images, config.corpus.shard_size, never_shrink=keep)
     plan = shards(segments)
+    # Only the records say what is done. So a rerun draws what an interrupted one left open.
     todo = pending(plan, committed_shards(job.store))
     if todo:
-        workers.draw(f"generate {arm or 'corpus'}", job, todo, sum(shard.count for shard in plan))
+        planned = sum(shard.count for shard in plan)
+        workers.draw(f"generate {arm or 'corpus'}", job, todo, planned)
     return publish_manifest(job.store, segments, drawn=todo)
 
 
@@ -125,9 +129,10 @@ def _refuse_other_txt2img(source: Store, identity: dict[str, Any]) -> None:
     if record is None:
         raise FileNotFoundError(f"{source.url}/{RUN}")
     source_identity = record["identity"]
-    decides_nothing_before = {"refine", "keep_txt2img", "format"}
+    # Settings that decide nothing before refinement
+    later = {"refine", "keep_txt2img", "format"}
     differing = []
-    for key in sorted((identity.keys() | source_identity.keys()) - decides_nothing_before):
+    for key in sorted((identity.keys() | source_identity.keys()) - later):
         if identity.get(key) != source_identity.get(key):
             differing.append(key)
     if differing:
@@ -137,9 +142,9 @@ def _refuse_other_txt2img(source: Store, identity: dict[str, Any]) -> None:
 def reproduce(run: Run, image_id: str) -> tuple[np.ndarray, np.ndarray]:
     """(stored, redrawn) pixels uint8 [h, w] of an image of the released corpus or of a stored arm.
 
-    Drawn in this process. The stored settings do not list the stored arms: later commands may have
-    added some.
+    Drawn in this process. UserError where the run has no such image.
     """
+    # The stored settings do not list the stored arms, since later commands may have added some.
     gpus = run.config.cluster.gpus_per_actor
     for prefix, store in corpora(run.store).items():
         match = find_image(store, image_id)
@@ -150,4 +155,5 @@ def reproduce(run: Run, image_id: str) -> tuple[np.ndarray, np.ndarray]:
         job = draw_job(run, "cuda" if gpus > 0 else "cpu", arm)
         redrawn = redraw(job, commit, job.recipe.spec(commit.class_name, row["index"], row["attempt"]))
         return png_pixels(row["image"]["bytes"]), redrawn.image
-    raise UserError(f"{image_id}: no such image in {run.store.url}; ids are in the shards' image_id column")
+    hint = "ids are in the shards' image_id column"
+    raise UserError(f"{image_id}: no such image in {run.store.url}; {hint}")

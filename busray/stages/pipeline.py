@@ -22,6 +22,7 @@ def run_all(run: Run, workers: Workers) -> list[Figure]:
 
 def evaluate_all(run: Run, workers: Workers) -> list[Figure]:
     """The arms besides the released corpus, all figures, the report."""
+    # Arms that are columns of the released corpus are drawn already.
     for arm in arms_to_draw(run.config):
         timed(run, f"generate {arm}", lambda arm=arm: generate(run, workers, arm))
     figures = timed(run, "evaluate", lambda: evaluate(run, workers))
@@ -44,6 +45,5 @@ def check_finished(run: Run) -> None:
         reason = f"{', '.join(short)}: fewer images planned"
         if missing:
             reason = f"{len(missing)} planned shards have no record"
-        raise UserError(
-            f"output: the corpus in {run.store.url} is not finished ({reason}): run `busray generate` first"
-        )
+        unfinished = f"the corpus in {run.store.url} is not finished ({reason})"
+        raise UserError(f"output: {unfinished}: run `busray generate` first")

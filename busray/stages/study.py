@@ -182,7 +182,8 @@ def _check_study(run: Run, arms: list[Arm]) -> str:
     store = run.store
     corpus = read_run(store)
     if corpus is None or not published_rows(store):
-        raise UserError(f"{store.url} has no finished corpus to study: run `busray generate` first")
+        missing = f"{store.url} has no finished corpus to study"
+        raise UserError(f"{missing}: run `busray run` or `busray generate` first")
     near_duplicates = _near_duplicates(store)
     study_design.refuse_leaks(run.dataset, near_duplicates)
     if alone := _classes_without_spread(list(run.config.classes), run.dataset.test, near_duplicates):
