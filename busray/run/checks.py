@@ -204,7 +204,7 @@ def checked_vectors(run: Run) -> dict[str, int]:
             local = adapters_folder(config.adapters.path, Path(cache))
         offered = check_adapters(local, config.adapters.method, tokens, run.base, run.dataset.hash)
         if adopted and adopted.sha256 != offered["sha256"]:
-            raise UserError(f"adapters.path: {config.output} has other ones already: give another output")
+            raise UserError(f"adapters.path: {config.output} has other adapters already: give another output")
         return token_vectors(local, tokens.values())
 
 
