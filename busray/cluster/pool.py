@@ -31,7 +31,8 @@ def ray_workers(settings: config.Cluster, log_file: Path, report: Report) -> Ite
     A session that already runs in this process is used and left running.
     """
     with ExitStack() as at_exit:
-        yield RayWorkers(settings, report, cache(lambda: at_exit.enter_context(session(settings, log_file))))
+        start_session = cache(lambda: at_exit.enter_context(session(settings, log_file)))
+        yield RayWorkers(settings, report, start_session)
 
 
 class SharedObject(Generic[T]):
@@ -74,15 +75,16 @@ class RayWorkers:
         self, stage: str, total: int, task: Callable[..., T], items: Sequence[Any], *arguments: Any, done: int = 0
     ) -> list[Shared[T]]:
         def work(liveness: Any) -> list[Shared[T]]:
-            resources = self._resources("cpu")
-            remote: Any = ray.remote(**resources, max_retries=TASK_RETRIES, num_returns=2)(_run_task_of_many)
+            options = {**self._resources("cpu"), "max_retries": TASK_RETRIES, "num_returns": 2}
+            remote: Any = ray.remote(**options)(_run_task_of_many)
             threads = self._threads("cpu")
             ends, results = [], []
             for item in items:
                 end, result = remote.remote(threads, liveness, task, item, *arguments)
                 ends.append(end)
                 results.append(SharedObject(result))
-            while ends:  # the first failure ends the stage at once, not when its turn in the list comes
+            while ends:
+                # In the order in which they end, so that a failure ends the stage at once.
                 ended, ends = ray.wait(ends)
                 ray.get(ended)
             return results
@@ -98,11 +100,14 @@ class RayWorkers:
         kind: Kind,
     ) -> None:
         cluster = self.settings
-        width = max(1, int(cluster.cpus_per_actor)) if kind == "core" else 1
-        pool = ray.data.ActorPoolStrategy(min_size=cluster.min_actors, max_size=width * cluster.max_actors)
+        most = cluster.max_actors
+        if kind == "core":  # as many workers of one CPU as the other kinds' CPUs make
+            most *= max(1, int(cluster.cpus_per_actor))
+        pool = ray.data.ActorPoolStrategy(min_size=cluster.min_actors, max_size=most)
 
         def work(liveness: Any) -> None:
-            rows = [{"item": i} for i in range(len(items))]
+            # All items are put once; a row names one by its number, so that rows stay small.
+            rows = [{"item": number} for number in range(len(items))]
             arguments = (self._threads(kind), liveness, start, ray.put(list(items)))
             stream = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
                 _PoolWorker,  # pyright: ignore[reportArgumentType] (Ray's types leave callable classes out)

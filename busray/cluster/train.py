@@ -23,22 +23,31 @@ def fit(settings: config.Cluster, training: Training, liveness: Any, done: int) 
     from ray.train.torch import TorchConfig, TorchTrainer  # here, since it imports torch
 
     gpus = settings.gpus_per_actor
+    resources = {"CPU": settings.cpus_per_actor}
+    if gpus:
+        resources["GPU"] = gpus
     fewest, most = training.num_workers
     filesystem, path = training.scratch()
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"training": training, "liveness": liveness, "threads": settings.threads, "done": done},
+        train_loop_config={
+            "training": training,
+            "liveness": liveness,
+            "threads": settings.threads,
+            "done": done,
+        },
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=most if fewest == most else (fewest, most),
             use_gpu=bool(gpus),
-            resources_per_worker={"CPU": settings.cpus_per_actor, **({"GPU": gpus} if gpus else {})},
+            resources_per_worker=resources,
         ),
         run_config=RunConfig(
-            name=f"finetune-{uuid.uuid4().hex[:12]}",  # Ray's own state is this fit's alone; ours is in the store
+            # A new name each time: Ray must not resume a state of its own, ours is in the store.
+            name=f"finetune-{uuid.uuid4().hex[:12]}",
             storage_path=f"{path}/ray",
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=0),
+            failure_config=FailureConfig(max_failures=0),  # the stage decides whether to try again
         ),
     )
     try:
@@ -57,7 +66,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     beat = Heartbeat(arguments["liveness"])
-    beat_for_all = partial(beat, for_all=True)  # while rank 0 validates, the others wait for its next gradients
+    # While rank 0 validates, the others wait for its next gradients and cannot beat.
+    beat_for_all = partial(beat, for_all=True)
 
     loop = training.start(world)
     checkpoint = same_everywhere(loop.checkpoint() if rank == 0 else None, world)
@@ -94,11 +104,14 @@ def add_up(parameters: Any, loss: float, world: int) -> float:
 
     if world == 1:
         return loss
-    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flat = torch.cat([*(g.reshape(-1).float() for g in grads), torch.tensor([loss], device=grads[0].device)])
+    parts = []
+    for parameter in parameters:
+        if parameter.grad is None:  # a worker without positions in this batch
+            parameter.grad = torch.zeros_like(parameter)
+        parts.append(parameter.grad.reshape(-1).float())
+    flat = torch.cat([*parts, torch.tensor([loss], device=parts[0].device)])
     torch.distributed.all_reduce(flat)
-    at = 0
-    for parameter, grad in zip(parameters, grads, strict=True):
-        parameter.grad = flat[at : at + grad.numel()].view_as(grad).to(grad.dtype)
-        at += grad.numel()
+    sums = flat[:-1].split([len(part) for part in parts])
+    for parameter, total in zip(parameters, sums, strict=True):
+        parameter.grad = total.view_as(parameter.grad).to(parameter.grad.dtype)
     return float(flat[-1])

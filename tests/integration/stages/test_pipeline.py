@@ -261,7 +261,7 @@ def test_two_workers_on_object_storage_train_what_one_worker_trains(finished: Ru
     gradient near 0 into a whole step of any sign."""
     run = open_run(settings(f"{bucket}/two-workers", adapters={"num_workers": 2, "checkpoint_every": 1}), quiet)
     with on_ray(run) as workers:
-        two, one = finetune(run, workers).about, adapters(finished).about
+        two, one = finetune(run, workers), adapters(finished)
     assert two.about["workers"] == [[0, 2]] and one.about["workers"] == [[0, 1]]
     for (step, loss), (same_step, same_loss) in zip(two.about["loss"], one.about["loss"], strict=True):
         assert step == same_step and loss == pytest.approx(same_loss, rel=1e-3)
