@@ -14,7 +14,7 @@ from busray.corpus.recipe import corpus_identity, make_recipe
 from busray.corpus.record import claim_corpus, read_run
 from busray.layout import RUN, arm_prefix
 from busray.model.checkpoints import read_adapters
-from busray.records import Arm, ClassifierRecord, UserError
+from busray.records import Arm, UserError
 from busray.run.record import Run
 from busray.stages.classifiers import classifier_record, load_classifier, trained_classifier
 from busray.storage import Store
@@ -68,14 +68,12 @@ def draw_job(run: Run, device: str, arm: str | None = None, txt2img_source: Stor
     adapters = read_adapters(run.store) if adapted else None
     if adapted and adapters is None:
         raise UserError(f"{run.store.url} has no adapters yet: run `busray finetune` first")
-    gate_record = None if arm else _gate_record(run)
+    use_tokens = adapted and config.uses_tokens
+    adapters_digest = adapters.sha256 if adapters else None
+    # Other arms have no gate: they are compared as they were drawn.
+    gate, gate_digest = (None, None) if arm else _class_gate(run)
     identity = corpus_identity(
-        config,
-        run.base.to_dict(),
-        adapters.sha256 if adapters else None,
-        run.dataset.hash,
-        refine is not None,
-        gate_record.digest if gate_record else None,
+        config, run.base.to_dict(), adapters_digest, run.dataset.hash, refine is not None, gate_digest
     )
     if txt2img_source is not None:
         _refuse_other_txt2img(txt2img_source, identity)
@@ -86,12 +84,12 @@ def draw_job(run: Run, device: str, arm: str | None = None, txt2img_source: Stor
         run_store=run.store,
         base=config.base,
         method=config.adapters.method if adapted else None,
-        tokens=config.tokens() if adapted and config.uses_tokens else {},
+        tokens=config.tokens() if use_tokens else {},
         sampling=config.sampling,
         refine=refine,
         keep_txt2img=config.corpus.keep_txt2img and refine is not None,
         format=config.corpus.format,
-        recipe=make_recipe(config, run.dataset, corpus, use_tokens=adapted and config.uses_tokens),
+        recipe=make_recipe(config, run.dataset, corpus, use_tokens=use_tokens),
         provenance={
             "fingerprint": corpus,
             "identity": identity,
@@ -101,26 +99,19 @@ def draw_job(run: Run, device: str, arm: str | None = None, txt2img_source: Stor
         threads=config.cluster.threads,
         device=device,
         txt2img_source=txt2img_source,
-        gate=_gate(run, gate_record),
+        gate=gate,
     )
 
 
-def _gate_record(run: Run) -> ClassifierRecord | None:
-    """Of the class gate's classifier; None where no gate is set."""
+def _class_gate(run: Run) -> tuple[ClassGate | None, str | None]:
+    """(the class gate, the digest of its classifier); (None, None) where no gate is set."""
     gate = run.config.corpus.gate
     if gate is None:
-        return None
+        return None, None
     record = classifier_record(run, gate.architecture)
     if record is None:
         raise UserError(f"{run.store.url} has no class gate yet: run `busray generate` first")
-    return record
-
-
-def _gate(run: Run, record: ClassifierRecord | None) -> ClassGate | None:
-    settings = run.config.corpus.gate
-    if settings is None or record is None:
-        return None
-    return ClassGate(settings, load_classifier(run.store, record), record.classes)
+    return ClassGate(gate, load_classifier(run.store, record), record.classes), record.digest
 
 
 def _refuse_other_txt2img(source: Store, identity: dict[str, Any]) -> None:
@@ -153,7 +144,8 @@ def reproduce(run: Run, image_id: str) -> tuple[np.ndarray, np.ndarray]:
         commit, row = match
         arm = prefix.removeprefix(arm_prefix("")) or None
         job = draw_job(run, "cuda" if gpus > 0 else "cpu", arm)
-        redrawn = redraw(job, commit, job.recipe.spec(commit.class_name, row["index"], row["attempt"]))
+        spec = job.recipe.spec(commit.class_name, row["index"], row["attempt"])
+        redrawn = redraw(job, commit, spec)
         return png_pixels(row["image"]["bytes"]), redrawn.image
     hint = "ids are in the shards' image_id column"
     raise UserError(f"{image_id}: no such image in {run.store.url}; {hint}")
