@@ -5,7 +5,7 @@ hard for all arms cancels out.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -74,30 +74,24 @@ def extract(run: Run, workers: Workers, blocks: list[ImageBlock], name: str) -> 
     elif isinstance(extractor.weights, Segmenter | Classifier):
         kind = "cpu"  # a small network that was trained on CPUs
     device = workers.device if kind == "model" else "cpu"
-    start = partial(FeatureWorker.load, extractor, device, run.config.evaluate.batch_size)
+    start = partial(_start_extracting, extractor, device, run.config.evaluate.batch_size)
     stage = "features" if name == INCEPTION else f"features {name}"
     workers.map(stage, sum(block.images for block in blocks), start, blocks, kind)
 
 
-@dataclass(frozen=True)
-class FeatureWorker:
-    """Reads a block's images and puts their features float32 [n, d] beside the corpus."""
+def _start_extracting(extractor: Extractor, device: str, batch_size: int) -> Callable[[ImageBlock, Beat], None]:
+    return partial(_extract_block, extractor.load(device), batch_size)
 
-    compute: Features
-    batch_size: int
 
-    @staticmethod
-    def load(extractor: Extractor, device: str, batch_size: int) -> "FeatureWorker":
-        return FeatureWorker(extractor.load(device), batch_size)
-
-    def __call__(self, block: ImageBlock, beat: Beat) -> None:
-        pixels, boxes = block_pixels(block)
-        batches = []
-        for at in range(0, len(pixels), self.batch_size):
-            batch = slice(at, at + self.batch_size)
-            batches.append(self.compute(pixels[batch], boxes[batch]))
-            beat(len(batches[-1]))
-        put_array(block.store, block.key, np.concatenate(batches).astype(np.float32))
+def _extract_block(compute: Features, batch_size: int, block: ImageBlock, beat: Beat) -> None:
+    """Read a block's images and put their features float32 [n, d] beside the corpus."""
+    pixels, boxes = block_pixels(block)
+    batches = []
+    for at in range(0, len(pixels), batch_size):
+        batch = slice(at, at + batch_size)
+        batches.append(compute(pixels[batch], boxes[batch]))
+        beat(len(batches[-1]))
+    put_array(block.store, block.key, np.concatenate(batches).astype(np.float32))
 
 
 def _paired(run: Run, wanted: dict[str, list[ImageBlock]]) -> Arms:
