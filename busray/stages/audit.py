@@ -91,9 +91,6 @@ def _write(
     add_to_report(run, "audit", part)
 
 
-# ---- what is compared ----
-
-
 def _extract_missing(run: Run, workers: Workers, commits: list[Commit], extractor: str) -> None:
     """Features of the corpus and of the real images, under the keys that evaluate reads."""
     missing = missing_real_blocks(run, workers, extractor)
@@ -184,9 +181,6 @@ def at_top_left(contents: Sequence[np.ndarray], size: int) -> tuple[np.ndarray, 
     return squares, tuple(ContentBox(0, 0, *content.shape[::-1]) for content in contents)
 
 
-# ---- the search, in a worker ----
-
-
 def _start_search(originals: Shared[Originals]) -> Callable[[Search, Beat], None]:
     return partial(_search, originals.get())
 
@@ -203,9 +197,6 @@ def _search(originals: Originals, search: Search, beat: Beat) -> None:
         rows.append(originals.find(index, content, feature))
         beat(1)
     put_array(block.store, block.key, np.array(rows))
-
-
-# ---- what was found ----
 
 
 def _evidence(

@@ -110,9 +110,6 @@ def _scored(record: SegmenterRecord, test: TrueLesions) -> DiceScores:
     return DiceScores(dice[has_lesion], test.classes[has_lesion], test.units[has_lesion], record.images["train"])
 
 
-# ---- the segmenter ----
-
-
 def _pins(dataset_hash: str, truth: Mapping[str, TrueLesions], steps: int, seed: int) -> SegmenterPins:
     # The masks' own bytes: they are not in the data set's hash.
     masks = {}
@@ -153,9 +150,6 @@ def _train_segmenter(
         digest=digest,
     )
     store.put_once(key, to_json(record))
-
-
-# ---- the picture ----
 
 
 def _outlined(folder: ImageFolder, segmenter: Segmenter, arms: Mapping[str, list[ImageBlock]]) -> bytes:

@@ -72,9 +72,6 @@ def _publish(run: Run, report: dict[str, Any]) -> None:
     run.store.replace(layout.REPORT_HTML, report_html(report, figures, galleries, sections).encode())
 
 
-# ---- report.json ----
-
-
 def _report(run: Run, figures: list[Figure]) -> dict[str, Any]:
     store = run.store
     record = read_adapters(store)
@@ -198,9 +195,6 @@ def _drawing_rate(store: Store) -> tuple[int | None, float | None]:
         images += commit.rows
         seconds += commit.seconds
     return images or None, images / seconds if images and seconds else None
-
-
-# ---- images of the page ----
 
 
 def _galleries(store: Store, folder: ImageFolder, *, refined: bool) -> dict[str, list[GalleryRow]]:
