@@ -287,6 +287,9 @@ def _units(run: Run, arm: str) -> dict[str, np.ndarray]:
 
 def _report(run: Run, sub_runs: Sequence[SubRun], figures: AblationFigures) -> dict[str, Any]:
     reference, refined = run.config.evaluate.reference, ablation.SWEPT_REFINED
+    sweep_only: list[str] = []
+    for plan in _plans(sub_runs):
+        sweep_only += plan.arms.values() if plan.point else ()
     sentences = ablation_sentences(figures.arms, figures.sweep, refined, SWEEP_REFERENCE)
     return {
         "run": described_run(run),
@@ -298,7 +301,7 @@ def _report(run: Run, sub_runs: Sequence[SubRun], figures: AblationFigures) -> d
             "against": run.config.ablate.against,
             "full": ablation.SWEPT_METHOD,
             "arms": _table_arms(sub_runs),
-            "sweep_only": _sweep_arms(sub_runs),
+            "sweep_only": sweep_only,
             "reference": reference,
             "sweep_reference": SWEEP_REFERENCE,
             "held_out": _held_out(reference),
@@ -307,14 +310,6 @@ def _report(run: Run, sub_runs: Sequence[SubRun], figures: AblationFigures) -> d
             "configurations": _configurations(run.store, sub_runs),
         },
     }
-
-
-def _sweep_arms(sub_runs: Sequence[SubRun]) -> list[str]:
-    names: list[str] = []
-    for plan in _plans(sub_runs):
-        if plan.point:
-            names += plan.arms.values()
-    return names
 
 
 def _configurations(store: Store, sub_runs: Sequence[SubRun]) -> list[dict[str, Any]]:
