@@ -39,6 +39,7 @@ from busray.storage import Store
 from busray.vision.classifier import Architecture, Augmentation, Phase, Training, fit, predict, represent
 from busray.workers import Beat, Report, Shared, Workers
 
+Arrays = Mapping[str, np.ndarray]  # by name of a set of images
 PROBLEMS_SHOWN = 10  # problems of an external test set that the message lists
 
 
@@ -102,12 +103,14 @@ def study(run: Run, workers: Workers) -> tuple[list[Figure], list[str]]:
     external = _external_images(run, workers.report)
     job, pins = _job(run, corpus, external)
     _declare(run.store, settings, pins, job.identity)
-    trainings = [ArmSeed(arm, number) for number in range(settings.seeds) for arm in arms]
+    trainings: list[ArmSeed] = []
+    for number in range(settings.seeds):
+        trainings += [ArmSeed(arm, number) for arm in arms]
     missing = [training for training in trainings if not run.store.exists(_key(job, training))]
     if missing:
         images = _study_images(run, missing, external)
         inputs = _represent_all(workers, job, images)
-        labels = {name: of_name.labels for name, of_name in images.items()}
+        labels = {name: labelled.labels for name, labelled in images.items()}
         done = len(trainings) - len(missing)
         workers.call_all("study", len(trainings), _train, missing, job, inputs, labels, done=done)
     workers.report("study figures", 0, 1)
@@ -266,8 +269,8 @@ def _near_duplicates(store: Store) -> list[list[str]]:
 
 def _labels(names: Iterable[str], images: Sequence[SourceImage]) -> np.ndarray:
     """int64 [n]: the number of each image's class."""
-    number = {name: label for label, name in enumerate(names)}
-    return np.array([number[image.class_name] for image in images], np.int64)
+    order = list(names)
+    return np.array([order.index(image.class_name) for image in images], np.int64)
 
 
 def _units(images: Sequence[SourceImage], near_duplicates: Iterable[Sequence[str]]) -> np.ndarray:
@@ -388,12 +391,11 @@ def _represent_all(
     """set -> its classifier inputs; `classical` is train, prepared for classical augmentation."""
     # Once, and shared by all trainings: they differ in which images they take, not in the inputs.
     sets: dict[str, tuple[np.ndarray, Augmentation | None]] = {}
-    for name, of_name in images.items():
+    for name, labelled in images.items():
         augmentation = None if name in ("val", "test", "external") else "mirror"
-        sets[name] = of_name.pixels, augmentation
+        sets[name] = labelled.pixels, augmentation
     sets["classical"] = images["train"].pixels, "classical"
-    architecture = job.training.architecture
-    arguments = (list(sets.values()), architecture, job.seed)
+    arguments = (list(sets.values()), job.training.architecture, job.seed)
     shared = workers.call_all("study inputs", len(sets), _represent, *arguments)
     return dict(zip(sets, shared, strict=True))
 
@@ -408,15 +410,11 @@ def _represent(
 
 
 def _train(
-    beat: Beat,
-    training: ArmSeed,
-    job: StudyJob,
-    inputs: Mapping[str, Shared[np.ndarray]],
-    labels: Mapping[str, np.ndarray],
+    beat: Beat, training: ArmSeed, job: StudyJob, inputs: Mapping[str, Shared[np.ndarray]], labels: Arrays
 ) -> None:
     """Train, predict the held-out sets, put the record. A record that is there already stays."""
     started = time.perf_counter()
-    arrays = {name: shared.get() for name, shared in inputs.items()}
+    arrays: Arrays = {name: shared.get() for name, shared in inputs.items()}
     phases, fed, classes = [], [], len(job.classes)
     for mix in training.arm.mixes:
         available = labels["train"], labels[mix.draws]
@@ -435,7 +433,7 @@ def _train(
         classes=job.classes,
         fed=tuple(fed),
         chosen=asdict(fitted.chosen),
-        trials=tuple(asdict(validation) for validation in fitted.validations),
+        trials=tuple(map(asdict, fitted.validations)),
         probabilities={name: predict(fitted, arrays[name], beat).tolist() for name in tested},
         seconds=time.perf_counter() - started,
     )
@@ -443,13 +441,7 @@ def _train(
     beat(1)
 
 
-def _phase(
-    mix: TrainingMix,
-    inputs: Mapping[str, np.ndarray],
-    labels: Mapping[str, np.ndarray],
-    real: np.ndarray,
-    synthetic: np.ndarray,
-) -> Phase:
+def _phase(mix: TrainingMix, inputs: Arrays, labels: Arrays, real: np.ndarray, synthetic: np.ndarray) -> Phase:
     """The images of a phase, by their positions among the real and the synthetic ones."""
     real_inputs = inputs["classical" if mix.augmentation == "classical" else "train"]
     images, classes = real_inputs[real], labels["train"][real]
@@ -464,7 +456,7 @@ def _phase(
 
 def _outcome(run: Run, job: StudyJob, trainings: list[ArmSeed], external: CheckReport | None) -> StudyResults:
     keys = [_key(job, training) for training in trainings]
-    records = [TrainingRecord.from_json(data) for data in in_threads(run.store.read, keys)]
+    records = list(map(TrainingRecord.from_json, in_threads(run.store.read, keys)))
     images_fed: dict[str, int] = {}
     for record in records:
         images_fed[record.arm] = int(sum(fed["real"] + fed["synthetic"] for fed in record.fed))
@@ -497,6 +489,6 @@ def _probabilities(records: Sequence[TrainingRecord], name: str, classes: tuple[
     by_arm: dict[str, list[np.ndarray]] = {}
     for record in records:
         # A record from before classes were sorted has its columns in the order of its config.
-        columns = [record.classes.index(class_name) for class_name in classes]
+        columns = list(map(record.classes.index, classes))
         by_arm.setdefault(record.arm, []).append(np.array(record.probabilities[name])[:, columns])
     return {arm: np.array(of_arm) for arm, of_arm in by_arm.items()}
