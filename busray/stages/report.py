@@ -131,16 +131,18 @@ def _execution(store: Store) -> dict[str, Any]:
 
 def _corpus(store: Store, classes: Sequence[str]) -> dict[str, Any]:
     published = list(published_rows(store).values())
-    images = dict.fromkeys(classes, 0)
+    images, totals = dict.fromkeys(classes, 0), dict.fromkeys(("rows", "rejects", "bytes"), 0)
     for row in published:
+        for column in totals:
+            totals[column] += row[column]
         if row["class"] in images:
             images[row["class"]] += row["rows"]
     return {
         "planned": sum(shard.count for shard in shards(read_segments(store))),
-        "committed": sum(row["rows"] for row in published),
-        "quarantined": sum(row["rejects"] for row in published),
+        "committed": totals["rows"],
+        "quarantined": totals["rejects"],
         "shards": len(published),
-        "bytes": sum(row["bytes"] for row in published),
+        "bytes": totals["bytes"],
         "manifest": layout.MANIFEST,
         "classes": images,
     }
