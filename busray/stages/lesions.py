@@ -144,7 +144,7 @@ def _train_segmenter(
     record = SegmenterRecord(
         **asdict(pins),
         images={split: len(masked.masks) for split, masked in splits.items()},
-        looks=tuple(asdict(validation) for validation in segmenter.validations),
+        looks=tuple(map(asdict, segmenter.validations)),
         dice=tuple(None if np.isnan(value) else float(value) for value in dice),
         object=weights_key,
         digest=digest,
