@@ -175,7 +175,8 @@ def _sweep_points(config: settings.Config, sub_runs: Sequence[SubRun]) -> list[t
     points = []
     for by_arm in ablation.sweep_curves(config, _plans(sub_runs)).values():
         for arm, values in by_arm.items():
-            points += [(arm, name) for _, name in values]
+            for _, name in values:
+                points.append((arm, name))
     return points
 
 
