@@ -206,7 +206,7 @@ def _evidence(
     for commit in commits:
         name, end = commit.class_name, commit.first + commit.count
         images[name] = max(images.get(name, 0), end)
-    held_out_rows = np.concatenate([_found(search) for search in held_out])
+    held_out_rows = np.concatenate(list(map(_found, held_out)))
     units: list[str] = []
     for _, block_images in _held_out_blocks(run, ""):
         units += [image.unit for image in block_images]
