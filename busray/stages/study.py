@@ -104,7 +104,7 @@ def study(run: Run, workers: Workers) -> tuple[list[Figure], list[str]]:
     job, pins = _job(run, corpus, external)
     _declare(run.store, settings, pins, job.identity)
     trainings: list[ArmSeed] = []
-    for number in range(settings.seeds):
+    for number in range(settings.seeds):  # all arms of a seed, then the next: pairs come early
         trainings += [ArmSeed(arm, number) for arm in arms]
     missing = [training for training in trainings if not run.store.exists(_key(job, training))]
     if missing:
@@ -456,6 +456,7 @@ def _phase(mix: TrainingMix, inputs: Arrays, labels: Arrays, real: np.ndarray, s
 
 def _outcome(run: Run, job: StudyJob, trainings: list[ArmSeed], external: CheckReport | None) -> StudyResults:
     keys = [_key(job, training) for training in trainings]
+    # From the store also those of this session: the first record counts, whoever put it.
     records = list(map(TrainingRecord.from_json, in_threads(run.store.read, keys)))
     images_fed: dict[str, int] = {}
     for record in records:
