@@ -204,15 +204,17 @@ def _galleries(store: Store, folder: ImageFolder, *, refined: bool) -> dict[str,
     published = published_rows(store)
     galleries: dict[str, list[GalleryRow]] = {}
     for name in folder.classes:
-        shard = next((s for s, row in published.items() if s.class_name == name and row["rows"]), None)
         drawn: list[dict[str, Any]] = []
-        if shard is not None:
-            drawn = read_rows(store, read_commit(store, shard)).to_pylist()[:GALLERY_ROWS]
+        for shard, row in published.items():
+            if shard.class_name == name and row["rows"]:  # the first shard with an image
+                table = read_rows(store, read_commit(store, shard))
+                drawn = table.slice(0, GALLERY_ROWS).to_pylist()
+                break
         test = [image for image in folder.dataset.test if image.class_name == name][:GALLERY_ROWS]
         real = [png_bytes(image, {}) for image in folder.load(test).pixels]
         galleries[name] = []
-        for png, row in zip_longest(real, drawn):  # a class may have fewer of either
-            galleries[name].append(_gallery_row(png, row or {}, refined))
+        for png, cells in zip_longest(real, drawn):  # a class may have fewer of either
+            galleries[name].append(_gallery_row(png, cells or {}, refined))
     return galleries
 
 
