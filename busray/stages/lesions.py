@@ -97,9 +97,11 @@ def _by_true_masks(truth: Mapping[str, TrueLesions], folder: ImageFolder) -> Rea
     units: dict[str, dict[str, np.ndarray]] = {}
     for split, lesions in truth.items():
         measures = lesion_shape.measures(lesions.masks, lesions.boxes)
-        classes = np.unique(lesions.classes).tolist()
-        features[split] = {name: measures[lesions.classes == name] for name in classes}
-        units[split] = {name: lesions.units[lesions.classes == name] for name in classes}
+        features[split], units[split] = {}, {}
+        for name in np.unique(lesions.classes).tolist():
+            of_class = lesions.classes == name
+            features[split][name] = measures[of_class]
+            units[split][name] = lesions.units[of_class]
     return RealFeatures(features, units, lesion_shape.TRUE, folder.dataset.frame, folder.dataset.size)
 
 
