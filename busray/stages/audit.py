@@ -176,9 +176,12 @@ def _planted_copies(run: Run, workers: Workers, identity: str) -> dict[str, Sear
 def at_top_left(contents: Sequence[np.ndarray], size: int) -> tuple[np.ndarray, tuple[ContentBox, ...]]:
     """(squares uint8 [n, size, size], where the contents lie) of contents uint8 [h, w]."""
     squares = np.zeros((len(contents), size, size), np.uint8)
+    boxes: list[ContentBox] = []
     for square, content in zip(squares, contents, strict=True):
-        square[: content.shape[0], : content.shape[1]] = content
-    return squares, tuple(ContentBox(0, 0, *content.shape[::-1]) for content in contents)
+        height, width = content.shape
+        square[:height, :width] = content
+        boxes.append(ContentBox(0, 0, width, height))
+    return squares, tuple(boxes)
 
 
 def _start_search(originals: Shared[Originals]) -> Callable[[Search, Beat], None]:
