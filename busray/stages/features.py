@@ -115,7 +115,8 @@ def chosen_indices(run: Run, wanted: dict[str, list[ImageBlock]]) -> dict[str, l
             in_arm = np.zeros_like(in_all)
             for block in blocks:
                 if class_of(block) == name:
-                    in_arm[[index for index in rows_of(block) if index < len(in_arm)]] = True
+                    indices = np.fromiter(rows_of(block), np.int64)
+                    in_arm[indices[indices < len(in_arm)]] = True
             in_all &= in_arm
         # No figure uses more images than this, so no more are read into memory.
         real = sum(image.class_name == name for image in run.dataset.split("all"))
@@ -131,13 +132,17 @@ def _arm_features(blocks: list[ImageBlock], chosen: dict[str, list[int]]) -> Cla
         for block in blocks:
             if class_of(block) != name:
                 continue
-            rows = {index: row for index, row in rows_of(block).items() if index in position}
+            rows, positions = [], []
+            for index, row in rows_of(block).items():
+                if index in position:
+                    rows.append(row)
+                    positions.append(position[index])
             if not rows:
-                continue
+                continue  # so that no object is read for nothing
             stored = load_array(block.store, block.key)
             if name not in features:
                 features[name] = np.empty((len(indices), stored.shape[1]), stored.dtype)
-            features[name][[position[index] for index in rows]] = stored[list(rows.values())]
+            features[name][positions] = stored[rows]
     return features
 
 
