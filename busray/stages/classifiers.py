@@ -102,8 +102,8 @@ def fit_and_test(
     validation = represent(val.pixels, architecture, beat=beat), val.labels
     how = Training(architecture, training["steps"], training["batch_size"], rates)
     classifier = fit([phase], validation, len(classes), how, pins["seed"], beat, partial(beat, 1))
-    counts = {name: int((test.labels == label).sum()) for label, name in enumerate(classes)}
-    counts[CLASS_ALL] = len(test)
+    images_of = np.bincount(test.labels, minlength=len(classes)).tolist()
+    counts = {**dict(zip(classes, images_of, strict=True)), CLASS_ALL: len(test)}
     scores = {}
     predicted: np.ndarray = probabilities(classifier, test.pixels, beat)
     for name, recall in recalls(predicted, test.labels, test.units, classes).items():
