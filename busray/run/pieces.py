@@ -52,7 +52,7 @@ class RealBlock(NamedTuple):
 
 
 def synthetic_blocks(run: Run, sources: dict[str, Source], extractor: str) -> dict[str, list[ImageBlock]]:
-    """arm -> the shards that hold its first `compared_images` images a class."""
+    """arm -> the shards that hold its first `compared_images` images per class."""
     limit = compared_images(run.config)
     blocks: dict[str, list[ImageBlock]] = {}
     for arm, source in sources.items():

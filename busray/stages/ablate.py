@@ -367,7 +367,7 @@ def _timings(sub_runs: Sequence[SubRun]) -> list[dict[str, Any]]:
 
 
 def _sheets(run: Run, sub_runs: Sequence[SubRun]) -> dict[str, bytes]:
-    """class -> the first images of each arm; a row an arm, a column a seed. Decoded ones too."""
+    """class -> the first images of each arm, decoded ones too; a row per arm, a column per seed."""
     images_of = {}
     for sub_run in sub_runs:
         for arm, name in sub_run.plan.arms.items():

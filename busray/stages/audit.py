@@ -1,6 +1,6 @@
 """The copy audit: every image of the released corpus is compared with the training images.
 
-What the search finds is stored once a shard. The driver then reads one shard's rows at a time and
+What the search finds is stored once per shard. The driver then reads one shard's rows at a time and
 keeps counts and the closest pairs only, so its memory does not grow with the corpus.
 """
 

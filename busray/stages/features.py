@@ -1,7 +1,7 @@
-"""Features of every arm and of the real images: extracted once a shard, stored, read in pairs.
+"""Features of every arm and of the real images. They are extracted once per shard and stored.
 
-Row i of each arm has one seed, so differences between arms are paired: what a seed makes easy or
-hard for all arms cancels out.
+Row i of every arm was drawn from the same seed, and arms are compared row by row. So a seed that is
+easy or hard for all arms does not change their differences.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ def features(
 
     wanted: arm -> its blocks, of this run or of others with the same seeds. Row i of each arm has
     the same seed, and the order is random. Memory: at most MOST_REPLICATES x (number of real
-    images) rows an arm, however large the corpus is.
+    images) rows per arm, however large the corpus is.
     """
     # Two arms may read one object, which is then extracted once.
     missing: dict[tuple[str, str], ImageBlock] = {}

@@ -1,8 +1,9 @@
-"""Fine-tuning: adapters are adopted, or trained by workers that share each batch by position.
+"""Fine-tuning: existing adapters are copied from adapters.path, or workers train new ones.
 
-Sample order and noise follow from (seed, step, position), so the result does not depend on how many
-workers there are, except for the rounding of a sum. Checkpoints are in the run's store, and a rerun
-resumes from the newest one.
+Each worker takes some positions of every batch, and the gradients are summed. Sample order and
+noise follow from (seed, step, position). So the result does not depend on how many workers there
+are, except for the rounding of a sum. Checkpoints are in the run's store, and a rerun resumes from
+the newest one.
 """
 
 import tempfile

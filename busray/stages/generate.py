@@ -1,4 +1,4 @@
-"""Generation: draw what the plan of a corpus still misses, and one image of it again."""
+"""Generation: draw the planned shards that are not committed yet; draw one image again."""
 
 from typing import Any
 

@@ -1,6 +1,7 @@
 """Lesion geometry of a run: a segmenter is trained once, then measures real and drawn images alike.
 
-The segmenter's record holds its scores on test, under a key of everything that decides it.
+The segmenter's record holds its scores on the test images. Its key is a hash of everything that
+decides the segmenter.
 """
 
 from collections.abc import Mapping, Sequence
@@ -155,7 +156,7 @@ def _train_segmenter(
 
 
 def _outlined(folder: ImageFolder, segmenter: Segmenter, arms: Mapping[str, list[ImageBlock]]) -> bytes:
-    """A row a class: the first real test images, then each arm's, with pseudo-masks outlined."""
+    """A row per class: the first real test images, then each arm's, with pseudo-masks outlined."""
     rows = []
     for class_name in folder.classes:
         test = [image for image in folder.dataset.test if image.class_name == class_name]
