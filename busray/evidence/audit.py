@@ -1,7 +1,7 @@
 """Statistics of the copy audit: the search's scores become figures. The search is copies.py.
 
-The gate counts copies. It passes only if the search also found every training image that was
-planted unchanged: a search that misses one proves nothing.
+The audit passes only if the corpus has no copy and the search found every training image that was
+planted unchanged. A search that misses one of these proves nothing.
 """
 
 from collections.abc import Iterable, Mapping
@@ -49,8 +49,8 @@ class NearestPair:
 
 @dataclass
 class Tally:
-    """Counts over a corpus, a shard at a time. Memory does not grow with the corpus: it keeps
-    only the copied training images and the closest pairs."""
+    """Counts over a corpus, shard by shard. Memory does not grow with the corpus: it keeps only
+    the copied training images and the closest pairs."""
 
     limits: Mapping[str, Threshold]
     """By kind."""

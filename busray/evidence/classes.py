@@ -125,7 +125,7 @@ class GateCounts:
 
 
 def gate_counts(commits: Sequence[Commit], attempts: int) -> dict[str, GateCounts]:
-    """class -> counts, from the records of a corpus whose gate allows so many draws an image."""
+    """class -> counts, from the records of a corpus whose gate allows so many draws per image."""
     by_class: dict[str, list[Commit]] = {}
     for commit in commits:
         by_class.setdefault(commit.class_name, []).append(commit)

@@ -4,10 +4,10 @@ The two spaces are squares of the pixels at many scales and places (data/align.p
 extractor's features. The search looks for the originals: the training images, their mirror
 images, and their lesions with what surrounds them.
 
-Thresholds come from held-out real images, near no training image, which are scored alike. A
-Gumbel law through the quartiles of their scores gives the probability of a score without copying:
-the score is a maximum over all originals. The fit uses quartiles so that a copy among these
-images moves no threshold; it counts as a false alarm.
+Thresholds come from held-out real images that are not near any training image. They are scored in
+the same way. A score is a maximum over all originals, so a Gumbel distribution is fitted to the
+quartiles of these scores. It gives the probability of such a score when nothing was copied. One
+copy among the held-out images does not change the threshold; it counts as a false alarm.
 """
 
 from collections.abc import Callable, Mapping, Sequence

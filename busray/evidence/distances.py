@@ -1,6 +1,6 @@
 """Distances of every arm to the real images, and of real images to each other, as figures.
 
-Features in, figures out. FID is computed here: _frechet_figures.
+Features in, figures out. The formula of FID is in stats/frechet.py; _frechet_figures calls it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,6 @@
-"""Figures of nearness to the training images, and of real images through the autoencoder."""
+"""Figures of two kinds: the distance of images to the nearest training image; the distances of real
+images that the autoencoder encoded and decoded.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,9 +1,8 @@
-"""A blinded reader study: images that only their pixels show to be real or synthetic, and the
-scores of the returned sheets.
+"""A blinded reader study: real and synthetic images for readers, and scores of the returned sheets.
 
-The key lies outside the folder that readers get. Order, names, encoder, file size and time stamp
-are the same for both sides, or random. Burned-in text or a maker's mark in the pixels stays
-visible.
+The key lies outside the folder that readers get. Only its pixels show whether an image is real:
+order, names, encoder, file size and time stamp are the same for both sides, or random. Burned-in
+text or a maker's mark in the pixels stays visible.
 """
 
 import csv
@@ -135,7 +134,7 @@ def plain_png(pixels: np.ndarray) -> bytes:
 def instructions(classes: Sequence[str]) -> str:
     return f"""Some of these breast-ultrasound images are scans of patients, some are synthetic; how many is not said.
 
-Fill in {SHEET}, one line an image, in any order. Leave the lines' first column as it is.
+Fill in {SHEET}, one line per image, in any order. Leave the lines' first column as it is.
 
 real_or_synthetic   1 surely real, 2 probably real, 3 cannot tell, 4 probably synthetic, 5 surely synthetic
 class               one of: {", ".join(classes)}

@@ -1,4 +1,4 @@
-"""Features of the real images by split and class; the fields that all figures about them share."""
+"""Features of the real images by split and class, and the Figure fields that follow from them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -1,7 +1,7 @@
 """A finished study as figures. Predictions in, figures out.
 
-The split, the adapters and the corpus that the arms share are not resampled; every figure says so
-by its protocol.
+All arms share one split, one set of adapters and one corpus. These are not resampled, and every
+figure says so by its protocol, `single-split`.
 """
 
 from collections.abc import Mapping

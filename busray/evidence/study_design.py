@@ -1,6 +1,6 @@
-"""What a downstream study trains: its arms, the images of each, and the leaks that it refuses.
+"""What a downstream study trains: its arms, their images, and the data leaks that it checks for.
 
-Pure: labels and records in, positions out.
+Takes labels and records, returns indices of images.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

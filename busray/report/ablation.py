@@ -242,7 +242,7 @@ def _curves(
     overall: Overall,
     floor: Figure,
 ) -> str:
-    """A line an arm over the values of a sweep."""
+    """One line per arm over the values of a sweep."""
     metric, series, at, names = METRICS[name], [], set(), []
     for i, (arm, values) in enumerate(arms.items()):
         points = []

@@ -113,7 +113,7 @@ def _span(values: Sequence[int]) -> str:
 
 
 def _distance_plot(figures: Sequence[Figure], name: str) -> str:
-    """A dot an arm in a group a class; whiskers are intervals, the dashed line is the floor."""
+    """A group per class, a dot per arm; whiskers are intervals, the dashed line is the floor."""
     metric = METRICS[name]
     # Only one protocol: a plot has one axis, and protocols must not be compared.
     shown = select(figures, metric=name, protocol="synthetic-only")

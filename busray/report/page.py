@@ -45,7 +45,7 @@ def report_html(
     galleries: dict[str, list[GalleryRow]],
     sections: Sequence[str] = (),
 ) -> str:
-    """The whole page as HTML: what report.json holds, its figures, and rows of images a class.
+    """The whole page as HTML: what report.json holds, its figures, and rows of images per class.
 
     sections: HTML of further parts, after the figures. Missing parts are left out.
     """

@@ -2,9 +2,9 @@
 """Frechet distance between Gaussians fitted to features (Heusel et al. 2017, arXiv 1706.08500).
 
 Pure NumPy, float64. A covariance is kept as a factor F with F'F the covariance, never as the
-product: squaring loses small eigenvalues, of which 2,048 features have many, and their square
-roots add up. With factors A and B of two covariances S and T, tr (S T)^(1/2) is the sum of the
-singular values of A B', a matrix no larger than the smaller sample.
+product. The product loses small eigenvalues. With 2,048 features there are many, and the sum of
+their square roots matters. With factors A and B of two covariances S and T, tr (S T)^(1/2) is the
+sum of the singular values of A B', a matrix no larger than the smaller sample.
 """
 
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ class Moments:
 def frechet(a: Moments, b: Moments) -> float:
     """|mean_a - mean_b|^2 + tr S_a + tr S_b - 2 tr (S_a S_b)^(1/2), with unbiased covariances S.
 
-    ValueError below two images a side.
+    ValueError below two images per side.
     """
     if min(a.n, b.n) < 2:
         raise ValueError("a covariance needs at least 2 images")

@@ -56,7 +56,7 @@ def newcombe(value: float, m: int, n: int) -> Interval:
     """Interval of an AUC `value` from m positive and n negative independent images.
 
     Newcombe 2006, method 5 (doi 10.1002/sim.2324). It keeps its coverage where nearly every pair
-    is in order: with 12 images a side on a five-point scale and a true AUC of 0.98, DeLong's
+    is in order: with 12 images per side on a five-point scale and a true AUC of 0.98, DeLong's
     interval covered 62 % in simulation.
     """
 

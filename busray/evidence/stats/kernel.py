@@ -5,11 +5,11 @@ jackknifed.
 Pure NumPy, float64. No subsets are drawn: every image counts, and the value is the same each
 time.
 
-Near-duplicates and images of one patient are a unit, which counts as one independent draw. Pairs
-of images of one unit are left out of the estimate: copies are alike whatever the distribution, so
-such pairs would bias the distance upwards. Units are also what the jackknife leaves out, so
-copies do not narrow an interval. Where every image is its own unit this is the usual KID. `units`
-are labels [n]; None means that every image is its own unit.
+Near-duplicates and images of one patient form a unit. A unit counts as one independent draw.
+Copies are alike whatever the distribution, so pairs of images of one unit would make the distance
+too large; the estimate leaves these pairs out. The jackknife leaves out whole units, so copies do
+not narrow an interval. Where every image is its own unit this is the usual KID. `units` are labels
+[n]; None means that every image is its own unit.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from busray.evidence.stats.samples import one_of_each_unit, unit_numbers
 PERMUTATIONS = 999
 
 FEWEST_TO_JACKKNIFE = 3
-"""Units a side from which on one of them can be left out."""
+"""Units per side from which on one of them can be left out."""
 
 KERNEL_ROWS = 1024
 """Rows of a kernel matrix that are in memory at once."""
@@ -43,7 +43,7 @@ def kid(
     """KID of features [n, d] against [m, d], with units [m] and [n].
 
     The interval is that of the delete-one-unit jackknife. ValueError below FEWEST_TO_JACKKNIFE
-    units a side.
+    units per side.
     """
     labels = unit_numbers(image_units, images), unit_numbers(reference_units, reference)
     return _estimate(_leave_one_out(images, reference, *labels))
@@ -157,7 +157,7 @@ def _leave_one_out(x: np.ndarray, y: np.ndarray, x_units: np.ndarray, y_units: n
     if min(len(x_sizes), len(y_sizes)) < FEWEST_TO_JACKKNIFE:
         raise ValueError(
             f"a kernel distance with its interval needs at least {FEWEST_TO_JACKKNIFE} independent "
-            f"images a side, not {len(x_sizes)} and {len(y_sizes)}"
+            f"images per side, not {len(x_sizes)} and {len(y_sizes)}"
         )
     x_mean, x_without = _within(x, x_units, x_sizes)
     y_mean, y_without = _within(y, y_units, y_sizes)

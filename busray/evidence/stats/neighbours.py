@@ -1,6 +1,5 @@
 # pyright: strict
-"""Do synthetic images lie where real ones are, and everywhere they are: nearest-neighbour
-measures.
+"""Nearest-neighbour measures: do synthetic images lie near real ones, and near each of them?
 
 Precision and recall: Kynkaanniemi et al. 2019 (arXiv 1904.06991). Density and coverage: Naeem et
 al. 2020 (arXiv 2002.09797). Pure NumPy, float64.
@@ -36,7 +35,7 @@ def neighbourhood(images: np.ndarray, reference: np.ndarray, k: int = 5) -> Neig
     """
     n, m = len(images), len(reference)
     if min(n, m) <= k:
-        raise ValueError(f"the {k}-th neighbour needs more than {k} images a side, not {n} and {m}")
+        raise ValueError(f"the {k}-th neighbour needs more than {k} images per side, not {n} and {m}")
     image_radii, reference_radii = squared_radii(images, k), squared_radii(reference, k)
     balls = np.zeros(n)
     recalled, covered = np.zeros(m, bool), np.zeros(m, bool)

@@ -1,6 +1,5 @@
 # pyright: strict
-"""What a classifier's test predictions are worth: metrics, paired intervals over units and
-trainings.
+"""Metrics of classifiers on test images, and differences of two arms, with intervals.
 
 Pure NumPy. Predictions are probabilities [seeds, n, classes] of n test images, by classifiers
 trained from several seeds. Images of one unit (near-duplicates, a patient) are never counted as

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 FEWEST_UNITS = 3
-"""Independent images a side below which a class has no figure of its own."""
+"""Independent images per side below which a class has no figure of its own."""
 
 
 class Sample(NamedTuple):

@@ -36,13 +36,13 @@ def separability(
     Cross-fitted: a linear classifier fitted to either half ranks the other half. The value is the
     mean over both halves and HALVINGS ways of halving; a unit is in one half as a whole.
 
-    The interval is Newcombe's for half as many units a side. Halves that test each other's
+    The interval is Newcombe's for half as many units per side. Halves that test each other's
     classifiers are dependent, so the interval of all images is too narrow: with 40 and 30 images
     it covered 84 % in simulation. A mean varies no more than its terms, and in each term the
     ranked half is independent of the classifier. The interval covers the mean true AUC of the
     fitted classifiers; classifiers fitted to more images would reach more.
 
-    ValueError below FEWEST_TO_HALVE units a side.
+    ValueError below FEWEST_TO_HALVE units per side.
     """
     features = np.concatenate([images, reference])
     numbers = unit_numbers(image_units, images), unit_numbers(reference_units, reference)
@@ -65,7 +65,7 @@ def halves(*numbers: np.ndarray) -> Iterator[np.ndarray]:
     """
     counts = [int(side.max()) + 1 for side in numbers]
     if min(counts) < FEWEST_TO_HALVE:
-        raise ValueError(f"at least {FEWEST_TO_HALVE} independent images a side are needed, not {counts}")
+        raise ValueError(f"at least {FEWEST_TO_HALVE} independent images per side are needed, not {counts}")
     rng = np.random.default_rng(0)
     for _ in range(HALVINGS):
         # Half of the units of each side, to within one: never a half without one of the sides.
