@@ -1,8 +1,8 @@
 """Progress from workers, and what is done about those that hang.
 
-An actor counts what is done and keeps the time of each worker's last beat. The driver reports the
-count to people, kills a worker that hangs, so that Ray gives its work to another one, and ends the
-stage where nothing moves at all.
+An actor counts finished items and keeps the time of each worker's last beat. The driver reports
+the count to people. It kills a worker that hangs, and Ray gives that work to another worker. It
+ends the stage if nothing moves at all.
 """
 
 import math

@@ -1,6 +1,7 @@
-"""One Ray session around a job: a Ray of its own, or the cluster at cluster.address or RAY_ADDRESS.
+"""Starts Ray for a job, or joins the cluster at cluster.address or RAY_ADDRESS; leaves at the end.
 
-A cluster that others can use too is refused unless it asks for a token.
+A cluster that asks for no token is refused unless cluster.allow_insecure is set: whoever reaches it
+can run code on it.
 """
 
 import ipaddress

@@ -1,4 +1,4 @@
-"""Training on Ray Train: workers share each batch by position and add their gradients up."""
+"""Training on Ray Train: each worker takes some positions of every batch; gradients are summed."""
 
 import uuid
 from functools import partial

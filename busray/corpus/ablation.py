@@ -1,7 +1,7 @@
 """What an ablation compares: its sub-runs, their arms, and the pairs of arms.
 
-The arms are called by their names: those of one sub-run as evaluate.arms has them, those of the
-ablation with the sampling setting after it, such as `lora+ti+refine strength=0.5`.
+Within a sub-run, an arm has its name of evaluate.arms. In the ablation, an arm of a sweep has the
+sampling setting after that name, such as `lora+ti+refine strength=0.5`.
 """
 
 from collections.abc import Mapping, Sequence

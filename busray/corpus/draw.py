@@ -1,4 +1,4 @@
-"""Drawing a corpus shard by shard: load the models, draw, commit; and drawing one image again."""
+"""Drawing a corpus: load the models, draw shards, commit them. Drawing one image of it again."""
 
 import platform
 import tempfile

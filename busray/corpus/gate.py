@@ -1,7 +1,8 @@
 """The class gate: an image that it rejects is drawn again, from the seed of its next attempt.
 
-Each round draws the images that the round before rejected, in the order of their indices. So the
-shard's record tells each image's place in its batch, which `reproduce` needs.
+Each round draws the images that the round before rejected, in the order of their indices. From the
+record one can compute the position of each image in the batch it was drawn in. `reproduce` needs
+that position.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ class GatedShard:
 def draw_gated(
     recipe: Recipe, shard: Shard, draw: Draw, probability: ClassProbability, threshold: float, attempts: int
 ) -> GatedShard:
-    """Draw a shard; what the gate rejects is drawn again, up to `attempts` draws an image in all.
+    """Draw a shard; what the gate rejects is drawn again, up to `attempts` draws per image.
 
     A draw is rejected if its class's probability is below the threshold, or NaN. An image that
     cannot be drawn is not drawn again: its problem stands.

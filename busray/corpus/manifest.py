@@ -1,6 +1,7 @@
-"""The manifest: one row per shard, published once every planned shard is committed; and orphans.
+"""The manifest and the orphans of a corpus.
 
-Orphans are objects that no record names.
+The manifest has one row per shard. It is published when every planned shard is committed. Orphans
+are objects of a committed shard that its record does not name.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""What turns a shard into image specifications, and what makes a corpus that corpus."""
+"""The specification of each image of a shard, and the settings that identify a corpus."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
