@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
         if name == "check":
-            command.add_argument("data", type=Path, help="folder with one folder of images a class")
+            command.add_argument("data", type=Path, help="folder with one folder of images per class")
             command.add_argument("--json", type=Path, help="also write the findings to this file")
             command.add_argument("--metadata", type=Path, help="CSV with the columns file, group and any others")
         elif name == "doctor":
@@ -98,8 +98,8 @@ def _readers_parser(parser: argparse.ArgumentParser) -> None:
     export = actions.add_parser("export", help="write the readers' folder and, beside it, the key")
     export.add_argument("run", help="folder or URL of the run")
     export.add_argument("folder", type=Path, help="new folder for the readers; the key becomes FOLDER-key.csv")
-    export.add_argument("--images", type=int, default=20, help="a class and side (default %(default)s)")
+    export.add_argument("--images", type=int, default=20, help="images per class and side (default %(default)s)")
     export.add_argument("--seed", type=int, help="of choice and order; default: a random one, which is printed")
     score = actions.add_parser("score", help="score a returned sheet")
-    score.add_argument("sheets", type=Path, nargs="+", metavar="SHEET", help="filled-in sheet, one a reader")
+    score.add_argument("sheets", type=Path, nargs="+", metavar="SHEET", help="filled-in sheet, one per reader")
     score.add_argument("key", type=Path, metavar="KEY", help="the study's key")

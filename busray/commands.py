@@ -1,4 +1,4 @@
-"""One function a command of `busray`: open the run, do the stage, print what came out.
+"""One function per command of `busray`: open the run, do the stage, print what came out.
 
 Imports of anything heavy stand in the functions, so that `busray --help` and a mistake are answered
 at once.
@@ -185,7 +185,7 @@ def _readers_export(options: argparse.Namespace, flags: list[str]) -> int:
     from busray.evidence.reader_study import blind, real_exhibits, synthetic_exhibits, write_study
 
     if options.images < 1:
-        raise UserError(f"--images={options.images}: at least 1 image a class and side is needed")
+        raise UserError(f"--images={options.images}: at least 1 image per class and side is needed")
     _stored_run(options.run)
     seed = secrets.randbits(63) if options.seed is None else options.seed
     with terminal.reporter() as report:

@@ -96,7 +96,7 @@ class Phantoms(Settings):
     """Simulated labelled images instead of a folder: for the demo and for tests."""
 
     images: Annotated[int, Field(ge=8, le=100_000)] = 60
-    """Images a class."""
+    """Images per class."""
     seed: Seed = 7
     probe: str = "demo"
     """Probe preset of busray.data.phantom."""
@@ -104,7 +104,7 @@ class Phantoms(Settings):
 
 class Dataset(Settings):
     path: Location | None = None
-    """Folder with one folder a class."""
+    """Folder with one folder per class."""
     phantoms: Phantoms | None = None
     """Simulate the data set instead of reading one; exactly one of path and phantoms is set."""
     metadata: Location | None = None
@@ -257,7 +257,7 @@ class Geometry(Settings):
     in generated images. An empty mask means that there is no lesion; no mask file, not known."""
 
     steps: Annotated[int, Field(ge=10, le=100_000)] = 800
-    """Optimiser steps of the segmenter; 8 images a step."""
+    """Optimiser steps of the segmenter; 8 images per step."""
 
 
 class Evaluate(Settings):
@@ -328,7 +328,7 @@ class Study(Settings):
     learning_rates: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (3e-3,)
     """Each is tried in every training; the validation images choose one."""
     external: Location | None = None
-    """Folder of another test set, one folder a class (some may be missing). Never trained on."""
+    """Folder of another test set, one folder per class (some may be missing). Never trained on."""
 
 
 class Cluster(Settings):

@@ -1,5 +1,5 @@
 # pyright: strict
-"""Records: the nouns that one room hands to another, and the errors that end a command.
+"""Records: the nouns that one package hands to another, and the errors that end a command.
 
 Records are data only. Most of them are stored as JSON, so a field's name is part of the stored
 format (see CONTRIBUTING.md, "How to change a stored format").

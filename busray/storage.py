@@ -172,7 +172,7 @@ class Store:
                     answer = f"the last answer: {describe_error(error)}"
                     failed = f"{self.url}: cannot {doing} {key!r}"
                     raise StoreError(f"{failed}: {tried}, {answer}") from error
-                if tries == 1:  # one line a wait, not one line an attempt
+                if tries == 1:  # one line per wait, not per attempt
                     waiting = f"trying for {self.retry_seconds:.0f} s: {describe_error(error)}"
                     log.warning("%s: cannot %s %r yet, %s", self.url, doing, key, waiting)
             time.sleep(delay)
