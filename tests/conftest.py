@@ -69,7 +69,7 @@ def one_creator_wins() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve simulated images a class of about 128 x 128 pixels, masks beside them; read only."""
+    """Twelve simulated images per class of about 128 x 128 pixels, masks beside them; read only."""
     folder = tmp_path_factory.mktemp("phantoms")
     write_dataset(folder, 12, seed=11, size=(128, 128))
     return folder
