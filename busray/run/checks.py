@@ -30,6 +30,7 @@ from busray.records import DataSet, UserError, to_json
 from busray.run.images import adapters_folder, image_folder
 from busray.run.record import Run
 from busray.storage import Store
+from busray.vision import efficientnet
 from busray.vision.extractors import find_extractors, refuse_small_content
 from busray.workers import Report
 
@@ -119,13 +120,11 @@ def check_base(store: Store, base: BaseIdentity) -> None:
 
 def check_classifier_weights(config: Config, *, judges: bool, gates: bool) -> None:
     """The pretrained weights of the judge and of the class gate are there, if needed."""
-    from busray.vision.efficientnet import find_weights  # only here, since it imports torch
-
     architectures = [config.evaluate.judge if judges else None]
     if config.corpus.gate and gates:
         architectures.append(config.corpus.gate.architecture)
     if "efficientnet-lite0" in architectures:
-        find_weights()
+        efficientnet.find_weights()
 
 
 def check_image_counts(config: Config, *, compares: bool) -> None:

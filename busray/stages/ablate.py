@@ -22,6 +22,7 @@ from busray.evidence.distances import FLOOR_SPLIT, arm_figures
 from busray.evidence.nearness import VAE, nearness_figures, reconstruction_figures
 from busray.identity import fingerprint
 from busray.layout import ABLATE_CSV, ABLATE_HTML, ABLATE_JSON, CONFIG, DATASET, TIMINGS, features_key
+from busray.model.base import load_pipeline
 from busray.model.checkpoints import commit_adapters, read_adapters
 from busray.records import INCEPTION, Arm, Figure, SourceImage, UserError, to_json
 from busray.report.ablation import ablation_html, ablation_notes, ablation_sentences
@@ -263,8 +264,7 @@ def _reconstruct(
     beat: Beat, config: settings.Config, device: str, store: Store, images_of: Mapping[str, Images]
 ) -> None:
     """Encode and decode images in a worker; images_of: key of the result -> images."""
-    from busray.model.base import load_pipeline
-    from busray.model.latents import reconstruct
+    from busray.model.latents import reconstruct  # imports torch: in the worker only
 
     pipe = load_pipeline(config.base, device)
     for key, images in images_of.items():

@@ -15,11 +15,15 @@ from typing import Any
 import numpy as np
 
 from busray import config
+from busray.corpus.encode import png_bytes
 from busray.data.images import Images
 from busray.identity import fingerprint, seed_for
 from busray.model import checkpoints
+from busray.model.adapters import adapter_sha256, check_adapters
+from busray.model.base import load_pipeline
 from busray.model.checkpoints import Checkpoint, TrainingLog, commit_adapters, read_adapters
 from busray.records import AdaptersRecord, ContentBox, ImageSpec, Stopped
+from busray.report.contact_sheet import contact_sheet
 from busray.run.images import adapters_folder
 from busray.run.record import Run
 from busray.storage import Store
@@ -88,8 +92,6 @@ def finetune(run: Run, workers: Workers) -> AdaptersRecord:
 
 def _adopt(run: Run, path: str) -> AdaptersRecord:
     """Check the adapters at this path and commit them as the run's."""
-    from busray.model.adapters import check_adapters
-
     # The run keeps a copy of its own: what is at the path may change or go.
     with tempfile.TemporaryDirectory() as cache:
         folder = adapters_folder(path, Path(cache))
@@ -162,8 +164,7 @@ def _encode_once(run: Run, workers: Workers, training: AdapterTraining) -> None:
 
 
 def _encode(beat: Beat, training: AdapterTraining, images: Mapping[str, Images]) -> None:
-    from busray.model.base import load_pipeline
-    from busray.model.latents import encode_images
+    from busray.model.latents import encode_images  # imports torch: in the worker only
 
     pipe = load_pipeline(training.base, training.device, "float32")
     batch_size = training.sampling.batch_size
@@ -199,7 +200,6 @@ class AdapterTrainingLoop:
     """One worker's part in the training of the adapters (workers.TrainingLoop)."""
 
     def __init__(self, training: AdapterTraining, world: int) -> None:
-        from busray.model.base import load_pipeline
         from busray.model.finetune import FineTuner
         from busray.model.latents import EncodedImages
 
@@ -265,9 +265,7 @@ class AdapterTrainingLoop:
 
     def _draw_grid(self, beat: Beat) -> None:
         """Put a contact sheet of the grid's images; beat is called after each class."""
-        from busray.corpus.encode import png_bytes
         from busray.model.sample import Sampler
-        from busray.report.contact_sheet import contact_sheet
 
         training = self.training
         fewer = {"steps": min(training.sampling.steps, GRID_STEPS), "batch_size": GRID_IMAGES}
@@ -283,8 +281,6 @@ class AdapterTrainingLoop:
         training.store.replace(f"finetune/grids/{self.step:08d}.png", sheet)
 
     def commit(self) -> None:
-        from busray.model.adapters import adapter_sha256
-
         metadata = {**self.training.metadata, "step": self.training.steps}
         files = self.tuner.adapter_files(metadata)
         record = {**metadata, "sha256": adapter_sha256(files), **asdict(self.log)}

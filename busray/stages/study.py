@@ -36,6 +36,7 @@ from busray.report.tables import figures_csv
 from busray.run.record import Run
 from busray.stages.report import add_to_report
 from busray.storage import Store
+from busray.vision import efficientnet
 from busray.vision.classifier import Architecture, Augmentation, Phase, Training, fit, predict, represent
 from busray.workers import Beat, Report, Shared, Workers
 
@@ -179,9 +180,7 @@ def _check_study(run: Run, arms: list[Arm]) -> str:
     """
     _check_primary(run.config.study, [arm.name for arm in arms])
     if run.config.study.architecture == "efficientnet-lite0":
-        from busray.vision.efficientnet import find_weights
-
-        find_weights()
+        efficientnet.find_weights()
     store = run.store
     corpus = read_run(store)
     if corpus is None or not published_rows(store):
