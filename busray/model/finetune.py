@@ -224,7 +224,7 @@ class FineTuner:
         called after each batch.
         """
         count = min(VALIDATION_IMAGES, encoded.images)
-        rows = np.unique(np.linspace(0, encoded.images - 1, count).round().astype(int)).tolist()
+        rows: list[int] = np.unique(np.linspace(0, encoded.images - 1, count).round().astype(int)).tolist()
         total = 0.0
         for at in range(0, len(rows), VALIDATION_BATCH):
             batch = rows[at : at + VALIDATION_BATCH]
