@@ -236,7 +236,7 @@ def test_the_command_ends_with_status_1_and_says_how_to_go_on(
     proxy.add(Rule(error(500, "InternalError"), times=None))
     assert main(["gc", bucket_url]) == 1
     said = capsys.readouterr().err
-    assert f"busray: {bucket_url}: cannot look for 'run.json': tried " in said
+    assert f"busray: {bucket_url}: cannot read 'run.json': tried " in said
     assert f"run the same command again to go on from here: busray gc {bucket_url}" in said
 
 

@@ -36,6 +36,8 @@ def test_a_report_made_after_the_corpus_grew_marks_the_audit_of_what_there_was(r
         "reference": "train",
         "protocol": "copy-audit",
         "extractor": "aligned-1",
+        "frame": "letterbox",
+        "size": 128,
     }
     audit = {"sentences": ["Copies: none."], "figures": [figure], "closest": {"columns": [], "rows": []}}
     report = {"run": {"name": "grown"}, "figures": [], "audit": audit}
