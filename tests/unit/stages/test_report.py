@@ -39,7 +39,7 @@ def test_a_report_made_after_the_corpus_grew_marks_the_audit_of_what_there_was(r
         "frame": "letterbox",
         "size": 128,
     }
-    audit = {"sentences": ["Copies: none."], "figures": [figure], "closest": {"columns": [], "rows": []}}
+    audit = {"sentences": ["Copies: none."], "figures": [figure], "closest": {"columns": [], "rows": []}, "spread": {}}
     report = {"run": {"name": "grown"}, "figures": [], "audit": audit}
     run.store.replace("report.json", to_json(report))
     add_to_report(run, "audit", audit)
