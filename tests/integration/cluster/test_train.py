@@ -107,12 +107,14 @@ def test_two_workers_add_up_the_gradients_and_the_loss_of_one(workers: RayWorker
     assert (tmp_path / "two" / "committed").read_text() == "4 by 2"
 
 
+@pytest.mark.slow
 def test_training_resumes_from_the_checkpoint_of_the_first_worker(workers: RayWorkers, tmp_path: Path) -> None:
     (tmp_path / "checkpoint").write_text("2")
     workers.train("train", Line(str(tmp_path), num_workers=(1, 1)), done=2)
     assert steps(tmp_path).keys() == {3, 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("error", "raised"), [(UserError("a field"), UserError), (ValueError("odd"), TrainingFailed)])
 def test_an_error_in_a_worker_is_the_users_mistake_or_a_failed_training(
     workers: RayWorkers, tmp_path: Path, error: Exception, raised: type[Exception]

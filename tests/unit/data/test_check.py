@@ -170,11 +170,13 @@ def test_a_class_with_nothing_readable_is_a_report_and_no_crash(tmp_path: Path) 
     assert found.tables()[-1].title == "Unreadable files (1)"
 
 
+@pytest.mark.slow
 def test_busi_has_the_counts_of_its_paper(real_report: CheckReport) -> None:
     assert real_report.to_dict()["counts"] == {"benign": 437, "malignant": 210, "normal": 133}
     assert real_report.unreadable == ()
 
 
+@pytest.mark.slow
 def test_a_centre_square_cuts_a_third_of_busis_malignant_lesions(real_report: CheckReport) -> None:
     share = {name: cut / lesions for name, (cut, lesions) in real_report.cuts["centre"].items()}
     assert share["malignant"] == pytest.approx(0.31, abs=0.01)
@@ -182,5 +184,6 @@ def test_a_centre_square_cuts_a_third_of_busis_malignant_lesions(real_report: Ch
     assert all(cut == 0 for cut, _ in real_report.cuts["letterbox"].values())
 
 
+@pytest.mark.slow
 def test_busis_normal_class_is_reported_to_have_no_lesions(real_report: CheckReport) -> None:
     assert ("normal/", "all 133 masks are empty: a class without lesions") in real_report.mask_problems

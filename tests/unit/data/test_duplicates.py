@@ -72,11 +72,13 @@ def test_connected_components_are_transitive_and_sorted() -> None:
     assert connected([("d", "c"), ("b", "a"), ("c", "e"), ("x", "x")]) == [("a", "b"), ("c", "d", "e")]
 
 
+@pytest.mark.slow
 def test_busi_has_a_benign_image_that_is_also_a_malignant_one(real_report: CheckReport) -> None:
     pair = {"benign/benign (433).png", "malignant/malignant (145).png"}
     assert any(pair <= set(group) for group in real_report.conflicts)
 
 
+@pytest.mark.slow
 def test_busis_duplicates_do_not_chain_once_confirmed(real_report: CheckReport) -> None:
     sizes = {at.threshold: at for at in real_report.frame_sizes}
     assert sizes[0.90].largest == sizes[0.80].largest == 7
@@ -85,6 +87,7 @@ def test_busis_duplicates_do_not_chain_once_confirmed(real_report: CheckReport) 
     assert aligned[0.5] == aligned[ALIGNED] == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pair",
     [
