@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -76,15 +76,20 @@ def drive(url: str, images: int, shard_size: int) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     imported = peak_mb()
 
-    def draw(run: Any, job: Any, todo: list[Shard], planned: int, stage: str) -> None:
-        seconds["plan, list, find what is pending"] = time.perf_counter() - started
-        seconds["peak_mb"] = peak_mb()
-        calls_before.update(calls)
-        drawn.extend(todo)
-        for shard in todo:
-            for key, data in null_objects(shard):
-                store.put_once(key, data)
-        seconds["drawn"] = time.perf_counter()
+    class NullWorkers:
+        """Workers that put records instead of drawing."""
+
+        device = "cpu"
+
+        def draw(self, stage: str, drawing: Any, shards: Sequence[Shard], planned: int) -> None:
+            seconds["plan, list, find what is pending"] = time.perf_counter() - started
+            seconds["peak_mb"] = peak_mb()
+            calls_before.update(calls)
+            drawn.extend(shards)
+            for shard in shards:
+                for key, data in null_objects(shard):
+                    store.put_once(key, data)
+            seconds["drawn"] = time.perf_counter()
 
     def counted(name: str) -> Any:
         method = getattr(Store, name)
@@ -99,19 +104,15 @@ def drive(url: str, images: int, shard_size: int) -> dict[str, Any]:
         config=SimpleNamespace(
             classes={name: SimpleNamespace(images=n) for name, n in share_out(images).items()},
             corpus=SimpleNamespace(shard_size=shard_size, gate=None),
-            cluster=None,
         ),
-        log_file=None,
     )
     calls_before = Counter[str]()
     with contextlib.ExitStack() as stack:
         stack.enter_context(patch.object(driver, "draw_job", lambda *_: SimpleNamespace(store=store)))
-        stack.enter_context(patch.object(driver, "session", lambda *_: contextlib.nullcontext()))
-        stack.enter_context(patch.object(driver, "_draw", draw))
         for name in ("read", "list", "put_once", "replace"):
             stack.enter_context(patch.object(Store, name, counted(name)))
         started = time.perf_counter()
-        digest = driver.generate(run)  # type: ignore[arg-type]
+        digest = driver.generate(run, NullWorkers())  # type: ignore[arg-type]
         ended = time.perf_counter()
     return {
         "seconds to what is pending": seconds.get("plan, list, find what is pending", ended - started),
