@@ -12,7 +12,7 @@ from pathlib import Path
 
 from busray.data.annotations import KINDS, find_annotations
 from busray.data.check import check
-from busray.data.read import read_grey
+from busray.data.pixels import read_grey
 from busray.evidence.stats.intervals import wilson
 from busray.report.tables import markdown_table
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from busray.data.framing import frame
 from busray.data.phantom import CLASSES, PROBES, phantom
-from busray.data.read import read_grey
+from busray.data.pixels import read_grey
 from busray.evidence.stats.frechet import Moments, frechet
 from busray.model.sample import scheduler_for
 from busray.vision.inception import InceptionFeatures, find_weights

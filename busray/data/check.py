@@ -15,7 +15,8 @@ import numpy as np
 from busray.data.annotations import KINDS, find_annotations
 from busray.data.duplicates import ALIGNED, THRESHOLD, DuplicatePairs, Signature, duplicate_pairs, signature
 from busray.data.framing import FRAMINGS, cut_share
-from busray.data.read import READ_THREADS, FolderScan, class_names, lesion_mask, read_grey, read_rgb, scan
+from busray.data.pixels import READ_THREADS, lesion_mask, read_grey, read_rgb
+from busray.data.read import FolderScan, class_names, scan
 from busray.records import SourceImage
 
 # Thumbnail correlations at which group sizes are reported

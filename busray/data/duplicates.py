@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from busray.data.align import Scan, aligned_pairs, shrink
-from busray.data.read import READ_THREADS, read_grey
+from busray.data.pixels import READ_THREADS, read_grey
 from busray.identity import sha256_bytes
 from busray.records import SourceImage
 

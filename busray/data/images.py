@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from busray.data.framing import content_box, frame, frame_mask
-from busray.data.read import READ_THREADS, lesion_mask, read_grey
+from busray.data.pixels import READ_THREADS, lesion_mask, read_grey
 from busray.records import ContentBox, DataSet, SourceImage
 
 

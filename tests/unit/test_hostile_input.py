@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from busray.cli import main
 from busray.config import Base, Config, hidden_character
 from busray.config_file import validate
-from busray.data.read import MAX_PIXELS, read_grey, read_rgb, scan
+from busray.data.pixels import MAX_PIXELS, read_grey, read_rgb
+from busray.data.read import scan
 from busray.layout import commit_key, data_key
 from busray.model.adapters import LORA_FILE, check_adapters, load_adapters
 from busray.model.base import TINY, base_folder, identify_base, load_pipeline

@@ -9,7 +9,7 @@ from PIL import Image
 from busray.data.align import LONGEST, SIDE, aligned_pairs, shrink
 from busray.data.duplicates import ALIGNED
 from busray.data.phantom import CLASSES, PROBES, phantom
-from busray.data.read import read_grey
+from busray.data.pixels import read_grey
 
 N = 12
 

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from busray.data.annotations import KINDS, Annotations, components, find_annotations, reduced
 from busray.data.check import CheckReport, check
 from busray.data.phantom import PROBES, phantom
+from busray.data.pixels import read_grey
 from busray.data.prepare import make_dataset, prepare
-from busray.data.read import read_grey
 from busray.records import UserError
 from tests.support.paths import ROOT
 from tests.support.planted import CLASSES, settings

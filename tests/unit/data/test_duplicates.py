@@ -9,8 +9,9 @@ from PIL import Image
 
 from busray.data.check import ALIGNED_THRESHOLDS, CheckReport, GroupSizes, check
 from busray.data.duplicates import ALIGNED, connected, duplicate_pairs, shared_images, signature
+from busray.data.pixels import read_grey
 from busray.data.prepare import make_dataset
-from busray.data.read import read_grey, scan
+from busray.data.read import scan
 from tests.support.planted import CHAIN, CLASSES, scan_pixels, settings
 
 

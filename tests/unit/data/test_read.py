@@ -10,7 +10,8 @@ import pytest
 from PIL import ExifTags, Image
 from pydicom.uid import ExplicitVRLittleEndian, UltrasoundImageStorage
 
-from busray.data.read import class_names, read_grey, read_mask, read_rgb, scan
+from busray.data.pixels import read_grey, read_mask, read_rgb
+from busray.data.read import class_names, scan
 from busray.identity import sha256_file
 from busray.records import UserError
 
@@ -190,7 +191,7 @@ def test_floating_point_pixels_are_refused_with_the_mend(tmp_path: Path, top: fl
 
 
 def test_a_picture_of_absurd_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("busray.data.read.MAX_PIXELS", 100)
+    monkeypatch.setattr("busray.data.pixels.MAX_PIXELS", 100)
     Image.new("L", (12, 12)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="12 x 12 pixels are more than 100"):
         read_grey(tmp_path / "a.png")
@@ -311,7 +312,7 @@ def test_what_pydicom_says_of_a_broken_file_is_not_passed_on(tmp_path: Path, mon
     (tmp_path / "benign").mkdir()
     write_dicom(tmp_path / "benign" / "a.dcm", np.zeros((4, 4), np.uint8))
 
-    def complain(path: Path) -> None:
+    def complain(path: Path, **options: Any) -> None:
         raise ValueError("invalid value for PN: Roentgen^Bertha")
 
     monkeypatch.setattr(pydicom, "dcmread", complain)
