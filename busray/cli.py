@@ -2,17 +2,29 @@
 
 import argparse
 import os
+import select
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 from busray import __version__
-from busray.commands import COMMAND_FUNCTIONS
-from busray.records import Stopped, UserError
+from busray.commands import COMMAND_FUNCTIONS, log_file
+from busray.records import UserError
 
 AGAIN = "run the same command again to go on from here"
+READER_GONE = 141
+"""Exit status where the reader of the output ended first, such as `| head`: 128 + SIGPIPE."""
+EXIT_STATUS = """\
+exit status:
+  0    done
+  1    a failure (full disk, lost store, damaged file), or a difference was found
+  2    a mistake in the command, a setting, a file or a right; nothing was started
+  130  stopped by Ctrl-C; 143 by SIGTERM, 129 by SIGHUP
+  141  the program that reads the output ended first, such as `| head`
+"""
 
 COMMANDS = {
     "doctor": "prove that a store is safe to run on: create-only, consistent, permissions",
@@ -34,28 +46,87 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 failed or found a difference, 2 a user's mistake, 130 interrupted."""
+    """The command's exit status (EXIT_STATUS). Any error ends here, in one message."""
+    _open_standard_streams()
     parser = _parser()
     options, flags = parser.parse_known_args(arguments)
     command = shlex.join(["busray", *(sys.argv[1:] if arguments is None else arguments)])
     try:
-        return COMMAND_FUNCTIONS[options.command](options, flags)
+        status = COMMAND_FUNCTIONS[options.command](options, flags)
+        sys.stdout.flush()  # a full disk or a closed pipe may show only here
+        return status
     except UserError as error:
-        print(f"busray: {error}", file=sys.stderr)
+        _say(f"busray: {error}")
         return 2
-    except Stopped as error:
-        print(f"busray: {error}\n{AGAIN}: {command}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print(f"busray: interrupted; {AGAIN}", file=sys.stderr)
         return 130
+    except Exception as error:
+        if _reader_is_gone():
+            return READER_GONE  # whoever runs `| head` has what he wanted
+        return _explain(error, command, options, flags)
+
+
+def _explain(error: Exception, command: str, options: argparse.Namespace, flags: list[str]) -> int:
+    """Say what failed and what to do; the traceback goes to a log. Returns the exit status."""
+    from busray.failures import explain, write_log
+
+    failure = explain(error)
+    lines = [f"busray: {failure.what}"]
+    if failure.again:
+        lines += [f"{failure.fix}; then {AGAIN}: {command}" if failure.fix else f"{AGAIN}: {command}"]
+    elif failure.fix:
+        lines += [failure.fix]
+    log, why = write_log(error, command, log_file(options, flags))
+    if not failure.is_known:
+        lines += ["please report it" + (" with the log" if log else "")]
+    lines += [f"log with all details: {log}" if log else f"(a log with all details could not be written: {why})"]
+    _say("\n".join(lines))
+    return failure.status
+
+
+def _say(message: str) -> None:
+    """Print on standard error. Nobody can be told where that is closed: the exit status remains."""
+    with suppress(OSError, ValueError):
+        print(message, file=sys.stderr, flush=True)
+
+
+def _open_standard_streams() -> None:
+    """Make the three standard streams usable.
+
+    A closed one (`>&-`) becomes the null device: the next file to be opened would else take its
+    number, and programs that busray starts would write into it. A character that the terminal
+    cannot show is written as its code.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, mode))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)  # a notebook's streams have none
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def _reader_is_gone() -> bool:
+    """Whether the pipe behind standard output has lost its reader."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(events & select.POLLERR for _, events in poll.poll(0))
+    except (OSError, ValueError):  # ValueError: no file behind the stream, as in a notebook
+        return False
 
 
 def finish(status: int) -> NoReturn:
     """End the process without the interpreter's teardown, in which native threads of a library once
     aborted a finished driver: everything is stored."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # main() has reported it already
+            stream.flush()
     os._exit(status)
 
 
@@ -68,7 +139,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="busray",
         description="From a folder of labelled breast-ultrasound images to a synthetic corpus with its evidence.",
-        epilog="Settings of the config are overridden by flags such as --sampling.steps=25. See README.md.",
+        epilog="Flags such as --sampling.steps=25 override settings of the config. See README.md.\n\n" + EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"busray {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

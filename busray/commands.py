@@ -5,7 +5,6 @@ at once.
 """
 
 import argparse
-import json
 import secrets
 import shlex
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from busray import layout, terminal
-from busray.records import UserError
+from busray.records import UserError, json_object
 
 if TYPE_CHECKING:
     from busray.config import Config
@@ -156,13 +155,12 @@ def _card(options: argparse.Namespace, flags: list[str]) -> int:
 
     _refuse([flag for flag in flags if not flag.startswith("--card.")])
     store = _stored_run(options.run)
-    report, shards = store.read_or_none(layout.REPORT_JSON), list(published_rows(store).values())
+    report, shards = store.read_record_or_none(layout.REPORT_JSON, json_object), list(published_rows(store).values())
     if report is None or not shards:
         missing = f"no {layout.REPORT_JSON if report is None else layout.MANIFEST} there"
         raise UserError(f"{options.run}: {missing}: finish it with `busray run CONFIG` first")
-    content = json.loads(report)
-    config = with_flags(content["run"]["settings"], flags)
-    store.replace(layout.CARD, data_card(content, config, shards, fingerprint_rows(shards)).encode())
+    config = with_flags(report["run"]["settings"], flags)
+    store.replace(layout.CARD, data_card(report, config, shards, fingerprint_rows(shards)).encode())
     print(f"card: {options.run.rstrip('/')}/{layout.CARD}")
     undeclared = [f"card.{field}" for field, value in config.card if value is None]
     if undeclared:
@@ -318,10 +316,30 @@ def _stored_config(url: str, flags: list[str]) -> "Config":
 
     store = Store(url)
     read_run(store)  # a newer format is refused before its settings are read
-    stored = store.read_or_none(layout.CONFIG)
+    stored = store.read_record_or_none(layout.CONFIG, json_object)
     if stored is None:
         raise UserError(f"{url}: no run there (no {layout.CONFIG})")
-    return with_flags({**json.loads(stored), "output": url}, flags)
+    return with_flags({**stored, "output": url}, flags)
+
+
+def log_file(options: argparse.Namespace, flags: list[str]) -> Path | None:
+    """The log beside the command's run; None where no run was begun on the local disk."""
+    from busray.config_file import load_config
+    from busray.storage import Store
+
+    try:
+        if "run" in options:
+            url = options.run
+        elif "config" in options:
+            url = load_config(options.config, flags).output
+        else:
+            return None
+        store = Store(url)
+        if store.local and (Path(store.url) / layout.CONFIG).is_file():
+            return Path(store.url) / layout.LOG
+    except (UserError, OSError, ValueError):
+        pass  # this is asked while another error is reported
+    return None
 
 
 def _stored_run(url: str) -> "Store":

@@ -29,6 +29,25 @@ STUDY_JSON, STUDY_CSV = "study.json", "study.csv"
 ABLATE_JSON, ABLATE_CSV, ABLATE_HTML = "ablate.json", "ablate.csv", "ablate.html"
 TIMINGS = "timings.json"
 
+MADE_BY = {
+    REPORT_JSON: "busray evaluate CONFIG",
+    GEOMETRY_JSON: "busray evaluate CONFIG",
+    AUDIT_JSON: "busray audit RUN",
+    STUDY_JSON: "busray study CONFIG",
+}
+"""Derived records that other commands read, and the command that makes each again."""
+
+LOG = "ray.log"
+"""Beside a local run: Ray's messages, and the tracebacks of commands that failed."""
+
+
+def how_to_mend(key: str) -> str:
+    """What to do about a damaged object of a run."""
+    maker = MADE_BY.get(key)
+    if maker:
+        return f"remove that file; `{maker}` makes it again"
+    return "bring it back from a copy, or let `busray repair RUN` say what can be made again"
+
 
 def segment_key(number: int) -> str:
     """The plan's segment of this number, from 0 on."""

@@ -33,11 +33,34 @@ class StoreError(Stopped):
     """The store failed for as long as Store retries: the message names store, key and attempts."""
 
 
+class StoppedForGood(Stopped):
+    """Work that the same command cannot finish. `fix` says what to do instead."""
+
+    def __init__(self, message: str, fix: str = "") -> None:
+        super().__init__(message, fix)  # both are pickled
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Damaged(StoppedForGood, ValueError):
+    """A stored object is not what busray wrote: the message names it."""
+
+
 def to_json(record: Any) -> bytes:
     """A record (dataclass) or a dict as indented UTF-8 JSON. ValueError for NaN and infinity."""
     value: Any = cast(Any, record) if isinstance(record, dict) else asdict(record)
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode()
+
+
+def json_object(data: bytes) -> dict[str, Any]:
+    """The JSON object of data as a dict. ValueError or TypeError for anything else."""
+    value: Any = json.loads(data)
+    if not isinstance(value, dict):
+        raise TypeError("not a JSON object")
+    return cast(dict[str, Any], value)
 
 
 # ---- data/: the checked data set

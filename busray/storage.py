@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.asyn import AsyncFileSystem
 
-from busray.records import StoreError, UserError
+from busray import layout
+from busray.records import Damaged, StoreError, UserError
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def is_transient(error: BaseException) -> bool:
     from aiohttp import ClientError as NetworkError
     from botocore import exceptions as boto
 
-    answer = _answer(error)
+    answer = store_answer(error)
     if answer is not None:
         return answer[0] in TRANSIENT_STATUS or answer[1] in TRANSIENT_CODES
     # Refused and closed connections, timeouts, broken bodies.
@@ -69,7 +70,7 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, connection + body) or getattr(error, "errno", None) in busy
 
 
-def _answer(error: BaseException) -> tuple[int, str, str] | None:
+def store_answer(error: BaseException) -> tuple[int, str, str] | None:
     """(HTTP status, S3's code, its message) if S3 answered; else None."""
     cause: BaseException | None = error
     while cause is not None:  # s3fs translates botocore's errors and keeps them as the cause
@@ -84,7 +85,7 @@ def _answer(error: BaseException) -> tuple[int, str, str] | None:
 
 def describe_error(error: BaseException) -> str:
     """An error in one line for people; the store's own message if it answered."""
-    answer, text = _answer(error), f"{type(error).__name__}: {error}"
+    answer, text = store_answer(error), f"{type(error).__name__}: {error}"
     if answer:
         status, code, message = answer
         # The answer to a HEAD request has no body: S3's code is then the status again.
@@ -197,6 +198,25 @@ class Store:
         """The object's bytes, or None if there is no such object."""
         try:
             return self.read(key)
+        except FileNotFoundError:
+            return None
+
+    def read_record(self, key: str, parse: Callable[[bytes], T]) -> T:
+        """parse(the object's bytes). FileNotFoundError if there is none, Damaged where they are no
+        record: cut, empty, or with other fields."""
+        data = self.read(key)
+        try:
+            return parse(data)
+        except Damaged:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+            seen = "it is empty" if not data.strip() else f"its {len(data)} bytes are not what busray wrote"
+            raise Damaged(f"{self.url}/{key} is damaged: {seen}", layout.how_to_mend(key)) from error
+
+    def read_record_or_none(self, key: str, parse: Callable[[bytes], T]) -> T | None:
+        """As read_record; None if there is no such object."""
+        try:
+            return self.read_record(key, parse)
         except FileNotFoundError:
             return None
 

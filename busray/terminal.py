@@ -31,7 +31,10 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
     # Into a file a table is as wide as it needs: rich would take 80 columns and fold figures.
-    Console(width=None if sys.stdout.isatty() else WIDEST).print(table)
+    console = Console(width=None if sys.stdout.isatty() else WIDEST)
+    with console.capture() as printed:
+        console.print(table)
+    sys.stdout.write(printed.get())  # rich itself would end the process where a pipe is closed
 
 
 def print_figures(figures: Sequence[Figure], sentences: Sequence[str]) -> None:

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from busray.corpus.encode import Row, encode_parquet, encode_png
 from busray.identity import sha256_bytes
-from busray.layout import commit_key, committed_shard, data_key, first_draws_key, png_prefix
-from busray.records import Commit, Execution, FirstDraws, Redrawn, Shard, UserError, to_json
+from busray.layout import commit_key, committed_shard, data_key, first_draws_key, how_to_mend, png_prefix
+from busray.records import Commit, Damaged, Execution, FirstDraws, Redrawn, Shard, UserError, to_json
 from busray.storage import Store
 
 RECORD_THREADS = 16  # threads that read records at once
@@ -145,17 +145,15 @@ def committed_shards(store: Store) -> list[Shard]:
 
 
 def read_commit(store: Store, shard: Shard) -> Commit:
-    """A shard's record. FileNotFoundError without one, ValueError where it contradicts itself."""
+    """A shard's record. FileNotFoundError without one, Damaged where it contradicts itself."""
     key = commit_key(shard)
-    try:
-        commit = Commit.from_json(store.read(key))
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{store.url}/{key} is no commit record: {error}") from error
+    commit = store.read_record(key, Commit.from_json)
     if commit.shard != shard:
-        raise ValueError(f"{store.url}/{key} is the record of {commit.class_name}/{commit.shard.name}")
+        other = f"{commit.class_name}/{commit.shard.name}"
+        raise Damaged(f"{store.url}/{key} is the record of {other}", how_to_mend(key))
     if commit.rows + len(commit.rejects) != commit.count:
         counts = f"{commit.rows} rows and {len(commit.rejects)} rejects of {commit.count}"
-        raise ValueError(f"{store.url}/{key}: {counts}")
+        raise Damaged(f"{store.url}/{key}: {counts}", how_to_mend(key))
     return commit
 
 
@@ -194,7 +192,7 @@ def read_rows(store: Store, commit: Commit, columns: Sequence[str] | None = None
     """
     data = store.read(commit.object)
     if sha256_bytes(data) != commit.digest:
-        raise ValueError(f"{store.url}/{commit.object} is not what its commit records")
+        raise Damaged(f"{store.url}/{commit.object} is not what its commit records", how_to_mend(commit.object))
     if commit.object.endswith(".parquet"):
         return pq.read_table(io.BytesIO(data), columns=None if columns is None else list(columns))
     rows = []
@@ -205,7 +203,8 @@ def read_rows(store: Store, commit: Commit, columns: Sequence[str] | None = None
             if isinstance(value, dict):  # a cell that names a PNG becomes that PNG
                 png = store.read(value["key"])
                 if sha256_bytes(png) != value["sha256"]:
-                    raise ValueError(f"{store.url}/{value['key']} is not what its shard records")
+                    key = value["key"]
+                    raise Damaged(f"{store.url}/{key} is not what its shard records", how_to_mend(key))
                 row[column] = {"bytes": png, "path": value["key"].rsplit("/", 1)[-1]}
         rows.append(row)
     return pa.Table.from_pylist(rows)

@@ -13,9 +13,16 @@ from busray.storage import Store
 def read_segments(store: Store) -> list[Segment]:
     """The plan so far: plan/0000.json, 0001, ... up to the first number that is free."""
     segments: list[Segment] = []
-    while (data := store.read_or_none(segment_key(len(segments)))) is not None:
-        segments.append(Segment(**json.loads(data)))
+    while (segment := store.read_record_or_none(segment_key(len(segments)), _segment)) is not None:
+        segments.append(segment)
     return segments
+
+
+def _segment(data: bytes) -> Segment:
+    segment = Segment(**json.loads(data))
+    if min(segment.first, segment.count - 1, segment.shard_size - 1) < 0:
+        raise ValueError("no such segment")
+    return segment
 
 
 def extend_plan(

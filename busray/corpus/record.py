@@ -3,13 +3,12 @@
 Written once. Another corpus under the same output is refused, and so is a newer stored format.
 """
 
-import json
 from typing import Any
 
 from busray import __version__
 from busray.identity import fingerprint
-from busray.layout import FORMAT, RUN
-from busray.records import UserError, to_json
+from busray.layout import FORMAT, RUN, how_to_mend
+from busray.records import Damaged, UserError, json_object, to_json
 from busray.storage import Store
 
 
@@ -39,16 +38,17 @@ def read_run(store: Store) -> dict[str, Any] | None:
 
     UserError where the format is newer than this busray can read.
     """
-    data = store.read_or_none(RUN)
-    if data is None:
+    record = store.read_record_or_none(RUN, json_object)
+    if record is None:
         return None
-    record = json.loads(data)
     version = record.get("format", 1)
     if version not in range(1, FORMAT + 1):
         raise UserError(
             f"{store.url}: its {RUN} is of format {version}, written by busray {record.get('busray', 'unknown')}, and "
             f"busray {__version__} reads formats up to {FORMAT}: install that busray or a newer one"
         )
+    if not isinstance(record.get("fingerprint"), str) or not isinstance(record.get("identity"), dict):
+        raise Damaged(f"{store.url}/{RUN} is damaged: it names no corpus", how_to_mend(RUN))
     return record
 
 

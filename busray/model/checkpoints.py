@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from busray.identity import sha256_bytes
-from busray.layout import ADAPTERS
-from busray.records import AdaptersRecord, to_json
+from busray.layout import ADAPTERS, how_to_mend
+from busray.records import AdaptersRecord, Damaged, to_json
 from busray.storage import Store
 
 FOLDER = "finetune/checkpoints"
@@ -85,8 +85,7 @@ def commit_adapters(store: Store, files: dict[str, bytes], record: dict[str, Any
 
 
 def read_adapters(store: Store) -> AdaptersRecord | None:
-    data = store.read_or_none(ADAPTERS)
-    return None if data is None else AdaptersRecord.from_json(data)
+    return store.read_record_or_none(ADAPTERS, AdaptersRecord.from_json)
 
 
 def fetch_adapters(store: Store, folder: Path) -> Path:
@@ -102,6 +101,6 @@ def fetch_adapters(store: Store, folder: Path) -> Path:
         data = store.read(f"{record.folder}/{name}")
         if sha256_bytes(data) != digest:
             key = f"{record.folder}/{name}"
-            raise ValueError(f"{store.url}/{key} is not what adapters.json records")
+            raise Damaged(f"{store.url}/{key} is not what adapters.json records", how_to_mend(key))
         (folder / name).write_bytes(data)
     return folder

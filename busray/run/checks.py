@@ -3,7 +3,6 @@
 Each check raises UserError, whose message names the setting or the file and what to do.
 """
 
-import json
 import tempfile
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -26,7 +25,7 @@ from busray.layout import BASE, CHECK, CONFIG, DATASET
 from busray.model.adapters import check_adapters, token_vectors
 from busray.model.base import BaseIdentity, TextPlaces, identify_base
 from busray.model.checkpoints import fetch_adapters, read_adapters
-from busray.records import DataSet, UserError, to_json
+from busray.records import DataSet, UserError, json_object, to_json
 from busray.run.images import adapters_folder, image_folder
 from busray.run.record import Run
 from busray.storage import Store
@@ -85,10 +84,9 @@ def open_run(
 
 def check_settings(store: Store, config: Config) -> None:
     """A run goes on with the settings that it started with, but for MAY_CHANGE."""
-    stored = store.read_or_none(CONFIG)
-    if stored is None:
+    before = store.read_record_or_none(CONFIG, json_object)
+    if before is None:
         return
-    before = json.loads(stored)
     # validate gives settings that are newer than the run their defaults. What is not valid any
     # more is compared as it is stored.
     with suppress(UserError):
@@ -110,8 +108,8 @@ def _may_change(key: str) -> bool:
 
 def check_base(store: Store, base: BaseIdentity) -> None:
     """A run keeps its base, since its adapters and checkpoints fit no other."""
-    stored = store.read_or_none(BASE)
-    if stored is not None and json.loads(stored) != base.files:
+    stored = store.read_record_or_none(BASE, json_object)
+    if stored is not None and stored != base.files:
         raise UserError(
             f"base.path: the files of {base.repository} are not those that {store.url} started with: "
             "give another output, or bring them back (`tiny` comes with a version of busray)"
@@ -143,9 +141,8 @@ def checked_dataset(
     store: Store, config: Config, folder: Path, report: Report
 ) -> tuple[DataSet, dict[str, Any] | None]:
     """(data set, findings of its check); no findings where the run has a data set already."""
-    stored = store.read_or_none(DATASET)
-    if stored is not None:
-        dataset = DataSet.from_json(stored)
+    dataset = store.read_record_or_none(DATASET, DataSet.from_json)
+    if dataset is not None:
         check_same_images(dataset, config, folder)
         return dataset, None
     classes, progress = list(config.classes), partial(report, "check")
@@ -264,5 +261,5 @@ def _record(run: Run, findings: dict[str, Any] | None, *, writes: bool) -> Run:
         return run
     store.replace(CHECK, to_json(findings))
     store.put_once(DATASET, to_json(run.dataset))
-    dataset = DataSet.from_json(store.read(DATASET))  # the first driver's
+    dataset = store.read_record(DATASET, DataSet.from_json)  # the first driver's
     return replace(run, images=replace(run.images, dataset=dataset))

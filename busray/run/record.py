@@ -1,6 +1,6 @@
 """A run: its settings, storage, checked data set and pinned base."""
 
-import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,14 +10,15 @@ from typing import TypeVar
 from busray.config import Config
 from busray.data.images import ImageFolder
 from busray.data.templates import fill
-from busray.layout import TIMINGS
+from busray.layout import LOG, TIMINGS
 from busray.model.base import BaseIdentity
-from busray.records import DataSet, SourceImage, to_json
+from busray.records import Damaged, DataSet, SourceImage, json_object, to_json
 from busray.run.images import cache_folder
 from busray.storage import Store
 from busray.vision.extractors import Extractor
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class Run:
 
     @property
     def log_file(self) -> Path:
-        """Where Ray's own messages go: beside a local run, else into the cache folder."""
+        """Where Ray's messages go: beside a local run, else into the cache folder."""
         url = self.store.url
-        return (Path(url) if self.store.local else cache_folder(url)) / "ray.log"
+        return (Path(url) if self.store.local else cache_folder(url)) / LOG
 
     def captions(self, images: tuple[SourceImage, ...]) -> list[str]:
         """The training caption of each image."""
@@ -57,12 +58,21 @@ class Run:
         return self.config.classes[class_name].initializer
 
 
+def read_timings(store: Store) -> dict[str, float]:
+    """stage -> seconds. A damaged timings.json must not end finished work: it counts as empty."""
+    try:
+        return store.read_record_or_none(TIMINGS, json_object) or {}
+    except Damaged as error:
+        log.warning("%s; its timings are lost", error)
+        return {}
+
+
 def timed(run: Run, stage: str, work: Callable[[], T]) -> T:
     """Do a stage's work and keep its longest wall time in timings.json."""
     started = time.perf_counter()
     result = work()
     seconds = time.perf_counter() - started
-    timings = json.loads(run.store.read_or_none(TIMINGS) or b"{}")
+    timings = read_timings(run.store)
     # A rerun that finds everything done must not overwrite the time that the work took.
     if seconds > timings.get(stage, 0):
         timings[stage] = seconds

@@ -4,7 +4,6 @@ A sub-run lies below the output and has settings of its own; all share data, see
 budget. What a sub-run has committed is not made again, so the same command resumes an ablation.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,16 +20,16 @@ from busray.data.images import Images
 from busray.evidence.distances import FLOOR_SPLIT, arm_figures
 from busray.evidence.nearness import VAE, nearness_figures, reconstruction_figures
 from busray.identity import fingerprint
-from busray.layout import ABLATE_CSV, ABLATE_HTML, ABLATE_JSON, CONFIG, DATASET, TIMINGS, features_key
+from busray.layout import ABLATE_CSV, ABLATE_HTML, ABLATE_JSON, CONFIG, DATASET, features_key
 from busray.model.base import load_pipeline
 from busray.model.checkpoints import commit_adapters, read_adapters
-from busray.records import INCEPTION, Arm, Figure, SourceImage, UserError, to_json
+from busray.records import INCEPTION, Arm, Figure, SourceImage, UserError, json_object, to_json
 from busray.report.ablation import ablation_html, ablation_notes, ablation_sentences
 from busray.report.contact_sheet import contact_sheet
 from busray.report.tables import figures_csv
 from busray.report.verdicts import distance_sentences
 from busray.run.pieces import ImageBlock, by_chance, load_array, put_array, synthetic_blocks
-from busray.run.record import Run, timed
+from busray.run.record import Run, read_timings, timed
 from busray.stages.features import features
 from busray.stages.finetune import finetune
 from busray.stages.generate import generate
@@ -329,7 +328,7 @@ def _earlier_points(store: Store, prefixes_now: set[str]) -> list[ablation.SubRu
     for key in store.list("points"):
         prefix, _, file = key.rpartition("/")
         if file == CONFIG and prefix.count("/") == 1 and prefix not in prefixes_now:
-            config = validate(json.loads(store.read(key)))
+            config = validate(store.read_record(key, json_object))
             point = prefix.partition("/")[2]
             arms = {arm: f"{arm} {point}" for arm in config.evaluate.arms}
             earlier.append(ablation.SubRunPlan(prefix, config, arms))
@@ -358,7 +357,7 @@ def _configuration(name: str, arm: str, plan: ablation.SubRunPlan, measured: str
 def _timings(sub_runs: Sequence[SubRun]) -> list[dict[str, Any]]:
     rows = []
     for sub_run in sub_runs:
-        timings: Mapping[str, float] = json.loads(sub_run.run.store.read_or_none(TIMINGS) or b"{}")
+        timings = read_timings(sub_run.run.store)
         label = f"{sub_run.plan.prefix}: " if sub_run.plan.prefix else ""
         for stage, seconds in timings.items():
             row = {"stage": f"{label}{stage}", "seconds": seconds}

@@ -29,8 +29,8 @@ STEPS, BATCH_SIZE, LEARNING_RATE = 400, 32, 3e-3
 
 def classifier_record(run: Run, architecture: Architecture) -> ClassifierRecord | None:
     """The record of the run's classifier of this architecture; None where it has none yet."""
-    data = run.store.read_or_none(classifier_key(fingerprint(_pins(run, architecture))))
-    return None if data is None else ClassifierRecord.from_json(data)
+    key = classifier_key(fingerprint(_pins(run, architecture)))
+    return run.store.read_record_or_none(key, ClassifierRecord.from_json)
 
 
 def trained_classifier(run: Run, workers: Workers, architecture: Architecture) -> ClassifierRecord:

@@ -1,6 +1,5 @@
 """The figures of a run: distances, nearness and class consistency of every arm."""
 
-import json
 from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from busray.evidence.nearness import nearness_figures
 from busray.evidence.real import RealFeatures
 from busray.evidence.stats.samples import FEWEST_UNITS
 from busray.layout import CHECK
-from busray.records import Figure, Stopped
+from busray.records import Figure, StoppedForGood, json_object
 from busray.run.pieces import ImageBlock, synthetic_blocks
 from busray.run.record import Run
 from busray.stages.classifiers import classifier_record, load_classifier, trained_classifier
@@ -83,15 +82,15 @@ def _before_and_after_gate(run: Run, workers: Workers, extractor: str) -> GateCo
 
 
 def _stop_at_too_few(run: Run, blocks: dict[str, list[ImageBlock]]) -> None:
-    """Stopped where too few images of a class are left, after quarantine, to compare anything."""
+    """StoppedForGood where too few images of a class are left, after quarantine, to compare."""
     chosen = chosen_indices(run, blocks)
     for name, settings in run.config.classes.items():
         n = len(chosen.get(name, ()))
         if settings.images and n < FEWEST_UNITS:
-            raise Stopped(
+            raise StoppedForGood(
                 f"evaluate: every arm has {n} images of {name}, at least {FEWEST_UNITS} are needed to "
-                f"compare anything, and the others were quarantined{_example_of_quarantine(run)}: "
-                "fix the cause and draw into another output"
+                f"compare anything, and the others were quarantined{_example_of_quarantine(run)}",
+                "fix the cause and draw into another output",
             )
 
 
@@ -128,7 +127,7 @@ def _class_figures(run: Run, workers: Workers) -> list[Figure]:
 
 def _clean(run: Run) -> dict[str, dict[str, np.ndarray]]:
     """split -> class -> bool [n]: no text or caliper was found in it; as real_units has them."""
-    annotations = json.loads(run.store.read(CHECK)).get("annotations", [])
+    annotations = run.store.read_record(CHECK, json_object).get("annotations", [])
     annotated = {annotation["file"] for annotation in annotations}
     return of_real_images(run, lambda _, images: [image.file not in annotated for image in images])
 

@@ -133,7 +133,7 @@ def _trained_segmenter(
             pixels = folder.load(lesions.images).pixels
             splits[split] = MaskedImages(pixels, lesions.masks, lesions.boxes)
         workers.call("segmenter", VALIDATIONS, _train_segmenter, store, key, pins, splits)
-    return SegmenterRecord.from_json(store.read(key))
+    return store.read_record(key, SegmenterRecord.from_json)
 
 
 def _train_segmenter(

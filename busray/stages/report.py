@@ -1,6 +1,5 @@
 """report.json and report.html, from what the stages committed."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from busray.corpus.plan import read_segments, shards
 from busray.corpus.record import read_run
 from busray.data.images import ImageFolder
 from busray.model.checkpoints import read_adapters
-from busray.records import Figure, to_json
+from busray.records import Figure, json_object, to_json
 from busray.report.audit import copies_section, of_now
 from busray.report.classes import consistency_section, consistency_sentences
 from busray.report.lesions import geometry_section, geometry_sentences
@@ -24,7 +23,7 @@ from busray.report.page import GalleryRow, report_html
 from busray.report.study import study_section
 from busray.report.tables import figures_of
 from busray.report.verdicts import distance_sentences
-from busray.run.record import Run
+from busray.run.record import Run, read_timings
 from busray.stages.classifiers import classifier_record
 from busray.stages.evaluate import class_gate_counts, no_clean_figures_sentences
 from busray.storage import Store
@@ -49,9 +48,9 @@ def write_report(run: Run, figures: list[Figure]) -> None:
 
 def add_to_report(run: Run, name: str, part: dict[str, Any]) -> None:
     """Replace one part of report.json and make the page anew; nothing where there is no report."""
-    report = run.store.read_or_none(layout.REPORT_JSON)
+    report = run.store.read_record_or_none(layout.REPORT_JSON, json_object)
     if report is not None:
-        _publish(run, {**json.loads(report), name: part})
+        _publish(run, {**report, name: part})
 
 
 def _publish(run: Run, report: dict[str, Any]) -> None:
@@ -86,7 +85,7 @@ def _report(run: Run, figures: list[Figure]) -> dict[str, Any]:
     return {
         "run": run_part,
         "dataset": described_dataset(run),
-        "check": json.loads(store.read(layout.CHECK)),
+        "check": store.read_record(layout.CHECK, json_object),
         "corpus": _corpus(store, list(run.config.classes)),
         "figures": [figure.to_dict() for figure in figures],
         "verdicts": report_sentences(run, figures),
@@ -94,8 +93,8 @@ def _report(run: Run, figures: list[Figure]) -> dict[str, Any]:
         "gate": _gate(run),
         "finetune": _training(adapters),
         "timings": _timings(store),
-        "study": json.loads(store.read_or_none(layout.STUDY_JSON) or b"null"),
-        "audit": json.loads(store.read_or_none(layout.AUDIT_JSON) or b"null"),
+        "study": store.read_record_or_none(layout.STUDY_JSON, json_object),
+        "audit": store.read_record_or_none(layout.AUDIT_JSON, json_object),
     }
 
 
@@ -158,7 +157,9 @@ def _training(adapters: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _geometry(run: Run) -> dict[str, Any] | None:
     """The segmenter of the lesions' figures, or why there are none; None where none are wanted."""
-    return json.loads(run.store.read(layout.GEOMETRY_JSON)) if run.config.evaluate.geometry else None
+    if not run.config.evaluate.geometry:
+        return None
+    return run.store.read_record(layout.GEOMETRY_JSON, json_object)
 
 
 def _gate(run: Run) -> dict[str, Any] | None:
@@ -180,7 +181,7 @@ def _gate(run: Run) -> dict[str, Any] | None:
 
 def _timings(store: Store) -> list[dict[str, Any]]:
     rows = []
-    for stage, seconds in json.loads(store.read_or_none(layout.TIMINGS) or b"{}").items():
+    for stage, seconds in read_timings(store).items():
         images = rate = None
         if stage.startswith("generate"):
             arm = stage.removeprefix("generate").strip()

@@ -30,7 +30,7 @@ from busray.evidence.study_design import Arm, Draws, TrainingMix, study_arms
 from busray.identity import fingerprint, seed_for
 from busray.layout import CHECK, STUDY_CSV, STUDY_DECLARED, STUDY_JSON, study_identity_key, study_key
 from busray.model.checkpoints import read_adapters
-from busray.records import Figure, SourceImage, UserError, to_json
+from busray.records import Figure, SourceImage, UserError, json_object, to_json
 from busray.report.study import study_sentences
 from busray.report.tables import figures_csv
 from busray.run.record import Run
@@ -165,7 +165,7 @@ def _studies_tried(store: Store) -> list[dict[str, Any]]:
         folder, _, file = key.rpartition("/")
         if file == "identity.json":
             trainings = sum(other.startswith(f"{folder}/") for other in keys) - 1
-            pins, identity = json.loads(store.read(key)), folder.rpartition("/")[2]
+            pins, identity = store.read_record(key, json_object), folder.rpartition("/")[2]
             studies.append({"identity": identity, "trainings": trainings, **pins})
     return studies
 
@@ -263,7 +263,7 @@ def _classes_without_spread(
 
 
 def _near_duplicates(store: Store) -> list[list[str]]:
-    return json.loads(store.read(CHECK))["near_duplicates"]
+    return store.read_record(CHECK, json_object)["near_duplicates"]
 
 
 def _labels(names: Iterable[str], images: Sequence[SourceImage]) -> np.ndarray:
@@ -327,7 +327,7 @@ def _declare(store: Store, settings: StudySettings, pins: dict[str, Any], identi
             "give another output"
         )
     store.put_once(STUDY_DECLARED, to_json(declaration))
-    declared = json.loads(store.read(STUDY_DECLARED))
+    declared = store.read_record(STUDY_DECLARED, json_object)
     changes = [f"study.{field}: {now}" for field, now in differences(declared, declaration).items()]
     if changes:
         raise UserError(
@@ -456,7 +456,7 @@ def _phase(mix: TrainingMix, inputs: Arrays, labels: Arrays, real: np.ndarray, s
 def _outcome(run: Run, job: StudyJob, trainings: list[ArmSeed], external: CheckReport | None) -> StudyResults:
     keys = [_key(job, training) for training in trainings]
     # From the store also those of this session: the first record counts, whoever put it.
-    records = list(map(TrainingRecord.from_json, in_threads(run.store.read, keys)))
+    records = list(in_threads(lambda key: run.store.read_record(key, TrainingRecord.from_json), keys))
     images_fed: dict[str, int] = {}
     for record in records:
         images_fed[record.arm] = int(sum(fed["real"] + fed["synthetic"] for fed in record.fed))

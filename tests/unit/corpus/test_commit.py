@@ -132,7 +132,7 @@ def test_a_worker_that_dies_among_its_pictures_leaves_no_record(store: Store, mo
 def test_a_record_that_does_not_parse_is_an_error_and_not_a_missing_shard(store: Store, text: str) -> None:
     made = commit(store, rows())
     (Path(store.url) / commit_key(made.shard)).write_text(text)
-    with pytest.raises(ValueError, match="is no commit record"):
+    with pytest.raises(ValueError, match="is damaged"):
         read_commits(store)
 
 

@@ -124,7 +124,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Store], object], str]] = {
     "a picture is lost": ("png", lambda s: a_picture(s).unlink(), "is not there"),
     "a picture is torn": ("png", lambda s: a_picture(s).write_bytes(b"torn"), "not what its shard records"),
     "a record is lost": ("parquet", lambda s: s.delete(commit_key(FIRST)), "the shard is not done"),
-    "a record is torn": ("png", lambda s: (Path(s.url) / commit_key(FIRST)).write_text("{"), "is no commit record"),
+    "a record is torn": ("png", lambda s: (Path(s.url) / commit_key(FIRST)).write_text("{"), "is damaged"),
     "a record names another shard": ("png", lambda s: restate(s, first=8), "is the record of benign/00000008-00004"),
     "a record claims fewer rows": (
         "parquet",

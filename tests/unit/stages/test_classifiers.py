@@ -33,11 +33,11 @@ def test_the_classifier_of_a_run_is_found_by_its_stored_config(
 ) -> None:
     run = opened(tmp_path / "run", phantom_folder)
     asked: list[str] = []
-    monkeypatch.setattr(type(run.store), "read_or_none", lambda _, key: asked.append(key))
+    monkeypatch.setattr(type(run.store), "read_record_or_none", lambda _, key, parse: asked.append(key))
     classifier_record(run, "cnn")
     monkeypatch.undo()
     stored = validate(json.loads(run.store.read(CONFIG)))  # as `busray reproduce` opens it
     again = open_run(stored, lambda *_: None, needs_inception=False)
-    monkeypatch.setattr(type(run.store), "read_or_none", lambda _, key: asked.append(key))
+    monkeypatch.setattr(type(run.store), "read_record_or_none", lambda _, key, parse: asked.append(key))
     classifier_record(again, "cnn")
     assert len(asked) == 2 and asked[0] == asked[1]
