@@ -15,6 +15,9 @@ from busray.commands import COMMAND_FUNCTIONS, log_file
 from busray.records import UserError
 
 AGAIN = "run the same command again to go on from here"
+REPEAT = "run the same command again"
+RESUMED = ("run", "demo", "finetune", "generate", "evaluate", "ablate", "study", "audit")
+"""Commands that go on where they were stopped."""
 READER_GONE = 141
 """Exit status where the reader of the output ended first, such as `| head`: 128 + SIGPIPE."""
 EXIT_STATUS = """\
@@ -71,10 +74,13 @@ def _explain(error: Exception, command: str, options: argparse.Namespace, flags:
     """Say what failed and what to do; the traceback goes to a log. Returns the exit status."""
     from busray.failures import explain, write_log
 
+    if isinstance(error, OSError) and error.filename is None and not _output_works():
+        error.filename = "standard output"
     failure = explain(error)
     lines = [f"busray: {failure.what}"]
     if failure.again:
-        lines += [f"{failure.fix}; then {AGAIN}: {command}" if failure.fix else f"{AGAIN}: {command}"]
+        again = f"{AGAIN if options.command in RESUMED else REPEAT}: {command}"
+        lines += [f"{failure.fix}; then {again}" if failure.fix else again]
     elif failure.fix:
         lines += [failure.fix]
     log, why = write_log(error, command, log_file(options, flags))
@@ -119,6 +125,15 @@ def _reader_is_gone() -> bool:
         return any(events & select.POLLERR for _, events in poll.poll(0))
     except (OSError, ValueError):  # ValueError: no file behind the stream, as in a notebook
         return False
+
+
+def _output_works() -> bool:
+    """Whether what was printed can be written: after a failure the rest of it is still to go."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def finish(status: int) -> NoReturn:

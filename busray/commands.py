@@ -250,6 +250,7 @@ def _doctor(options: argparse.Namespace, flags: list[str]) -> int:
 def _check(options: argparse.Namespace, flags: list[str]) -> int:
     from busray.data.check import check
     from busray.records import to_json
+    from busray.storage import naming
 
     _refuse(flags)
     if options.json and not options.json.absolute().parent.is_dir():
@@ -259,7 +260,8 @@ def _check(options: argparse.Namespace, flags: list[str]) -> int:
     for table in checked.tables():
         terminal.print_table(table.title, table.columns, table.rows)
     if options.json:
-        options.json.write_bytes(to_json(checked.to_dict()))
+        with naming(options.json):
+            options.json.write_bytes(to_json(checked.to_dict()))
     return 0
 
 

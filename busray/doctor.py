@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from busray.failures import explain
 from busray.records import StoreError, UserError
 from busray.storage import Store, describe_error
 
@@ -52,9 +53,9 @@ def require_create_only(store: Store) -> None:
         created_twice = store.put_once(key, b"second")
         doing = "delete"
         store.delete(key)
-    except StoreError:
-        raise  # no answer: the user made no mistake, and the same command may work later
     except Exception as error:
+        if explain(error).again:
+            raise  # a full disk, no answer: the user made no mistake, and the same command may work later
         seen, fix = _explain(store, doing, error)
         raise UserError(f"output: {store.url}: {seen}; {fix}") from error
     if created_twice:
@@ -215,9 +216,10 @@ def _run_check(probe: Store, name: str, check: _Check) -> tuple[Finding, bool]:
 
 def _explain(store: Store, doing: str, error: Exception) -> tuple[str, str]:
     """(what was seen, how to fix it) for an error that the store or its client raised."""
-    text = describe_error(error)
+    text, failure = describe_error(error), explain(error)
     if store.local:
-        return text, "choose a folder that you may write to, on a file system with hard links"
+        fix = "choose a folder that you may write to, on a file system with hard links"
+        return (failure.what, failure.fix or fix) if failure.is_known else (text, fix)
     # S3 answers wrong keys with 403 too; that must not look like a missing permission.
     if any(code in text for code in KEYS_REFUSED) or type(error).__name__ in NO_KEYS:
         fix = "set AWS_ACCESS_KEY_ID and its like, or give a role"
@@ -230,7 +232,7 @@ def _explain(store: Store, doing: str, error: Exception) -> tuple[str, str]:
         return f"no such bucket ({text})", "create the bucket, or fix its name"
     if isinstance(error, StoreError):
         return str(error), "check the store's address (AWS_ENDPOINT_URL_S3) and that it is up"
-    return text, ANOTHER_STORE
+    return (failure.what, failure.fix) if failure.fix else (text, ANOTHER_STORE)
 
 
 def _clean_up(probe: Store, new_folders: list[Path]) -> None:

@@ -8,6 +8,7 @@ import builtins
 import errno
 import os
 import re
+import resource
 import sys
 import tempfile
 import time
@@ -208,6 +209,8 @@ LOST = {
     "ActorUnschedulableError", "ObjectFetchTimedOutError", "GetTimeoutError",
 }  # fmt: skip
 """Ray's errors for a worker or a node that is gone."""
+FEWEST_FILES = 1024
+"""Open files that Ray's programs may need on one machine."""
 NO_MEMORY = re.compile(r"can't allocate memory|[Cc]annot allocate memory|out of memory|bad_alloc|Unable to allocate")
 ERRNO = re.compile(r"(?:[Ee]rrno |os error )(\d+)")
 SOCKET_PATH = "AF_UNIX path"
@@ -225,12 +228,14 @@ def _known(error: BaseException) -> Failure | None:
     if name == "OutOfDiskError":
         return Failure("Ray's disk is full: No space left on device", LOCAL_FIXES[errno.ENOSPC], again=True)
     if name in LOST:
-        return Failure(f"a worker or its node was lost ({name}: {text})", again=True)
+        return Failure(f"a worker or its node was lost ({name}: {text})", _limit_of_files(), again=True)
     if name in CREDENTIALS:
         return Failure(f"no access to the store: {describe_error(error)}", CREDENTIALS[name], MISTAKE)
     answer = store_answer(error)
     if answer is not None:
         return _answered(error, *answer)
+    if text.startswith("Invalid endpoint"):  # botocore's, of AWS_ENDPOINT_URL without a scheme
+        return Failure(text, "write the address as http://HOST:PORT or https://HOST (AWS_ENDPOINT_URL)", MISTAKE)
     if isinstance(error, ImportError):
         fix = "install busray with its packages again, such as `pip install --force-reinstall busray`"
         return Failure(f"a package is missing or broken: {text}", fix)
@@ -250,6 +255,13 @@ def _known(error: BaseException) -> Failure | None:
     if _of_network(error):
         return Failure(f"no connection: {describe_error(error)}", NETWORK_FIX, again=True)
     return None
+
+
+def _limit_of_files() -> str:
+    """What to do about a limit of open files at which Ray's own programs die; else empty."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = soft != resource.RLIM_INFINITY and soft < FEWEST_FILES
+    return f"a process may open {soft} files, too few for Ray: {LOCAL_FIXES[errno.EMFILE]}" if few else ""
 
 
 def _answered(error: BaseException, status: int, code: str, message: str) -> Failure:

@@ -15,6 +15,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -312,15 +313,28 @@ def _publish(path: Path, data: bytes, publish: Callable[[Path, Path], None]) -> 
     # Not tempfile: its files do not follow the umask.
     temporary = path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
     try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        publish(temporary, path)
+        with naming(path):
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            publish(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the error above says why
+            temporary.unlink(missing_ok=True)
     for folder in (path.parent, *(folder.parent for folder in new_folders)):
         _sync(folder)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of the system in the block names this file: writing to an open file names none."""
+    try:
+        yield
+    except OSError as error:
+        if not isinstance(error, FileExistsError):  # put_once asks what is there
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 def _sync(folder: Path) -> None:

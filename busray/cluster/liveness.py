@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from busray.failures import cause_in_words
 from busray.records import Stopped, UserError
 from busray.workers import Report
 
@@ -167,7 +168,7 @@ def monitored(
             cause = cause.error if isinstance(cause, WorkError) else cause
             if isinstance(cause, UserError):
                 raise cause from error
-            raise Stopped(f"{stage}: {last_line(cause)}") from error
+            raise Stopped(f"{stage}: {cause_in_words(error)}") from error
 
 
 @contextmanager
@@ -257,9 +258,3 @@ def _kill_here(pid: int) -> None:
     title = Path(f"/proc/{pid}/cmdline")
     if title.exists() and title.read_bytes().startswith(b"ray::"):  # the pid may be reused by now
         os.kill(pid, signal.SIGKILL)  # a stopped process answers to no gentler signal
-
-
-def last_line(error: BaseException) -> str:
-    """The last line of an error, whose text may be a worker's whole traceback."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__

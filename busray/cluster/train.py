@@ -9,8 +9,9 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from busray import config
-from busray.cluster.liveness import Heartbeat, last_line
+from busray.cluster.liveness import Heartbeat
 from busray.cluster.session import use_threads
+from busray.failures import cause_in_words
 from busray.records import UserError
 from busray.workers import Training, TrainingFailed
 
@@ -56,7 +57,7 @@ def fit(settings: config.Cluster, training: Training, liveness: Any, done: int) 
         for failure in getattr(error, "worker_failures", {}).values():
             if isinstance(failure, UserError):
                 raise failure from error
-        raise TrainingFailed(last_line(error)) from error
+        raise TrainingFailed(cause_in_words(error)) from error
 
 
 def train_worker(arguments: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from busray.evidence.stats.intervals import Estimate, wilson
 from busray.evidence.stats.separability import auc
 from busray.identity import sha256_bytes
 from busray.records import DataSet, UserError
-from busray.storage import Store
+from busray.storage import Store, naming
 
 SHEET = "sheet.csv"
 
@@ -153,9 +153,11 @@ def write_study(folder: Path, files: Mapping[str, bytes], key: bytes) -> Path:
         if path.exists():
             raise UserError(f"{path}: exists already; name another folder: a study must not overwrite another's key")
     folder.mkdir(parents=True)
-    key_path.write_bytes(key)
+    with naming(key_path):
+        key_path.write_bytes(key)
     for name, data in sorted(files.items()):
-        (folder / name).write_bytes(data)
+        with naming(folder / name):
+            (folder / name).write_bytes(data)
         os.utime(folder / name, (WRITTEN, WRITTEN))
     return key_path
 

@@ -237,7 +237,7 @@ def test_the_command_ends_with_status_1_and_says_how_to_go_on(
     assert main(["gc", bucket_url]) == 1
     said = capsys.readouterr().err
     assert f"busray: {bucket_url}: cannot read 'run.json': tried " in said
-    assert f"run the same command again to go on from here: busray gc {bucket_url}" in said
+    assert f"run the same command again: busray gc {bucket_url}" in said
 
 
 # ---- no loss, no duplicate ----
