@@ -219,7 +219,7 @@ def _explain(store: Store, doing: str, error: Exception) -> tuple[str, str]:
     text, failure = describe_error(error), explain(error)
     if store.local:
         fix = "choose a folder that you may write to, on a file system with hard links"
-        return (failure.what, failure.fix or fix) if failure.is_known else (text, fix)
+        return (failure.what if failure.is_known else text), fix
     # S3 answers wrong keys with 403 too; that must not look like a missing permission.
     if any(code in text for code in KEYS_REFUSED) or type(error).__name__ in NO_KEYS:
         fix = "set AWS_ACCESS_KEY_ID and its like, or give a role"

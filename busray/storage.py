@@ -241,6 +241,8 @@ class Store:
         folder = self._path(prefix) if prefix else self._folder()
 
         def find() -> Any:
+            if self.local:
+                return _files_under(folder)
             self.fs.invalidate_cache()
             return self.fs.find(folder, **self._limit)
 
@@ -324,6 +326,20 @@ def _publish(path: Path, data: bytes, publish: Callable[[Path, Path], None]) -> 
             temporary.unlink(missing_ok=True)
     for folder in (path.parent, *(folder.parent for folder in new_folders)):
         _sync(folder)
+
+
+def _files_under(folder: str) -> list[str]:
+    """Paths of all files; a folder that may not be read is an error. fsspec would leave it out, and
+    its objects would count as missing."""
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    paths: list[str] = []
+    for parent, _, names in os.walk(folder, onerror=fail, followlinks=True):
+        paths += [f"{parent}/{name}" for name in names]
+    return paths
 
 
 @contextmanager

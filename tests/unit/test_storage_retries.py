@@ -225,7 +225,7 @@ def test_the_command_that_resumes_is_printed(
     assert main(["gc", "memory://a run"]) == 1
     stderr = capsys.readouterr().err
     assert "busray: memory://a run: cannot read 'run.json': tried" in stderr
-    assert stderr.splitlines()[-1].endswith("busray gc 'memory://a run'")
+    assert stderr.splitlines()[-2].endswith("run the same command again: busray gc 'memory://a run'")
 
 
 def test_waiting_is_logged_once_and_not_at_every_attempt(
