@@ -14,9 +14,14 @@ misread what this one writes (CONTRIBUTING.md, "How to change a stored format").
 RUN = "run.json"
 CONFIG = "config.json"
 DATASET = "dataset.json"
+MASKS = "masks.json"
 BASE = "base.json"
 ADAPTERS = "adapters.json"
 STUDY_DECLARED = "study/declared.json"
+
+DIGESTS = "digests"
+DAMAGED = "damaged"
+"""Folders: digests of what is checked when it is read; what `busray repair` moved aside."""
 
 # Derived: a later command replaces them.
 CHECK = "check.json"
@@ -29,24 +34,15 @@ STUDY_JSON, STUDY_CSV = "study.json", "study.csv"
 ABLATE_JSON, ABLATE_CSV, ABLATE_HTML = "ablate.json", "ablate.csv", "ablate.html"
 TIMINGS = "timings.json"
 
-MADE_BY = {
-    REPORT_JSON: "busray evaluate CONFIG",
-    GEOMETRY_JSON: "busray evaluate CONFIG",
-    AUDIT_JSON: "busray audit RUN",
-    STUDY_JSON: "busray study CONFIG",
-}
-"""Derived records that other commands read, and the command that makes each again."""
-
 LOG = "ray.log"
 """Beside a local run: Ray's messages, and the tracebacks of commands that failed."""
 
 
-def how_to_mend(key: str) -> str:
-    """What to do about a damaged object of a run."""
-    maker = MADE_BY.get(key)
-    if maker:
-        return f"remove that file; `{maker}` makes it again"
-    return "bring it back from a copy, or let `busray repair RUN` say what can be made again"
+def digest_key(key: str, digest: str) -> str:
+    """Says that an object with this SHA-256 may be under this key. The name alone counts."""
+    # In the name, and not in an object that is overwritten: two writers of a key leave two of them,
+    # and none can be half written.
+    return f"{DIGESTS}/{key}/{digest}"
 
 
 def segment_key(number: int) -> str:

@@ -45,7 +45,10 @@ class StoppedForGood(Stopped):
 
 
 class Damaged(StoppedForGood, ValueError):
-    """A stored object is not what busray wrote: the message names it."""
+    """A stored object is lost, or not what busray wrote: the message names it."""
+
+    key = ""  # of the object in its store
+    reason = ""  # what is wrong with it
 
 
 def to_json(record: Any) -> bytes:

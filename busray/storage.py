@@ -3,6 +3,11 @@
 An object is written whole or not at all. `put_once` never overwrites one: of two writers of a key
 the first wins, and both learn which. `replace` is for derived files only (manifest, reports).
 
+What figures come from is written by `put_checked`, or by `put_named` where the key itself has the
+digest. The SHA-256 is put first, under digests/, so no crash leaves an object without it.
+`read_checked` and `read_record` refuse other bytes. What an older busray stored has no digest and
+is read as it is; `busray verify --evidence` counts it.
+
 Object storage may answer late, twice or not at all, so there are two layers of retries. botocore
 retries each request within seconds. Around it, Store retries the whole operation for RETRY_SECONDS
 and then raises StoreError. A local disk is asked once.
@@ -22,13 +27,19 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.asyn import AsyncFileSystem
 
-from busray import layout
+from busray.identity import sha256_bytes
+from busray.layout import CONFIG, DIGESTS, digest_key
 from busray.records import Damaged, StoreError, UserError
 
 T = TypeVar("T")
+
+
 log = logging.getLogger(__name__)
 
 TEMPORARY_PREFIX = ".tmp-"  # of unfinished files on a local disk; no listing shows them
+STRAY_FILES = {".DS_Store", "Thumbs.db", "ehthumbs.db", "desktop.ini"}
+STRAY_FOLDERS = {"__MACOSX", ".AppleDouble", "@eaDir", ".Trashes", ".Spotlight-V100"}
+"""What operating systems leave in folders; no listing shows it."""
 RETRY_SECONDS = 600.0
 """How long an operation is retried: 40 refusals in a row fit in, with room for slow answers."""
 LONGEST_ATTEMPT = 600.0
@@ -202,25 +213,6 @@ class Store:
         except FileNotFoundError:
             return None
 
-    def read_record(self, key: str, parse: Callable[[bytes], T]) -> T:
-        """parse(the object's bytes). FileNotFoundError if there is none, Damaged where they are no
-        record: cut, empty, or with other fields."""
-        data = self.read(key)
-        try:
-            return parse(data)
-        except Damaged:
-            raise
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
-            seen = "it is empty" if not data.strip() else f"its {len(data)} bytes are not what busray wrote"
-            raise Damaged(f"{self.url}/{key} is damaged: {seen}", layout.how_to_mend(key)) from error
-
-    def read_record_or_none(self, key: str, parse: Callable[[bytes], T]) -> T | None:
-        """As read_record; None if there is no such object."""
-        try:
-            return self.read_record(key, parse)
-        except FileNotFoundError:
-            return None
-
     def exists(self, key: str) -> bool:
         """Whether there is an object of this key, by a request and never by a cached listing."""
         path = self._path(key)
@@ -248,7 +240,7 @@ class Store:
 
         for path in sorted(self._with_retries("list", prefix, find)):
             key = path[len(self._root) :].lstrip("/")
-            if not os.path.basename(key).startswith(TEMPORARY_PREFIX):
+            if not _is_stray(key):
                 yield key
 
     def put_once(self, key: str, data: bytes) -> bool:
@@ -290,6 +282,98 @@ class Store:
             if self._read_after(error, key) != data:
                 raise
 
+    def put_named(self, key: str, data: bytes) -> None:
+        """Create an object whose key has its digest. Damaged if the key has other bytes: then
+        these are not what their name says, since equal names mean equal bytes."""
+        if not self.put_once(key, data):
+            raise self.damaged(key, "it holds other bytes than those that its name stands for")
+
+    def put_checked(self, key: str, data: bytes) -> bool:
+        """As put_once, for an object that read_checked compares with its SHA-256."""
+        # The object may be an older busray's, without a digest. It must not get that of `data`.
+        if self.exists(key):
+            return self.read(key) == data
+        self._put_digest(key, data)
+        return self.put_once(key, data)
+
+    def replace_checked(self, key: str, data: bytes) -> None:
+        """As replace, for an object that read_checked compares with its SHA-256. No digest is kept
+        in a run that was begun without them."""
+        if self.has_digests():
+            self._put_digest(key, data)
+        self.replace(key, data)
+
+    def _put_digest(self, key: str, data: bytes) -> None:
+        digest = sha256_bytes(data)
+        self.put_once(digest_key(key, digest), f"{digest}\n".encode())
+
+    def has_digests(self) -> bool:
+        """Whether this run's first record has a digest. Then all that is checked has one."""
+        return bool(self.digests(CONFIG))
+
+    def digests(self, key: str) -> set[str]:
+        """The SHA-256 of each object that was put under this key with a digest."""
+        return {name.rpartition("/")[2] for name in self.list(f"{DIGESTS}/{key}")}
+
+    def read_checked(self, key: str) -> bytes:
+        """The object's bytes. Damaged where they are not those that were put. FileNotFoundError."""
+        data = self.read(key)
+        digest = sha256_bytes(data)
+        if not self.exists(digest_key(key, digest)) and self.digests(key):
+            raise self.damaged(key, f"it is not what was stored (its SHA-256 is now {digest[:16]}...)")
+        return data
+
+    def read_record(self, key: str, parse: Callable[[bytes], T]) -> T:
+        """parse(the object's bytes). FileNotFoundError if there is none. Damaged where they are not
+        what was stored, or no record: cut, empty, or with other fields."""
+        return self.parsed(key, self.read_checked(key), parse)
+
+    def read_record_or_none(self, key: str, parse: Callable[[bytes], T]) -> T | None:
+        """As read_record; None if there is no such object."""
+        try:
+            return self.read_record(key, parse)
+        except FileNotFoundError:
+            return None
+
+    def parsed(self, key: str, data: bytes, parse: Callable[[bytes], T]) -> T:
+        """parse(data); Damaged, with the object's name, where parse fails on it."""
+        try:
+            return parse(data)
+        except Damaged:
+            raise
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            seen = "it is empty"
+            if data.strip():
+                seen = f"its {len(data)} bytes cannot be read: {' '.join(str(error).split())[:200]}"
+            raise self.damaged(key, seen) from error
+
+    def damaged(self, key: str, reason: str) -> Damaged:
+        """The error that names an object, what is wrong with it, and the command that helps."""
+        run = self.url.rpartition("/arms/")[0] or self.url
+        fix = f"`busray repair {run}` says what is damaged, moves it aside and says what makes it again"
+        error = Damaged(f"{self.url}/{key} is damaged: {reason}", fix)
+        error.key, error.reason = key, reason
+        return error
+
+    def move(self, key: str, to: str) -> None:
+        """Give an object another key. Only `busray repair` does."""
+        source, target = self._path(key), self._path(to)
+
+        def rename() -> None:
+            if self.local:
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+                os.link(source, target)  # unlike a rename, it never overwrites
+                os.unlink(source)
+                return
+            try:
+                self.fs.cp_file(source, target, **self._limit)
+                self.fs.rm_file(source, **self._limit)
+            except FileNotFoundError:
+                # The answer to the first attempt was lost: it is done if the target is there.
+                self.fs.info(target, **self._limit)
+
+        self._with_retries("move", key, rename)
+
     def _read_after(self, error: Exception, key: str) -> bytes | None:
         """The key's bytes after a failed write; None if it has none or cannot be read."""
         read = self._reader(key)
@@ -304,6 +388,14 @@ class Store:
         """Remove an object. Only `busray gc` does, and doctor.py its own test objects."""
         path = self._path(key)
         self._with_retries("delete", key, lambda: self.fs.rm_file(path, **self._limit))
+
+
+def _is_stray(key: str) -> bool:
+    """Whether a key is no object: an unfinished file, or one that an operating system left."""
+    *folders, name = key.split("/")
+    if name.startswith((TEMPORARY_PREFIX, "._")) or name in STRAY_FILES:
+        return True
+    return any(folder in STRAY_FOLDERS for folder in folders)
 
 
 def _publish(path: Path, data: bytes, publish: Callable[[Path, Path], None]) -> None:

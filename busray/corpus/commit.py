@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -15,8 +16,8 @@ import pyarrow.parquet as pq
 
 from busray.corpus.encode import Row, encode_parquet, encode_png
 from busray.identity import sha256_bytes
-from busray.layout import commit_key, committed_shard, data_key, first_draws_key, how_to_mend, png_prefix
-from busray.records import Commit, Damaged, Execution, FirstDraws, Redrawn, Shard, UserError, to_json
+from busray.layout import commit_key, committed_shard, data_key, first_draws_key, png_prefix
+from busray.records import Commit, Execution, FirstDraws, Redrawn, Shard, UserError, to_json
 from busray.storage import Store
 
 RECORD_THREADS = 16  # threads that read records at once
@@ -62,10 +63,10 @@ def commit_shard(
         redraws.append(replace(record, kept=None) if record.image_id in failed_ids else record)
     # Bytes before the record: a record never names an object that is not there.
     for name, png in pngs.items():
-        store.put_once(name, png)
+        store.put_named(name, png)
     digest = sha256_bytes(data)
     key = data_key(shard, digest, suffix)
-    store.put_once(key, data)
+    store.put_named(key, data)
     commit = Commit(
         class_name=shard.class_name,
         first=shard.first,
@@ -80,7 +81,7 @@ def commit_shard(
         redrawn=tuple(redraws),
         first_draws=_put_first_draws(store, shard, first_draws, provenance),
     )
-    store.put_once(commit_key(shard), to_json(commit))
+    store.put_checked(commit_key(shard), to_json(commit))
     return read_commit(store, shard)
 
 
@@ -95,7 +96,7 @@ def _put_first_draws(
     data, rows, _ = _encode_what_encodes(rows, lambda subset: encode_parquet(subset, marked))
     digest = sha256_bytes(data)
     key = first_draws_key(shard, digest)
-    store.put_once(key, data)
+    store.put_named(key, data)
     return FirstDraws(key, digest, len(data), tuple(row.spec.index for row in rows))
 
 
@@ -146,14 +147,16 @@ def committed_shards(store: Store) -> list[Shard]:
 
 def read_commit(store: Store, shard: Shard) -> Commit:
     """A shard's record. FileNotFoundError without one, Damaged where it contradicts itself."""
-    key = commit_key(shard)
-    commit = store.read_record(key, Commit.from_json)
+    return store.read_record(commit_key(shard), partial(_commit_of, shard))
+
+
+def _commit_of(shard: Shard, data: bytes) -> Commit:
+    """The record's content. ValueError where it is not this shard's, or cannot be true."""
+    commit = Commit.from_json(data)
     if commit.shard != shard:
-        other = f"{commit.class_name}/{commit.shard.name}"
-        raise Damaged(f"{store.url}/{key} is the record of {other}", how_to_mend(key))
+        raise ValueError(f"it is the record of {commit.class_name}/{commit.shard.name}")
     if commit.rows + len(commit.rejects) != commit.count:
-        counts = f"{commit.rows} rows and {len(commit.rejects)} rejects of {commit.count}"
-        raise Damaged(f"{store.url}/{key}: {counts}", how_to_mend(key))
+        raise ValueError(f"{commit.rows} rows and {len(commit.rejects)} rejects of {commit.count}")
     return commit
 
 
@@ -188,11 +191,9 @@ def count_first_draws(commit: Commit) -> int:
 def read_rows(store: Store, commit: Commit, columns: Sequence[str] | None = None) -> pa.Table:
     """A committed shard's rows, all columns or some; images as struct<bytes, path>.
 
-    ValueError where the object or a PNG is not the recorded one.
+    Damaged where the object or a PNG is lost, or is not the recorded one.
     """
-    data = store.read(commit.object)
-    if sha256_bytes(data) != commit.digest:
-        raise Damaged(f"{store.url}/{commit.object} is not what its commit records", how_to_mend(commit.object))
+    data = read_named(store, commit.object, commit.digest, "its commit")
     if commit.object.endswith(".parquet"):
         return pq.read_table(io.BytesIO(data), columns=None if columns is None else list(columns))
     rows = []
@@ -201,13 +202,22 @@ def read_rows(store: Store, commit: Commit, columns: Sequence[str] | None = None
         row = {column: row[column] for column in columns or row}
         for column, value in row.items():
             if isinstance(value, dict):  # a cell that names a PNG becomes that PNG
-                png = store.read(value["key"])
-                if sha256_bytes(png) != value["sha256"]:
-                    key = value["key"]
-                    raise Damaged(f"{store.url}/{key} is not what its shard records", how_to_mend(key))
+                png = read_named(store, value["key"], value["sha256"], "its shard")
                 row[column] = {"bytes": png, "path": value["key"].rsplit("/", 1)[-1]}
         rows.append(row)
     return pa.Table.from_pylist(rows)
+
+
+def read_named(store: Store, key: str, digest: str, recorder: str) -> bytes:
+    """The bytes of an object whose SHA-256 a record has; Damaged where it is lost or another one.
+    recorder: what has the digest, such as "its commit"."""
+    try:
+        data = store.read(key)
+    except FileNotFoundError as error:
+        raise store.damaged(key, f"it is not there, though {recorder} records it") from error
+    if sha256_bytes(data) != digest:
+        raise store.damaged(key, f"it is not what {recorder} records")
+    return data
 
 
 def find_image(store: Store, image_id: str) -> tuple[Commit, dict[str, Any]] | None:

@@ -15,11 +15,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from busray.corpus.commit import committed_shards, in_threads, read_commit
+from busray.corpus.commit import committed_shards, in_threads, read_commit, read_named
 from busray.corpus.plan import in_class_order, read_segments, shards
-from busray.identity import fingerprint_rows, sha256_bytes
-from busray.layout import MANIFEST, commit_key, data_shard
-from busray.records import Commit, Segment, Shard, Stopped
+from busray.identity import fingerprint_rows
+from busray.layout import MANIFEST, data_shard
+from busray.records import Commit, Damaged, Segment, Shard, Stopped
 from busray.storage import Store
 
 TEXT, INT = pa.string(), pa.int64()
@@ -60,7 +60,7 @@ def publish_manifest(store: Store, segments: Sequence[Segment], *, drawn: Iterab
 
 def _publish(store: Store, segments: Sequence[Segment], drawn: Set[Shard]) -> str:
     plan = in_class_order(shards(segments))
-    published = published_rows(store)
+    published = {Shard(row["class"], row["first"], row["count"]): row for row in _stored_rows(store) or ()}
     known = {shard: row for shard, row in published.items() if shard not in drawn}
     unknown = [shard for shard in plan if shard not in known]
     rows_or_none = in_threads(partial(_row_or_none, store), unknown)
@@ -97,19 +97,33 @@ def _row_or_none(store: Store, shard: Shard) -> dict[str, Any] | None:
 
 
 def published_rows(store: Store) -> dict[Shard, dict[str, Any]]:
-    """The published manifest's rows, in its order; none if it is missing or damaged."""
+    """The published manifest's rows, in its order.
+
+    A manifest that is missing or damaged is derived: its rows are made again from the records. None
+    where the corpus has no plan, or a planned shard has no record, so that nothing is published.
+    Damaged where a record is.
+    """
+    rows = _stored_rows(store)
+    if rows is None:
+        plan = in_class_order(shards(read_segments(store)))
+        recorded = list(in_threads(partial(_row_or_none, store), plan))
+        complete = [row for row in recorded if row is not None]
+        rows = complete if len(complete) == len(plan) else []
+    return {Shard(row["class"], row["first"], row["count"]): row for row in rows}
+
+
+def _stored_rows(store: Store) -> list[dict[str, Any]] | None:
+    """The rows of manifest.parquet; None if it is missing or damaged."""
     data = store.read_or_none(MANIFEST)
     if data is None:
-        return {}
+        return None
     try:
         table = pq.read_table(pa.BufferReader(data))
-        digest = json.loads(table.schema.metadata[b"busray"])["digest"]
+        digest = json.loads((table.schema.metadata or {})[b"busray"])["digest"]
         rows = table.to_pylist()
-        if fingerprint_rows(rows) != digest:
-            return {}
-        return {Shard(row["class"], row["first"], row["count"]): row for row in rows}
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError):
-        return {}  # a derived file: it is made again from the records
+        return rows if fingerprint_rows(rows) == digest and rows else None
+    except (pa.ArrowException, OSError, ValueError, TypeError, LookupError):
+        return None
 
 
 # ---- what was quarantined ----
@@ -174,17 +188,15 @@ def _live_keys(store: Store, shard: Shard) -> set[str]:
         commit = read_commit(store, shard)
         first_draws = {commit.first_draws.object} if commit.first_draws else set()
         return {commit.object, *pictures(store, commit), *first_draws}
-    except (ValueError, FileNotFoundError):
+    except (Damaged, FileNotFoundError):
         return set()
 
 
 def pictures(store: Store, commit: Commit) -> Iterator[str]:
-    """Keys of the PNGs of a shard of format `png`. ValueError if its object is not as recorded."""
+    """Keys of the PNGs of a shard of format `png`. Damaged if its object is not as recorded."""
     if not commit.object.endswith(".jsonl"):
         return
-    data = store.read(commit.object)
-    if sha256_bytes(data) != commit.digest:
-        raise ValueError(f"{store.url}/{commit.object} is not what {commit_key(commit.shard)} records")
+    data = read_named(store, commit.object, commit.digest, "its commit")
     for line in data.decode().splitlines()[1:]:
         for value in json.loads(line).values():
             if isinstance(value, dict):

@@ -11,17 +11,18 @@ from busray.storage import Store
 
 
 def read_segments(store: Store) -> list[Segment]:
-    """The plan so far: plan/0000.json, 0001, ... up to the first number that is free."""
+    """The plan so far: plan/0000.json, 0001, ... up to the first number that is free. Damaged."""
     segments: list[Segment] = []
-    while (segment := store.read_record_or_none(segment_key(len(segments)), _segment)) is not None:
+    while (segment := store.read_record_or_none(segment_key(len(segments)), segment_of)) is not None:
         segments.append(segment)
     return segments
 
 
-def _segment(data: bytes) -> Segment:
+def segment_of(data: bytes) -> Segment:
+    """The segment of its stored JSON. ValueError where it plans nothing."""
     segment = Segment(**json.loads(data))
-    if min(segment.first, segment.count - 1, segment.shard_size - 1) < 0:
-        raise ValueError("no such segment")
+    if not (segment.first >= 0 < segment.count and segment.shard_size > 0):
+        raise ValueError(f"{segment} plans no image")
     return segment
 
 
@@ -35,7 +36,7 @@ def extend_plan(
     """
     segments = read_segments(store)
     while missing := _missing(store, segments, images, shard_size, never_shrink):
-        won = store.put_once(segment_key(len(segments)), to_json(missing[0]))
+        won = store.put_checked(segment_key(len(segments)), to_json(missing[0]))
         # Another driver may have taken the number: read what it planned, and look again.
         segments = [*segments, missing[0]] if won else read_segments(store)
     return segments

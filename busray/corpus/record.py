@@ -7,8 +7,8 @@ from typing import Any
 
 from busray import __version__
 from busray.identity import fingerprint
-from busray.layout import FORMAT, RUN, how_to_mend
-from busray.records import Damaged, UserError, json_object, to_json
+from busray.layout import FORMAT, RUN
+from busray.records import UserError, json_object, to_json
 from busray.storage import Store
 
 
@@ -21,7 +21,7 @@ def claim_corpus(store: Store, identity: dict[str, Any]) -> str:
     stored = read_run(store)
     if stored is None:
         record = {"format": FORMAT, "fingerprint": digest, "identity": identity, "busray": __version__}
-        store.put_once(RUN, to_json(record))
+        store.put_checked(RUN, to_json(record))
         stored = read_run(store)  # another driver may have been first
         assert stored is not None
     if stored["fingerprint"] != digest:
@@ -36,9 +36,9 @@ def claim_corpus(store: Store, identity: dict[str, Any]) -> str:
 def read_run(store: Store) -> dict[str, Any] | None:
     """run.json as a dict, None where there is none. A run.json without `format` is of format 1.
 
-    UserError where the format is newer than this busray can read.
+    UserError where the format is newer than this busray can read; Damaged.
     """
-    record = store.read_record_or_none(RUN, json_object)
+    record = store.read_record_or_none(RUN, _run_of)
     if record is None:
         return None
     version = record.get("format", 1)
@@ -47,8 +47,15 @@ def read_run(store: Store) -> dict[str, Any] | None:
             f"{store.url}: its {RUN} is of format {version}, written by busray {record.get('busray', 'unknown')}, and "
             f"busray {__version__} reads formats up to {FORMAT}: install that busray or a newer one"
         )
-    if not isinstance(record.get("fingerprint"), str) or not isinstance(record.get("identity"), dict):
-        raise Damaged(f"{store.url}/{RUN} is damaged: it names no corpus", how_to_mend(RUN))
+    return record
+
+
+def _run_of(data: bytes) -> dict[str, Any]:
+    record = json_object(data)
+    # A newer format may have other fields; read_run refuses it.
+    known = record.get("format", 1) in range(1, FORMAT + 1)
+    if known and fingerprint(record["identity"]) != record["fingerprint"]:
+        raise ValueError("it names no corpus, or its fingerprint is not that of its identity")
     return record
 
 

@@ -4,7 +4,7 @@ Reads everything that a corpus holds, with a few shards in memory. Changes nothi
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -17,8 +17,8 @@ from busray.corpus.manifest import manifest_row
 from busray.corpus.plan import in_class_order, read_segments, shards
 from busray.corpus.record import read_run
 from busray.identity import fingerprint_rows, image_id
-from busray.layout import MANIFEST, RUN, commit_key
-from busray.records import Commit, Segment, Shard, UserError
+from busray.layout import MANIFEST, RUN, commit_key, segment_key
+from busray.records import Commit, Damaged, Segment, Shard, UserError
 from busray.storage import Store
 
 SHARD_THREADS = 4  # shards read at once; each is in memory as a whole
@@ -35,6 +35,9 @@ class VerifyResult:
     shards: int  # with a readable record
     digest: str  # of the manifest that follows from the records
     problems: tuple[str, ...]
+    broken: Mapping[Shard, tuple[str, ...]]  # shards that must be drawn again -> their problems
+    plan_problems: tuple[str, ...]
+    manifest_problems: tuple[str, ...]
 
 
 def verify(store: Store, progress: Callable[[int, int], None] = lambda done, total: None) -> VerifyResult:
@@ -43,10 +46,11 @@ def verify(store: Store, progress: Callable[[int, int], None] = lambda done, tot
     if record is None:
         raise UserError(f"{store.url}: no corpus there (no {RUN})")
     fingerprint = record["fingerprint"]
-    segments = read_segments(store)
+    segments, unreadable = _readable_segments(store)
     plan = in_class_order(shards(segments))
     planned = sum(shard.count for shard in plan)
-    problems = _plan_problems(segments, plan, committed_shards(store))
+    plan_problems = unreadable or _plan_problems(segments, plan, committed_shards(store))
+    problems, broken = list(plan_problems), dict[Shard, tuple[str, ...]]()
     committed = quarantined = readable = checked = 0
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -55,6 +59,8 @@ def verify(store: Store, progress: Callable[[int, int], None] = lambda done, tot
         results = in_threads(lambda shard: _check_shard(store, shard, fingerprint), plan, SHARD_THREADS)
         for shard, (commit, shard_problems) in zip(plan, results, strict=True):
             problems.extend(shard_problems)
+            if shard_problems:
+                broken[shard] = tuple(shard_problems)
             checked += shard.count
             progress(checked, planned)
             if commit is not None:
@@ -64,10 +70,32 @@ def verify(store: Store, progress: Callable[[int, int], None] = lambda done, tot
                 yield manifest_row(commit)
 
     digest = fingerprint_rows(rows())
-    problems += _manifest_problems(store, digest)
+    manifest_problems = _manifest_problems(store, digest)
+    problems += manifest_problems
     if planned != committed + quarantined:
         problems.append(f"{planned} images are planned, {committed} committed and {quarantined} quarantined")
-    return VerifyResult(planned, committed, quarantined, readable, digest, tuple(problems))
+    return VerifyResult(
+        planned,
+        committed,
+        quarantined,
+        readable,
+        digest,
+        tuple(problems),
+        broken,
+        tuple(plan_problems),
+        tuple(manifest_problems),
+    )
+
+
+def _readable_segments(store: Store) -> tuple[list[Segment], list[str]]:
+    """(the plan's segments that can be read, what is wrong with the others)."""
+    try:
+        segments = read_segments(store)
+    except Damaged as error:
+        return [], [f"{error.key}: {error.reason}"]
+    later = [key for key in store.list("plan") if key > segment_key(len(segments))]
+    missing = segment_key(len(segments))
+    return segments, [f"{missing}: it is not there, but {later[0]} is"] if later else []
 
 
 def _plan_problems(segments: Sequence[Segment], plan: Sequence[Shard], done: Sequence[Shard]) -> list[str]:
@@ -87,8 +115,8 @@ def _check_shard(store: Store, shard: Shard, fingerprint: str) -> tuple[Commit |
         commit = read_commit(store, shard)
     except FileNotFoundError:
         return None, [f"{commit_key(shard)}: no record: the shard is not done"]
-    except ValueError as error:
-        return None, [str(error)]
+    except Damaged as error:
+        return None, [f"{error.key}: {error.reason}"]
     problems = _object_problems(store, commit, fingerprint, _row_problems)
     first_draws = rejected_first_draws(commit)
     if first_draws is not None:
@@ -106,9 +134,9 @@ def _object_problems(store: Store, commit: Commit, fingerprint: str, row_problem
     columns = ID_COLUMNS if commit.object.endswith(".parquet") else None
     try:
         problems = row_problems(commit, read_rows(store, commit, columns), fingerprint)
-    except FileNotFoundError as error:
-        problems = [f"it or one of its pictures is not there ({error})"]
-    except (ValueError, KeyError, pa.ArrowException) as error:
+    except Damaged as error:
+        problems = [error.reason if error.key == commit.object else f"{error.key}: {error.reason}"]
+    except (ValueError, KeyError, OSError, pa.ArrowException) as error:
         problems = [f"{type(error).__name__}: {error}"]
     return [f"{commit.object}: {problem}" for problem in problems]
 

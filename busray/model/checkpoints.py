@@ -5,12 +5,13 @@ record whose digest matches its bytes. The first committed adapters of a run win
 """
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from busray.identity import sha256_bytes
-from busray.layout import ADAPTERS, how_to_mend
+from busray.layout import ADAPTERS
 from busray.records import AdaptersRecord, Damaged, to_json
 from busray.storage import Store
 
@@ -41,9 +42,9 @@ def put_checkpoint(store: Store, checkpoint: Checkpoint) -> None:
     digest = sha256_bytes(checkpoint.state)
     name = f"{FOLDER}/{checkpoint.step:08d}"
     key = f"{name}-{digest[:16]}.safetensors"
-    store.put_once(key, checkpoint.state)
+    store.put_named(key, checkpoint.state)
     record = {"step": checkpoint.step, "object": key, "digest": digest, **asdict(checkpoint.log)}
-    store.put_once(f"{name}.json", to_json(record))
+    store.put_checked(f"{name}.json", to_json(record))
 
 
 def newest_checkpoint(store: Store) -> Checkpoint | None:
@@ -51,16 +52,34 @@ def newest_checkpoint(store: Store) -> Checkpoint | None:
     for key in sorted(store.list(FOLDER), reverse=True):
         if not key.endswith(".json"):
             continue
-        try:
-            record = json.loads(store.read(key))
-            state = store.read(record["object"])
-        except (ValueError, KeyError, FileNotFoundError):
-            continue  # an interrupted write: an older checkpoint will do
-        if sha256_bytes(state) == record["digest"]:
-            loss, validation, workers = record["loss"], record["validation"], record["workers"]
-            log = TrainingLog(_pairs(loss), _pairs(validation), _pairs(workers))
-            return Checkpoint(record["step"], state, log)
+        with suppress(Damaged, FileNotFoundError):  # lost or damaged: an older checkpoint will do
+            return _read_checkpoint(store, key)
     return None
+
+
+def _read_checkpoint(store: Store, key: str) -> Checkpoint:
+    """The checkpoint of this record. Damaged, FileNotFoundError."""
+    record: CheckpointRecord = store.read_record(key, CheckpointRecord.from_json)
+    state = store.read(record.object)
+    if sha256_bytes(state) != record.digest:
+        raise store.damaged(record.object, f"it is not what {key} records")
+    return Checkpoint(record.step, state, record.log)
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """The create-only record of a checkpoint."""
+
+    step: int
+    object: str  # key of the state
+    digest: str  # SHA-256 of the state's bytes
+    log: TrainingLog
+
+    @staticmethod
+    def from_json(data: bytes) -> "CheckpointRecord":
+        value = json.loads(data)
+        log = TrainingLog(_pairs(value["loss"]), _pairs(value["validation"]), _pairs(value["workers"]))
+        return CheckpointRecord(int(value["step"]), str(value["object"]), str(value["digest"]), log)
 
 
 def _pairs(values: list[list[Any]]) -> tuple[Any, ...]:
@@ -71,36 +90,48 @@ def commit_adapters(store: Store, files: dict[str, bytes], record: dict[str, Any
     """Put the adapters' files, then the record that makes them the run's.
 
     Returns the stored record, which is another process's where that was first. record: `sha256` of
-    the adapters and whatever else describes them; `folder` and `files` are added.
+    the adapters and whatever else describes them; `folder` and `files` are added. Damaged where an
+    earlier try's files are not what it put.
     """
     folder = f"adapters/{record['sha256'][:16]}"
     for name, data in files.items():
-        store.put_once(f"{folder}/{name}", data)
+        store.put_checked(f"{folder}/{name}", data)
     # An earlier try may have put the same tensors here, with another order of their header.
-    digests = {name: sha256_bytes(store.read(f"{folder}/{name}")) for name in files}
-    store.put_once(ADAPTERS, to_json({**record, "folder": folder, "files": digests}))
+    digests = {name: sha256_bytes(store.read_checked(f"{folder}/{name}")) for name in files}
+    store.put_checked(ADAPTERS, to_json({**record, "folder": folder, "files": digests}))
     winner = read_adapters(store)
     assert winner is not None
     return winner
 
 
 def read_adapters(store: Store) -> AdaptersRecord | None:
+    """The record of a run's adapters; None where it has none yet. Damaged."""
     return store.read_record_or_none(ADAPTERS, AdaptersRecord.from_json)
+
+
+def read_adapter_files(store: Store, record: AdaptersRecord) -> dict[str, bytes]:
+    """file -> bytes of a run's adapters. Damaged where one is lost, or not as it was recorded."""
+    files = {}
+    for name, digest in record.files.items():
+        key = f"{record.folder}/{name}"
+        data = store.read_or_none(key)
+        if data is None:
+            raise store.damaged(key, f"it is not there, though {ADAPTERS} records it")
+        if sha256_bytes(data) != digest:
+            raise store.damaged(key, f"it is not what {ADAPTERS} records")
+        files[name] = data
+    return files
 
 
 def fetch_adapters(store: Store, folder: Path) -> Path:
     """Copy the run's adapters into a local folder, which is returned.
 
-    FileNotFoundError where there are none yet, ValueError for a file of another digest.
+    FileNotFoundError where there are none yet, Damaged for a file of another digest.
     """
     record = read_adapters(store)
     if record is None:
         raise FileNotFoundError(f"{store.url} has no adapters yet")
     folder.mkdir(parents=True, exist_ok=True)
-    for name, digest in record.files.items():
-        data = store.read(f"{record.folder}/{name}")
-        if sha256_bytes(data) != digest:
-            key = f"{record.folder}/{name}"
-            raise Damaged(f"{store.url}/{key} is not what adapters.json records", how_to_mend(key))
+    for name, data in read_adapter_files(store, record).items():
         (folder / name).write_bytes(data)
     return folder

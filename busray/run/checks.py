@@ -252,14 +252,14 @@ def _record(run: Run, findings: dict[str, Any] | None, *, writes: bool) -> Run:
     store, config = run.store, run.config
     # If two drivers start at once, the first one's settings hold. So they are put before all else
     # and checked again: the other driver ends here and leaves nothing behind.
-    store.put_once(CONFIG, to_json(config.model_dump(mode="json")))
+    store.put_checked(CONFIG, to_json(config.model_dump(mode="json")))
     check_settings(store, config)
     if writes:
-        store.put_once(BASE, to_json(run.base.files))
+        store.put_checked(BASE, to_json(run.base.files))
     check_base(store, run.base)
     if findings is None:
         return run
-    store.replace(CHECK, to_json(findings))
-    store.put_once(DATASET, to_json(run.dataset))
+    store.replace_checked(CHECK, to_json(findings))
+    store.put_checked(DATASET, to_json(run.dataset))
     dataset = store.read_record(DATASET, DataSet.from_json)  # the first driver's
     return replace(run, images=replace(run.images, dataset=dataset))

@@ -13,6 +13,7 @@ import numpy as np
 
 from busray.corpus.arms import Source, compared_images
 from busray.corpus.commit import committed_shards, in_threads, read_commit, read_rows, rejected_first_draws
+from busray.corpus.damage import array_of
 from busray.corpus.encode import png_pixels
 from busray.data.split import SPLITS
 from busray.identity import bottom_k, draw_id, fingerprint, index_of
@@ -104,16 +105,16 @@ def block_pixels(block: ImageBlock, most: int | None = None) -> tuple[np.ndarray
 
 
 def put_array(store: Store, key: str, array: np.ndarray) -> None:
-    """Store an array under a key; where one is there already, that one stays."""
+    """Store an array under a key, with its digest; where one is there already, that one stays."""
     buffer = io.BytesIO()
     # Without pickle: reading an object of a shared store must not be able to run code.
     np.save(buffer, array, allow_pickle=False)
-    store.put_once(key, buffer.getvalue())
+    store.put_checked(key, buffer.getvalue())
 
 
 def load_array(store: Store, key: str) -> np.ndarray:
-    """Features are float32 [n, d]."""
-    return np.load(io.BytesIO(store.read(key)), allow_pickle=False)
+    """Features are float32 [n, d]. Damaged where the object is not what put_array stored."""
+    return store.parsed(key, store.read_checked(key), array_of)
 
 
 def by_chance(class_name: str, indices: Iterable[int], k: int) -> list[int]:

@@ -76,5 +76,5 @@ def timed(run: Run, stage: str, work: Callable[[], T]) -> T:
     # A rerun that finds everything done must not overwrite the time that the work took.
     if seconds > timings.get(stage, 0):
         timings[stage] = seconds
-        run.store.replace(TIMINGS, to_json(timings))
+        run.store.replace_checked(TIMINGS, to_json(timings))
     return result

@@ -22,7 +22,7 @@ from busray.evidence.nearness import VAE, nearness_figures, reconstruction_figur
 from busray.identity import fingerprint
 from busray.layout import ABLATE_CSV, ABLATE_HTML, ABLATE_JSON, CONFIG, DATASET, features_key
 from busray.model.base import load_pipeline
-from busray.model.checkpoints import commit_adapters, read_adapters
+from busray.model.checkpoints import commit_adapters, read_adapter_files, read_adapters
 from busray.records import INCEPTION, Arm, Figure, SourceImage, UserError, json_object, to_json
 from busray.report.ablation import ablation_html, ablation_notes, ablation_sentences
 from busray.report.contact_sheet import contact_sheet
@@ -83,7 +83,7 @@ def ablate(run: Run, workers: Workers) -> dict[str, Any]:
     figures = _measure(run, workers, sub_runs)
     report = _report(run, sub_runs, figures)
     run.store.replace(ABLATE_CSV, figures_csv(figures.all()).encode())
-    run.store.replace(ABLATE_JSON, to_json(report))
+    run.store.replace_checked(ABLATE_JSON, to_json(report))
     run.store.replace(ABLATE_HTML, ablation_html(report, _sheets(run, sub_runs)).encode())
     return report
 
@@ -97,8 +97,8 @@ def open_sub_run(run: Run, workers: Workers, plan: ablation.SubRunPlan) -> SubRu
         return SubRun(plan, replace(run, config=plan.config), workers)
     store = run.store.sub(plan.prefix)
     # Settings and data set stand below it too, so that it can be reproduced without the ablation.
-    store.put_once(CONFIG, to_json(plan.config.model_dump(mode="json")))
-    store.put_once(DATASET, to_json(run.dataset))
+    store.put_checked(CONFIG, to_json(plan.config.model_dump(mode="json")))
+    store.put_checked(DATASET, to_json(run.dataset))
     return SubRun(plan, replace(run, config=plan.config, store=store), workers.labelled(plan.prefix))
 
 
@@ -124,8 +124,7 @@ def _copy_adapters(source: Store, target: Store) -> None:
     record = read_adapters(source)  # the sub-run that trains them comes first in the plans
     assert record is not None
     if read_adapters(target) is None:  # else an earlier command copied them
-        files = {name: source.read(f"{record.folder}/{name}") for name in record.files}
-        commit_adapters(target, files, record.to_dict())
+        commit_adapters(target, read_adapter_files(source, record), record.to_dict())
 
 
 # ---- figures ----

@@ -87,7 +87,7 @@ def _write(
         "spread": audit_spread(evidence),
     }
     run.store.replace(AUDIT_PANELS, panels)
-    run.store.replace(AUDIT_JSON, to_json(part))
+    run.store.replace_checked(AUDIT_JSON, to_json(part))
     add_to_report(run, "audit", part)
 
 

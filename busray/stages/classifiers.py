@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from busray.corpus.commit import read_named
 from busray.data.images import Images
 from busray.data.split import SPLITS
 from busray.evidence.classes import recalls
@@ -46,11 +47,8 @@ def trained_classifier(run: Run, workers: Workers, architecture: Architecture) -
 
 
 def load_classifier(store: Store, record: ClassifierRecord) -> Classifier:
-    """ValueError where the weights are not the recorded ones."""
-    data = store.read(record.object)
-    if sha256_bytes(data) != record.digest:
-        raise ValueError(f"{store.url}/{record.object} is not what its record names")
-    return Classifier.from_bytes(data)
+    """Damaged where the weights are lost, or are not the recorded ones."""
+    return Classifier.from_bytes(read_named(store, record.object, record.digest, "its record"))
 
 
 def _pins(run: Run, architecture: Architecture) -> dict[str, Any]:
@@ -79,7 +77,7 @@ def _train(beat: Beat, store: Store, pins: dict[str, Any], images: Mapping[str, 
         object=weights,
         digest=digest,
     )
-    store.put_once(key, to_json(record))
+    store.put_checked(key, to_json(record))
 
 
 def put_weights(store: Store, record_key: str, data: bytes) -> tuple[str, str]:
@@ -87,7 +85,7 @@ def put_weights(store: Store, record_key: str, data: bytes) -> tuple[str, str]:
     digest = sha256_bytes(data)
     # The digest in the key keeps apart what two workers trained; a record names one of them.
     key = f"{record_key.removesuffix('.json')}-{digest[:16]}.safetensors"
-    store.put_once(key, data)
+    store.put_named(key, data)
     return key, digest
 
 

@@ -172,7 +172,7 @@ def _encode(beat: Beat, training: AdapterTraining, images: Mapping[str, Images])
         pixels, boxes = of_split.pixels, of_split.boxes
         mirror = training.adapters.mirror and split == "train"
         encoded = encode_images(pipe, pixels, boxes, mirror=mirror, batch_size=batch_size, beat=beat)
-        training.store.put_once(training.latents[split], encoded.to_bytes())
+        training.store.put_checked(training.latents[split], encoded.to_bytes())
 
 
 def _train(store: Store, workers: Workers, training: AdapterTraining) -> None:
@@ -210,7 +210,8 @@ class AdapterTrainingLoop:
         self.losses: list[float] = []  # of the steps since the last entry in the log
         self.encoded: dict[str, EncodedImages] = {}
         for split, key in training.latents.items():
-            self.encoded[split] = EncodedImages.from_bytes(training.store.read(key))
+            data = training.store.read_checked(key)
+            self.encoded[split] = training.store.parsed(key, data, EncodedImages.from_bytes)
         self.tuner = FineTuner(
             load_pipeline(training.base, training.device, "float32"),
             training.adapters,

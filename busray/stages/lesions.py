@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 
 from busray.corpus.arms import arm_sources
+from busray.corpus.commit import read_named
 from busray.corpus.encode import png_bytes
 from busray.data.images import ImageFolder
 from busray.data.split import SPLITS
@@ -62,13 +63,14 @@ def geometry(run: Run, workers: Workers) -> list[Figure]:
     truth = {split: _true_lesions(run.images, split) for split in SPLITS}
     reason = unmeasurable({split: lesions.masks for split, lesions in truth.items()})
     if reason:
-        run.store.replace(GEOMETRY_JSON, to_json({"reason": reason}))
+        run.store.replace_checked(GEOMETRY_JSON, to_json({"reason": reason}))
         return []
     seed = seed_for(run.config.seed, "all", 0, 0, "segmenter") % 2**31
     pins = _pins(run.dataset.hash, truth, run.config.evaluate.geometry.steps, seed)
     record = _trained_segmenter(run.store, run.images, workers, truth, pins)
     validations = tuple(Validation(**fields) for fields in record.looks)
-    segmenter = Segmenter.from_bytes(run.store.read(record.object), validations)
+    weights = read_named(run.store, record.object, record.digest, "its record")
+    segmenter = Segmenter.from_bytes(weights, validations)
 
     # The extractor's name has the weights' digest, so that features of another have other keys.
     extractor = Extractor(f"{lesion_shape.NAME}-{record.digest[:16]}", segmenter)
@@ -81,7 +83,7 @@ def geometry(run: Run, workers: Workers) -> list[Figure]:
     figures = dice_figures(_scored(record, truth["test"]), run.dataset.frame, run.dataset.size)
     figures += geometry_figures(arms, real, _by_true_masks(truth, run.images), reference)
     run.store.replace(GEOMETRY_PNG, _outlined(run.images, segmenter, blocks))
-    run.store.replace(GEOMETRY_JSON, to_json({"reason": None, "segmenter": asdict(record)}))
+    run.store.replace_checked(GEOMETRY_JSON, to_json({"reason": None, "segmenter": asdict(record)}))
     return figures
 
 
@@ -152,7 +154,7 @@ def _train_segmenter(
         object=weights_key,
         digest=digest,
     )
-    store.put_once(key, to_json(record))
+    store.put_checked(key, to_json(record))
 
 
 def _outlined(folder: ImageFolder, segmenter: Segmenter, arms: Mapping[str, list[ImageBlock]]) -> bytes:

@@ -58,7 +58,7 @@ def _publish(run: Run, report: dict[str, Any]) -> None:
     if audit := report.get("audit"):
         # The corpus may have grown since the audit. The report then says so.
         report = {**report, "audit": of_now(audit, sum(row["rows"] for row in published))}
-    run.store.replace(layout.REPORT_JSON, to_json(report))
+    run.store.replace_checked(layout.REPORT_JSON, to_json(report))
     lesions, figures = report.get("geometry") or {}, figures_of(report)
     outlines = run.store.read_or_none(layout.GEOMETRY_PNG) if lesions.get("segmenter") else None
     sections = [

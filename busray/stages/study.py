@@ -27,7 +27,7 @@ from busray.evidence import study_design
 from busray.evidence.stats.paired import classes_without_spread
 from busray.evidence.study import StudyResults, study_figures
 from busray.evidence.study_design import Arm, Draws, TrainingMix, study_arms
-from busray.identity import fingerprint, seed_for
+from busray.identity import fingerprint, seed_for, sha256_bytes
 from busray.layout import CHECK, STUDY_CSV, STUDY_DECLARED, STUDY_JSON, study_identity_key, study_key
 from busray.model.checkpoints import read_adapters
 from busray.records import Figure, SourceImage, UserError, json_object, to_json
@@ -151,7 +151,7 @@ def _write(run: Run, identity: str, figures: list[Figure], sentences: list[str])
         "sentences": sentences,
         "figures": [figure.to_dict() for figure in figures],
     }
-    run.store.replace(STUDY_JSON, to_json(part))
+    run.store.replace_checked(STUDY_JSON, to_json(part))
     run.store.replace(STUDY_CSV, figures_csv(figures).encode())
     add_to_report(run, "study", part)
 
@@ -320,13 +320,15 @@ def _declare(store: Store, settings: StudySettings, pins: dict[str, Any], identi
     has_trainings = False
     for key in store.list("study"):
         has_trainings |= key.count("/") == 2 and not key.endswith("/identity.json")
-    if has_trainings and not store.exists(STUDY_DECLARED):
+    # After `busray repair` the declaration may be gone. Its digest still says what it was.
+    known = sha256_bytes(to_json(declaration)) in store.digests(STUDY_DECLARED)
+    if has_trainings and not known and not store.exists(STUDY_DECLARED):
         raise UserError(
             f"study.ratios, study.seeds: {store.url} has trainings of a study that did not declare "
             f"them, so nobody knows whether they are still {ratios} and {settings.seeds}: "
             "give another output"
         )
-    store.put_once(STUDY_DECLARED, to_json(declaration))
+    store.put_checked(STUDY_DECLARED, to_json(declaration))
     declared = store.read_record(STUDY_DECLARED, json_object)
     changes = [f"study.{field}: {now}" for field, now in differences(declared, declaration).items()]
     if changes:
@@ -334,7 +336,7 @@ def _declare(store: Store, settings: StudySettings, pins: dict[str, Any], identi
             f"{'; '.join(changes)}. Another study was declared in {store.url} before its results: "
             "take the declared values back, or give another output"
         )
-    store.put_once(study_identity_key(identity), to_json(pins))
+    store.put_checked(study_identity_key(identity), to_json(pins))
 
 
 # ---- trainings ----
@@ -436,7 +438,7 @@ def _train(
         probabilities={name: predict(fitted, arrays[name], beat).tolist() for name in tested},
         seconds=time.perf_counter() - started,
     )
-    job.store.put_once(_key(job, training), to_json(record))
+    job.store.put_checked(_key(job, training), to_json(record))
     beat(1)
 
 
