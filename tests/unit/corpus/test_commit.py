@@ -2,6 +2,7 @@
 behind is not read."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from busray.corpus.encode import Row
 from busray.corpus.manifest import Incomplete, orphans, publish_manifest
 from busray.corpus.plan import extend_plan
 from busray.layout import commit_key
-from busray.records import Commit, ContentBox, Execution, ImageSpec, Shard, UserError
+from busray.records import Commit, ContentBox, Damaged, Execution, ImageSpec, Shard, UserError
 from busray.storage import Store
 
 SHARD = Shard("benign", 4, 3)
@@ -132,14 +133,23 @@ def test_a_worker_that_dies_among_its_pictures_leaves_no_record(store: Store, mo
 def test_a_record_that_does_not_parse_is_an_error_and_not_a_missing_shard(store: Store, text: str) -> None:
     made = commit(store, rows())
     (Path(store.url) / commit_key(made.shard)).write_text(text)
-    with pytest.raises(ValueError, match="is damaged"):
+    with pytest.raises(Damaged, match=r"00003\.json is damaged: it is not what was stored"):
         read_commits(store)
+    without_digests(store)
+    with pytest.raises(Damaged, match=r"00003\.json is damaged: it"):
+        read_commits(store)
+
+
+def without_digests(store: Store) -> None:
+    """As an older busray left it."""
+    shutil.rmtree(Path(store.url) / "digests")
 
 
 def test_a_record_that_lost_rows_is_an_error(store: Store) -> None:
     commit(store, rows())
     path = Path(store.url) / commit_key(SHARD)
     path.write_text(json.dumps({**json.loads(path.read_text()), "rows": 2}))
+    without_digests(store)
     with pytest.raises(ValueError, match="2 rows and 0 rejects of 3"):
         read_commits(store)
 

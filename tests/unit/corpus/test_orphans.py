@@ -49,7 +49,7 @@ def test_what_a_writer_has_in_flight_survives_a_deleting_gc(
     store: Store, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, format: str
 ) -> None:
     """gc runs at each moment of the writer's work: before and after each of its objects, and
-    before its record."""
+    before its record and its digest."""
     put, moments = Store.put_once, []
 
     def tidied_around(self: Store, key: str, data: bytes) -> bool:
@@ -60,7 +60,7 @@ def test_what_a_writer_has_in_flight_survives_a_deleting_gc(
     commit(store, Shard("benign", 4, 2), format=format)
     monkeypatch.setattr(Store, "put_once", tidied_around)
     made = commit(store, FIRST, format=format)
-    assert len(moments) == (2 if format == "parquet" else 10)
+    assert len(moments) == (3 if format == "parquet" else 11)
     assert gc(store, capsys, "--delete") == []
     assert read_rows(store, made).num_rows == 4
 

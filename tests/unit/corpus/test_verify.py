@@ -3,6 +3,7 @@ named."""
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,9 +91,10 @@ def a_picture(store: Store) -> Path:
 
 
 def restate(store: Store, **changes: object) -> None:
-    """Another record in place of the first shard's, as no driver would write it."""
+    """Another record in place of the first shard's, as no driver would write it, without digest."""
     path = Path(store.url) / commit_key(FIRST)
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    shutil.rmtree(Path(store.url) / "digests" / commit_key(FIRST))
 
 
 def put_another_shards_rows(store: Store) -> None:
@@ -124,7 +126,11 @@ DAMAGES: dict[str, tuple[str, Callable[[Store], object], str]] = {
     "a picture is lost": ("png", lambda s: a_picture(s).unlink(), "is not there"),
     "a picture is torn": ("png", lambda s: a_picture(s).write_bytes(b"torn"), "not what its shard records"),
     "a record is lost": ("parquet", lambda s: s.delete(commit_key(FIRST)), "the shard is not done"),
-    "a record is torn": ("png", lambda s: (Path(s.url) / commit_key(FIRST)).write_text("{"), "is damaged"),
+    "a record is torn": (
+        "png",
+        lambda s: (Path(s.url) / commit_key(FIRST)).write_text("{"),
+        "it is not what was stored",
+    ),
     "a record names another shard": ("png", lambda s: restate(s, first=8), "is the record of benign/00000008-00004"),
     "a record claims fewer rows": (
         "parquet",

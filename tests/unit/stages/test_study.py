@@ -216,12 +216,12 @@ def test_planted_leaks_are_refused(untouched: Path) -> None:
     held, taken = run.dataset.test[0].file, run.dataset.train[0].file
     check = json.loads((untouched / "check.json").read_bytes())
     linked = {**check, "near_duplicates": [*check["near_duplicates"], [held, taken]]}
-    (untouched / "check.json").write_text(json.dumps(linked))
+    run.store.replace_checked("check.json", to_json(linked))
     with pytest.raises(UserError, match="near-duplicates in common"):
         run_study(run)
-    (untouched / "check.json").write_text(json.dumps(check))
+    run.store.replace_checked("check.json", to_json(check))
     adapters = json.loads((untouched / "adapters.json").read_bytes())
-    (untouched / "adapters.json").write_text(json.dumps({**adapters, "dataset_hash": "0" * 64}))
+    run.store.replace_checked("adapters.json", to_json({**adapters, "dataset_hash": "0" * 64}))
     with pytest.raises(UserError, match="carries the split hash 0000"):
         run_study(run)
 
