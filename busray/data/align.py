@@ -7,11 +7,12 @@ template is a guess at scale and shift; one matrix product makes all guesses. Th
 refined, and a pair's score is the correlation of fine detail where both images show something.
 
 Found: ratios of scale from 0.6 to 1.67, and crops down to 0.72 of a side wherever they lie. Not
-found: turned and stretched copies, and mirrored ones unless the caller mirrors.
+found by this search: turned, mirrored and inverted copies. keypoints.py guesses how those lie, and
+align_turned refines its guesses.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 
@@ -42,12 +43,19 @@ COARSE_MATCH = 0.35
 # Relative scales that refine a guess: between two SIZES, then between two coarse scales
 COARSE_SCALES = 1 + 0.06 * np.arange(-1, 2)
 FINE_SCALES = 1 + 0.0075 * np.arange(-4, 5)
+# Factors that refine a pose: degrees, then scales; coarse, then fine
+TURNS = np.exp(1j * np.radians(1.5 * np.arange(-2, 3)))
+SCALES = 1 + 0.03 * np.arange(-2, 3)
+FINE_TURNS = np.exp(1j * np.radians(0.4 * np.arange(-3, 4)))
+FINER_SCALES = 1 + 0.0075 * np.arange(-3, 4)
 OVERLAP = 0.3  # least share of the smaller image that both show
 
 # Side, top and left of a square, in short sides of its image
 SquareBox = tuple[float, float, float]
 # (scale, dy, dx): pixel (y, x) of an image is pixel (scale y + dy, scale x + dx) of the other
 Place = tuple[float, float, float]
+# Of an affine map from an image to the other: x' = a x + b y + c, y' = d x + e y + f
+Matrix = tuple[float, float, float, float, float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +85,38 @@ class Match:
     score: float
     scale: float  # pixels of the other for one of the image, both at SIDE
     overlap: float  # share of the smaller image that both show
+
+
+@dataclass(frozen=True)
+class Pose:
+    """How an image lies on another one: turned, mirrored, inverted, at another scale and place.
+
+    Places are complex numbers x + iy in pixels at SIDE, 0 at the image's corner.
+    """
+
+    turn: complex  # its size: pixels of the other for one of the image; its angle: clockwise
+    shift: complex
+    mirrored: bool  # upside down, before it is turned
+    inverted: bool  # bright where the other is dark
+
+    def of(self, place: complex | np.ndarray) -> complex | np.ndarray:
+        """Where a place of the image lies on the other."""
+        return self.turn * (np.conj(place) if self.mirrored else place) + self.shift
+
+    def nudged(self, factor: complex, fixed: complex) -> "Pose":
+        """Turned and scaled by a factor more; a place of the image stays where it lies."""
+        turn = self.turn * factor
+        moved = Pose(turn, 0, self.mirrored, self.inverted)
+        return replace(moved, shift=self.of(fixed) - moved.of(fixed))
+
+    def at(self, ratio: float) -> "Pose":
+        """The same in pixels of another size: this many for one at SIDE."""
+        return replace(self, shift=self.shift * ratio)
+
+    def matrix(self) -> Matrix:
+        a, b = self.turn.real, self.turn.imag
+        c = -1 if self.mirrored else 1
+        return a, -c * b, self.shift.real, b, c * a, self.shift.imag
 
 
 NO_MATCH = Match(0.0, 1.0, 0.0)
@@ -131,6 +171,16 @@ def align_finely(image: Scan, other: Scan, place: Place) -> Match:
     guess = (scale, dy * SIDE / COARSE, dx * SIDE / COARSE)
     details = _detail(image.pixels, SIDE, FINE), _detail(other.pixels, SIDE, FINE)
     return _refine(*details, guess, FINE_SCALES, reach=5)[0]
+
+
+def align_turned(image: Scan, other: Scan, guess: Pose) -> tuple[Match, Pose]:
+    """Refine a guess at a pose by coarse detail, then by fine detail. (its match, the pose)"""
+    ratio = COARSE / SIDE
+    match, pose = _refine_pose(image.coarse, other.coarse, guess.at(ratio), (TURNS, SCALES), reach=4)
+    if match.score < COARSE_MATCH:
+        return NO_MATCH, guess
+    details = _detail(image.pixels, SIDE, FINE), _detail(other.pixels, SIDE, FINE)
+    return _refine_pose(*details, pose.at(1 / ratio), (FINE_TURNS, FINER_SCALES), reach=3)
 
 
 # ---- the coarse search ----
@@ -277,23 +327,65 @@ def _refine(image: np.ndarray, other: np.ndarray, guess: Place, scales: np.ndarr
     return best
 
 
+def _refine_pose(
+    image: np.ndarray, other: np.ndarray, guess: Pose, factors: Sequence[np.ndarray], reach: int
+) -> tuple[Match, Pose]:
+    """The best match of two details near a pose, and its pose.
+
+    factors: by which the pose is turned and scaled about the image's middle, one list after the
+    other. Each is tried at its best shift of up to `reach` pixels.
+    """
+    size = [-(-(n + reach) // 16) * 16 for n in image.shape]
+    spectrum = np.fft.rfft2(image, size)
+    shifts = np.arange(-reach, reach + 1)
+    middle = complex(image.shape[1], image.shape[0]) / 2
+    sign = -1 if guess.inverted else 1
+    best = NO_MATCH, guess
+    for tried in factors:
+        start = best[1]
+        for factor in tried:
+            pose = start.nudged(complex(factor), middle)
+            warped = _mapped(other, image.shape, pose.matrix()) * sign
+            near = np.fft.irfft2(spectrum * np.conj(np.fft.rfft2(warped, size)), size)[np.ix_(shifts, shifts)]
+            down, right = np.unravel_index(near.argmax(), near.shape)
+            moved = complex(-shifts[right], -shifts[down])
+            pose = replace(pose, shift=pose.shift + pose.of(moved) - pose.of(0))
+            match = _match(image, sign * other, pose.matrix())
+            if match.score > best[0].score:
+                best = match, pose
+    return best
+
+
 def _compare(image: np.ndarray, other: np.ndarray, place: Place) -> Match:
-    both = _warped(np.ones_like(other), image.shape, place) > 0.99
-    overlap = both.sum() / min(image.size, other.size / place[0] ** 2)
+    return _match(image, other, _matrix(place))
+
+
+def _match(image: np.ndarray, other: np.ndarray, matrix: Matrix) -> Match:
+    """How two details match where a map lays one on the other."""
+    scale = float(np.hypot(matrix[0], matrix[3]))
+    both = _mapped(np.ones_like(other), image.shape, matrix) > 0.99
+    overlap = both.sum() / min(image.size, other.size / scale**2)
     if overlap < OVERLAP:
         return NO_MATCH
-    a, b = image[both], _warped(other, image.shape, place)[both]
+    a, b = image[both], _mapped(other, image.shape, matrix)[both]
     a, b = a - a.mean(), b - b.mean()
     overlap = min(float(overlap), 1.0)
     correlation = float(a @ b / max(np.sqrt((a @ a) * (b @ b)), 1e-6))
-    return Match(correlation * overlap**0.5, place[0], overlap)
+    return Match(correlation * overlap**0.5, scale, overlap)
 
 
 def _warped(other: np.ndarray, shape: tuple[int, ...], place: Place) -> np.ndarray:
-    """`other` resampled on the pixels of an image of this shape; 0 where it shows nothing."""
+    return _mapped(other, shape, _matrix(place))
+
+
+def _matrix(place: Place) -> Matrix:
     scale, dy, dx = place
-    height, width = shape
     half = (scale - 1) / 2  # Pillow's coordinates are of pixels' corners
-    matrix = (scale, 0, dx + half, 0, scale, dy + half)
+    return scale, 0, dx + half, 0, scale, dy + half
+
+
+def _mapped(other: np.ndarray, shape: tuple[int, ...], matrix: Matrix) -> np.ndarray:
+    """`other` resampled on the pixels of an image of this shape; 0 where it shows nothing."""
+    height, width = shape
     affine, resampling = Image.Transform.AFFINE, Image.Resampling.BILINEAR
     return np.asarray(Image.fromarray(other).transform((width, height), affine, matrix, resampling))
