@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from busray.data.annotations import KINDS, find_annotations
-from busray.data.duplicates import ALIGNED, THRESHOLD, DuplicatePairs, Signature, duplicate_pairs, signature
+from busray.data.duplicates import ALIGNED, COPIES, THRESHOLD, DuplicatePairs, Signature, duplicate_pairs, signature
 from busray.data.framing import FRAMINGS, cut_share
 from busray.data.pixels import READ_THREADS, lesion_mask, read_grey, read_rgb
 from busray.data.read import FolderScan, class_names, scan
@@ -84,6 +84,8 @@ class CheckReport:
     cuts: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
     # (file, its brightest grey level) of images that are almost black
     dark: tuple[tuple[str, int], ...] = ()
+    # (file, its copy, how the copy is made of it) of turned, mirrored, inverted or cropped copies
+    turned: tuple[tuple[str, str, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """What check.json holds."""
@@ -105,6 +107,8 @@ class CheckReport:
             "chains": [sizes.to_dict() for sizes in self.frame_sizes],
             "aligned_threshold": ALIGNED,
             "aligned_chains": [sizes.to_dict() for sizes in self.aligned_sizes],
+            "turned_duplicates": [{"files": [file, copy], "how": how} for file, copy, how in self.turned],
+            "copies_looked_for": [{"copy": copy, "looked_for": looked_for} for copy, looked_for in COPIES],
             "label_conflicts": self.conflicts,
             "colour_overlays": [{"file": file, "share": share} for file, share in self.coloured],
             "annotations": [{"file": file, "found": list(kinds)} for file, kinds in self.annotated],
@@ -146,6 +150,7 @@ class CheckReport:
                 ("least score of aligned pairs", "groups", "images in them", "largest"),
                 tuple(map(GroupSizes.cells, self.aligned_sizes)),
             ),
+            Table("Which copies are looked for", ("a copy that is", "looked for"), COPIES),
             Table("Lesions that a framing cuts", ("framing", *names), self._cut_rows(names)),
         ]
         if self.annotated:
@@ -167,6 +172,7 @@ class CheckReport:
         """One table for each kind of finding that has a case, a row a case."""
         conflicts = [(" = ".join(group),) for group in self.conflicts]
         exact = [(" = ".join(group),) for group in self.exact]
+        turned = [(f"{file} = {copy}", how) for file, copy, how in self.turned]
         dark = [(file, f"{level} of 255") for file, level in self.dark]
         coloured = [(file, f"{share:.1%}") for file, share in self.coloured]
         dark_title = "Almost black images: if they hold 12 bits in 16, multiply them by 16"
@@ -174,6 +180,7 @@ class CheckReport:
         for title, columns, rows in (
             ("Label conflicts: the same image in more than one class", ("files",), conflicts),
             ("Exact duplicates: the same pixels", ("files",), exact),
+            ("Near-duplicates that are turned, mirrored, inverted or cropped", ("files", "the second is"), turned),
             ("Unreadable files", ("file", "reason"), self.unreadable),
             ("Mask problems", ("file", "problem"), self.mask_problems),
             (dark_title, ("file", "brightest pixel"), dark),
@@ -256,6 +263,7 @@ def _report(scanned: FolderScan, examinations: Sequence["Examination"]) -> Check
     for group in duplicates:
         if len({file.split("/")[0] for file in group}) > 1:
             conflicts.append(group)
+    turned = [(files[pair.i], files[pair.j], pair.how) for pair in pairs.turned]
     return CheckReport(
         images=scanned.images,
         unreadable=scanned.unreadable,
@@ -269,6 +277,7 @@ def _report(scanned: FolderScan, examinations: Sequence["Examination"]) -> Check
         mask_problems=tuple(_summarise_empty_masks(problems, scanned.images)),
         cuts=cuts,
         dark=tuple(dark),
+        turned=tuple(turned),
     )
 
 

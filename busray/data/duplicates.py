@@ -1,23 +1,33 @@
 """Near-duplicates: images that show the same tissue, found as pairs and joined into groups.
 
-Two tests find pairs, and either is enough. Whole frames: perceptual hashes are close, thumbnails
-correlate and fine detail correlates (speckle and edges: the image minus its blur). Images at
-another scale or in another crop: fine detail correlates once they are aligned (align.py).
+Four tests find pairs, and each alone is enough. All of them compare fine detail at the end (speckle
+and edges: the image minus its blur).
 
-A group is whatever pairs connect, directly or through others. A loose threshold would connect
-different patients, so the check reports group sizes at neighbouring thresholds of either test.
+- Whole frames: perceptual hashes are close, thumbnails and fine detail correlate.
+- Images at another scale or in another crop: fine detail correlates once they are aligned
+  (align.py).
+- Whole frames that are mirrored, turned by quarters or inverted: thumbnails and fine detail
+  correlate in one of 16 orientations.
+- Images that are turned by any angle, mirrored, inverted, or strongly cropped: points of the two
+  agree on how one lies on the other (keypoints.py), and fine detail correlates there.
+
+COPIES lists what is looked for. A group is whatever pairs connect, directly or through others. A
+loose threshold would connect different patients, so the check reports group sizes at neighbouring
+thresholds of the first two tests.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-from busray.data.align import Scan, aligned_pairs, shrink
+from busray.data.align import Scan, align_turned, aligned_pairs, shrink
+from busray.data.keypoints import Points, candidates, find_points
 from busray.data.pixels import READ_THREADS, read_grey
 from busray.identity import sha256_bytes
 from busray.records import SourceImage
@@ -33,6 +43,24 @@ DETAIL = 0.25
 # inspected: each seems to show one patient twice. So the threshold misses pairs rather than joins
 # strangers.
 ALIGNED = 0.2
+# Least correlation of fine detail of whole frames in another orientation
+TURNED_DETAIL = 0.3
+# Least score of a pair that points found. On BUSI, pairs of different groups stay below 0.2; nearly
+# all planted copies are above 0.6.
+TURNED = 0.25
+# (kind of copy, whether it is looked for)
+COPIES = (
+    ("the same pixels in another file", "yes"),
+    ("brighter, darker, compressed again, at another scale", "yes"),
+    ("mirrored, upside down, turned by any angle, inverted", "yes"),
+    ("cropped, if a quarter of the area is left", "yes"),
+    ("several of these together", "yes"),
+    ("stretched by a fifth or less", "yes, whole frames"),
+    ("cropped to less than a quarter of the area", "no"),
+    ("cropped and stretched, or bent", "no"),
+    ("a part of an image pasted into another image", "no"),
+    ("another frame of the same patient", "no, dataset.metadata keeps patients together"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +71,7 @@ class Signature:
     # float32 [DETAIL_SIDE ** 2], of unit length: fine detail of the whole frame
     detail: np.ndarray
     scan: Scan  # for the alignment
+    points: Points  # of the scan
     # SHA-256 of the pixels and their shape; the same for exact duplicates in any file format
     digest: str
 
@@ -57,7 +86,8 @@ def signature(pixels: np.ndarray) -> Signature:
     fine = (fine - fine.mean()).ravel()
     detail = fine / max(float(np.linalg.norm(fine)), 1e-6)
     digest = sha256_bytes(repr(pixels.shape).encode() + pixels.tobytes())
-    return Signature(thumbnail, detail, shrink(pixels), digest)
+    scan = shrink(pixels)
+    return Signature(thumbnail, detail, scan, find_points(scan), digest)
 
 
 @dataclass(frozen=True)
@@ -71,6 +101,27 @@ class FramePair:
 
 
 @dataclass(frozen=True)
+class TurnedPair:
+    """Two images by position, and how the second is made of the first: mirrored, then turned."""
+
+    i: int
+    j: int
+    score: float  # correlation of fine detail, times the root of the overlap
+    mirrored: bool  # left and right are exchanged
+    degrees: float  # clockwise, -180 to 180
+    inverted: bool  # bright and dark are exchanged
+
+    @property
+    def how(self) -> str:
+        words = ["mirrored"] if self.mirrored else []
+        if abs(self.degrees) >= 1:
+            words.append(f"turned by {self.degrees:.0f} degrees")
+        if self.inverted:
+            words.append("inverted")
+        return ", ".join(words) or "another crop"
+
+
+@dataclass(frozen=True)
 class DuplicatePairs:
     """All pairs that may be duplicates; groups() joins those that reach given thresholds."""
 
@@ -78,6 +129,8 @@ class DuplicatePairs:
     frames: Sequence[FramePair]
     aligned: Sequence[tuple[int, int, float]]  # (i, j, score) of aligned images
     exact: Sequence[tuple[str, ...]]  # groups of files with the same pixels
+    # Duplicates that no other test joins
+    turned: Sequence[TurnedPair] = ()
 
     def groups(
         self, thumbnail: float = THRESHOLD, detail: float = DETAIL, aligned: float = ALIGNED
@@ -90,6 +143,7 @@ class DuplicatePairs:
         for i, j, score in self.aligned:
             if score >= aligned:
                 links.append((self.files[i], self.files[j]))
+        links += [(self.files[pair.i], self.files[pair.j]) for pair in self.turned]
         for group in self.exact:
             links += [(group[0], other) for other in group[1:]]
         return connected(links)
@@ -104,7 +158,23 @@ def duplicate_pairs(files: Sequence[str], signatures: Sequence[Signature], least
     for i, j, match in aligned_pairs([image.scan for image in signatures]):
         aligned.append((i, j, match.score))
     exact = sorted(tuple(group) for group in files_of.values() if len(group) > 1)
-    return DuplicatePairs(files, frame_pairs(signatures, least), aligned, exact)
+    upright = DuplicatePairs(files, frame_pairs(signatures, least), aligned, exact)
+    group_of = {file: number for number, group in enumerate(upright.groups()) for file in group}
+
+    def apart(i: int, j: int) -> bool:
+        return files[i] not in group_of or group_of[files[i]] != group_of.get(files[j])
+
+    turned = turned_frames(signatures, apart) + turned_scans(signatures, None, apart)
+    return replace(upright, turned=one_of_each(turned))
+
+
+def one_of_each(pairs: Iterable[TurnedPair]) -> list[TurnedPair]:
+    """The pair of the highest score of each two images, by position."""
+    best: dict[tuple[int, int], TurnedPair] = {}
+    for pair in pairs:
+        if (pair.i, pair.j) not in best or pair.score > best[pair.i, pair.j].score:
+            best[pair.i, pair.j] = pair
+    return [best[key] for key in sorted(best)]
 
 
 def frame_pairs(signatures: Sequence[Signature], least: float) -> list[FramePair]:
@@ -112,9 +182,7 @@ def frame_pairs(signatures: Sequence[Signature], least: float) -> list[FramePair
     if not signatures:
         return []
     thumbnails = np.array([image.thumbnail for image in signatures])
-    flat = thumbnails.reshape(len(signatures), -1)
-    flat = flat - flat.mean(1, keepdims=True)
-    flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+    flat = _unit(thumbnails)
     # With bits as +1 and -1, a product of n bits is n minus twice the Hamming distance.
     bits = perceptual_bits(thumbnails).astype(np.float32) * 2 - 1
     pairs = []
@@ -127,6 +195,66 @@ def frame_pairs(signatures: Sequence[Signature], least: float) -> list[FramePair
             if i < j:
                 detail = float(signatures[i].detail @ signatures[j].detail)
                 pairs.append(FramePair(i, j, float(correlation[row, column]), detail))
+    return pairs
+
+
+def _unit(thumbnails: np.ndarray) -> np.ndarray:
+    """float32 [n, pixels]: of mean 0 and unit length, so that products are correlations."""
+    flat = thumbnails.reshape(len(thumbnails), -1)
+    flat = flat - flat.mean(1, keepdims=True)
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+
+
+def turned_frames(signatures: Sequence[Signature], wanted: Callable[[int, int], bool]) -> list[TurnedPair]:
+    """Wanted pairs (i < j) of whole frames that match mirrored, turned by quarters or inverted."""
+    if not signatures:
+        return []
+    thumbnails = np.array([image.thumbnail for image in signatures])
+    flat = _unit(thumbnails)
+    pairs = []
+    for mirrored, quarters in product((False, True), range(4)):
+        changed = _unit(np.ascontiguousarray(_changed(thumbnails, mirrored, quarters)))
+        for start in range(0, len(flat), 1024):
+            correlation = changed[start : start + 1024] @ flat.T
+            likely = np.abs(correlation) >= THRESHOLD
+            if not mirrored and quarters == 0:
+                likely = correlation <= -THRESHOLD  # frame_pairs finds the upright ones
+            for row in np.flatnonzero(likely.any(1)):
+                i = start + int(row)
+                detail = _changed(signatures[i].detail.reshape(DETAIL_SIDE, DETAIL_SIDE), mirrored, quarters).ravel()
+                for j in np.flatnonzero(likely[row, i + 1 :]) + i + 1:
+                    inverted = bool(correlation[row, j] < 0)
+                    score = float(detail @ signatures[j].detail) * (-1 if inverted else 1)
+                    if score >= TURNED_DETAIL and wanted(i, int(j)):
+                        degrees = 90.0 * quarters if quarters < 3 else -90.0
+                        pairs.append(TurnedPair(i, int(j), score, mirrored, degrees, inverted))
+    return pairs
+
+
+def _changed(frames: np.ndarray, mirrored: bool, quarters: int) -> np.ndarray:
+    """Frames [..., side, side] mirrored, then turned clockwise by quarters."""
+    return np.rot90(frames[..., ::-1] if mirrored else frames, -quarters, (-2, -1))
+
+
+def turned_scans(
+    signatures: Sequence[Signature], others: Sequence[Signature] | None, wanted: Callable[[int, int], bool]
+) -> list[TurnedPair]:
+    """Wanted pairs whose points agree on a pose and whose fine detail correlates there.
+
+    Of signatures with others, or with i < j of one list.
+    """
+    theirs = signatures if others is None else others
+    points = [image.points for image in signatures]
+    pairs = []
+    for candidate in candidates(points, None if others is None else [image.points for image in others]):
+        i, j = candidate.i, candidate.j
+        if wanted(i, j):
+            match, pose = align_turned(signatures[i].scan, theirs[j].scan, candidate.pose)
+            if match.score >= TURNED:
+                # A pose mirrors upside down: left and right are exchanged half a turn later.
+                turn = -pose.turn if pose.mirrored else pose.turn
+                degrees = float(np.degrees(np.angle(turn)))
+                pairs.append(TurnedPair(i, j, match.score, pose.mirrored, degrees, pose.inverted))
     return pairs
 
 
@@ -160,6 +288,10 @@ def shared_images(
     for i, j, match in aligned_pairs(scans[:n], scans[n:]):
         if match.score >= ALIGNED:
             pairs.add((i, n + j))
+    for turned in turned_frames(signatures, lambda i, j: i < n <= j):
+        pairs.add((turned.i, turned.j))
+    for turned in turned_scans(signatures[:n], signatures[n:], lambda i, j: (i, n + j) not in pairs):
+        pairs.add((turned.i, n + turned.j))
     position_of = {image.digest: i for i, image in enumerate(signatures[:n])}
     for j, other in enumerate(signatures[n:], n):
         if other.digest in position_of:

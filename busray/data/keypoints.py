@@ -15,7 +15,6 @@ several guesses agree, the scans are a candidate. The fine detail decides about 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
@@ -132,12 +131,12 @@ def _best(found: Sequence[Candidate], one_list: bool) -> list[Candidate]:
     return sorted(kept, key=lambda candidate: (candidate.i, candidate.j))
 
 
-@cache
 def _blur(n: int, sigma: float) -> np.ndarray:
     """float32 [n, n]: the matrix that blurs along a side of n pixels."""
     at = np.arange(n)
-    weights = np.exp(-((at[:, None] - at) ** 2) / (2 * sigma**2))
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    profile = np.exp(-(at**2) / (2 * sigma**2)).astype(np.float32)
+    weights = profile[np.abs(at[:, None] - at)]
+    return weights / weights.sum(1, keepdims=True)
 
 
 def _peaks(edges: np.ndarray) -> np.ndarray:

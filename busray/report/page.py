@@ -175,11 +175,23 @@ def _data_set(dataset: Json, check: Json) -> str:
     inside = html.folded(title, html.table(["split", *classes, "all"], rows))
     reasons = html.table(["file", "reason"], left_out, "words")
     inside += html.folded(f"Left out ({len(left_out)})", reasons)
+    inside += _copies(check)
     for checked in check.get("tables") or []:
         # two columns are a file and words about it, which may be long; more are numbers
         kind = "words" if len(checked["columns"]) <= 2 else ""
         inside += html.folded(checked["title"], html.table(checked["columns"], checked["rows"], kind))
     return html.section("Data set", inside)
+
+
+def _copies(check: Json) -> str:
+    """Which copies of one image were looked for, and which were not."""
+    copies = check.get("copies_looked_for") or []
+    if not copies:
+        return ""
+    sought = [entry["copy"] for entry in copies if entry["looked_for"].startswith("yes")]
+    others = [entry["copy"] for entry in copies if not entry["looked_for"].startswith("yes")]
+    words = f"Copies of one image stay on one side of the split. Looked for: {'; '.join(sought)}."
+    return html.paragraph(f"{words} Not looked for: {'; '.join(others)}.")
 
 
 def _timings(timings: list[Json]) -> str:

@@ -120,6 +120,7 @@ def test_the_tables_show_every_finding_and_leave_out_empty_ones(
         ("Images per class", 3),
         ("Groups of near-duplicates", 5),
         ("The same with other crops and scales", 5),
+        ("Which copies are looked for", 10),
         ("Lesions that a framing cuts", 3),
         ("Label conflicts", 1),
         ("Exact duplicates", 1),
@@ -130,7 +131,7 @@ def test_the_tables_show_every_finding_and_leave_out_empty_ones(
         (table,) = [table for title, table in text.items() if title.startswith(begins)]
         assert len(table.rows) == rows
         assert all(len(row) == len(table.columns) for row in table.rows)
-    assert len(replace(phantom_report, mask_problems=()).tables()) == 4
+    assert len(replace(phantom_report, mask_problems=()).tables()) == 5
 
 
 def test_almost_black_images_are_listed_with_what_they_may_be(phantom_folder: Path, tmp_path: Path) -> None:

@@ -62,6 +62,54 @@ def test_a_crop_at_another_scale_is_a_near_duplicate_and_stays_on_one_side(
     assert shared_images(tmp_path / "data", whole_only, tmp_path / "data", crop_only) == [pair[::-1]]
 
 
+CHANGES = {
+    "mirrored": Image.Transpose.FLIP_LEFT_RIGHT,
+    "mirrored, turned by 180 degrees": Image.Transpose.FLIP_TOP_BOTTOM,
+    "turned by 90 degrees": Image.Transpose.ROTATE_270,  # counted the other way round
+    "turned by -90 degrees": Image.Transpose.ROTATE_90,
+}
+
+
+def test_turned_mirrored_inverted_and_cropped_copies_stay_on_one_side(phantom_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(phantom_folder, data)
+    expected = []
+    for i, (how, change) in enumerate(CHANGES.items()):
+        image = Image.open(data / "benign" / f"benign ({i + 1}).png").convert("L")
+        # Stretched: no shift and scale lays it on the image.
+        image.transpose(change).resize((150, 150)).save(data / "benign" / f"copy ({i + 1}).jpg", quality=85)
+        expected.append((f"benign/benign ({i + 1}).png", f"benign/copy ({i + 1}).jpg", how))
+    image = Image.open(data / "malignant" / "malignant (1).png").convert("L")
+    crop = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).rotate(-8, Image.Resampling.BICUBIC)
+    crop = crop.crop((20, 20, 108, 108)).point(lambda value: 255 - value)
+    crop.save(data / "malignant" / "other.png")
+    how = "mirrored, turned by 8 degrees, inverted"
+    expected.append(("malignant/malignant (1).png", "malignant/other.png", how))
+    found = check(data)
+    assert found.turned == tuple(expected)
+    assert found.duplicates == tuple(pair[:2] for pair in expected)
+    for seed in range(3):
+        dataset = make_dataset(settings(seed=seed), CLASSES, 64, data, found)
+        for file, copy, _ in expected:
+            sides = [{image.file for image in dataset.split(name)} & {file, copy} for name in ("train", "val", "test")]
+            assert {file, copy} in sides
+    assert found.to_dict()["turned_duplicates"][0] == {"files": list(expected[0][:2]), "how": "mirrored"}
+    titles = [table.title for table in found.tables()]
+    assert "Near-duplicates that are turned, mirrored, inverted or cropped (5)" in titles
+    copies = tuple(image for image in scan(data, ("benign",)).images if "copy" in image.file)
+    pairs = shared_images(phantom_folder, scan(phantom_folder, CLASSES).images, data, copies)
+    assert pairs == [pair[:2] for pair in expected[:4]]
+
+
+def test_the_check_says_which_copies_are_looked_for_and_which_are_not(report: CheckReport) -> None:
+    (table,) = [table for table in report.tables() if table.title == "Which copies are looked for"]
+    answers = dict(table.rows)
+    assert answers["mirrored, upside down, turned by any angle, inverted"] == "yes"
+    assert answers["cropped to less than a quarter of the area"] == "no"
+    stored = report.to_dict()["copies_looked_for"]
+    assert [(entry["copy"], entry["looked_for"]) for entry in stored] == list(table.rows)
+
+
 def test_black_images_are_no_near_duplicates_of_other_sizes(tmp_path: Path) -> None:
     (tmp_path / "benign").mkdir()
     for i in (1, 2):

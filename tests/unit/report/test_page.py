@@ -202,6 +202,13 @@ def test_parts_without_data_are_left_out() -> None:
     assert "Empty" not in page.text
 
 
+def test_the_data_set_says_which_copies_were_looked_for() -> None:
+    copies = [{"copy": "mirrored", "looked_for": "yes"}, {"copy": "bent", "looked_for": "no"}]
+    text = Page(render(check={"copies_looked_for": copies})).text
+    assert "Looked for: mirrored. Not looked for: bent." in text
+    assert "Looked for" not in Page(render()).text
+
+
 def test_one_validation_point_or_a_constant_loss_can_be_drawn() -> None:
     for loss, validation in (([[5, 0.3]], []), ([[5, 0.0], [10, 0.0]], [[10, 0.0]])):
         page = Page(render([], finetune={"steps": 10, "loss": loss, "validation": validation}))
