@@ -175,7 +175,7 @@ class CheckReport:
         turned = [(f"{file} = {copy}", how) for file, copy, how in self.turned]
         dark = [(file, f"{level} of 255") for file, level in self.dark]
         coloured = [(file, f"{share:.1%}") for file, share in self.coloured]
-        dark_title = "Almost black images: if they hold 12 bits in 16, multiply them by 16"
+        dark_title = "Almost black images"
         tables = []
         for title, columns, rows in (
             ("Label conflicts: the same image in more than one class", ("files",), conflicts),

@@ -1,13 +1,42 @@
-"""DICOM: from a file to grey or colour. Nothing but pixels and their kind leaves this module."""
+"""DICOM: from a file to grey or colour, or to the reason why not.
 
+Only pixels, their kind, and who is shown leave this module; who is shown is never printed. No
+message quotes an element's value that could say who a patient is.
+"""
+
+import logging
+import re
+import warnings
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from busray.data import levels
+from busray.data.levels import Levels
 from busray.records import UserError
 
 FAR = 10**9  # a stored value outside any window of a DICOM file
+NEEDED = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored")
+# One decoder for each compression, so that the same file gives the same pixels whatever else is
+# installed. pydicom's own order would prefer gdcm also where Pillow decodes.
+DECODERS = ("pydicom", "pillow", "gdcm", "pyjpegls", "pylibjpeg")
+INSTALL = "pip install 'busray[dicom]'"
+VIDEO = ("MPEG", "HEVC", "SMPTE")  # in the names of transfer syntaxes
+ENCAPSULATED = b"\xfe\xff\x00\xe0"  # the first bytes of compressed pixels: an item's tag
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A frame of a DICOM file."""
+
+    pixels: np.ndarray  # uint8 [h, w], or [h, w, 3] in colour
+    levels: Levels
+    frames: int  # NumberOfFrames
+    # PatientID and StudyInstanceUID, each may be empty. Never shown, logged or stored.
+    who: tuple[str, str] = field(repr=False, default=("", ""))
 
 
 def is_dicom(path: Path) -> bool:
@@ -17,25 +46,39 @@ def is_dicom(path: Path) -> bool:
     if start[128:] == b"DICM":
         return True
     # Without preamble a data set begins with an element of group 2 or 8, of a low number.
-    return start[:2] in (b"\x02\x00", b"\x08\x00") and start[3:4] == b"\x00" and _has_sop_class(path)
+    return start[:2] in (b"\x02\x00", b"\x08\x00") and start[3:4] == b"\x00" and _is_image(path)
 
 
-def _has_sop_class(path: Path) -> bool:
-    import pydicom
+def _is_image(path: Path) -> bool:
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
 
     try:
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+        if _syntax(path) == DeflatedExplicitVRLittleEndian:
+            return True  # nothing more is known before all of it is inflated
+        dataset = _pydicom().dcmread(path, stop_before_pixels=True, force=True)
         return bool(dataset.get("SOPClassUID") or dataset.get("Rows"))
     except Exception:  # what is no DICOM can raise anything
         return False
 
 
-def frame_count(path: Path) -> int:
-    """NumberOfFrames, or 1."""
+def _syntax(path: Path) -> str:
+    """The transfer syntax; empty where the file states none."""
+    from pydicom.filereader import _read_file_meta_info, read_preamble
+
+    with open(path, "rb") as file:
+        read_preamble(file, force=True)
+        return str(_read_file_meta_info(file).get("TransferSyntaxUID") or "")
+
+
+@cache
+def _pydicom() -> Any:
+    """pydicom, silent: its warnings quote values, which may be a patient's."""
     import pydicom
 
-    frames = pydicom.dcmread(path, stop_before_pixels=True, force=True).get("NumberOfFrames")
-    return max(int(frames or 1), 1)
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    return pydicom
 
 
 def refuse_bomb(width: int, height: int, most: int) -> None:
@@ -45,44 +88,183 @@ def refuse_bomb(width: int, height: int, most: int) -> None:
         raise UserError(f"{width} x {height} pixels are more than {most}: a decompression bomb, or crop it")
 
 
-def read_frame(path: Path, frame: int, most_pixels: int) -> np.ndarray:
-    """A frame of a DICOM file, uint8 [h, w] or [h, w, 3]; UserError for over most_pixels.
-
-    Only pixels leave this function, never an identifier.
-    """
-    import pydicom
-    from pydicom.filereader import read_file_meta_info
-    from pydicom.pixels import pixel_array
-    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_windowing
-    from pydicom.uid import DeflatedExplicitVRLittleEndian
-
-    if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        raise UserError("a deflated DICOM file has no size until all of it is inflated: save it in another encoding")
-    dataset = pydicom.dcmread(path)
+def decode(path: Path, frame: int, most_pixels: int) -> Decoded:
+    """A frame of a DICOM file. UserError, with the reason, where it cannot be read, and for over
+    most_pixels. Any other error has a message that may quote the file: show its type alone."""
+    dataset = _read(path)
+    _refuse_without_pixels(dataset)
     refuse_bomb(int(dataset.Columns), int(dataset.Rows), most_pixels)
-    pixels = pixel_array(dataset, index=frame)  # decodes this frame alone; YBR becomes RGB
+    frames = max(int(dataset.get("NumberOfFrames") or 1), 1)
+    if frame >= frames:
+        raise UserError(f"no frame {frame}: it has {frames}, counted from 0")
+    stored = _stored_pixels(dataset, frame)
+    who = (_text(dataset, "IssuerOfPatientID", "PatientID"), _text(dataset, "StudyInstanceUID"))
+    pixels, found = _colour(stored, dataset) if stored.ndim == 3 else _grey(stored, dataset)
+    return Decoded(pixels, found, frames, who if who[0] or who[1] else ("", ""))
+
+
+def _text(dataset: Any, *names: str) -> str:
+    """The element of the last name, told apart by the others; empty where it is."""
+    values = [str(dataset.get(name) or "").strip() for name in names]
+    return "\0".join(values) if values[-1] else ""
+
+
+def _read(path: Path) -> Any:
+    """The data set with a transfer syntax. UserError for what busray does not open."""
+    from pydicom.uid import (
+        DeflatedExplicitVRLittleEndian,
+        ExplicitVRBigEndian,
+        ExplicitVRLittleEndian,
+        ImplicitVRLittleEndian,
+    )
+
+    if _syntax(path) == DeflatedExplicitVRLittleEndian:
+        raise UserError("a deflated DICOM file has no size until all of it is inflated: save it in another encoding")
+    dataset = _pydicom().dcmread(path, force=True)
+    if not dataset.file_meta.get("TransferSyntaxUID"):
+        if bytes(dataset.get("PixelData") or b"")[:4] == ENCAPSULATED:
+            raise UserError(
+                "it has no transfer syntax (TransferSyntaxUID), and its pixels are compressed: nothing says how. "
+                "Export the file again"
+            )
+        implicit, little = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    return dataset
+
+
+def _refuse_without_pixels(dataset: Any) -> None:
+    from pydicom.uid import UID
+
+    if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
+        raise UserError("floating-point pixels do not say what is black and white: export it as 8-bit or 16-bit grey")
+    if "PixelData" not in dataset:
+        sop = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
+        name = UID(str(sop)).name if sop else ""
+        # The name of an unknown class is its number, which is nobody's.
+        raise UserError(f"it has no pixels ({name or 'of no stated kind'}), so it is no image")
+    missing = [name for name in NEEDED if dataset.get(name) in (None, "")]
+    if missing:
+        raise UserError(f"it does not say {', '.join(missing)}, without which its pixels mean nothing")
+    if not dataset.PixelData:
+        raise UserError("its pixels (PixelData) are empty")
+
+
+def _stored_pixels(dataset: Any, frame: int) -> np.ndarray:
+    """The frame [h, w] or [h, w, 3] as stored; YBR becomes RGB, a palette its colours."""
+    from pydicom.pixels import pixel_array
+    from pydicom.pixels.processing import apply_color_lut
+
+    syntax = dataset.file_meta.TransferSyntaxUID
+    decoder = _decoder(syntax)
+    if not syntax.is_compressed:
+        _refuse_short(dataset)
+    if not (0 < int(dataset.BitsStored) <= int(dataset.BitsAllocated)):
+        raise UserError(
+            f"BitsStored is {dataset.BitsStored}, BitsAllocated {dataset.BitsAllocated}: they cannot both be true"
+        )
+    try:
+        # Decodes this frame alone.
+        pixels = pixel_array(dataset, index=frame, **({"decoding_plugin": decoder} if decoder else {}))
+    except Exception as error:
+        # Its message could quote the patient's data.
+        deep = " (Pillow decodes 8 bits only)" if decoder == "pillow" and int(dataset.BitsStored) > 8 else ""
+        raise UserError(
+            f"its pixels cannot be decoded ({syntax.name}, {decoder or 'pydicom'}: {type(error).__name__}){deep}: "
+            "the file is damaged or not what it says; save it uncompressed, or export it again"
+        ) from None
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, dataset)
-    if pixels.ndim == 3:
-        return (pixels >> (8 * pixels.dtype.itemsize - 8)).astype(np.uint8)  # the upper 8 bits
-    bits = int(dataset.BitsStored)
-    lowest = -(2 ** (bits - 1)) if dataset.PixelRepresentation else 0
+    return pixels
+
+
+def _decoder(syntax: Any) -> str:
+    """The installed decoder of a transfer syntax, empty for uncompressed pixels. UserError where
+    there is none."""
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import AllTransferSyntaxes
+
+    if syntax not in AllTransferSyntaxes:
+        raise UserError("its transfer syntax (TransferSyntaxUID) is none that DICOM defines: export the file again")
+    if any(video in syntax.name for video in VIDEO):
+        raise UserError(f"it is a video ({syntax.name}), which busray does not decode: export its frames as images")
+    if not syntax.is_compressed:
+        return ""
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise UserError(
+            f"its pixels are in {syntax.name}, for which pydicom has no decoder: save it uncompressed"
+        ) from None
+    for plugin in DECODERS:
+        if plugin in decoder.available_plugins:
+            return plugin
+    # pydicom lists what is missing as `PLUGIN - requires PACKAGE>=VERSION and PACKAGE>=VERSION`.
+    missing = "\n".join(decoder.missing_dependencies)
+    others = " ".join(re.findall(r"pylibjpeg\S*(?=>=)", missing))
+    install = INSTALL if re.search(r"^gdcm\b", missing, re.M) else f"pip install {others}"
+    raise UserError(f"its pixels are in {syntax.name}, for which no decoder is installed: {install}")
+
+
+def _refuse_short(dataset: Any) -> None:
+    from pydicom.pixels.utils import get_expected_length
+
+    expected, there = get_expected_length(dataset), len(dataset.PixelData)
+    if there < expected:
+        raise UserError(f"it is cut off or says a wrong size: {there} bytes of pixels, and its size needs {expected}")
+
+
+def _colour(pixels: np.ndarray, dataset: Any) -> tuple[np.ndarray, Levels]:
+    bits, reading = 8 * pixels.dtype.itemsize, ""
+    kind = f"{bits}-bit colour DICOM"
+    held = levels.held_bits(int(pixels.min()), int(pixels.max()), bits, signed=False)
+    if held < bits:
+        bits, reading = held, f"{held} bits"
+    return (pixels >> (bits - 8)).astype(np.uint8), levels.measured(kind, pixels, reading)  # the upper 8 bits
+
+
+def _grey(pixels: np.ndarray, dataset: Any) -> tuple[np.ndarray, Levels]:
+    """Grey goes through the file's own lookup table, else through its window; else the whole range
+    of its stored bits becomes 0 to 255, so that one image's extremes do not decide."""
+    from pydicom.pixels.processing import apply_modality_lut, apply_windowing
+
+    bits, signed, reading = int(dataset.BitsStored), bool(dataset.get("PixelRepresentation")), ""
     values = apply_modality_lut(pixels, dataset)
-    ends = apply_modality_lut(np.array([[lowest, lowest + 2**bits - 1]]), dataset)
-    # Grey goes through the file's own lookup table, else through its window; else the whole range
-    # of its stored bits becomes 0 to 255, so that one image's extremes do not decide.
     table = next(iter(dataset.get("VOILUTSequence") or ()), {})
     if table.get("LUTDescriptor") is not None and table.get("LUTData") is not None:
         byte_order = "<" if dataset.original_encoding[1] else ">"
         values, ends = _apply_voi_lut(values, table, f"{byte_order}u2")
     elif dataset.get("WindowWidth") is not None and dataset.get("WindowCenter") is not None:
+        _refuse_window(dataset)
         # What a window makes of values far outside it are its output's ends.
         values = apply_windowing(values, dataset)
         ends = apply_windowing(np.array([[-FAR, FAR]]), dataset)
-    low, high = float(np.min(ends)), float(np.max(ends))
-    grey = (values.astype(np.float64) - low) / max(high - low, 1e-9) * 255
-    grey = grey.round().clip(0, 255).astype(np.uint8)
-    return 255 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey
+    else:
+        lowest, highest = levels.bit_range(bits, signed)
+        if not dataset.get("ModalityLUTSequence"):  # which says what each stored value means
+            least, greatest = int(pixels.min()), int(pixels.max())
+            held = levels.held_bits(least, greatest, bits, signed)
+            if held < bits:
+                lowest, highest = levels.bit_range(held, signed and least < 0)
+                reading = f"{held} bits"
+        ends = apply_modality_lut(np.array([[lowest, highest]]), dataset)
+    seen = levels.grey(values, float(np.min(ends)), float(np.max(ends)))
+    kind = f"{bits}-bit {'signed ' if signed else ''}DICOM"
+    inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
+    return 255 - seen if inverted else seen, levels.measured(kind, pixels, reading)
+
+
+def _refuse_window(dataset: Any) -> None:
+    """UserError for a window that PS3.3 C.11.2.1.2 does not allow."""
+    width = dataset.WindowWidth
+    first = float(width if isinstance(width, int | float | str) else next(iter(width)))
+    linear = (dataset.get("VOILUTFunction") or "LINEAR").upper() == "LINEAR"
+    if first < 1 if linear else first <= 0:
+        needed = "at least 1" if linear else "above 0"
+        raise UserError(
+            f"its window is {first:g} wide (WindowWidth) and must be {needed}: "
+            "mend or remove WindowWidth and WindowCenter"
+        )
 
 
 def _apply_voi_lut(values: np.ndarray, table: Any, uint16: str) -> tuple[np.ndarray, np.ndarray]:

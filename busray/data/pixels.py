@@ -3,14 +3,17 @@
 Names and suffixes of files do not count here. data/read.py says which files belong together.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from busray.data import dicom
+from busray.data import dicom, levels
 from busray.data.dicom import refuse_bomb
+from busray.data.levels import Levels
 from busray.identity import sha256_file
 from busray.records import SourceImage, UserError
 
@@ -29,6 +32,13 @@ FRAME_FORMATS = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
 # First bytes of a file whose rest may be too damaged for Pillow to recognise
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
 
+KINDS = {
+    "1": "1-bit grey", "L": "8-bit grey", "LA": "8-bit grey with alpha", "P": "a palette", "RGB": "8-bit colour",
+    "RGBA": "8-bit colour with alpha",
+}  # fmt: skip
+TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF 6.0
+SAVE = "save it as 8-bit or 16-bit grey"
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -39,7 +49,13 @@ class Picture:
     mode: str  # Pillow's mode, or `I;16` for 16-bit grey, or `DICOM`
     frames: int  # of the file: TIFF pages, frames of GIF and APNG, DICOM's NumberOfFrames
     sha256: str  # of the file's bytes
-    odd: str = ""  # what is odd about its levels
+    odd: str = ""  # what is odd about its levels; empty where nothing is
+    like_mask: bool = False  # it has two levels, as a mask has
+    flat: bool = False  # all its pixels are equal
+    # How its levels were read, where that is not its format's plain rule, such as `8 bits`
+    reading: str = ""
+    # PatientID and StudyInstanceUID of DICOM, each may be empty. Never shown, logged or stored.
+    who: tuple[str, str] = field(repr=False, default=("", ""))
 
 
 @dataclass(frozen=True)
@@ -50,7 +66,10 @@ class Unreadable:
 
 
 def kind_of(path: Path) -> str | None:
-    """`picture`, `dicom`, or None for anything else; by the file's bytes, never by its name."""
+    """`picture`, `dicom`, or None for anything else; by the file's bytes, never by its name.
+
+    A damaged file counts as what it begins as: describe() says why it cannot be read.
+    """
     if dicom.is_dicom(path):
         return "dicom"
     with open(path, "rb") as file:
@@ -65,76 +84,215 @@ def kind_of(path: Path) -> str | None:
 
 def describe(path: Path, frame: int = 0) -> Picture | Unreadable:
     """A frame of a file, decoded to be sure of it, or why it cannot be read."""
-    is_dicom = dicom.is_dicom(path)
+    is_dicom = False
     try:
-        height, width = read_grey(path, frame).shape
-        if is_dicom:
-            mode, frames = "DICOM", dicom.frame_count(path)
-        else:
-            with Image.open(path, formats=FORMATS) as image:
-                mode, frames = image.mode, _frame_count(image)
+        is_dicom = dicom.is_dicom(path)
+        decoded = _decode_dicom(path, frame) if is_dicom else _decode_picture(path, frame)
     except UserError as error:
         return Unreadable(str(error))
     except Exception as error:  # decoders raise errors of any type
         if is_dicom:  # its message could quote the patient's data
-            name = type(error).__name__
-            return Unreadable(f"{name}: pydicom cannot decode it (compressed pixels may need pylibjpeg)")
-        return Unreadable(f"{type(error).__name__}: {error}".splitlines()[0])
-    return Picture(width, height, mode, frames, sha256_file(path))
+            return Unreadable(f"pydicom cannot read it ({type(error).__name__}): it is damaged; export it again")
+        return Unreadable(_why(path, error))
+    seen = decoded.grey
+    return Picture(
+        width=seen.shape[1],
+        height=seen.shape[0],
+        mode=decoded.mode,
+        frames=decoded.frames,
+        sha256=sha256_file(path),
+        odd=levels.oddity(decoded.levels(), seen),
+        like_mask=_like_mask(np.bincount(seen.ravel(), minlength=256)),
+        flat=levels.is_flat(seen),
+        reading=decoded.reading,
+        who=decoded.who,
+    )
 
 
-def _frame_count(image: Image.Image) -> int:
-    return getattr(image, "n_frames", 1) if image.format in FRAME_FORMATS else 1
+def _like_mask(counts: np.ndarray) -> bool:
+    """Whether a picture with so many pixels of each grey level (int [256]) can only be a mask.
+
+    JPEG blurs the edge between a mask's two levels.
+    """
+    if 2 <= np.count_nonzero(counts) <= 4:
+        return True
+    dark, bright, n = counts[:24].sum(), counts[232:].sum(), counts.sum()
+    return bool(dark + bright >= 0.985 * n and min(dark, bright) >= 0.001 * n)
+
+
+def _why(path: Path, error: Exception) -> str:
+    """Why Pillow cannot read a file, in words for the file's owner."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{error.strerror}"
+    if not path.stat().st_size:
+        return "it is empty (0 bytes)"
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image that busray reads, or its beginning is damaged"
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def read_grey(path: Path, frame: int = 0) -> np.ndarray:
     """Pixels as uint8 [h, w], upright as EXIF says, black where the file is transparent.
 
-    Colour becomes luma (ITU-R 601), 16-bit grey is divided by 257, DICOM goes through its window.
-    Raises what the decoder raises; UserError for floating-point pixels and for over MAX_PIXELS.
+    Colour becomes luma (ITU-R 601), LAB its lightness, DICOM goes through its window. 16-bit grey
+    is divided by 257, unless it holds 8 or 12 bits (levels.held_bits); floating-point grey is from
+    0 to 1 or to 255. Raises what the decoder raises; UserError for pixels that do not say what is
+    white and for over MAX_PIXELS.
     """
-    if dicom.is_dicom(path):
-        pixels = dicom.read_frame(path, frame, MAX_PIXELS)
-        return pixels if pixels.ndim == 2 else np.array(Image.fromarray(pixels).convert("L"))
-    image = _open_upright(path, frame)
-    if image.mode == "F":
-        raise UserError("floating-point pixels do not say what is black and white: save it as 8-bit or 16-bit grey")
-    levels, top = _levels(image)
-    return levels if top == 255 else ((levels + 128) // 257).astype(np.uint8)
+    return _decode(path, frame).grey
 
 
 def read_rgb(path: Path, frame: int = 0) -> np.ndarray | None:
     """Pixels as uint8 [h, w, 3] where the file has colour channels, else None."""
-    if dicom.is_dicom(path):
-        pixels = dicom.read_frame(path, frame, MAX_PIXELS)
-        return pixels if pixels.ndim == 3 else None
-    image = _open_upright(path, frame)
-    return np.array(image.convert("RGB")) if image.mode in ("RGB", "P", "YCbCr", "CMYK") else None
+    return _decode(path, frame).rgb
 
 
-def _levels(image: Image.Image) -> tuple[np.ndarray, int]:
-    """(grey [h, w] as stored, top level of its type); floating-point pixels count as 8 bits."""
-    if image.mode.startswith("I"):
-        return np.asarray(image, dtype=np.int64).clip(0, 65535), 65535
-    return np.array(image if image.mode == "F" else image.convert("L")), 255
+@dataclass(frozen=True)
+class _Decoded:
+    grey: np.ndarray  # uint8 [h, w]
+    rgb: np.ndarray | None  # uint8 [h, w, 3]
+    mode: str
+    frames: int
+    levels: Callable[[], Levels]  # counted only where they are asked for
+    reading: str = ""
+    who: tuple[str, str] = field(repr=False, default=("", ""))
 
 
-def _open_upright(path: Path, frame: int = 0) -> Image.Image:
+def _decode(path: Path, frame: int) -> _Decoded:
+    return _decode_dicom(path, frame) if dicom.is_dicom(path) else _decode_picture(path, frame)
+
+
+def _decode_dicom(path: Path, frame: int) -> _Decoded:
+    found = dicom.decode(path, frame, MAX_PIXELS)
+    rgb = found.pixels if found.pixels.ndim == 3 else None
+    grey = found.pixels if rgb is None else np.array(Image.fromarray(rgb).convert("L"))
+    return _Decoded(grey, rgb, "DICOM", found.frames, lambda: found.levels, found.levels.reading, found.who)
+
+
+def _decode_picture(path: Path, frame: int) -> _Decoded:
+    picture = _open_upright(path, frame)
+    image, mode = picture.image, picture.mode
+    if image.mode == "F" or image.mode.startswith("I"):
+        stored = _deep_levels(picture)
+        seen = levels.grey(stored.values, stored.low, stored.high)
+        found = partial(levels.measured, stored.kind, stored.values, stored.reading)
+        return _Decoded(seen, None, mode, picture.frames, found, stored.reading)
+    # LAB says how light a pixel is; Pillow makes no grey of it.
+    seen = np.array(image.getchannel("L") if image.mode == "LAB" else image.convert("L"))
+    rgb = np.array(image.convert("RGB")) if image.mode in ("RGB", "P", "YCbCr", "CMYK") else None
+    kind = f"{mode}, of whose 16 bits a channel the upper 8 are read" if picture.deep else KINDS.get(mode, mode)
+    return _Decoded(
+        seen, rgb, mode, picture.frames, partial(levels.measured, kind, seen, picture.reading), picture.reading
+    )
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Grey values of more than 8 bits."""
+
+    values: np.ndarray  # [h, w]
+    low: float  # the value that is black
+    high: float  # the value that is white
+    kind: str
+    reading: str = ""
+
+
+@dataclass(frozen=True)
+class _Upright:
+    """An opened picture, turned upright."""
+
+    image: Image.Image
+    mode: str  # of the file
+    frames: int
+    deep: bool  # its channels have 16 bits, of which Pillow keeps 8
+    bits: int  # of a value, as the format says; 0 where it does not
+    signed: bool
+    white_is_zero: bool
+    reading: str = ""
+
+
+def _deep_levels(picture: _Upright) -> _Stored:
+    values = np.asarray(picture.image)
+    if values.dtype.kind == "f":
+        return _float_levels(values)
+    values = values.astype(np.int64)
+    bits = picture.bits or 16  # what Pillow has scaled to 16 bits is of no stated size
+    if bits == 32 and not picture.signed:
+        values &= 2**32 - 1  # Pillow keeps them as signed
+    least, greatest = int(values.min()), int(values.max())
+    kind = f"{bits}-bit {'signed ' if picture.signed else ''}grey"
+    if least < 0:
+        raise UserError(f"{kind} with values {least} to {greatest} does not say what is black: {SAVE}")
+    held = levels.held_bits(least, greatest, bits, picture.signed)
+    if bits == 32 and held == bits and greatest < 2**31 * levels.HELD_BY_FEWER:
+        raise UserError(f"{kind} with values up to {greatest} does not say what is white: {SAVE}")
+    # Signed 16-bit grey above 0 has always been read as unsigned.
+    signed = picture.signed and held == 32
+    low, high = 0, levels.bit_range(held, signed)[1]
+    reading = f"{held} bits" if held != 16 else ""
+    if picture.white_is_zero and bits > 8:
+        low, high, reading = high, low, f"{held} bits, 0 being white"
+    return _Stored(values, low, high, kind, reading)
+
+
+def _float_levels(values: np.ndarray) -> _Stored:
+    kind = "floating-point grey"
+    if not np.isfinite(values).all():
+        raise UserError(f"{kind} with {np.count_nonzero(~np.isfinite(values))} values that are no numbers: {SAVE}")
+    least, greatest = float(values.min()), float(values.max())
+    high = 1.0 if greatest <= 1 else 255.0
+    # Between the two a picture could be either: from 0 to 1 and sharpened, or from 0 to 255.
+    if least < 0 or greatest > 255 or 1 < greatest < 255 * levels.HELD_BY_FEWER:
+        raise UserError(
+            f"{kind} with values {least:g} to {greatest:g} does not say what is black and white "
+            f"(0 to 1 and 0 to 255 do): {SAVE}"
+        )
+    return _Stored(values, 0.0, high, kind, f"0 to {high:g}")
+
+
+def _open_upright(path: Path, frame: int = 0) -> _Upright:
     """The decoded picture, turned by its EXIF orientation, and black where it is transparent."""
     with Image.open(path, formats=FORMATS) as image:
+        deep, frames = _is_deep(image), _frame_count(image)
+        if frame >= frames:
+            raise UserError(f"no frame {frame}: it has {frames}, counted from 0")
         if frame:
             image.seek(frame)
         refuse_bomb(*image.size, MAX_PIXELS)
+        mode = image.mode
+        tags = getattr(image, "tag_v2", {})
+        bits = min(tags.get(TIFF_BITS, (0,))) if image.format == "TIFF" else 0
+        signed = tags.get(TIFF_SAMPLE_FORMAT, (1,))[0] == 2
+        white_is_zero = tags.get(TIFF_PHOTOMETRIC) == 0
         # With a file name, Pillow maps a raw TIFF into memory and takes its size after the turn.
         image.filename = ""
         ImageOps.exif_transpose(image, in_place=True)
+    picture = _Upright(image, mode, frames, deep, bits, signed, white_is_zero)
     if not image.has_transparency_data or image.mode.startswith("I"):
-        return image
-    mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+        return picture
+    grey = "L" if image.mode in ("1", "L", "LA") else "RGB"
     opaque = image.convert("RGBA")
-    on_black = Image.new(mode, opaque.size)
-    on_black.paste(opaque.convert(mode), mask=opaque.getchannel("A"))
-    return on_black
+    alpha = opaque.getchannel("A")
+    most = alpha.getextrema()[1]
+    if most == 0:  # such a channel says nothing; all would be black
+        return replace(picture, image=opaque.convert(grey), reading="opaque, as its alpha channel is 0 everywhere")
+    on_black = Image.new(grey, opaque.size)
+    on_black.paste(opaque.convert(grey), mask=alpha)
+    return replace(picture, image=on_black)
+
+
+def _frame_count(image: Image.Image) -> int:
+    if image.format not in FRAME_FORMATS:
+        return 1
+    try:
+        return getattr(image, "n_frames", 1)
+    except Exception:  # a later frame is damaged; decoders raise errors of any type
+        return 1
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether Pillow cuts a picture's 16-bit channels to 8 bits."""
+    return len(image.getbands()) > 1 and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -144,14 +302,21 @@ def read_mask(path: Path) -> np.ndarray:
     bits, are common. UserError for several dark values, and for what read_grey refuses except
     floating-point pixels.
     """
-    levels, top = (read_grey(path), 255) if dicom.is_dicom(path) else _levels(_open_upright(path))
-    lesion = levels > top // 2
-    nonzero = levels[levels != 0]
+    values, top = (read_grey(path), 255) if dicom.is_dicom(path) else _mask_values(_open_upright(path).image)
+    lesion = values > top // 2
+    nonzero = values[values != 0]
     if lesion.any() or not nonzero.size:
         return lesion
-    if nonzero.size == levels.size or (nonzero != nonzero[0]).any():
+    if nonzero.size == values.size or (nonzero != nonzero[0]).any():
         raise UserError(f"values up to {nonzero.max():g}, not 0 and {top}")
-    return levels != 0
+    return values != 0
+
+
+def _mask_values(image: Image.Image) -> tuple[np.ndarray, int]:
+    """(grey [h, w] as stored, top level of its type); floating-point pixels count as 8 bits."""
+    if image.mode.startswith("I"):
+        return np.asarray(image, dtype=np.int64).clip(0, 65535), 65535
+    return np.array(image if image.mode == "F" else image.convert("L")), 255
 
 
 def lesion_mask(
@@ -170,7 +335,9 @@ def lesion_mask(
             problems.append((file, str(error)))
             continue
         except Exception as error:  # decoders raise errors of any type
-            problems.append((file, f"unreadable: {error}"))
+            # Of DICOM a message could quote the patient's data.
+            said = "" if dicom.is_dicom(folder / file) else f": {error}"
+            problems.append((file, f"unreadable: {type(error).__name__}{said}"))
             continue
         if mask.shape != shape:
             sizes = f"{mask.shape[1]} x {mask.shape[0]}, its image {shape[1]} x {shape[0]}"

@@ -46,7 +46,7 @@ def test_unreadable_files_are_listed_with_a_reason_and_are_no_images(report: Che
     reasons = dict(report.unreadable)
     assert set(reasons) == {"normal/torn.png", "normal/no image.png"}
     assert "truncated" in reasons["normal/torn.png"]
-    assert "cannot identify" in reasons["normal/no image.png"]
+    assert "no image that busray reads" in reasons["normal/no image.png"]
     assert not {image.file for image in report.images} & set(reasons)
 
 
@@ -144,12 +144,10 @@ def test_almost_black_images_are_listed_with_what_they_may_be(phantom_folder: Pa
             image.putpixel((0, 0), level)
             image.save(tmp_path / "benign" / f"{level}.png")
     found = check(tmp_path)
-    brightest = round(int(deep.max()) / 257)
-    assert found.dark == (("benign/12 bits.png", brightest), ("benign/31.png", 31))
-    assert found.to_dict()["almost_black"][0] == {"file": "benign/12 bits.png", "brightest": brightest}
+    assert found.dark == (("benign/31.png", 31),)
+    assert found.to_dict()["almost_black"] == [{"file": "benign/31.png", "brightest": 31}]
     (table,) = [table for table in found.tables() if table.title.startswith("Almost black")]
-    assert "12 bits in 16" in table.title and "(2)" in table.title
-    assert table.rows[1] == ("benign/31.png", "31 of 255")
+    assert table.rows[0] == ("benign/31.png", "31 of 255")
 
 
 def test_progress_counts_to_the_number_of_images(phantom_folder: Path) -> None:
