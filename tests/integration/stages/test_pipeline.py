@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -48,8 +49,7 @@ from tests.support.workers import InProcessWorkers
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run that the tests below look at (and never change)."""
     run = open_run(settings(tmp_path_factory.mktemp("finished") / "run"), quiet)
-    with on_ray(run) as workers:
-        run_all(run, workers)
+    run_all(run, InProcessWorkers())
     return run
 
 
@@ -82,13 +82,27 @@ def test_a_run_leaves_every_planned_image_once_with_its_record(finished: Run) ->
     assert len(set(seeds)) == 12
 
 
+@pytest.mark.slow  # three minutes; faster tests below train, draw and measure on Ray one by one
+def test_the_whole_job_on_ray_leaves_what_it_leaves_in_one_process(finished: Run, tmp_path: Path) -> None:
+    run = open_run(settings(tmp_path / "run"), quiet)
+    with on_ray(run) as workers:
+        run_all(run, workers)
+    assert run.log_file.exists()
+    assert adapters(run).sha256 == adapters(finished).sha256
+    assert data_objects(run.store) == data_objects(finished.store)
+    assert set(run.store.list("features")) == set(finished.store.list("features"))
+    report, same = (json.loads(store.read("report.json")) for store in (run.store, finished.store))
+    assert len(report["figures"]) == len(same["figures"])
+    for figure, other in zip(report["figures"], same["figures"], strict=True):
+        assert figure == {**other, "value": pytest.approx(other["value"], rel=1e-6, abs=1e-9), "interval": ANY}
+
+
 def test_training_leaves_a_grid_and_a_validation_loss_at_each_interval(finished: Run) -> None:
     assert list(finished.store.list("finetune/grids")) == ["finetune/grids/00000006.png"]
     assert png_pixels(finished.store.read("finetune/grids/00000006.png")).std() > 10
     record = json.loads(finished.store.read("adapters.json"))
     ((step, loss),) = record["validation"]
     assert step == 6 and 0 < loss < 3
-    assert finished.log_file.exists()
 
 
 def test_the_report_has_every_arm_with_its_protocol_and_n(finished: Run) -> None:
