@@ -8,26 +8,30 @@ Nothing here reads a pickle. LoRA: Hu et al. 2021, arXiv 2106.09685.
 import json
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from busray.config import Adapters, Base
 from busray.identity import fingerprint, sha256_bytes
-from busray.model.base import BaseIdentity, base_folder, vector_names
+from busray.model.base import BaseIdentity, base_files, same_base, vector_names
+from busray.model.base_files import PICKLES, BaseFiles
+from busray.model.inspect_base import some, text_config
+from busray.model.lora import DOWN, LoraFile, header_of, refuse_values, written_anew
+from busray.model.weights import FLOATS
 from busray.records import UserError, to_json
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 METADATA_FILE = "adapter.json"
-# How the names of a LoRA's first matrices end: in diffusers' layout, in PEFT's. Both are loaded.
-DOWN = (".lora.down.weight", ".lora_A.weight")
-# Likewise of its second matrices, which are zero before training.
-UP = (".lora.up.weight", ".lora_B.weight")
+PEFT_FILE = "adapter_model.safetensors"
+PEFT_CONFIG = "adapter_config.json"
+EMB_PARAMS = "emb_params"  # the name of a token's vectors in A1111's files
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 UNET_CONVOLUTIONS = ["conv1", "conv2"]  # of the residual blocks
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
-# How the names of the UNet's weights end that a LoRA may be on.
-UNET_WEIGHTS = tuple(f".{target}.weight" for target in UNET_TARGETS + UNET_CONVOLUTIONS)
+LONGEST_TOKEN = 16  # embedding vectors of a token, as adapters.vectors allows
+ABSURD_TOKEN = 1000.0
+"""A token whose vectors are longer than so many times the base's longest one."""
 
 
 def token_file(token: str) -> str:
@@ -119,14 +123,37 @@ def adapter_files(lora: bytes | None, tokens: Mapping[str, Any], metadata: Mappi
     return {**files, METADATA_FILE: to_json(dict(metadata))}
 
 
+@dataclass(frozen=True)
+class Offered:
+    """Adapters of a folder that were checked against a base."""
+
+    record: dict[str, Any]  # adapter.json's content with `method`, `tokens` and `sha256`
+    files: dict[str, bytes]  # as they are stored and as diffusers loads them; adapter.json if there
+    vectors: dict[str, int]  # token -> number of its embedding vectors
+
+
 def check_adapters(
     folder: Path, method: str, tokens: Mapping[str, str], base: BaseIdentity, dataset_hash: str | None
 ) -> dict[str, Any]:
-    """The adapters' metadata with `method`, `tokens` and `sha256` of what was checked.
+    """The record of what offered_adapters found."""
+    return offered_adapters(folder, method, tokens, base, dataset_hash).record
+
+
+def offered_adapters(
+    folder: Path,
+    method: str,
+    tokens: Mapping[str, str],
+    base: BaseIdentity,
+    dataset_hash: str | None,
+    *,
+    known: bool = False,
+) -> Offered:
+    """The adapters of this folder, in the layout that diffusers loads.
 
     UserError for anything that would load wrong, or not at all. tokens: class -> placeholder,
     empty where the method has none. dataset_hash: of the run's data set; adapters trained on
-    another one may have seen images that this run holds out.
+    another one may have seen images that this run holds out. known: the run has adopted adapters
+    already, so that a LoRA on a part of the layers is not asked about again.
     """
     where = f"adapters.path: {folder}"
     if not folder.is_dir():
@@ -134,41 +161,104 @@ def check_adapters(
     metadata = _metadata(folder / METADATA_FILE, where)
     parts = method.split("+")
     placeholders = sorted(set(tokens.values())) if "ti" in parts else []
-    needed = [LORA_FILE] if "lora" in parts else []
-    needed += sorted(map(token_file, placeholders))
-    _refuse_missing(folder, needed, where)
-    base_path = base_folder(Base(path=base.repository, revision=base.revision))
-    if "lora" in parts:
-        _check_lora(folder / LORA_FILE, where, base_path / "unet")
+    lora = _find_lora(folder, where) if "lora" in parts else None
+    _refuse_missing(folder, map(token_file, placeholders), where)
+    files_of_base = base_files(Base(path=base.repository, revision=base.revision))
+    files: dict[str, bytes] = {}
+    vectors = {}
+    if lora is not None:
+        files[LORA_FILE] = _lora_bytes(lora, where, files_of_base, metadata, known)
     for token in placeholders:
-        _check_token(folder / token_file(token), token, where, base_path / "text_encoder")
+        rows = _token_rows(folder / token_file(token), token, where, files_of_base)
+        vectors[token] = 1 if rows.ndim == 1 else len(rows)
+        files[token_file(token)] = _token_bytes(folder / token_file(token), token, rows)
     _refuse_other_training(metadata, base, dataset_hash, where)
-    files = {name: (folder / name).read_bytes() for name in needed}
-    return {**metadata, "method": method, "tokens": dict(tokens), "sha256": adapter_sha256(files)}
+    record = {**metadata, "method": method, "tokens": dict(tokens), "sha256": adapter_sha256(files)}
+    if metadata:
+        files[METADATA_FILE] = (folder / METADATA_FILE).read_bytes()
+    return Offered(record, files, vectors)
+
+
+def _find_lora(folder: Path, where: str) -> Path:
+    """The folder's LoRA file, under diffusers' name, PEFT's, or any other if it is the only one."""
+    for name in (LORA_FILE, PEFT_FILE):
+        if (folder / name).is_file():
+            return folder / name
+    found = []
+    for path in sorted(folder.glob("*.safetensors")):
+        if any("lora" in name for name in header_of(path, where).tensors):
+            found.append(path)
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise UserError(f"{where}: several LoRA files ({names}): name the one that is meant {LORA_FILE}")
+    if not found:
+        _refuse_missing(folder, [LORA_FILE], where)
+    return found[0]
+
+
+def _lora_bytes(path: Path, where: str, base: BaseFiles, metadata: Mapping[str, Any], known: bool) -> bytes:
+    """The LoRA as diffusers loads it whole; the file's own bytes where it is so already."""
+    file = LoraFile(path, where, base)
+    tensors = file.layers_tensors(_peft_config(path, where) if "PEFT" in file.layouts else None)
+    refuse_values(file, tensors, base)
+    missing, layers = file.missing_layers(), len(file.layers)
+    if missing and not known and metadata.get("layers") != layers:
+        lost = [f"{len(gone)} of {kind}" for kind, gone in missing.items()]
+        raise UserError(
+            f"{file.where} is on a part of the layers: {layers} are there, {some(lost)} are not. Give the whole "
+            f'file; if it was trained on these alone, say so in {METADATA_FILE} beside it: {{"layers": {layers}}}'
+        )
+    return path.read_bytes() if file.standard else written_anew(file, tensors)
+
+
+def _peft_config(path: Path, where: str) -> Mapping[str, Any]:
+    """PEFT's settings beside a file of its own layout, which say at which scale it is loaded."""
+    beside = path.parent / PEFT_CONFIG
+    if not beside.is_file():
+        raise UserError(f"{where}: {path.name} is in PEFT's layout, so {PEFT_CONFIG} is needed beside it (its scale)")
+    settings = _metadata(beside, where)
+    if settings.get("peft_type", "LORA") != "LORA" or settings.get("use_dora"):
+        raise UserError(f"{where}: {PEFT_CONFIG} is of {settings.get('peft_type')}: busray loads LoRA alone")
+    return settings
 
 
 def _metadata(path: Path, where: str) -> dict[str, Any]:
     """adapter.json's content; nothing where other software wrote the adapters without one."""
     try:
-        return json.loads(path.read_text()) if path.is_file() else {}
+        found = json.loads(path.read_text()) if path.is_file() else {}
     except ValueError as error:
-        raise UserError(f"{where}: {METADATA_FILE} is not JSON: {error}") from error
+        raise UserError(f"{where}: {path.name} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{where}: {path.name} is no JSON object")
+    return found
 
 
 def _refuse_missing(folder: Path, needed: Iterable[str], where: str) -> None:
     """UserError for the first missing file; it names pickles, which may be what is meant."""
     for name in needed:
         if not (folder / name).is_file():
-            pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-            there = f"{', '.join(pickles)} there: pickles are never loaded, convert to safetensors"
-            raise UserError(f"{where}: {name} is missing" + (f" ({there})" if pickles else ""))
+            raise UserError(f"{where}: {name} is missing; {_there(folder, name)}")
+
+
+def _there(folder: Path, name: str) -> str:
+    """What lies in the folder instead of this file, and what to do about it."""
+    names = sorted(path.name for path in folder.iterdir())
+    pickles = [there for there in names if there.endswith(PICKLES)]
+    if pickles:
+        # torch.load is told to read tensors alone; what it refuses has code in it.
+        command = (
+            'python -c "import torch; from safetensors.torch import save_file; '
+            f"save_file(torch.load('{pickles[0]}', weights_only=True), '{name}')\""
+        )
+        return f"{', '.join(pickles)} there: pickles are never loaded; convert with `{command}`"
+    return f"there is {', '.join(names)}" if names else "the folder is empty"
 
 
 def _refuse_other_training(
     metadata: Mapping[str, Any], base: BaseIdentity, dataset_hash: str | None, where: str
 ) -> None:
     """UserError where adapter.json names another base or another data-set split."""
-    if metadata.get("base") and metadata["base"]["files"] != base.files:
+    if metadata.get("base") and not same_base(metadata["base"]["files"], base.files):
         other = metadata["base"]["repository"]
         raise UserError(f"{where}: trained on another base ({other}) than base.path's")
     trained_on = metadata.get("dataset_hash")
@@ -179,85 +269,65 @@ def _refuse_other_training(
         )
 
 
-def _header(path: Path) -> dict[str, list[int]]:
-    """tensor -> shape, from the header of a safetensors file; UserError where it is none."""
-    from safetensors import SafetensorError, safe_open
+def _token_rows(path: Path, token: str, where: str, base: BaseFiles) -> Any:
+    """A learned token's vectors [k, width] or [width]; UserError unless they fit this base.
 
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise UserError(f"{path} is no safetensors file: {error}") from error
-
-
-def _check_lora(path: Path, where: str, unet: Path) -> None:
-    """UserError unless every first matrix names a layer of this base's UNet and fits it.
-
-    diffusers loads nothing from a LoRA of another layout, and says nothing.
+    The file holds this token alone, or A1111's `emb_params`.
     """
-    where = f"{where}: {path.name}"
-    header = _header(path)
-    widths = _input_widths(header)
-    if not widths:
+    from safetensors.torch import load_file
+
+    header, where = header_of(path, where), f"{where}: {path.name}"
+    names = list(header.tensors)
+    if {"clip_l", "clip_g"} & set(names):
+        raise UserError(f"{where} is for SDXL (it holds {', '.join(names)})")
+    if len(names) > 1:
         raise UserError(
-            f"{where} would load nothing: none of its {len(header)} tensors is named "
-            f"unet.*{DOWN[0]} or unet.*{DOWN[1]} (an older layout; load it with the diffusers "
-            "version that wrote it and save it again)"
+            f"{where} holds {some(names)}, not the token {token} alone: save each token in a file of its own, "
+            f"named {token_file('<name>')}"
         )
-    base_shapes: dict[str, list[int]] = {}
-    for file in unet.glob("*.safetensors"):
-        base_shapes |= _header(file)
-    for module, width in widths.items():
-        name = f"{module}.weight"
-        if name not in base_shapes or not name.endswith(UNET_WEIGHTS):
-            raise UserError(f"{where} is for unet.{module}, which this base lacks: another base's")
-        here = base_shapes[name][1]
-        if width != here:
-            raise UserError(f"{where}: unet.{module} is {width} wide, here {here}: another base's")
-    if not _changes_something(path):
-        raise UserError(f"{where} would load nothing: its second matrices are zero, as before training")
+    if names not in ([token], [EMB_PARAMS]):
+        raise UserError(
+            f"{where} holds {', '.join(names) or 'nothing'}, not the token {token} alone: give the class that token "
+            "(classes.<class>.token), or the right file"
+        )
+    (tensor,) = header.tensors.values()
+    width = text_config(base.configs["text_encoder"]).get("hidden_size", 512)
+    if tensor.dtype not in FLOATS or len(tensor.shape) not in (1, 2) or 0 in tensor.shape:
+        raise UserError(f"{where} is damaged: {tensor.dtype} values of the shape {list(tensor.shape)} are no vectors")
+    if tensor.shape[-1] != width:
+        raise UserError(f"{where}: vectors of {tensor.shape[-1]}, this base has {width}: another base's")
+    if len(tensor.shape) == 2 and tensor.shape[0] > LONGEST_TOKEN:
+        raise UserError(f"{where}: {tensor.shape[0]} vectors; a token has at most {LONGEST_TOKEN}")
+    (rows,) = load_file(path).values()
+    _refuse_rows(rows, where, base)
+    return rows
 
 
-def _input_widths(header: Mapping[str, list[int]]) -> dict[str, int]:
-    """UNet module -> input width, of a LoRA file's tensors."""
-    widths: dict[str, int] = {}
-    for name, shape in header.items():
-        for ending in DOWN:
-            if name.startswith("unet.") and name.endswith(ending):
-                widths[name.removeprefix("unet.").removesuffix(ending)] = shape[1]
-    return widths
-
-
-def _changes_something(path: Path) -> bool:
-    """Whether any second matrix of the UNet is not zero."""
+def _refuse_rows(rows: Any, where: str, base: BaseFiles) -> None:
+    """UserError for vectors that are no numbers, or far from those of the base's words."""
+    import torch
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 (it is no dict)
-            if name.startswith("unet.") and name.endswith(UP) and bool(file.get_tensor(name).any()):
-                return True
-    return False
+    if not bool(torch.isfinite(rows).all()):
+        raise UserError(f"{where} is damaged: NaN or infinity in its vectors")
+    if not bool(rows.any()):
+        raise UserError(f"{where} is damaged: its vectors are all zeros")
+    for file, header in base.headers["text_encoder"].items():
+        for name in header.tensors:
+            if name.endswith("token_embedding.weight"):
+                with safe_open(base.folder / "text_encoder" / file, framework="pt") as opened:
+                    longest = float(opened.get_tensor(name).float().norm(dim=1).max())
+                ratio = float(rows.float().reshape(-1, rows.shape[-1]).norm(dim=1).max()) / longest
+                if ratio > ABSURD_TOKEN:
+                    raise UserError(f"{where} is damaged: a vector {ratio:,.0f} times as long as the base's longest")
 
 
-def _check_token(path: Path, token: str, where: str, text_encoder: Path) -> None:
-    """UserError unless the file holds this token alone, in vectors of this base's width."""
-    where = f"{where}: {path.name}"
-    header = _header(path)
-    if set(header) != {token}:
-        raise UserError(f"{where} holds {', '.join(header)}, not the token {token} alone")
-    width = json.loads((text_encoder / "config.json").read_text())["hidden_size"]
-    if header[token][-1] != width:
-        wide = header[token][-1]
-        raise UserError(f"{where}: vectors of {wide}, this base has {width}: another base's")
+def _token_bytes(path: Path, token: str, rows: Any) -> bytes:
+    """The token as diffusers loads it; the file's own bytes where it is so already."""
+    from safetensors.torch import save
 
-
-def token_vectors(folder: Path, tokens: Iterable[str]) -> dict[str, int]:
-    """token -> number of embedding vectors in its file."""
-    counts = {}
-    for token in tokens:
-        shape = _header(folder / token_file(token))[token]
-        counts[token] = shape[0] if len(shape) > 1 else 1
-    return counts
+    own = list(header_of(path, str(path.parent)).tensors) == [token]
+    return path.read_bytes() if own else save({token: rows.contiguous()})
 
 
 def load_adapters(pipe: Any, folder: Path, method: str, tokens: Mapping[str, str]) -> None:
@@ -286,19 +356,19 @@ def _load_token(pipe: Any, path: Path, token: str) -> None:
 def _load_lora(pipe: Any, folder: Path) -> None:
     import torch
 
-    before = {}
-    for name, weight in pipe.unet.named_parameters():
-        if name.endswith(UNET_WEIGHTS):
-            before[name] = weight.detach().clone()
     pipe.load_lora_weights(folder, weight_name=LORA_FILE, use_safetensors=True, local_files_only=True)
+    # diffusers can leave layers out, change nothing and say nothing, so the layers are counted.
+    reached, before = 0, []
+    for network in (pipe.unet, pipe.text_encoder):
+        for module in network.modules():
+            if getattr(module, "lora_A", None):
+                reached += 1
+                before.append((module, module.get_base_layer().weight.detach().clone()))
+    wanted = sum(name.endswith(DOWN) for name in header_of(folder / LORA_FILE, str(folder)).tensors)
+    if reached != wanted:
+        raise RuntimeError(f"{folder / LORA_FILE}: diffusers loaded {reached} of its {wanted} layers")
     pipe.fuse_lora()
+    changed = sum(not torch.equal(module.get_base_layer().weight, weight) for module, weight in before)
     pipe.unload_lora_weights()
-    after = dict(pipe.unet.named_parameters())
-    # diffusers can load a LoRA, change nothing and say nothing, so the weights are compared.
-    for module in _input_widths(_header(folder / LORA_FILE)):
-        name = f"{module}.weight"
-        if name in before and not torch.equal(before[name], after[name]):
-            return
-    raise RuntimeError(
-        f"{folder / LORA_FILE}: loading it changed nothing of the UNet's {len(before)} layers that a LoRA may be on"
-    )
+    if not changed:
+        raise RuntimeError(f"{folder / LORA_FILE}: loading it changed nothing of its {wanted} layers")

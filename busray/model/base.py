@@ -4,7 +4,6 @@ Only safetensors are loaded, no remote code and no custom pipelines. There is no
 judges photographs.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,17 +12,19 @@ from typing import Any
 
 from busray import config
 from busray.identity import sha256_file
+from busray.model.base_files import NETWORKS, PARTS, SUFFIXES, BaseFiles, loaded_files
+from busray.model.inspect_base import kind_problems, shape_problems
+from busray.model.weights import NoWeights, scan
 from busray.records import UserError
 
 TINY = Path(__file__).parent / "tiny"
-PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
-SUFFIXES = (".json", ".txt", ".safetensors")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
 class BaseIdentity:
-    """Where a base came from, and the SHA-256 of each of its files, by path in its folder."""
+    """Where a base came from, and the SHA-256 of each file that is loaded, by path in its
+    folder."""
 
     repository: str
     revision: str | None
@@ -33,16 +34,57 @@ class BaseIdentity:
         return asdict(self)
 
 
+def same_base(files: Mapping[str, str], others: Mapping[str, str]) -> bool:
+    """Whether two bases are one, by the digests of their files.
+
+    Older runs and adapters also recorded files that are not loaded; these are not compared.
+    """
+    loaded = loaded_files(files)
+    return loaded == loaded_files(others) and all(files[name] == others[name] for name in loaded)
+
+
 def identify_base(settings: config.Base) -> BaseIdentity:
-    """Find and hash a base; UserError if it is missing, unsafe, or cannot draw base.size."""
-    folder = base_folder(settings)
-    _refuse_size(folder, settings.size)
-    files: dict[str, str] = {}
-    for part in (".", *PARTS):
-        for path in sorted((folder / part).glob("*")):
-            if path.is_file() and path.suffix in SUFFIXES:
-                files[path.relative_to(folder).as_posix()] = sha256_file(path)
-    return BaseIdentity(settings.path, settings.revision, files)
+    """Find, look at and hash a base; UserError if it is missing, or busray cannot draw with it.
+
+    All that the configurations, the headers and the values of the weights show is said at once.
+    The weights are read once, for their digest and to find NaN and infinity in them.
+    """
+    files = base_files(settings)
+    _refuse(files.folder, kind_problems(files))
+    _refuse_size(files, settings.size)
+    digests, problems = {}, []
+    for name in files.names():
+        path = files.folder / name
+        part, _, file = name.partition("/")
+        header = files.headers.get(part, {}).get(file)
+        if header is None:
+            digests[name] = sha256_file(path)
+            continue
+        try:
+            scanned = scan(path, header)
+        except NoWeights as error:
+            problems.append(f"{name} is {error}")
+            continue
+        digests[name] = scanned.sha256
+        if scanned.not_finite:
+            n, first = len(scanned.not_finite), scanned.not_finite[0]
+            problems.append(f"{name}: NaN or infinity in {n} of {len(header.tensors)} tensors, such as {first}")
+        if scanned.blank:
+            problems.append(f"{name}: its end is all zeros, as in a download that was broken off")
+    if problems:
+        problems.append("download the file again, or save it again from the software that made it")
+    _refuse(files.folder, problems)
+    return BaseIdentity(settings.path, settings.revision, digests)
+
+
+def inspect_base(settings: config.Base) -> None:
+    """UserError where weights are missing, or have other shapes than the configurations say.
+
+    It imports torch and diffusers, so it is for a new run; a run keeps the files of its base.
+    """
+    if settings.path != "tiny":  # it comes with the package
+        files = base_files(settings)
+        _refuse(files.folder, shape_problems(files))
 
 
 def base_folder(settings: config.Base) -> Path:
@@ -50,33 +92,46 @@ def base_folder(settings: config.Base) -> Path:
 
     UserError where it is missing, is not in diffusers' layout, or has pickled weights only.
     """
+    return base_files(settings).folder
+
+
+def base_files(settings: config.Base) -> BaseFiles:
+    """The base's files, a hub id's at its pinned commit; UserError where one is not readable."""
     folder = TINY if settings.path == "tiny" else Path(settings.path)
+    if folder.is_file():
+        _refuse_file(folder)
     if not folder.is_dir():
         folder = _fetch(settings)
-    for name in ("model_index.json", *PARTS):
-        if not (folder / name).exists():
-            wrong = f"{folder} has no {name}, so it is no base in diffusers' layout"
-            raise UserError(f"base.path: {wrong}")
-    for part in ("unet", "vae", "text_encoder"):
-        if not any((folder / part).glob("*.safetensors")):
-            raise UserError(
-                f"base.path: {folder / part} has no .safetensors file; pickled weights (.bin, .ckpt) "
-                "are not loaded: convert them with `save_pretrained(safe_serialization=True)`"
-            )
-    return folder
+    files = BaseFiles(folder)
+    # What can be told of the kind is told at once, too.
+    _refuse(folder, [*files.problems, *([] if files.kind else kind_problems(files))] if files.problems else [])
+    return files
 
 
-def _refuse_size(folder: Path, size: int) -> None:
+def _refuse_file(path: Path) -> None:
+    raise UserError(f"base.path: {path} is a file: give a folder in diffusers' layout")
+
+
+def _refuse(folder: Path, problems: list[str]) -> None:
+    """UserError that says all problems; one of them alone stands in one line."""
+    if len(problems) == 1:
+        (problem,) = problems
+        raise UserError(f"base.path: {problem}" if str(folder) in problem else f"base.path: {folder}: {problem}")
+    if problems:
+        lines = "".join(f"\n  {problem}" for problem in problems)
+        raise UserError(f"base.path: {folder} cannot be used:{lines}")
+
+
+def _refuse_size(files: BaseFiles, size: int) -> None:
     """UserError where a square of this side cannot be halved as often as the networks do it."""
     # Every block of the autoencoder and of the UNet but the last one halves the side.
     halvings = 0
     for part in ("vae", "unet"):
-        path = folder / part / "config.json"
-        try:
-            halvings += len(json.loads(path.read_text())["block_out_channels"]) - 1
-        except (OSError, ValueError, KeyError) as error:
-            wrong = f"{path} is no configuration of diffusers: {error!r}"
-            raise UserError(f"base.path: {wrong}") from error
+        blocks = files.configs[part].get("block_out_channels")
+        if not isinstance(blocks, list):
+            path = files.folder / part / "config.json"
+            raise UserError(f"base.path: {path} is no configuration of diffusers: it has no block_out_channels")
+        halvings += len(blocks) - 1
     if size % 2**halvings:
         raise UserError(f"base.size: {size} is no multiple of this base's {2**halvings}")
 
@@ -93,12 +148,14 @@ def _fetch(settings: config.Base) -> Path:
     wanted = ["model_index.json"]
     for part in PARTS:
         wanted += [f"{part}/*{suffix}" for suffix in SUFFIXES]
-    # Further copies of the same weights, which are not loaded.
-    copies = ["*.fp16.safetensors", "*.non_ema.safetensors"]
+    # Further copies of the same weights, which are not loaded where the plain ones are there.
+    copies = ["*.fp16.*", "*.non_ema.*"]
     repository, commit = settings.path, settings.revision
     try:
-        folder = snapshot_download(repository, revision=commit, allow_patterns=wanted, ignore_patterns=copies)
-        return Path(folder)
+        folder = Path(snapshot_download(repository, revision=commit, allow_patterns=wanted, ignore_patterns=copies))
+        if not all(any((folder / part).glob("*.safetensors")) for part in NETWORKS):
+            folder = Path(snapshot_download(repository, revision=commit, allow_patterns=wanted))
+        return folder
     except Exception as error:  # the hub client has many kinds of failure; all have the same fix
         raise UserError(
             f"base.path: cannot fetch {repository} at {commit}: {str(error).splitlines()[0]}; "
@@ -144,12 +201,34 @@ def load_pipeline(settings: config.Base, device: str = "cpu", dtype: str | None 
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
-    kind = getattr(torch, dtype or settings.dtype)
-    absent = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    kind, files = getattr(torch, dtype or settings.dtype), base_files(settings)
+    absent: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
     pipe = StableDiffusionPipeline.from_pretrained(
-        base_folder(settings), dtype=kind, use_safetensors=True, local_files_only=True, **absent
+        files.folder,
+        dtype=kind,
+        use_safetensors=True,
+        local_files_only=True,
+        requires_safety_checker=False,
+        **absent,
+        **_variants(files, kind),
     )
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.requires_grad_(False).eval()
     return pipe.to(device)
+
+
+def _variants(files: BaseFiles, kind: Any) -> dict[str, Any]:
+    """The networks whose weights lie there as a variant only (fp16), loaded as this type."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    classes: dict[str, Any] = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    loaded = {}
+    for part in NETWORKS:
+        weights = files.weights(part)
+        if weights is not None and weights.variant is not None:
+            loaded[part] = classes[part].from_pretrained(
+                files.folder / part, variant=weights.variant, dtype=kind, use_safetensors=True, local_files_only=True
+            )
+    return loaded

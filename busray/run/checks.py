@@ -22,8 +22,8 @@ from busray.doctor import require_create_only
 from busray.evidence.distances import FLOOR_SPLIT
 from busray.evidence.stats.samples import FEWEST_UNITS
 from busray.layout import BASE, CHECK, CONFIG, DATASET
-from busray.model.adapters import check_adapters, token_vectors
-from busray.model.base import BaseIdentity, TextPlaces, identify_base
+from busray.model.adapters import offered_adapters
+from busray.model.base import BaseIdentity, TextPlaces, identify_base, inspect_base, same_base
 from busray.model.checkpoints import fetch_adapters, read_adapters
 from busray.records import DataSet, UserError, json_object, to_json
 from busray.run.images import adapters_folder, image_folder
@@ -63,8 +63,9 @@ def open_run(
     store = Store(config.output)
     read_run(store)  # a newer stored format is refused before anything else is read
     check_settings(store, config)
-    base = identify_base(config.base)
-    check_base(store, base)
+    base = kept_base(store, identify_base(config.base))
+    if store.read_or_none(BASE) is None:
+        inspect_base(config.base)
     # First what settings and weights show in moments, then what has to read every image.
     extractors = find_extractors(config.evaluate) if needs_inception else {}
     check_classifier_weights(config, judges=needs_inception, gates=writes)
@@ -106,14 +107,21 @@ def _may_change(key: str) -> bool:
     return any(key == free or key.startswith(free + ".") for free in MAY_CHANGE)
 
 
-def check_base(store: Store, base: BaseIdentity) -> None:
-    """A run keeps its base, since its adapters and checkpoints fit no other."""
-    stored = store.read_record_or_none(BASE, json_object)
-    if stored is not None and stored != base.files:
+def kept_base(store: Store, base: BaseIdentity) -> BaseIdentity:
+    """The base as the run recorded it; UserError for another one.
+
+    A run keeps its base, since its adapters and checkpoints fit no other.
+    """
+    files = store.read_record_or_none(BASE, json_object)
+    if files is None:
+        return base
+    if not same_base(files, base.files):
         raise UserError(
             f"base.path: the files of {base.repository} are not those that {store.url} started with: "
             "give another output, or bring them back (`tiny` comes with a version of busray)"
         )
+    # Older runs hashed more files than are loaded; what was derived from them keeps its names.
+    return replace(base, files=files)
 
 
 def check_classifier_weights(config: Config, *, judges: bool, gates: bool) -> None:
@@ -198,10 +206,11 @@ def checked_vectors(run: Run) -> dict[str, int]:
             local = fetch_adapters(store, Path(cache))
         else:
             local = adapters_folder(config.adapters.path, Path(cache))
-        offered = check_adapters(local, config.adapters.method, tokens, run.base, run.dataset.hash)
-        if adopted and adopted.sha256 != offered["sha256"]:
+        known, method = adopted is not None, config.adapters.method
+        offered = offered_adapters(local, method, tokens, run.base, run.dataset.hash, known=known)
+        if adopted and adopted.sha256 != offered.record["sha256"]:
             raise UserError(f"adapters.path: {config.output} has other adapters already: give another output")
-        return token_vectors(local, tokens.values())
+        return offered.vectors
 
 
 def check_texts(run: Run, vectors: dict[str, int]) -> None:
@@ -256,7 +265,7 @@ def _record(run: Run, findings: dict[str, Any] | None, *, writes: bool) -> Run:
     check_settings(store, config)
     if writes:
         store.put_checked(BASE, to_json(run.base.files))
-    check_base(store, run.base)
+    kept_base(store, run.base)
     if findings is None:
         return run
     store.replace_checked(CHECK, to_json(findings))

@@ -19,7 +19,7 @@ from busray.corpus.encode import png_bytes
 from busray.data.images import Images
 from busray.identity import fingerprint, seed_for
 from busray.model import checkpoints
-from busray.model.adapters import adapter_sha256, check_adapters
+from busray.model.adapters import adapter_sha256, offered_adapters
 from busray.model.base import load_pipeline
 from busray.model.checkpoints import Checkpoint, TrainingLog, commit_adapters, read_adapters
 from busray.records import AdaptersRecord, ContentBox, ImageSpec, Stopped
@@ -96,12 +96,8 @@ def _adopt(run: Run, path: str) -> AdaptersRecord:
     with tempfile.TemporaryDirectory() as cache:
         folder = adapters_folder(path, Path(cache))
         tokens = run.config.tokens() if run.config.uses_tokens else {}
-        record = check_adapters(folder, run.config.adapters.method, tokens, run.base, run.dataset.hash)
-        files = {}
-        for file in sorted(folder.iterdir()):
-            if file.suffix in (".safetensors", ".json"):
-                files[file.name] = file.read_bytes()
-    return commit_adapters(run.store, files, {**record, "adopted": True})
+        offered = offered_adapters(folder, run.config.adapters.method, tokens, run.base, run.dataset.hash)
+    return commit_adapters(run.store, offered.files, {**offered.record, "adopted": True})
 
 
 def _training(run: Run, device: str) -> AdapterTraining:

@@ -18,6 +18,7 @@ from busray.model.adapters import (
     check_adapters,
     load_adapters,
     lora_bytes,
+    offered_adapters,
     token_file,
 )
 from busray.model.base import BaseIdentity, identify_base
@@ -146,6 +147,7 @@ def test_a_lora_on_convolutions_alone_loads(tmp_path: Path) -> None:
     layer = "unet.down_blocks.0.resnets.0.conv1"
     whole = {"down": torch.ones(2, 64, 3, 3), "up": torch.ones(64, 2, 1, 1)}
     save_file({f"{layer}.lora.{part}.weight": tensor for part, tensor in whole.items()}, tmp_path / LORA_FILE)
+    (tmp_path / "adapter.json").write_text('{"layers": 1}')
     check_adapters(tmp_path, "lora", {}, identify_base(Base()), None)
     load_adapters(tiny_pipeline(), tmp_path, "lora", {})
 
@@ -174,7 +176,7 @@ def test_a_token_of_another_width_is_refused(folder: Path, base: BaseIdentity) -
 def test_a_lora_of_another_base_is_refused(folder: Path, base: BaseIdentity) -> None:
     name = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora.down.weight"
     save_file({name: torch.zeros(4, 320), name.replace("down.w", "up.w"): torch.zeros(320, 4)}, folder / LORA_FILE)
-    assert "320 wide" in refused(folder, base)
+    assert "320 wide, here 96" in refused(folder, base)
 
 
 def test_adapters_that_saw_another_split_are_refused(folder: Path, base: BaseIdentity) -> None:
@@ -186,14 +188,13 @@ def test_a_file_that_is_no_safetensors_is_refused(folder: Path, base: BaseIdenti
     assert "is no safetensors file" in refused(folder, base)
 
 
-def test_a_real_lora_in_the_legacy_layout_is_refused_because_diffusers_loads_nothing_from_it(
-    tmp_path: Path, base: BaseIdentity
-) -> None:
+def test_a_real_lora_of_another_base_is_refused_by_its_true_reason(tmp_path: Path, base: BaseIdentity) -> None:
     files = sorted((FIXTURES / "sd15-lora").glob("*.safetensors"))
     if not files:
-        pytest.skip(f"the fixture of a legacy LoRA is not here: {FIXTURES / 'sd15-lora'}")
+        pytest.skip(f"the fixture of a LoRA is not here: {FIXTURES / 'sd15-lora'}")
     (tmp_path / LORA_FILE).write_bytes(files[0].read_bytes())
-    assert "would load nothing" in refused(tmp_path, base, method="lora", tokens={})
+    message = refused(tmp_path, base, method="lora", tokens={})
+    assert "is another base's" in message and "of its 128 layers" in message
 
 
 def test_a_real_pickled_embedding_is_refused(tmp_path: Path, base: BaseIdentity) -> None:
@@ -202,3 +203,248 @@ def test_a_real_pickled_embedding_is_refused(tmp_path: Path, base: BaseIdentity)
         pytest.skip(f"the fixture of a pickled embedding is not here: {FIXTURES / 'sd15-textual-inversion'}")
     (tmp_path / files[0].name).write_bytes(files[0].read_bytes())
     assert "pickles are never loaded" in refused(tmp_path, base, method="ti")
+
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def pairs(unet: Any, *, seed: int = 5, rank: int = 2) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Layer -> (down, up) of a LoRA on all of a UNet's attention, as if trained."""
+    generator, found = torch.Generator().manual_seed(seed), {}
+    for name, weight in unet.named_parameters():
+        layer = name.removesuffix(".weight")
+        if name.endswith(tuple(f".{target}.weight" for target in ATTENTION)):
+            down = torch.randn(rank, weight.shape[1], generator=generator) / weight.shape[1] ** 0.5
+            found[layer] = down, 0.05 * torch.randn(weight.shape[0], rank, generator=generator)
+    return found
+
+
+def in_diffusers(layer: str) -> tuple[str, str]:
+    return f"unet.{layer}.lora.down.weight", f"unet.{layer}.lora.up.weight"
+
+
+def in_peft_of_diffusers(layer: str) -> tuple[str, str]:
+    return f"unet.{layer}.lora_A.weight", f"unet.{layer}.lora_B.weight"
+
+
+def in_peft(layer: str) -> tuple[str, str]:
+    return f"base_model.model.{layer}.lora_A.weight", f"base_model.model.{layer}.lora_B.weight"
+
+
+def in_kohya(layer: str) -> tuple[str, str]:
+    flat = "lora_unet_" + layer.replace(".", "_")
+    return f"{flat}.lora_down.weight", f"{flat}.lora_up.weight"
+
+
+def in_attention_processors(layer: str) -> tuple[str, str]:
+    """As diffusers wrote them before 0.17; ../shared/fixtures/sd15-lora is such a file."""
+    path, _, target = layer.removesuffix(".0").rpartition(".")
+    return f"{path}.processor.{target}_lora.down.weight", f"{path}.processor.{target}_lora.up.weight"
+
+
+def in_attention_processors_of_unet(layer: str) -> tuple[str, str]:
+    down, up = in_attention_processors(layer)
+    return f"unet.{down}", f"unet.{up}"
+
+
+LAYOUTS = [
+    in_diffusers,
+    in_peft_of_diffusers,
+    in_peft,
+    in_kohya,
+    in_attention_processors,
+    in_attention_processors_of_unet,
+]
+
+
+def write_lora(folder: Path, layout: Any, alpha: float | None = None, name: str = LORA_FILE) -> None:
+    """A LoRA on all of the embedded base's attention, in this layout."""
+    tensors = {}
+    for layer, (down, up) in pairs(tiny_pipeline().unet).items():
+        for key, value in zip(layout(layer), (down, up), strict=True):
+            tensors[key] = value.contiguous()
+        if alpha is not None and layout is in_kohya:
+            tensors["lora_unet_" + layer.replace(".", "_") + ".alpha"] = torch.tensor(alpha)
+    save_file(tensors, folder / name)
+    if layout is in_peft:
+        (folder / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": alpha or 2}))
+
+
+def adopted(folder: Path, base: BaseIdentity, target: Path) -> Path:
+    """What a run keeps of the adapters in this folder."""
+    target.mkdir()
+    for name, data in offered_adapters(folder, "lora", {}, base, None).files.items():
+        (target / name).write_bytes(data)
+    return target
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("alpha", [None, 1.0])
+def test_a_lora_in_each_layout_reaches_every_layer_at_its_scale(
+    tmp_path: Path, base: BaseIdentity, layout: Any, alpha: float | None
+) -> None:
+    if alpha is not None and layout not in (in_kohya, in_peft):
+        pytest.skip("this layout has no scale")
+    (tmp_path / "given").mkdir()
+    write_lora(tmp_path / "given", layout, alpha)
+    pipe, plain = tiny_pipeline(), tiny_pipeline()
+    load_adapters(pipe, adopted(tmp_path / "given", base, tmp_path / "kept"), "lora", {})
+    scale = 1.0 if alpha is None else alpha / 2
+    for layer, (down, up) in pairs(plain.unet).items():
+        expected = plain.unet.get_submodule(layer).weight + scale * up @ down
+        torch.testing.assert_close(pipe.unet.get_submodule(layer).weight, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_only_lora_of_a_folder_is_taken_whatever_its_name(tmp_path: Path, base: BaseIdentity) -> None:
+    write_lora(tmp_path, in_kohya, name="my-ultrasound-000010.safetensors")
+    assert set(offered_adapters(tmp_path, "lora", {}, base, None).files) == {LORA_FILE}
+    write_lora(tmp_path, in_kohya, name="my-ultrasound-000020.safetensors")
+    assert "several LoRA files" in refused(tmp_path, base, method="lora", tokens={})
+
+
+def test_a_lora_of_the_text_encoder_in_kohyas_layout_reaches_every_layer(tmp_path: Path, base: BaseIdentity) -> None:
+    write_lora(tmp_path, in_kohya)
+    tensors = load_file(tmp_path / LORA_FILE)
+    encoder = tiny_pipeline().text_encoder
+    layers = [name for name, module in encoder.named_modules() if isinstance(module, torch.nn.Linear)]
+    generator = torch.Generator().manual_seed(6)
+    for layer in layers:
+        flat = "lora_te_text_model_" + layer.removeprefix("text_model.").replace(".", "_")
+        out, wide = encoder.get_submodule(layer).weight.shape
+        tensors[f"{flat}.lora_down.weight"] = torch.randn(4, wide, generator=generator) / wide**0.5
+        tensors[f"{flat}.lora_up.weight"] = 0.05 * torch.randn(out, 4, generator=generator)
+        tensors[f"{flat}.alpha"] = torch.tensor(2.0)
+    save_file(tensors, tmp_path / LORA_FILE)
+    pipe = tiny_pipeline()
+    load_adapters(pipe, adopted(tmp_path, base, tmp_path / "kept"), "lora", {})
+    for layer in layers:
+        flat = "lora_te_text_model_" + layer.removeprefix("text_model.").replace(".", "_")
+        product = tensors[f"{flat}.lora_up.weight"] @ tensors[f"{flat}.lora_down.weight"]
+        expected = encoder.get_submodule(layer).weight + 0.5 * product
+        torch.testing.assert_close(pipe.text_encoder.get_submodule(layer).weight, expected, atol=1e-5, rtol=1e-5)
+
+
+FIRST = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+def spoilt(value: float) -> Any:
+    """What sets one value of a LoRA's first matrices."""
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"{FIRST}.lora.down.weight"][0, 0] = value
+
+    return spoil
+
+
+def lose_half(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors[f"{FIRST}.lora.up.weight"]
+
+
+def lose_layer(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors[f"{FIRST}.lora.up.weight"], tensors[f"{FIRST}.lora.down.weight"]
+
+
+def lose_blocks(tensors: dict[str, torch.Tensor]) -> None:
+    for name in [name for name in tensors if "up_blocks" in name]:
+        del tensors[name]
+
+
+def other_rank(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[f"{FIRST}.lora.up.weight"] = torch.ones(96, 3)
+
+
+def grow(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[f"{FIRST}.lora.up.weight"] *= 1e6
+
+
+def vanish(tensors: dict[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if "up.weight" in name:
+            tensor.zero_()
+
+
+def foreign(name: str) -> Any:
+    """What adds a tensor of this name."""
+
+    def add(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name] = torch.ones(2, 2)
+
+    return add
+
+
+SPOILT = {
+    "NaN": (spoilt(float("nan")), ["is damaged: NaN or infinity in 1 of", FIRST]),
+    "infinity": (spoilt(float("inf")), ["is damaged: NaN or infinity in 1 of", FIRST]),
+    "a missing half": (lose_half, ["1 of 56 layers have only their first (down, lora_A) matrix", FIRST]),
+    "a missing layer": (lose_layer, ["55 are there, 1 of unet's attn1.to_q are not", '{"layers": 55}']),
+    "missing blocks": (lose_blocks, ["are there", "of unet's attn1.to_q", "of unet's attn2.to_v"]),
+    "ranks that differ": (other_rank, ["[2, 96] and [96, 3], which do not fit"]),
+    "absurd values": (grow, [f"it changes {FIRST} by", "times the layer's own norm"]),
+    "zeros": (vanish, ["would load nothing", "zero, as before training"]),
+    "LoHa": (foreign("lora_unet_mid_block.hada_w1_a"), ["holds LoHa (LyCORIS) (1 of 113 tensors)"]),
+    "DoRA": (foreign("lora_unet_mid_block.dora_scale"), ["holds DoRA"]),
+    "SDXL": (foreign("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"), ["is SDXL's: 1 of 113"]),
+    "Flux": (foreign("transformer.blocks.0.attn.to_q.lora_A.weight"), ["a transformer's (SD3, Flux)"]),
+    "the original code's names": (
+        foreign("lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_down.weight"),
+        ["is another base's: 1 of its 57 layers (SDXL's names)", "input_blocks_4_1"],
+    ),
+    "other tensors": (foreign("epoch"), ["1 of 113 tensors that are not LoRA's: epoch"]),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_a_lora_that_would_load_wrong_is_refused_by_its_true_reason(
+    tmp_path: Path, base: BaseIdentity, case: str
+) -> None:
+    write_lora(tmp_path, in_diffusers)
+    tensors, (spoil, words) = load_file(tmp_path / LORA_FILE), SPOILT[case]
+    spoil(tensors)
+    save_file(tensors, tmp_path / LORA_FILE)
+    message = refused(tmp_path, base, method="lora", tokens={})
+    assert not [word for word in words if word not in message], message
+
+
+def test_a_lora_on_a_part_of_the_layers_is_taken_where_its_metadata_say_so(tmp_path: Path, base: BaseIdentity) -> None:
+    write_lora(tmp_path, in_diffusers)
+    tensors = load_file(tmp_path / LORA_FILE)
+    lose_layer(tensors)
+    save_file(tensors, tmp_path / LORA_FILE)
+    (tmp_path / "adapter.json").write_text('{"layers": 55}')
+    check_adapters(tmp_path, "lora", {}, base, None)
+
+
+def test_pefts_own_layout_needs_its_settings(tmp_path: Path, base: BaseIdentity) -> None:
+    write_lora(tmp_path, in_peft, name="adapter_model.safetensors")
+    check_adapters(tmp_path, "lora", {}, base, None)
+    (tmp_path / "adapter_config.json").unlink()
+    assert "adapter_config.json is needed beside it" in refused(tmp_path, base, method="lora", tokens={})
+
+
+TOKEN_CASES = {
+    "NaN": ({"<us-benign>": torch.full((1, WIDTH), float("nan"))}, "NaN or infinity in its vectors"),
+    "zeros": ({"<us-benign>": torch.zeros(1, WIDTH)}, "all zeros"),
+    "absurd": ({"<us-benign>": torch.full((1, WIDTH), 1e6)}, "times as long as the base's longest"),
+    "integers": ({"<us-benign>": torch.ones(1, WIDTH, dtype=torch.int64)}, "are no vectors"),
+    "no vectors": ({"<us-benign>": torch.ones(0, WIDTH)}, "are no vectors"),
+    "another token": ({"<us-other>": torch.ones(1, WIDTH)}, "holds <us-other>, not the token <us-benign> alone"),
+    "SDXL": ({"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)}, "is for SDXL"),
+    "too many": ({"<us-benign>": torch.ones(77, WIDTH)}, "at most 16"),
+}
+
+
+@pytest.mark.parametrize("case", TOKEN_CASES)
+def test_a_token_that_would_load_wrong_is_refused_by_its_true_reason(
+    folder: Path, base: BaseIdentity, case: str
+) -> None:
+    tensors, words = TOKEN_CASES[case]
+    save_file(tensors, folder / "us-benign.safetensors")
+    assert words in refused(folder, base)
+
+
+def test_a_token_of_a1111_is_stored_under_its_own_name(folder: Path, base: BaseIdentity) -> None:
+    rows = load_file(folder / "us-benign.safetensors")["<us-benign>"]
+    save_file({"emb_params": rows}, folder / "us-benign.safetensors")
+    offered = offered_adapters(folder, "ti", TOKENS, base, "d" * 64)
+    assert offered.vectors == {"<us-benign>": 2}
+    assert torch.equal(load(offered.files["us-benign.safetensors"])["<us-benign>"], rows)

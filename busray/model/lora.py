@@ -1,0 +1,363 @@
+"""LoRA files in the layouts that people have, checked against a base and as diffusers loads them.
+
+diffusers loads nothing, or a part, from some layouts and says nothing. So every tensor is assigned
+to a layer of the base here, and a file in another layout is written anew.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from busray.model.base_files import BaseFiles
+from busray.model.inspect_base import some
+from busray.model.weights import Header, NoWeights, read_header
+from busray.records import UserError
+
+UNET, TEXT = "unet", "text_encoder"
+# How the names of a LoRA's first matrices end: in diffusers' layout, in PEFT's, in kohya's.
+DOWN = (".lora.down.weight", ".lora_A.weight", ".lora_linear_layer.down.weight")
+# Likewise of its second matrices, which are zero before training.
+UP = (".lora.up.weight", ".lora_B.weight", ".lora_linear_layer.up.weight")
+HALVES = re.compile(
+    r"(?P<module>.+?)(?:[._]lora(?:_linear_layer)?\.(?P<half>down|up)|\.lora_(?P<other>down|up|A|B)(?:\.\w+)?)\.weight"
+)
+PREFIXES = {
+    "unet.": ("diffusers", UNET),
+    "text_encoder.": ("diffusers", TEXT),
+    "lora_unet_": ("kohya", UNET),
+    "lora_te_": ("kohya", TEXT),
+    "lora_te1_": ("kohya", TEXT),
+    "base_model.model.": ("PEFT", None),
+    "": ("diffusers before 0.17", None),
+}
+"""How a tensor's name begins -> (layout, network); None where the name does not say the network."""
+OTHER_METHODS = {
+    "hada_w": "LoHa (LyCORIS)",
+    "lokr_": "LoKr (LyCORIS)",
+    "oft_": "OFT",
+    "glora": "GLoRA (LyCORIS)",
+    "lora_mid": "LoCon with a third matrix (LyCORIS)",
+    "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
+    ".diff": "whole weights (LyCORIS full)",
+    "lora_embedding_": "LoRA of an embedding",
+}
+"""What else than LoRA's two matrices is in such files, by a part of a tensor's name."""
+OTHER_BASES = {
+    "lora_te2_": "SDXL's",
+    "text_encoder_2.": "SDXL's",
+    "transformer.": "a transformer's (SD3, Flux)",
+    "lora_transformer_": "a transformer's (SD3, Flux)",
+    "diffusion_model.": "ComfyUI's, mostly of a transformer (SD3, Flux)",
+}
+ABSURD = 1000.0
+"""A LoRA that changes a layer by more than so many times the layer's own norm."""
+
+
+@dataclass
+class Pair:
+    """The matrices of one layer: the layer's weight becomes W + alpha / rank * up @ down."""
+
+    down: str | None = None  # names of the tensors in the file
+    up: str | None = None
+    alpha: str | None = None
+
+
+Layers = dict[tuple[str, str], Pair]  # (network, layer of the base) -> its matrices
+
+
+class LoraFile:
+    """A LoRA file whose tensors are assigned to the layers of a base.
+
+    UserError where it is none, or not of this base. where: begins every message.
+    """
+
+    def __init__(self, path: Path, where: str, base: BaseFiles) -> None:
+        self.path, self.where = path, f"{where}: {path.name}"
+        self.header = header_of(path, where)
+        self.base_shapes = {network: layer_shapes(base, network) for network in (UNET, TEXT)}
+        self.layers: Layers = {}
+        self.layouts: set[str] = set()
+        self._refuse_others()
+        self._assign()
+        self._refuse_shapes()
+
+    def _refuse(self, problem: str) -> None:
+        raise UserError(f"{self.where} {problem}")
+
+    def _refuse_others(self) -> None:
+        """UserError for what is no LoRA, and for LoRA of another family of bases."""
+        names = list(self.header.tensors)
+        for part, method in OTHER_METHODS.items():
+            if found := [name for name in names if part in name]:
+                self._refuse(f"holds {method} ({len(found)} of {len(names)} tensors): busray loads LoRA alone")
+        for beginning, whose in OTHER_BASES.items():
+            if found := [name for name in names if name.startswith(beginning)]:
+                self._refuse(f"is {whose}: {len(found)} of {len(names)} tensors begin with {beginning}")
+
+    def _assign(self) -> None:
+        by_flat_name = {}
+        for network, shapes in self.base_shapes.items():
+            for layer in shapes:
+                by_flat_name[network, layer.replace(".", "_")] = layer
+        unknown: list[str] = []
+        no_lora: list[str] = []
+        for name in self.header.tensors:
+            match = HALVES.fullmatch(name)
+            module = match["module"] if match else name.removesuffix(".alpha")
+            if match is None and not name.endswith(".alpha"):
+                no_lora.append(name)
+                continue
+            prefix = next(prefix for prefix in PREFIXES if module.startswith(prefix))
+            layout, network = PREFIXES[prefix]
+            found = _find_layer(module.removeprefix(prefix), network, by_flat_name)
+            if found is None:
+                unknown.append(module)
+                continue
+            self.layouts.add(layout)
+            pair = self.layers.setdefault(found, Pair())
+            half = (match["half"] or match["other"]) if match else "alpha"
+            field = {"down": "down", "A": "down", "up": "up", "B": "up", "alpha": "alpha"}[half]
+            if getattr(pair, field) is not None:
+                self._refuse(f"has two tensors for one layer: {getattr(pair, field)} and {name}")
+            setattr(pair, field, name)
+        self._refuse_unassigned(sorted(set(unknown)), no_lora)
+
+    def _refuse_unassigned(self, unknown: list[str], no_lora: list[str]) -> None:
+        total = len(self.header.tensors)
+        if not self.layers and not unknown:
+            self._refuse(f"would load nothing: none of its {total} tensors is a LoRA's, such as {some(no_lora)}")
+        if unknown:
+            wide = " (SDXL's names)" if any("input_blocks" in name for name in unknown) else ""
+            self._refuse(
+                f"is another base's: {len(unknown)} of its {len(unknown) + len(self.layers)} layers{wide}, such as "
+                f"{unknown[0]}, are none of this base, which lacks them"
+            )
+        if no_lora:
+            self._refuse(f"has {len(no_lora)} of {total} tensors that are not LoRA's: {some(no_lora)}")
+        for missing, there in (("down", "second (up, lora_B)"), ("up", "first (down, lora_A)")):
+            alone = [_name(key) for key, pair in self.layers.items() if getattr(pair, missing) is None]
+            if alone:
+                self._refuse(
+                    f"is damaged: {len(alone)} of {len(self.layers)} layers have only their {there} matrix, "
+                    f"such as {alone[0]}"
+                )
+
+    def _refuse_shapes(self) -> None:
+        tensors = self.header.tensors
+        for (network, layer), pair in self.layers.items():
+            assert pair.down is not None and pair.up is not None
+            down, up = tensors[pair.down].shape, tensors[pair.up].shape
+            weight, name = self.base_shapes[network][layer], f"{network}.{layer}"
+            if len(down) != len(weight) and len(down) not in (2, 4):
+                self._refuse(f"is damaged: {pair.down} has the shape {list(down)}")
+            if down[1] != weight[1]:
+                self._refuse(f"is another base's: {name} is {down[1]} wide, here {weight[1]}")
+            if up[0] != weight[0]:
+                self._refuse(f"is another base's: {name} has {up[0]} outputs, here {weight[0]}")
+            if up[1] != down[0] or down[2:] != weight[2:] or any(side != 1 for side in up[2:]):
+                self._refuse(f"is damaged: {name} has matrices of {list(down)} and {list(up)}, which do not fit")
+
+    @property
+    def standard(self) -> bool:
+        """Whether diffusers loads the file, as it is, into all of its layers."""
+        styles = set()
+        for (network, layer), pair in self.layers.items():
+            if pair.alpha is not None:
+                return False
+            for style, (down, up) in enumerate(zip(DOWN, UP, strict=True)):
+                plain = f"{network}.{layer}"
+                old = f"{network}.text_model.{layer}"
+                if (pair.down, pair.up) in ((plain + down, plain + up), (old + down, old + up)):
+                    styles.add((network, style))
+                    break
+            else:
+                return False
+        return len([style for style in styles if style[0] == UNET]) <= 1
+
+    def counts(self) -> dict[str, int]:
+        """Network -> how many of its layers have a LoRA."""
+        found = {UNET: 0, TEXT: 0}
+        for network, _ in self.layers:
+            found[network] += 1
+        return found
+
+    def missing_layers(self) -> dict[str, list[str]]:
+        """What the file is on elsewhere but not here -> such layers.
+
+        A LoRA is trained on all layers of a kind (say every attn1.to_q), so that a part of them
+        tells of a file that lost some. PEFT's metadata says what it was trained on.
+        """
+        wanted: dict[str, list[str]] = {}
+        for network, shapes in self.base_shapes.items():
+            kinds = {_kind(layer) for there, layer in self.layers if there == network}
+            kinds |= set(self._trained_on(network))
+            for layer in shapes:
+                kind = _kind(layer)
+                if (kind in kinds or layer in kinds) and (network, layer) not in self.layers:
+                    wanted.setdefault(f"{network}'s {kind}", []).append(layer)
+        return wanted
+
+    def _trained_on(self, network: str) -> list[str]:
+        targets = self.peft_metadata().get(f"{network}.target_modules")
+        if not isinstance(targets, list):
+            return []
+        there = self.base_shapes[network]
+        return [layer for layer in there if any(layer == t or layer.endswith(f".{t}") for t in map(str, targets))]
+
+    def peft_metadata(self) -> dict[str, Any]:
+        """PEFT's settings as diffusers keeps them in a file's header, by `<network>.<setting>`."""
+        try:
+            found = json.loads(self.header.metadata.get("lora_adapter_metadata", "{}"))
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            self._refuse("has a header whose lora_adapter_metadata is no JSON")
+        return found or {}
+
+    def layers_tensors(self, peft_config: Mapping[str, Any] | None) -> dict[tuple[str, str], tuple[Any, Any, float]]:
+        """Layer -> (down [r, in, ...], up [out, r, ...], scale), read from the file.
+
+        peft_config: adapter_config.json of PEFT's own layout, which has the scale.
+        """
+        from safetensors.torch import load_file
+
+        tensors, found, own = load_file(self.path), {}, self.peft_metadata()
+        for (network, layer), pair in self.layers.items():
+            down, up = tensors[pair.down or ""].float(), tensors[pair.up or ""].float()
+            rank = len(down)
+            scale = 1.0
+            if pair.alpha is not None:
+                scale = float(tensors[pair.alpha]) / rank
+            elif peft_config is not None:
+                scale = _peft_scale(peft_config, layer, rank)
+            elif f"{network}.lora_alpha" in own:
+                settings = {key: own.get(f"{network}.{key}") for key in PEFT_SCALE}
+                scale = _peft_scale(settings, layer, rank)
+            found[network, layer] = (down, up, scale)
+        return found
+
+
+PEFT_SCALE = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
+
+
+def _peft_scale(settings: Mapping[str, Any], layer: str, rank: int) -> float:
+    alpha = settings.get("lora_alpha") or 8  # PEFT's default
+    for pattern, value in (settings.get("alpha_pattern") or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", layer):
+            alpha = value
+    return float(alpha) / (rank**0.5 if settings.get("use_rslora") else rank)
+
+
+def _kind(layer: str) -> str:
+    """What layers of the same role share: their name without numbers of blocks."""
+    parts = layer.split(".")
+    roles = [part for part in parts if part in ("attn1", "attn2", "self_attn", "mlp", "ff")]
+    tail = parts[-2:] if parts[-1].isdigit() else parts[-1:]
+    return ".".join([*roles[-1:], *tail])
+
+
+def _name(key: tuple[str, str]) -> str:
+    return ".".join(key)
+
+
+def _find_layer(
+    module: str, network: str | None, by_flat_name: Mapping[tuple[str, str], str]
+) -> tuple[str, str] | None:
+    """The (network, layer) that a module's name means, in any of the layouts."""
+    flat = module.replace(".processor.", ".").replace(".", "_").removeprefix("text_model_")
+    for candidate in (UNET, TEXT) if network is None else (network,):
+        names = [flat, f"{flat}_0"]  # before 0.17 diffusers wrote to_out for to_out.0
+        if candidate == TEXT:
+            for old, new in (("to_q", "q_proj"), ("to_k", "k_proj"), ("to_v", "v_proj"), ("to_out", "out_proj")):
+                if flat.endswith(old):
+                    names.append(flat.removesuffix(old) + new)
+        for name in names:
+            if (candidate, name) in by_flat_name:
+                return candidate, by_flat_name[candidate, name]
+    return None
+
+
+def layer_shapes(base: BaseFiles, network: str) -> dict[str, tuple[int, ...]]:
+    """Layer -> shape of its weight, of what a LoRA can be on: linear layers and convolutions."""
+    shapes = {}
+    for name, shape in base.shapes(network).items():
+        layer = name.removeprefix("text_model.").removesuffix(".weight")
+        if name.endswith(".weight") and len(shape) in (2, 4) and not layer.endswith("_embedding"):
+            shapes[layer] = shape
+    return shapes
+
+
+def header_of(path: Path, where: str) -> Header:
+    """A safetensors file's header; UserError where it is none."""
+    try:
+        return read_header(path)
+    except NoWeights as error:
+        raise UserError(f"{where}: {path.name} is {error}") from error
+
+
+def written_anew(file: LoraFile, tensors: Mapping[tuple[str, str], tuple[Any, Any, float]]) -> bytes:
+    """The LoRA as a file that diffusers loads whole, its scale in the second matrices."""
+    from safetensors.torch import save
+
+    out = {}
+    for (network, layer), (down, up, scale) in sorted(tensors.items()):
+        down_name, up_name = (".lora_A.weight", ".lora_B.weight") if network == UNET else (DOWN[2], UP[2])
+        name = f"{network}.{layer}"
+        out[name + down_name] = down.contiguous()
+        out[name + up_name] = (up * scale).contiguous()
+    return save(out, {"format": "pt"})
+
+
+def refuse_values(file: LoraFile, tensors: Mapping[tuple[str, str], tuple[Any, Any, float]], base: BaseFiles) -> None:
+    """UserError for values that are no numbers, that change nothing, or far too much."""
+    import torch
+
+    bad = []
+    for key, (down, up, scale) in tensors.items():
+        if not (bool(torch.isfinite(down).all()) and bool(torch.isfinite(up).all()) and abs(scale) < float("inf")):
+            bad.append(_name(key))
+    if bad:
+        raise UserError(
+            f"{file.where} is damaged: NaN or infinity in {len(bad)} of {len(tensors)} layers, such as {bad[0]}"
+        )
+    sizes = {key: change_norm(*pair) for key, pair in tensors.items()}
+    if not any(sizes.values()):
+        raise UserError(f"{file.where} would load nothing: its second matrices are zero, as before training")
+    norms = weight_norms(base, tensors)
+    worst = max(sizes, key=lambda key: sizes[key] / max(norms[key], 1e-12))
+    ratio = sizes[worst] / max(norms[worst], 1e-12)
+    if ratio > ABSURD:
+        raise UserError(
+            f"{file.where} is damaged: it changes {_name(worst)} by {ratio:,.0f} times the layer's own norm "
+            "(a trained LoRA by less than once)"
+        )
+
+
+def change_norm(down: Any, up: Any, scale: float) -> float:
+    """Frobenius norm of scale * up @ down, without making the product."""
+    a, b = down.flatten(1).double(), up.flatten(1).double()
+    squared = float(((b.T @ b) * (a @ a.T)).sum())
+    return abs(scale) * max(squared, 0.0) ** 0.5
+
+
+def weight_norms(base: BaseFiles, layers: Mapping[tuple[str, str], Any]) -> dict[tuple[str, str], float]:
+    """Frobenius norms of these layers' weights; they alone are read from the base's files."""
+    from safetensors import safe_open
+
+    wanted = {}
+    for network, headers in base.headers.items():
+        for file, header in headers.items():
+            for name in header.tensors:
+                key = (network, name.removeprefix("text_model.").removesuffix(".weight"))
+                if key in layers and name.endswith(".weight"):
+                    wanted.setdefault((network, file), {})[name] = key
+    norms = {}
+    for (network, file), names in wanted.items():
+        with safe_open(base.folder / network / file, framework="pt") as opened:
+            for name, key in names.items():
+                norms[key] = float(opened.get_tensor(name).float().norm())
+    return norms
