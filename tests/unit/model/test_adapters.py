@@ -377,7 +377,7 @@ SPOILT = {
     "infinity": (spoilt(float("inf")), ["is damaged: NaN or infinity in 1 of", FIRST]),
     "a missing half": (lose_half, ["1 of 56 layers have only their first (down, lora_A) matrix", FIRST]),
     "a missing layer": (lose_layer, ["55 are there, 1 of unet's attn1.to_q are not", '{"layers": 55}']),
-    "missing blocks": (lose_blocks, ["are there", "of unet's attn1.to_q", "of unet's attn2.to_v"]),
+    "missing blocks": (lose_blocks, ["are there", "of unet's attn1.to_q"]),
     "ranks that differ": (other_rank, ["[2, 96] and [96, 3], which do not fit"]),
     "absurd values": (grow, [f"it changes {FIRST} by", "times the layer's own norm"]),
     "zeros": (vanish, ["would load nothing", "zero, as before training"]),
