@@ -248,15 +248,16 @@ def _doctor(options: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _check(options: argparse.Namespace, flags: list[str]) -> int:
+    from busray.config_file import dataset_settings
     from busray.data.check import check
     from busray.records import to_json
     from busray.storage import naming
 
-    _refuse(flags)
+    settings = dataset_settings(flags)
     if options.json and not options.json.absolute().parent.is_dir():
         raise UserError(f"--json: no folder {options.json.parent}: make it first, or name another")
     with terminal.reporter() as report:
-        checked = check(options.data, None, options.metadata, partial(report, "check"))
+        checked = check(options.data, None, options.metadata, partial(report, "check"), settings)
     for table in checked.tables():
         terminal.print_table(table.title, table.columns, table.rows)
     if options.json:
@@ -296,6 +297,7 @@ def _open(config: "Config", report: "Report", **options: Any) -> "Run":
     report("start", 0, 1)
     run = open_run(config, report, **options)
     report("start", 1, 1)
+    print(run.account, file=sys.stderr)
     return run
 
 

@@ -63,6 +63,29 @@ def _location(value: str) -> str:
     return value
 
 
+def _mask_name(value: str) -> str:
+    folder = value.endswith("/") and len(value) > 1 and value.count("/") == 1 and "*" not in value
+    pattern = value.count("*") == 1 and len(value) > 1 and "/" not in value
+    if hidden_character(value) or not (folder or pattern):
+        raise ValueError("write `*_mask` (one `*` for the image's name) or `masks/` (a folder's name)")
+    return value
+
+
+def safe_name(folder: str) -> str | None:
+    """A class name for a folder of any name: accents go, and spaces and what else no object's key
+    can hold become `-`. None where nothing readable would be left."""
+    if NAME.fullmatch(folder) and folder != "all":
+        return folder
+    if hidden_character(folder) or re.fullmatch(r"[A-Za-z0-9_.-]*", folder) or re.search(r"[/\\]", folder):
+        return None  # not a matter of spaces and accents
+    plain = unicodedata.normalize("NFKD", folder).encode("ascii", "ignore").decode()
+    letters = sum(character.isalnum() for character in folder)
+    name = re.sub(r"[^A-Za-z0-9_.]+", "-", plain).strip("-_.")
+    # A name of another script would lose most of its letters.
+    readable = 2 * sum(character.isalnum() for character in name) > letters
+    return name if readable and NAME.fullmatch(name) and name != "all" else None
+
+
 Location = Annotated[str, AfterValidator(_location)]
 """A path or URL, without credentials."""
 Positive = Annotated[int, Field(ge=1)]
@@ -76,6 +99,8 @@ Strength = Annotated[float, Field(gt=0, le=1)]
 Guidance = Annotated[float, Field(ge=1, le=50)]
 SamplingSteps = Annotated[int, Field(ge=1, le=1000)]
 Text = Annotated[str, Field(min_length=1)]
+MaskName = Annotated[str, AfterValidator(_mask_name)]
+"""A pattern with one `*`, or a folder's name and `/`."""
 AblationArm = Literal["base", "base+refine", "lora", "lora+refine", "ti", "ti+refine", "lora+ti", "lora+ti+refine"]
 Extractor = Literal["inception", "texture", "dinov2"]
 Architecture = Literal["cnn", "efficientnet-lite0"]
@@ -109,6 +134,19 @@ class Dataset(Settings):
     """Simulate the data set instead of reading one; exactly one of path and phantoms is set."""
     metadata: Location | None = None
     """CSV with the column `file` (relative to path), optionally `group` (patient) and others."""
+    masks: Annotated[tuple[MaskName, ...], Field(max_length=64)] | None = None
+    """How masks are named: `*_mask` (`*` is the image's name; case, separator and a number at the
+    end do not count) or `masks/` (their folder). null: common names, and what a file holds; where
+    both leave a doubt, busray asks. With a list, the names alone decide; []: there are no masks."""
+    frames: Literal["first", "middle", "all"] | Annotated[int, Field(ge=1, le=100_000)] = "first"
+    """Which frames of a file with several (DICOM clip, TIFF pages, animation) are images; a number:
+    so many, evenly spaced. Frames of one file never cross the split."""
+    links: bool = False
+    """Follow symbolic links that lead out of the data folder, as into a cache."""
+    split: Literal["shares", "folders"] = "shares"
+    """`folders`: the data set comes split, into folders train, val and test above the classes;
+    then val and test below do not count. An image that is also in test, or whose patient is, is
+    left out of train and val."""
     frame: Literal["letterbox", "centre", "stretch"] = "letterbox"
     """The framing: how an image of any size becomes the model's square."""
     annotations: Literal["keep", "exclude"] = "keep"
@@ -140,6 +178,9 @@ class Base(Settings):
 
 
 class Class(Settings):
+    folder: Text | None = None
+    """The class's folder of dataset.path; default: the class's name. A class that is named as a
+    folder with spaces or accents gets a safe name, and its folder stands here."""
     images: Count = 100
     """Images to draw for the released corpus."""
     token: Annotated[str, Field(pattern=f"^{TOKEN.pattern}$")] | None = None
@@ -398,13 +439,34 @@ class Config(Settings):
             raise ValueError("a run's name becomes a folder: visible characters, no `/`")
         return value
 
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _folders_with_spaces_and_accents_get_a_safe_name(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        named: dict[Any, Any] = {}
+        for key, settings in value.items():
+            name = safe_name(key) if isinstance(key, str) else None
+            if name is None or name == key or not isinstance(settings, dict | None):
+                name = key
+            else:
+                settings = {**(settings or {}), "folder": (settings or {}).get("folder", key)}
+            if name in named:
+                raise ValueError(f"two classes would be named {name!r}: name one otherwise, and give its `folder`")
+            named[name] = settings
+        return named
+
     @field_validator("classes")
     @classmethod
     def _class_names_are_plain_and_sorted(cls, value: dict[str, Class]) -> dict[str, Class]:
         for name in value:
             if not NAME.fullmatch(name) or name == "all":
                 allowed = "letters, digits, `_`, `.`, `-`, at most 64, not `all`"
-                raise ValueError(f"{name!r} is no class name: {allowed}")
+                hint = "; `folder` of the class can name a folder of any name"
+                raise ValueError(f"{name!r} is no class name: {allowed}{hint}")
+            folder = value[name].folder
+            if folder is not None and (hidden_character(folder) or "/" in folder or folder in (".", "..")):
+                raise ValueError(f"classes.{name}.folder: {folder!a}: the visible name of one folder, without `/`")
         # A class's position is its label, and stored settings have sorted keys: without sorting
         # here, a stored config would read back with other labels.
         return dict(sorted(value.items()))
@@ -426,6 +488,10 @@ class Config(Settings):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def folders(self) -> dict[str, str]:
+        """class -> its folder of dataset.path."""
+        return {name: settings.folder or name for name, settings in self.classes.items()}
 
     def tokens(self) -> dict[str, str]:
         """class -> placeholder token."""

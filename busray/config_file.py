@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from busray.config import Config, credentials_in
+from busray.config import Config, Dataset, credentials_in
 from busray.records import UserError
 
 
@@ -37,6 +37,20 @@ def with_flags(tree: dict[str, Any], flags: Sequence[str]) -> Config:
     for flag in flags:
         _merge_flag(tree, flag)
     return validate(tree)
+
+
+def dataset_settings(flags: Sequence[str]) -> Dataset:
+    """The settings of `busray check`: its flags are those of `dataset`. UserError as validate."""
+    tree: dict[str, Any] = {"dataset": {}}
+    for flag in flags:
+        if not flag.startswith("--dataset."):
+            raise UserError(f"{flag}: of the settings this command takes those of `dataset` only; see --help")
+        _merge_flag(tree, flag)
+    try:
+        return Dataset.model_validate(tree["dataset"])
+    except ValidationError as error:
+        problems = [{**item, "loc": ("dataset", *item["loc"])} for item in error.errors()]
+        raise UserError("\n".join(map(_explain, problems))) from error
 
 
 def validate(tree: dict[str, Any]) -> Config:

@@ -51,9 +51,14 @@ class Damaged(StoppedForGood, ValueError):
     reason = ""  # what is wrong with it
 
 
+NEWER_FIELDS = {"frame": 0}
+"""Fields that older records lack, and their defaults. A default is not written, so that a record
+without anything new keeps its bytes."""
+
+
 def to_json(record: Any) -> bytes:
     """A record (dataclass) or a dict as indented UTF-8 JSON. ValueError for NaN and infinity."""
-    value: Any = cast(Any, record) if isinstance(record, dict) else asdict(record)
+    value: Any = cast(Any, record) if isinstance(record, dict) else asdict(record, dict_factory=_without_defaults)
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode()
 
@@ -66,12 +71,23 @@ def json_object(data: bytes) -> dict[str, Any]:
     return cast(dict[str, Any], value)
 
 
+def _without_defaults(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for name, value in pairs:
+        if name not in NEWER_FIELDS or value != NEWER_FIELDS[name]:
+            kept[name] = value
+    return kept
+
+
 # ---- data/: the checked data set
 
 
 @dataclass(frozen=True)
 class SourceImage:
-    """One labelled image of the user's folder. file and masks are relative to it, with `/`."""
+    """One labelled image of the user's folder. file and masks are relative to it, with `/`.
+
+    A further frame of a file is an image of its own, whose `file` ends in `#` and the frame.
+    """
 
     file: str
     class_name: str
@@ -85,11 +101,18 @@ class SourceImage:
     cluster: str | None = None
     """The first file of all images that the split keeps together with this one (near-duplicates,
     groups, and what these join). None before the split."""
+    frame: int = 0
+    """Which frame of its file this is, counted from 0."""
+
+    @property
+    def path(self) -> str:
+        """The file that holds it, relative to the folder."""
+        return self.file.removesuffix(f"#{self.frame}") if self.frame else self.file
 
     @property
     def unit(self) -> str:
         """What statistics count as one independent draw: all images of one unit count once."""
-        return self.cluster or self.group or self.file
+        return self.cluster or self.group or self.path
 
     @staticmethod
     def from_dict(value: dict[str, Any]) -> "SourceImage":

@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from busray.config import Dataset
+from busray.data.account import Account
 from busray.data.annotations import KINDS, find_annotations
 from busray.data.duplicates import ALIGNED, COPIES, THRESHOLD, DuplicatePairs, Signature, duplicate_pairs, signature
+from busray.data.folder import Classes, Side
 from busray.data.framing import FRAMINGS, cut_share
 from busray.data.pixels import READ_THREADS, lesion_mask, read_grey, read_rgb
-from busray.data.read import FolderScan, class_names, scan
+from busray.data.read import FolderScan, scan
 from busray.records import SourceImage
 
 # Thumbnail correlations at which group sizes are reported
@@ -86,6 +89,9 @@ class CheckReport:
     dark: tuple[tuple[str, int], ...] = ()
     # (file, its copy, how the copy is made of it) of turned, mirrored, inverted or cropped copies
     turned: tuple[tuple[str, str, str], ...] = ()
+    account: Account = field(default_factory=Account)
+    # file -> the split that its folder says, with dataset.split=folders
+    sides: dict[str, Side] = field(default_factory=dict[str, Side])
 
     def to_dict(self) -> dict[str, Any]:
         """What check.json holds."""
@@ -115,6 +121,7 @@ class CheckReport:
             "almost_black": [{"file": file, "brightest": level} for file, level in self.dark],
             "mask_problems": self.mask_problems,
             "lesions_cut": cuts,
+            "account": self.account.to_dict(),
         }
 
     def _by_class(self) -> dict[str, list[SourceImage]]:
@@ -153,6 +160,12 @@ class CheckReport:
             Table("Which copies are looked for", ("a copy that is", "looked for"), COPIES),
             Table("Lesions that a framing cuts", ("framing", *names), self._cut_rows(names)),
         ]
+        account = self.account
+        if account.files:
+            title = f"Every file of the folder ({len(account.files)})"
+            tables.insert(1, Table(title, ("what it is", "files", "such as"), account.rows()))
+        if account.remarks():
+            tables.insert(2, Table("Of this folder", ("to know",), tuple((one,) for one in account.remarks())))
         if self.annotated:
             title = "Burned-in annotations (some are missed)"
             tables.append(Table(title, ("class", "images", *KINDS, "either"), tuple(annotations)))
@@ -222,18 +235,19 @@ def _widths_and_heights(images: Sequence[SourceImage]) -> tuple[Spread, Spread]:
 
 def check(
     folder: Path,
-    classes: Sequence[str] | None = None,
+    classes: Classes = None,
     metadata: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    settings: Dataset | None = None,
 ) -> CheckReport:
-    """Check the images of a folder. classes None: every sub-folder is a class.
+    """Check the images of a folder. classes: as scan().
 
     progress(images examined, images). UserError where the folder or the metadata cannot be used.
     """
-    scanned = scan(folder, classes if classes is not None else class_names(folder), metadata)
+    scanned = scan(folder, classes, metadata, settings)
     examinations: list[Examination] = []
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        for examination in pool.map(partial(examine, folder), scanned.images):
+        for examination in pool.map(partial(examine, scanned.root), scanned.images):
             examinations.append(examination)
             if progress:
                 progress(len(examinations), len(scanned.images))
@@ -243,6 +257,7 @@ def check(
 def _report(scanned: FolderScan, examinations: Sequence["Examination"]) -> CheckReport:
     coloured, annotated, dark, files, signatures = [], [], [], [], []
     problems = [(file, "a mask without its image") for file in scanned.stray_masks]
+    class_of = {image.file: image.class_name for image in scanned.images}
     cuts: dict[str, dict[str, tuple[int, int]]] = {framing: {} for framing in FRAMINGS}
     for image, examination in zip(scanned.images, examinations, strict=True):
         files.append(image.file)
@@ -261,7 +276,7 @@ def _report(scanned: FolderScan, examinations: Sequence["Examination"]) -> Check
     duplicates = pairs.groups()
     conflicts = []
     for group in duplicates:
-        if len({file.split("/")[0] for file in group}) > 1:
+        if len({class_of[file] for file in group}) > 1:
             conflicts.append(group)
     turned = [(files[pair.i], files[pair.j], pair.how) for pair in pairs.turned]
     return CheckReport(
@@ -278,6 +293,8 @@ def _report(scanned: FolderScan, examinations: Sequence["Examination"]) -> Check
         cuts=cuts,
         dark=tuple(dark),
         turned=tuple(turned),
+        account=scanned.account,
+        sides=scanned.sides,
     )
 
 
@@ -295,8 +312,8 @@ class Examination:
 
 def examine(folder: Path, image: SourceImage) -> Examination:
     """Read an image and its masks once, and measure all that the check reports."""
-    path = folder / image.file
-    pixels, rgb = read_grey(path), read_rgb(path)
+    path = folder / image.path
+    pixels, rgb = read_grey(path, image.frame), read_rgb(path, image.frame)
     coloured = 0.0
     if rgb is not None:
         coloured = float((np.ptp(rgb.astype(np.int16), axis=2) >= COLOURED).mean())
@@ -310,16 +327,17 @@ def examine(folder: Path, image: SourceImage) -> Examination:
 
 def _summarise_empty_masks(problems: Sequence[tuple[str, str]], images: Iterable[SourceImage]) -> list[tuple[str, str]]:
     """The problems, but one line for a class whose masks are all empty: it has no lesions."""
-    masks: Counter[str] = Counter()
+    class_of: dict[str, str] = {}
     for image in images:
-        masks[image.class_name] += len(image.masks)
-    empty = Counter(file.split("/")[0] for file, problem in problems if problem == "empty")
+        class_of |= dict.fromkeys(image.masks, image.class_name)
+    masks = Counter(class_of.values())
+    empty = Counter(class_of[file] for file, problem in problems if problem == "empty")
     lesionless = [name for name, n in empty.items() if n == masks[name]]
     lines = []
     for name in lesionless:
         lines.append((f"{name}/", f"all {empty[name]} masks are empty: a class without lesions"))
     for file, problem in problems:
-        if problem != "empty" or file.split("/")[0] not in lesionless:
+        if problem != "empty" or class_of[file] not in lesionless:
             lines.append((file, problem))
     return lines
 

@@ -275,10 +275,10 @@ def shared_images(
     folder: Path, images: Sequence[SourceImage], other_folder: Path, others: Sequence[SourceImage]
 ) -> list[tuple[str, str]]:
     """(file, other file) of images of two data sets that are the same or near-duplicates."""
-    paths = [folder / image.file for image in images]
-    paths += [other_folder / image.file for image in others]
+    frames = [(folder / image.path, image.frame) for image in images]
+    frames += [(other_folder / image.path, image.frame) for image in others]
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        signatures = list(pool.map(lambda path: signature(read_grey(path)), paths))
+        signatures = list(pool.map(lambda one: signature(read_grey(*one)), frames))
     n = len(images)
     pairs: set[tuple[int, int]] = set()
     for pair in frame_pairs(signatures, THRESHOLD):

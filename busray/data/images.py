@@ -47,7 +47,7 @@ class ImageFolder:
         size = self.dataset.size
 
         def framed(image: SourceImage) -> np.ndarray:
-            return frame(read_grey(self.path / image.file), size, self.dataset.frame)
+            return frame(read_grey(self.path / image.path, image.frame), size, self.dataset.frame)
 
         with ThreadPoolExecutor(READ_THREADS) as pool:
             squares = list(pool.map(framed, images))

@@ -1,28 +1,28 @@
 """From a folder to the checked, split and hashed data set that every later stage reads."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from busray import config
 from busray.data.check import CheckReport, check
 from busray.data.phantom import PROBES, write_dataset
-from busray.data.split import SPLITS, split
+from busray.data.split import SPLITS, given_split, split
 from busray.identity import fingerprint
 from busray.records import DataSet, SourceImage, UserError
 
 
 def prepare(
     dataset: config.Dataset,
-    classes: Sequence[str],
+    classes: Mapping[str, str] | Sequence[str],
     size: int,
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[DataSet, CheckReport]:
     """Check and split folder's images; as check() and make_dataset()."""
     metadata = Path(dataset.metadata) if dataset.metadata else None
-    report = check(folder, classes, metadata, progress)
-    return make_dataset(dataset, classes, size, folder, report), report
+    report = check(folder, classes, metadata, progress, dataset)
+    return make_dataset(dataset, list(classes), size, folder, report), report
 
 
 def make_dataset(
@@ -35,17 +35,27 @@ def make_dataset(
     if report.unreadable:
         lines = "\n".join(f"  {file}: {reason}" for file, reason in report.unreadable)
         raise UserError(f"{folder}: {len(report.unreadable)} files cannot be read; fix or remove them:\n{lines}")
-    images_of = split(report.images, report.duplicates, report.conflicts, settings.val, settings.test, settings.seed)
+    crossing: tuple[tuple[str, str], ...] = ()
+    if settings.split == "folders":
+        images_of, crossing = given_split(report.images, report.duplicates, report.conflicts, report.sides)
+    else:
+        images_of = split(
+            report.images, report.duplicates, report.conflicts, settings.val, settings.test, settings.seed
+        )
     excluded = _annotated(report, images_of["train"]) if settings.annotations == "exclude" else ()
     left_out = dict(excluded)
     images_of["train"] = tuple(i for i in images_of["train"] if i.file not in left_out)
     for name in classes:
         for side in SPLITS:
             if name not in {image.class_name for image in images_of[side]}:
+                fix = "dataset.split" if settings.split == "folders" else "dataset.val and dataset.test"
                 message = (
-                    f"class {name}: too few images for a {side} split ({folder / name}); add images, or change "
-                    "dataset.val and dataset.test"
+                    f"class {name}: too few images for a {side} split ({folder / name}); add images, or change {fix}"
                 )
+                if crossing:
+                    message += (
+                        f" ({len(crossing)} images of {folder} are left out, since their copy is in another split)"
+                    )
                 if side == "train" and excluded:
                     message += ", or keep annotated images (dataset.annotations)"
                 raise UserError(message)
@@ -61,7 +71,7 @@ def make_dataset(
         train=images_of["train"],
         val=images_of["val"],
         test=images_of["test"],
-        left_out=_conflicting(report) + excluded,
+        left_out=_conflicting(report) + crossing + excluded,
     )
 
 

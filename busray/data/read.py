@@ -1,22 +1,30 @@
 """Reading a folder of labelled images: one sub-folder per class, masks beside images as in BUSI.
 
-Nothing here judges the images; check.py does. pixels.py reads a file, metadata.py the table.
+Nothing here judges the images; check.py does. folder.py knows names, masks.py finds masks,
+pixels.py reads a file, metadata.py the table.
 """
 
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from busray.config import hidden_character
+from busray.config import Dataset
+from busray.data.account import Account, FileUse
+from busray.data.folder import (
+    IMAGE_SUFFIXES,
+    Candidate,
+    Classes,
+    Layout,
+    Side,
+    lay_out,
+)
+from busray.data.folder import class_names as class_names
+from busray.data.masks import Masks, find_masks
 from busray.data.metadata import metadata_rows
-from busray.data.pixels import READ_THREADS, Unreadable, describe
+from busray.data.pixels import READ_THREADS, Picture, Unreadable, describe, kind_of
 from busray.data.pixels import read_grey as read_grey  # programs of users import it from here
 from busray.records import SourceImage, UserError
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm")
-MASK = re.compile(r"^(?P<image>.+)_mask(?:_\d+)?$")
 
 
 @dataclass(frozen=True)
@@ -26,75 +34,167 @@ class FolderScan:
     images: tuple[SourceImage, ...]  # readable images, sorted by file
     unreadable: tuple[tuple[str, str], ...]  # (file, reason)
     stray_masks: tuple[str, ...]  # masks without an image
+    root: Path = Path()  # the folder that files are relative to
+    account: Account = field(default_factory=Account)
+    # file -> the split that its folder says, with dataset.split=folders
+    sides: dict[str, Side] = field(default_factory=dict[str, Side])
 
 
-def scan(folder: Path, classes: Sequence[str], metadata: Path | None = None) -> FolderScan:
-    """Read every image of the classes' folders once.
+def scan(folder: Path, classes: Classes, metadata: Path | None = None, settings: Dataset | None = None) -> FolderScan:
+    """Read every image of the classes' folders once, and account for every file.
 
+    classes: class -> its folder, or names of classes, or None: all folders of images.
     metadata: CSV with the column `file` (relative to folder), optionally `group` (images of one
     patient share it), and any others. Spaces around names and values do not count.
-    UserError for a missing folder, an unusable name or file, and a wrong metadata file.
+    UserError for a missing folder, an unusable name or file, a wrong metadata file, and where it
+    is not clear which files are masks.
     """
-    present = class_names(folder)
-    for name in classes:
-        if name not in present:
-            raise UserError(f"class {name}: no folder {folder / name}; folders there: {', '.join(present)}")
-    files_of_class = {name: _class_files(folder, name) for name in classes}
-    rows = metadata_rows(metadata, folder) if metadata else {}
-    images, unreadable, stray = [], [], []
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        for name, (files, masks) in files_of_class.items():
-            for stem in masks.keys() - {file.stem for file in files}:
-                stray += masks[stem]
-            for file, described in zip(files, pool.map(describe, files), strict=True):
-                relative = f"{name}/{file.name}"
-                if isinstance(described, Unreadable):
-                    unreadable.append((relative, described.reason))
+    settings = settings or Dataset()
+    layout = lay_out(folder, classes, settings)
+    rows = metadata_rows(metadata, layout.root) if metadata else {}
+    return _Reader(layout, settings).scan(metadata, rows)
+
+
+class _Reader:
+    """Looks into the files of a layout, into each once."""
+
+    def __init__(self, layout: Layout, settings: Dataset) -> None:
+        self.layout, self.settings = layout, settings
+        self.looked: dict[str, Picture | Unreadable] = {}
+        self.uses: list[FileUse] = []
+        for file, reason in layout.left_out:
+            self.uses.append(FileUse(file, "left out", reason))
+        for file in layout.missing:
+            self._unreadable(file, "a symbolic link to a file that is not there (git annex get, dvc pull?)")
+
+    def scan(self, metadata: Path | None, rows: dict[str, dict[str, str]]) -> FolderScan:
+        candidates = self._images_by_content()
+        names = {one.file for one in candidates}
+        pictures = [one for one in candidates if not one.place.in_masks and "mask" not in one.stem.casefold()]
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            list(pool.map(self._look, pictures))
+        masks = find_masks(candidates, self._look, self.settings)
+        images = self._images(candidates, masks, rows)
+        _refuse_without_row(images, metadata, rows)
+        taken = names & {image.file for image in images if image.frame}
+        if taken:
+            raise UserError(f"{self.layout.root}: {min(taken)!r} is a file and a frame of another one; rename the file")
+        for file in masks.stray:
+            self.uses.append(FileUse(file, "left out", "a mask without its image"))
+        account = Account.of(self.uses, self.layout.notes, self.settings.frames, self.layout.files)
+        unreadable = sorted((one.file, one.why) for one in account.files if one.use == "unreadable")
+        sides = {image.file: self.layout.sides[image.path] for image in images if image.path in self.layout.sides}
+        images.sort(key=lambda image: image.file)
+        return FolderScan(
+            tuple(images), tuple(unreadable), tuple(sorted(masks.stray)), self.layout.root, account, sides
+        )
+
+    def _images_by_content(self) -> list[Candidate]:
+        """The candidates that are images by what they hold; the rest goes into the account."""
+        found = []
+        for one in self.layout.candidates:
+            path = self.layout.root / one.file
+            suffix = path.suffix.lower()
+            try:
+                kind = kind_of(path)
+            except OSError as error:
+                self._unreadable(one.file, error.strerror or str(error))
+                continue
+            if kind or suffix in IMAGE_SUFFIXES:
+                found.append(one)
+            elif path.name.upper() == "DICOMDIR":
+                self.uses.append(FileUse(one.file, "left out", "an index of DICOM files"))
+            else:
+                what = f"({suffix})" if suffix else "(no suffix)"
+                self.uses.append(FileUse(one.file, "left out", f"not an image {what}"))
+        return found
+
+    def _look(self, one: Candidate) -> Picture | None:
+        if one.file not in self.looked:
+            self.looked[one.file] = describe(self.layout.root / one.file)
+        seen = self.looked[one.file]
+        return None if isinstance(seen, Unreadable) else seen
+
+    def _unreadable(self, file: str, reason: str) -> None:
+        self.uses.append(FileUse(file, "unreadable", reason))
+
+    def _images(
+        self, candidates: Sequence[Candidate], masks: Masks, rows: dict[str, dict[str, str]]
+    ) -> list[SourceImage]:
+        """The images' records; images, masks and unreadable files go into the account."""
+        masks_of: dict[str, list[str]] = {}
+        for mask, image in masks.images_of.items():
+            masks_of.setdefault(image, []).append(mask)
+        aside = {*masks.images_of, *masks.stray}
+        rest = [one for one in candidates if one.file not in aside]
+        images: list[SourceImage] = []
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            for one, frames in zip(rest, pool.map(self._frames, rest), strict=True):
+                of_image = tuple(sorted(masks_of.get(one.file, ())))
+                of_image = self._usable_masks(one, frames, of_image)
+                if isinstance(frames, Unreadable):
+                    self._unreadable(one.file, frames.reason)
                     continue
-                row = dict(rows.get(relative, {}))
-                group, of_image = row.pop("group", None) or None, tuple(masks.get(file.stem, ()))
-                size, content = (described.width, described.height), (described.mode, described.sha256)
-                images.append(SourceImage(relative, name, *size, *content, of_image, group, row))
-    if any("group" in row for row in rows.values()):
-        # An image without a row would count as a patient of its own and could cross the split.
-        without = [image.file for image in images if image.file not in rows]
-        if without:
-            raise UserError(
-                f"dataset.metadata: {metadata} has no row for {len(without)} images, such as {without[0]!r}; "
-                "with a column `group` every image needs one (its group may be empty)"
-            )
-    images.sort(key=lambda image: image.file)
-    return FolderScan(tuple(images), tuple(sorted(unreadable)), tuple(sorted(stray)))
+                of_file = []
+                row = dict(rows.get(one.file, {}))
+                group = row.pop("group", None) or None
+                for number, seen in frames:
+                    file = f"{one.file}#{number}" if number else one.file
+                    size, content = (seen.width, seen.height), (seen.mode, seen.sha256)
+                    assert one.class_name is not None
+                    record = SourceImage(file, one.class_name, *size, *content, of_image, group, row, frame=number)
+                    of_file.append(record)
+                total = frames[0][1].frames
+                self.uses.append(FileUse(one.file, "image", "", one.class_name or "", total, len(of_file)))
+                images += of_file
+        return images
+
+    def _usable_masks(
+        self, one: Candidate, frames: "list[tuple[int, Picture]] | Unreadable", masks: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        """masks, or none where they may show another frame than the one that is used."""
+        reason = ""
+        if isinstance(frames, list) and [number for number, _ in frames] != [0]:
+            reason = "a mask of a file with several frames: it does not say of which"
+        for mask in masks:
+            self.uses.append(FileUse(mask, "left out", reason) if reason else FileUse(mask, "mask", one.file))
+        return () if reason else masks
+
+    def _frames(self, one: Candidate) -> list[tuple[int, Picture]] | Unreadable:
+        """(number, what it is) of each used frame of a file."""
+        first = self._look(one)
+        if first is None:
+            reason = self.looked[one.file]
+            assert isinstance(reason, Unreadable)
+            return reason
+        frames = []
+        for number in chosen_frames(first.frames, self.settings.frames):
+            seen = describe(self.layout.root / one.file, number) if number else first
+            if isinstance(seen, Unreadable):
+                return Unreadable(f"frame {number}: {seen.reason}")
+            frames.append((number, seen))
+        return frames
 
 
-def class_names(folder: Path) -> list[str]:
-    """The names of the folder's class folders. UserError where there is none."""
-    if not folder.is_dir():
-        raise UserError(f"data folder {folder}: there is no such folder")
-    folders = [entry.name for entry in folder.iterdir() if entry.is_dir()]
-    names = sorted(name for name in folders if not name.startswith("."))
-    if not names:
-        raise UserError(f"data folder {folder} is empty: it needs one folder of images per class")
-    return names
+def chosen_frames(n: int, setting: str | int) -> list[int]:
+    """Which of n frames are used (dataset.frames)."""
+    if n == 1 or setting == "first":
+        return [0]
+    if setting == "middle":
+        return [n // 2]
+    if setting == "all" or int(setting) >= n:
+        return list(range(n))
+    wanted = int(setting)
+    return [(2 * i + 1) * n // (2 * wanted) for i in range(wanted)]
 
 
-def _class_files(folder: Path, name: str) -> tuple[list[Path], dict[str, list[str]]]:
-    """(images, stem of an image -> CLASS/NAME of its masks) of a class's folder."""
-    root, files, masks = folder.resolve(), [], {}
-    for path in sorted((folder / name).iterdir()):
-        if path.suffix.lower() not in SUFFIXES or not path.is_file():
-            continue
-        relative = f"{name}/{path.name}"
-        problem = hidden_character(relative)
-        if problem:
-            raise UserError(f"{folder}: {relative!a}: {problem} is in the name; rename it")
-        if not path.resolve().is_relative_to(root):
-            raise UserError(f"{path}: leads out of the data folder; copy the file there instead")
-        match = MASK.match(path.stem)
-        if match:
-            masks.setdefault(match["image"], []).append(relative)
-        else:
-            files.append(path)
-    if not files:
-        raise UserError(f"class {name}: no images in {folder / name} (looked for {', '.join(SUFFIXES)})")
-    return files, masks
+def _refuse_without_row(images: Sequence[SourceImage], metadata: Path | None, rows: dict[str, dict[str, str]]) -> None:
+    if not any("group" in row for row in rows.values()):
+        return
+    # An image without a row would count as a patient of its own and could cross the split.
+    without = [image.path for image in images if image.path not in rows]
+    if without:
+        raise UserError(
+            f"dataset.metadata: {metadata} has no row for {len(without)} images, such as {without[0]!r}; "
+            "with a column `group` every image needs one (its group may be empty)"
+        )

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -53,6 +53,33 @@ def split(
     return {name: tuple(sorted(images_of[name], key=lambda image: image.file)) for name in SPLITS}
 
 
+def given_split(
+    images: Sequence[SourceImage],
+    duplicates: Iterable[Sequence[str]],
+    conflicts: Iterable[Sequence[str]],
+    sides: Mapping[str, str],
+) -> tuple[dict[str, tuple[SourceImage, ...]], tuple[tuple[str, str], ...]]:
+    """(split -> its images, as split(); (file, reason) of the images that are left out).
+
+    sides: file -> the split that it comes in. Of a unit in several splits only the images in test
+    are kept, else those in val: what the model is measured by stays as it was given.
+    """
+    excluded = set(chain.from_iterable(conflicts))
+    usable = sorted((image for image in images if image.file not in excluded), key=lambda image: image.file)
+    images_of: dict[str, list[SourceImage]] = {name: [] for name in SPLITS}
+    left_out = []
+    for unit in _units(usable, duplicates, excluded):
+        kept = max((sides[image.file] for image in unit), key=SPLITS.index)
+        measured = next(image.file for image in unit if sides[image.file] == kept)
+        for image in unit:
+            if sides[image.file] == kept:
+                images_of[kept].append(image)
+            else:
+                why = f"in {sides[image.file]}, and {measured} of {kept} shows the same or is of the same patient"
+                left_out.append((image.file, why))
+    return {name: tuple(sorted(images_of[name], key=lambda i: i.file)) for name in SPLITS}, tuple(sorted(left_out))
+
+
 def _units(
     images: Sequence[SourceImage], duplicates: Iterable[Sequence[str]], excluded: set[str]
 ) -> list[list[SourceImage]]:
@@ -62,11 +89,12 @@ def _units(
     for group in duplicates:
         if not excluded & set(group):
             links += [(group[0], other) for other in group[1:]]
-    files_of_group: dict[str, list[str]] = defaultdict(list)
+    together: dict[tuple[str, str], list[str]] = defaultdict(list)
     for image in images:
+        together["frames of", image.path].append(image.file)
         if image.group:
-            files_of_group[image.group].append(image.file)
-    for files in files_of_group.values():
+            together["images of", image.group].append(image.file)
+    for files in together.values():
         links += [(files[0], other) for other in files[1:]]
     joined = connected(links)
     bound = set(chain.from_iterable(joined))

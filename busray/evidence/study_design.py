@@ -124,17 +124,19 @@ def mix_positions(
 
 
 def units_of(images: Sequence[SourceImage], near_duplicates: Iterable[Sequence[str]]) -> dict[str, str]:
-    """file -> first file of its unit: near-duplicates, images of one group, and what these link.
+    """file -> first file of its unit: near-duplicates, images of one group, frames of
+    one file, and what these link.
 
     Not SourceImage.unit, which the split wrote: an external set has no split, and a check for
     leaks must not rest on what the split recorded.
     """
     first = {image.file: image.file for image in images}
     same = [list(files) for files in near_duplicates]
-    groups: dict[str, list[str]] = {}
+    groups: dict[tuple[str, str], list[str]] = {}
     for image in images:
+        groups.setdefault(("frames of", image.path), []).append(image.file)
         if image.group:
-            groups.setdefault(image.group, []).append(image.file)
+            groups.setdefault(("images of", image.group), []).append(image.file)
     links = [(files[0], other) for files in [*same, *groups.values()] for other in files[1:]]
     for unit in connected(links):
         first |= {file: unit[0] for file in unit if file in first}

@@ -15,6 +15,7 @@ from busray.config_file import validate
 from busray.corpus.arms import compared_images
 from busray.corpus.recipe import longest_prompts, quotas
 from busray.corpus.record import differences, read_run
+from busray.data.folder import class_root
 from busray.data.images import ImageFolder
 from busray.data.prepare import prepare
 from busray.data.read import scan
@@ -44,6 +45,7 @@ MAY_CHANGE = (
     "study",
     "dataset.path",
     "dataset.metadata",
+    "dataset.links",
     "sampling.batch_size",
     "corpus.shard_size",
     "corpus.max_quarantined",
@@ -71,9 +73,10 @@ def open_run(
     check_classifier_weights(config, judges=needs_inception, gates=writes)
     check_image_counts(config, compares=needs_inception)
     with image_folder(config, store) as folder:
-        dataset, findings = checked_dataset(store, config, folder, report)
-        images = ImageFolder(dataset, folder, tuple(config.classes))
-        run = Run(config, store, images, base, extractors, command)
+        dataset, findings, account = checked_dataset(store, config, folder, report)
+        root = class_root(folder, config.folders(), config.dataset)
+        images = ImageFolder(dataset, root, tuple(config.classes))
+        run = Run(config, store, images, base, extractors, command, f"{root}: {account}")
         check_content_sizes(run)
         check_texts(run, checked_vectors(run))
         check_independent_images(run, compares=needs_inception)
@@ -147,21 +150,24 @@ def check_image_counts(config: Config, *, compares: bool) -> None:
 
 def checked_dataset(
     store: Store, config: Config, folder: Path, report: Report
-) -> tuple[DataSet, dict[str, Any] | None]:
-    """(data set, findings of its check); no findings where the run has a data set already."""
+) -> tuple[DataSet, dict[str, Any] | None, str]:
+    """(data set, findings of its check, line on its files); no findings where the run has a data
+    set already."""
     dataset = store.read_record_or_none(DATASET, DataSet.from_json)
     if dataset is not None:
-        check_same_images(dataset, config, folder)
-        return dataset, None
-    classes, progress = list(config.classes), partial(report, "check")
-    dataset, checked = prepare(config.dataset, classes, config.base.size, folder, progress)
-    return dataset, {**checked.to_dict(), "tables": [asdict(table) for table in checked.tables()]}
+        return dataset, None, check_same_images(dataset, config, folder)
+    progress = partial(report, "check")
+    dataset, checked = prepare(config.dataset, config.folders(), config.base.size, folder, progress)
+    findings = {**checked.to_dict(), "tables": [asdict(table) for table in checked.tables()]}
+    return dataset, findings, checked.account.line()
 
 
-def check_same_images(dataset: DataSet, config: Config, folder: Path) -> None:
-    """The folder and the metadata are those that the data set was made of."""
+def check_same_images(dataset: DataSet, config: Config, folder: Path) -> str:
+    """The folder and the metadata are those that the data set was made of; returns the line on its
+    files."""
     metadata = Path(config.dataset.metadata) if config.dataset.metadata else None
-    now = {image.file: image for image in scan(folder, list(config.classes), metadata).images}
+    scanned = scan(folder, config.folders(), metadata, config.dataset)
+    now = {image.file: image for image in scanned.images}
     before = {image.file: image for image in dataset.split("all")}
     # Images that were left out are in no split, so their bytes are not compared, only their names.
     left_out = {file for file, _ in dataset.left_out}
@@ -184,6 +190,7 @@ def check_same_images(dataset: DataSet, config: Config, folder: Path) -> None:
             f"{redescribed[0]}, another group or other columns than this run was split by: "
             "give another output, or take the old table back"
         )
+    return scanned.account.line()
 
 
 def check_content_sizes(run: Run) -> None:

@@ -32,6 +32,7 @@ class Run:
     # By name, in the order of evaluate.extractors; empty where the work measures nothing
     extractors: dict[str, Extractor]
     command: str = ""  # the command line, for the report
+    account: str = ""  # one line: what each file of the data folder is
 
     @property
     def dataset(self) -> DataSet:

@@ -21,7 +21,7 @@ from busray.corpus.manifest import published_rows
 from busray.corpus.record import differences, read_run
 from busray.data.check import CheckReport, check
 from busray.data.duplicates import shared_images
-from busray.data.read import class_names
+from busray.data.folder import class_names, class_root
 from busray.data.split import SPLITS
 from busray.evidence import study_design
 from busray.evidence.stats.paired import classes_without_spread
@@ -286,12 +286,14 @@ def _external_images(run: Run, report: Report) -> CheckReport | None:
     path = run.config.study.external
     if path is None:
         return None
-    folder, classes = Path(path), list(run.config.classes)
-    names = [name for name in class_names(folder) if name in classes]
-    if not names:
+    classes, settings = list(run.config.classes), run.config.dataset.model_copy(update={"split": "shares"})
+    folder = class_root(Path(path), run.config.folders(), settings)
+    present = class_names(folder, settings)
+    folders = {name: of for name, of in run.config.folders().items() if name in present or of in present}
+    if not folders:
         known = ", ".join(classes)
         raise UserError(f"study.external: {folder} has no folder of a class of this run ({known})")
-    checked = check(folder, names, progress=partial(report, "check external"))
+    checked = check(folder, folders, None, partial(report, "check external"), settings)
     problems = [f"{file} cannot be read: {reason}" for file, reason in checked.unreadable]
     problems += [f"{' = '.join(files)}: one image in more than one class" for files in checked.conflicts]
     for name in _classes_without_spread(classes, checked.images, checked.duplicates):

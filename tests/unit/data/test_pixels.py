@@ -81,7 +81,7 @@ def test_grey_pixels_in_a_colour_file_stay_what_they_are(tmp_path: Path, grey: n
 def test_a_picture_is_turned_upright_by_its_exif_orientation(tmp_path: Path, name: str, mode: str) -> None:
     if name == "a.jpg" and mode == "I;16":
         pytest.skip("JPEG has 8 bits")
-    upright = np.zeros((48, 32), np.uint8)
+    upright = np.tile(np.linspace(30, 110, 32).astype(np.uint8), (48, 1))
     upright[:8] = 255  # the skin, above
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6  # to be turned a quarter to the right
