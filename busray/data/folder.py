@@ -399,11 +399,11 @@ def _classes_there(
             found.add(place.class_folder)
     for entry in root.iterdir():  # also those with nothing in them, which are named
         name = entry.name
-        if entry.is_dir() and not _leftover(name) and (wanted is not None or not _has_role(name, masks)):
-            if (wanted is not None and any(same_name(name, folder) for folder in wanted.values())) or (
-                wanted is None and not any(entry.iterdir())
-            ):
-                found.add(name)
+        if not entry.is_dir() or _leftover(name):
+            continue
+        empty = wanted is None and not _has_role(name, masks) and not any(entry.iterdir())
+        if empty or any(same_name(name, folder) for folder in (wanted or {}).values()):
+            found.add(name)
     return sorted(found)
 
 
