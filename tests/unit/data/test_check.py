@@ -131,7 +131,7 @@ def test_the_tables_show_every_finding_and_leave_out_empty_ones(
         (table,) = [table for title, table in text.items() if title.startswith(begins)]
         assert len(table.rows) == rows
         assert all(len(row) == len(table.columns) for row in table.rows)
-    assert len(replace(phantom_report, mask_problems=()).tables()) == 5
+    assert len(replace(phantom_report, mask_problems=()).tables()) == 6
 
 
 def test_almost_black_images_are_listed_with_what_they_may_be(phantom_folder: Path, tmp_path: Path) -> None:
