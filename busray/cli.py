@@ -4,13 +4,16 @@ import argparse
 import os
 import select
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 from busray import __version__
+from busray.cluster import processes
 from busray.commands import COMMAND_FUNCTIONS, log_file
 from busray.records import UserError
 
@@ -28,6 +31,9 @@ exit status:
   130  stopped by Ctrl-C; 143 by SIGTERM, 129 by SIGHUP
   141  the program that reads the output ended first, such as `| head`
 """
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What ends a command: Ctrl-C; docker stop, Slurm, `ray job stop`; a terminal that is closed."""
 
 COMMANDS = {
     "doctor": "prove that a store is safe to run on: create-only, consistent, permissions",
@@ -62,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"busray: {error}")
         return 2
     except KeyboardInterrupt:
-        print(f"busray: interrupted; {AGAIN}", file=sys.stderr)
+        _say(f"busray: ended by SIGINT; {_again(options.command)}: {command}")
         return 130
     except Exception as error:
         if _reader_is_gone():
@@ -79,7 +85,7 @@ def _explain(error: Exception, command: str, options: argparse.Namespace, flags:
     failure = explain(error)
     lines = [f"busray: {failure.what}"]
     if failure.again:
-        again = f"{AGAIN if options.command in RESUMED else REPEAT}: {command}"
+        again = f"{_again(options.command)}: {command}"
         lines += [f"{failure.fix}; then {again}" if failure.fix else again]
     elif failure.fix:
         lines += [failure.fix]
@@ -89,6 +95,10 @@ def _explain(error: Exception, command: str, options: argparse.Namespace, flags:
     lines += [f"log with all details: {log}" if log else f"(a log with all details could not be written: {why})"]
     _say("\n".join(lines))
     return failure.status
+
+
+def _again(command: str) -> str:
+    return AGAIN if command in RESUMED else REPEAT
 
 
 def _say(message: str) -> None:
@@ -145,9 +155,45 @@ def finish(status: int) -> NoReturn:
     os._exit(status)
 
 
-def process() -> NoReturn:
-    """`main` of this process's arguments, as the whole process."""
-    finish(main())
+def process(arguments: Sequence[str] | None = None) -> NoReturn:
+    """`main` as the whole process, which SIGINT, SIGTERM and SIGHUP end at once.
+
+    arguments: those of this process by default.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    _open_standard_streams()
+    again = _again(given[0] if given else "")
+    _end_on_signals(f"{again}: {shlex.join(['busray', *given])}")
+    finish(main(given))
+
+
+def _end_on_signals(again: str) -> None:
+    """Each of SIGNALS ends this process and its Ray, with the command to go on.
+
+    A thread of its own does it, since the main thread may be in a library for minutes. Nothing is
+    unwound: whatever is stored is whole at any moment, and Ray's own end takes long and can fail.
+    A signal that is ignored (nohup, a shell's background) stays so.
+    """
+    source, target = os.pipe()
+    os.set_blocking(target, False)
+    for sign in SIGNALS:
+        if signal.getsignal(sign) != signal.SIG_IGN:
+            signal.signal(sign, lambda number, frame: None)
+    signal.set_wakeup_fd(target, warn_on_full_buffer=False)
+    terminal = os.dup(2)  # standard error may be led elsewhere for a while
+    threading.Thread(target=_await_signal, args=(source, terminal, again), daemon=True).start()
+
+
+def _await_signal(source: int, terminal: int, again: str) -> None:
+    number = 0
+    while number not in SIGNALS:  # there may be other signals with a handler
+        number = os.read(source, 1)[0]
+    processes.end_all()
+    show_cursor = "\x1b[?25h\n" if os.isatty(terminal) else ""
+    name = signal.Signals(number).name
+    with suppress(OSError):  # the terminal may be gone
+        os.write(terminal, f"{show_cursor}busray: ended by {name}; {again}\n".encode())
+    os._exit(128 + number)
 
 
 def _parser() -> argparse.ArgumentParser:

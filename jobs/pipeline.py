@@ -2,7 +2,7 @@
 
 import sys
 
-from busray.cli import finish, main
+from busray.cli import process
 
 if __name__ == "__main__":
-    finish(main(["run", *sys.argv[1:]]))
+    process(["run", *sys.argv[1:]])

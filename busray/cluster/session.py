@@ -10,11 +10,12 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from busray import config
+from busray.cluster.own import own_ray, signal_handlers_kept
 from busray.records import UserError
 
 PROBE_SECONDS = 5.0  # limit of each of the two tests whether a cluster asks for a token
@@ -34,41 +35,36 @@ def session(settings: config.Cluster, log_file: Path) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    with _native_messages_to(log_file):
-        addresses = _start_or_join(settings)
-    _quieten(log_file)
-    try:
-        if _address(settings) != "local" and not settings.allow_insecure:
-            dashboard = addresses["webui_url"] or ""
-            problem = refusal(dashboard, asks_for_token(dashboard, addresses["gcs_address"]))
-            if problem:
-                raise UserError(problem)
+    with ExitStack() as at_exit:
+        if _address(settings) == "local":
+            with _native_messages_to(log_file):
+                at_exit.enter_context(own_ray())
+        else:
+            at_exit.callback(ray.shutdown)
+            with _native_messages_to(log_file), signal_handlers_kept():
+                _join(settings)
+        _quieten(log_file)
         yield
-    finally:
-        ray.shutdown()
 
 
-def _start_or_join(settings: config.Cluster) -> dict[str, Any]:
-    """Ray's address_info. A Ray of our own listens on loopback only and has no dashboard."""
+def _join(settings: config.Cluster) -> None:
+    """Join the user's cluster, which stays as it is."""
     import ray
     from ray.exceptions import AuthenticationError
 
     address = _address(settings)
     try:
-        context: Any = ray.init(
-            address=address,
-            include_dashboard=False if address == "local" else None,
-            log_to_driver=False,  # what workers print stays in Ray's session folder
-            logging_level=logging.ERROR,
-        )
-        return context.address_info
+        context: Any = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, AuthenticationError) as error:
-        if address == "local":
-            raise
         raise UserError(
             f"cluster.address: cannot join {address} ({str(error).splitlines()[0]}): is it up, and "
             "does this process have its token (RAY_AUTH_MODE=token, the token in ~/.ray/auth_token)?"
         ) from error
+    if not settings.allow_insecure:
+        dashboard, gcs = context.address_info["webui_url"] or "", context.address_info["gcs_address"]
+        problem = refusal(dashboard, asks_for_token(dashboard, gcs))
+        if problem:
+            raise UserError(problem)
 
 
 def refusal(dashboard: str, asks: bool) -> str | None:

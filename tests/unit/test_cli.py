@@ -199,8 +199,8 @@ def test_jobs_differ_in_nothing_but_the_stage() -> None:
     assert {"finetune", "generate", "evaluate", "pipeline", "ablate", "study", "audit"} == jobs.keys()
     for name, text in jobs.items():
         command = "run" if name == "pipeline" else name
-        assert command in COMMANDS and f'main(["{command}",' in text, name
-        alike = text.replace(f"jobs/{name}.py", "jobs/audit.py").replace(f'main(["{command}",', 'main(["audit",')
+        assert command in COMMANDS and f'process(["{command}",' in text, name
+        alike = text.replace(f"jobs/{name}.py", "jobs/audit.py").replace(f'process(["{command}",', 'process(["audit",')
         assert alike.replace(".py CONFIG ", ".py RUN ") == jobs["audit"], name
 
 

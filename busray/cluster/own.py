@@ -1,0 +1,184 @@
+"""A Ray of busray's own on this machine: it listens on loopback only, its files are for this user
+only, and none of its processes outlives it.
+
+Ray has no public settings for most of this: what is replaced below are switches of its own.
+"""
+
+import ctypes
+import logging
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from busray.cluster import processes
+from busray.records import Stopped, UserError
+
+LOOPBACK = "127.0.0.1"
+
+LONGEST_TEMPORARY = 25
+"""Bytes that the path of the temporary folder may have: Linux takes 107 for a socket's path, and
+/busray-XXXXXXXX/r/session_DATE_TIME_PROCESS/sockets/plasma_store are the other 82."""
+
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # for a link, where TMPDIR is longer
+
+
+@contextmanager
+def own_ray(**options: Any) -> Iterator[None]:
+    """A new Ray for the length of the block. options: of ray.init.
+
+    It stores in a new folder below TMPDIR (or /tmp), which is removed at the end; after a failure
+    its logs stay there, and Ray's logger says where.
+    Raises UserError where there is no place for its sockets, Stopped where it does not start.
+    """
+    import ray
+
+    folder = private_folder()
+    with ExitStack() as at_exit:
+        at_exit.enter_context(processes.guarded(folder))
+        at_exit.enter_context(_environment(folder))
+        at_exit.callback(ray.shutdown)
+        try:
+            with _switches():
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    log_to_driver=False,  # what workers print stays in Ray's session folder
+                    logging_level=logging.ERROR,
+                    _temp_dir=str(folder / "r"),
+                    **options,
+                )
+            ip = ray.util.get_node_ip_address()
+            if ip != LOOPBACK:
+                raise RuntimeError(f"Ray {ray.__version__} listens at {ip}, not on loopback only")
+        except Exception as error:
+            lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            raise Stopped(f"Ray did not start on this machine: {lines[-1].strip()}") from error
+        yield
+
+
+def private_folder() -> Path:
+    """A new folder for a Ray, with its token: modes 0700 and 0600.
+
+    Ray opens its own folder `r` in it to everybody, but nobody else comes that far. The path is
+    short enough for Ray's sockets: where TMPDIR is not, `r` is a link to a folder in TMPDIR.
+    """
+    temporary = tempfile.gettempdir()
+    folder = Path(tempfile.mkdtemp(prefix="busray-"))
+    if len(os.fsencode(temporary)) > LONGEST_TEMPORARY:
+        link = _short_folder(folder, temporary)
+        (link / "r").symlink_to(folder)
+        folder = link
+    with open(processes.token_file(folder), "x", opener=partial(os.open, mode=0o600)) as file:
+        file.write(secrets.token_hex(32))
+    return folder
+
+
+def _short_folder(folder: Path, temporary: str) -> Path:
+    for place in SHORT_FOLDERS:
+        try:
+            return Path(tempfile.mkdtemp(prefix="busray-", dir=place))
+        except OSError:
+            continue
+    shutil.rmtree(folder, ignore_errors=True)
+    raise UserError(
+        f"TMPDIR: {temporary} has {len(os.fsencode(temporary))} characters, and Ray's sockets need "
+        f"a folder of at most {LONGEST_TEMPORARY}; none of {', '.join(SHORT_FOLDERS)} can be "
+        "written: set TMPDIR to a shorter path"
+    )
+
+
+@contextmanager
+def _environment(folder: Path) -> Iterator[None]:
+    """The variables that Ray and its workers are to have; the former ones come back at the end.
+
+    Whatever the user's variables say of clusters, a Ray of our own asks for a token of its own.
+    """
+    loopback = "lo0" if sys.platform == "darwin" else "lo"
+    variables = {
+        processes.MARK: str(processes.token_file(folder)),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": None,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "SPT_NOENV": "1",  # the titles that Ray gives its processes must not overwrite the mark
+        "GLOO_SOCKET_IFNAME": loopback,  # of torch's workers among each other
+        "NCCL_SOCKET_IFNAME": loopback,
+    }
+    former = {name: os.environ.get(name) for name in variables}
+    _set(variables)
+    try:
+        yield
+    finally:
+        _set(former)
+
+
+def _set(variables: dict[str, str | None]) -> None:
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    Config.initialize("")  # else Ray keeps the mode and the token that it saw first
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _switches() -> Iterator[None]:
+    """Ray as it is to start: on loopback, and without the processes that serve neither
+    workers nor us."""
+    import ray._private.node
+    import ray._private.parameter
+    import ray._private.ray_constants
+
+    def no_dashboard(node: Any, **options: Any) -> None:
+        """include_dashboard=False still starts its process."""
+        node._webui_url = ""
+
+    parameters = ray._private.parameter.RayParams
+    with signal_handlers_kept(), ExitStack() as replaced:
+        for owner, name, value in (
+            # False: Ray takes 127.0.0.1 for the address of this node, and then binds to it alone.
+            (ray._private.ray_constants, "ENABLE_RAY_CLUSTER", False),
+            (ray._private.parameter, "RayParams", partial(parameters, no_monitor=True, include_log_monitor=False)),
+            (ray._private.node.Node, "start_api_server", no_dashboard),
+        ):
+            replaced.enter_context(_replaced(owner, name, value))
+        yield
+
+
+@contextmanager
+def signal_handlers_kept() -> Iterator[None]:
+    """Signals mean after ray.init in the block what they meant before.
+
+    Ray takes SIGTERM twice: in Python, to raise SystemExit(15), and in C++, to print a stack.
+    """
+    import ray._private.utils
+
+    get, put = ctypes.pythonapi.PyOS_getsig, ctypes.pythonapi.PyOS_setsig
+    get.restype = put.restype = ctypes.c_void_p
+    handler = get(signal.SIGTERM)
+    try:
+        with _replaced(ray._private.utils, "set_sigterm_handler", lambda handler: None):
+            yield
+    finally:
+        put(signal.SIGTERM, ctypes.c_void_p(handler))
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """owner.name is `value` while the block runs."""
+    former = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, former)

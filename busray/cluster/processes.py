@@ -1,0 +1,121 @@
+"""The processes of a Ray that busray started: found by a mark in their environment, and ended.
+
+Linux only: elsewhere none is found, and ray.shutdown() has to do. As a program of its own, this
+module is a Ray's guard: it ends the Ray when its standard input ends.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+MARK = "RAY_AUTH_TOKEN_PATH"
+"""The variable that tells: a Ray of our own has its token in its own folder, and each process that
+it starts inherits the variable."""
+
+ROUNDS = 100  # looks at the list of processes: one that cannot be killed must not hold the command
+
+_folders: set[Path] = set()  # of the Rays that this process runs
+
+
+@contextmanager
+def guarded(folder: Path) -> Iterator[None]:
+    """The Ray with this folder ends with the block, or with this process, however that ends.
+
+    A guard waits for it in a process of its own, because SIGKILL leaves no time for anything, and
+    workers of a lost Ray stay for a minute.
+    """
+    _folders.add(folder)
+    guard = subprocess.Popen(
+        [sys.executable, "-I", "-S", __file__, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        end(folder)
+        remove(folder)
+        guard.communicate()
+
+
+def end_all() -> None:
+    """End every Ray of this process at once, and remove what it stored."""
+    for folder in list(_folders):
+        kill(folder)
+        remove(folder)
+
+
+def kill(folder: Path) -> None:
+    """Kill the processes of the Ray whose folder this is, this one excepted.
+
+    All are stopped before the first one dies: a raylet would start new workers for lost ones, and
+    the driver's part of Ray would end this process at the death of its raylet.
+    """
+    stopped: set[int] = set()
+    for _ in range(ROUNDS):
+        new = running(folder) - stopped
+        if not new:
+            break
+        for pid in new:
+            _send(pid, signal.SIGSTOP)
+        stopped |= new
+    for pid in stopped:
+        _send(pid, signal.SIGKILL)
+
+
+def end(folder: Path) -> None:
+    """Return when no process of the Ray is left; what still runs is killed."""
+    for _ in range(ROUNDS):
+        kill(folder)
+        if not running(folder):
+            return
+        time.sleep(0.02)
+
+
+def running(folder: Path) -> set[int]:
+    """Ids of the processes of the Ray whose folder this is, this one excepted."""
+    mark = f"{MARK}={token_file(folder)}\0".encode()
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended meanwhile, or is another user's
+            if mark in (process / "environ").read_bytes():
+                found.add(int(process.name))
+    return found - {os.getpid()}
+
+
+def token_file(folder: Path) -> Path:
+    return folder / "token"
+
+
+def remove(folder: Path) -> None:
+    """Remove the folder of a Ray, and what a link in it leads to."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_symlink():
+            shutil.rmtree(path.resolve(), ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    _folders.discard(folder)
+
+
+def _send(pid: int, sign: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, sign)
+
+
+def _guard(folder: Path) -> None:
+    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sign, signal.SIG_IGN)  # they may come to every process of a job
+    sys.stdin.buffer.read()
+    end(folder)
+    remove(folder)
+
+
+if __name__ == "__main__":
+    _guard(Path(sys.argv[1]))
