@@ -17,7 +17,14 @@ from busray.data.phantom import Probe, write_dataset
 from tests.support.paths import SHARED
 
 BUSI = SHARED / "data" / "busi"
-RAY_IN_CHAOS = ("test_driver_death", "test_million", "test_nodes", "test_secure_defaults", "test_submit")
+RAY_IN_CHAOS = (
+    "test_driver_death",
+    "test_million",
+    "test_nodes",
+    "test_secure_defaults",
+    "test_signals",
+    "test_submit",
+)
 """Files in tests/chaos that start Ray; all of tests/integration does."""
 
 
