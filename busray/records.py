@@ -51,7 +51,7 @@ class Damaged(StoppedForGood, ValueError):
     reason = ""  # what is wrong with it
 
 
-NEWER_FIELDS = {"frame": 0}
+NEWER_FIELDS = {"frame": 0, "reading": ""}
 """Fields that older records lack, and their defaults. A default is not written, so that a record
 without anything new keeps its bytes."""
 
@@ -103,6 +103,8 @@ class SourceImage:
     groups, and what these join). None before the split."""
     frame: int = 0
     """Which frame of its file this is, counted from 0."""
+    reading: str = ""
+    """How its levels are read, where that is not its format's plain rule, such as `8 bits`."""
 
     @property
     def path(self) -> str:

@@ -18,6 +18,7 @@ from busray.data.annotations import KINDS, find_annotations
 from busray.data.duplicates import ALIGNED, COPIES, THRESHOLD, DuplicatePairs, Signature, duplicate_pairs, signature
 from busray.data.folder import Classes, Side
 from busray.data.framing import FRAMINGS, cut_share
+from busray.data.patients import Patients
 from busray.data.pixels import READ_THREADS, lesion_mask, read_grey, read_rgb
 from busray.data.read import FolderScan, scan
 from busray.records import SourceImage
@@ -89,6 +90,9 @@ class CheckReport:
     dark: tuple[tuple[str, int], ...] = ()
     # (file, its copy, how the copy is made of it) of turned, mirrored, inverted or cropped copies
     turned: tuple[tuple[str, str, str], ...] = ()
+    odd: tuple[tuple[str, str], ...] = ()  # (file, what is odd about its grey levels)
+    flat: tuple[str, ...] = ()  # images whose pixels are all equal; they are compared with none
+    patients: Patients = field(default_factory=Patients)
     account: Account = field(default_factory=Account)
     # file -> the split that its folder says, with dataset.split=folders
     sides: dict[str, Side] = field(default_factory=dict[str, Side])
@@ -119,6 +123,9 @@ class CheckReport:
             "colour_overlays": [{"file": file, "share": share} for file, share in self.coloured],
             "annotations": [{"file": file, "found": list(kinds)} for file, kinds in self.annotated],
             "almost_black": [{"file": file, "brightest": level} for file, level in self.dark],
+            "odd_levels": [{"file": file, "found": found} for file, found in self.odd],
+            "flat": self.flat,
+            "patients": self.patients.to_dict(),
             "mask_problems": self.mask_problems,
             "lesions_cut": cuts,
             "account": self.account.to_dict(),
@@ -158,6 +165,7 @@ class CheckReport:
                 tuple(map(GroupSizes.cells, self.aligned_sizes)),
             ),
             Table("Which copies are looked for", ("a copy that is", "looked for"), COPIES),
+            Table("Patients", ("what is known",), tuple((said,) for said in self.patients.sentences())),
             Table("Lesions that a framing cuts", ("framing", *names), self._cut_rows(names)),
         ]
         account = self.account
@@ -186,9 +194,7 @@ class CheckReport:
         conflicts = [(" = ".join(group),) for group in self.conflicts]
         exact = [(" = ".join(group),) for group in self.exact]
         turned = [(f"{file} = {copy}", how) for file, copy, how in self.turned]
-        dark = [(file, f"{level} of 255") for file, level in self.dark]
         coloured = [(file, f"{share:.1%}") for file, share in self.coloured]
-        dark_title = "Almost black images"
         tables = []
         for title, columns, rows in (
             ("Label conflicts: the same image in more than one class", ("files",), conflicts),
@@ -196,7 +202,7 @@ class CheckReport:
             ("Near-duplicates that are turned, mirrored, inverted or cropped", ("files", "the second is"), turned),
             ("Unreadable files", ("file", "reason"), self.unreadable),
             ("Mask problems", ("file", "problem"), self.mask_problems),
-            (dark_title, ("file", "brightest pixel"), dark),
+            ("Images whose grey levels are odd", ("file", "what was found"), self.odd),
             ("Colour overlays", ("file", "coloured pixels"), coloured),
         ):
             if rows:
@@ -257,11 +263,13 @@ def check(
 def _report(scanned: FolderScan, examinations: Sequence["Examination"]) -> CheckReport:
     coloured, annotated, dark, files, signatures = [], [], [], [], []
     problems = [(file, "a mask without its image") for file in scanned.stray_masks]
+    flat = frozenset(scanned.flat)
     class_of = {image.file: image.class_name for image in scanned.images}
     cuts: dict[str, dict[str, tuple[int, int]]] = {framing: {} for framing in FRAMINGS}
     for image, examination in zip(scanned.images, examinations, strict=True):
-        files.append(image.file)
-        signatures.append(examination.signature)
+        if image.file not in flat:  # whatever shows nothing is nobody's copy
+            files.append(image.file)
+            signatures.append(examination.signature)
         if examination.coloured > 0:
             coloured.append((image.file, examination.coloured))
         if examination.annotations:
@@ -293,6 +301,9 @@ def _report(scanned: FolderScan, examinations: Sequence["Examination"]) -> Check
         cuts=cuts,
         dark=tuple(dark),
         turned=tuple(turned),
+        odd=scanned.odd,
+        flat=scanned.flat,
+        patients=scanned.patients,
         account=scanned.account,
         sides=scanned.sides,
     )

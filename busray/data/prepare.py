@@ -32,16 +32,19 @@ def make_dataset(
 
     UserError for unreadable files and for a class without an image in one of the splits.
     """
-    if report.unreadable:
-        lines = "\n".join(f"  {file}: {reason}" for file, reason in report.unreadable)
-        raise UserError(f"{folder}: {len(report.unreadable)} files cannot be read; fix or remove them:\n{lines}")
+    unusable = _unusable(report)
+    if unusable and settings.unreadable == "refuse":
+        lines = "\n".join(f"  {file}: {reason}" for file, reason in unusable)
+        raise UserError(
+            f"{folder}: {len(unusable)} files cannot be used; fix or remove them, or go on without them "
+            f"(--dataset.unreadable=leave_out):\n{lines}"
+        )
+    usable = [image for image in report.images if image.file not in report.flat]
     crossing: tuple[tuple[str, str], ...] = ()
     if settings.split == "folders":
-        images_of, crossing = given_split(report.images, report.duplicates, report.conflicts, report.sides)
+        images_of, crossing = given_split(usable, report.duplicates, report.conflicts, report.sides)
     else:
-        images_of = split(
-            report.images, report.duplicates, report.conflicts, settings.val, settings.test, settings.seed
-        )
+        images_of = split(usable, report.duplicates, report.conflicts, settings.val, settings.test, settings.seed)
     excluded = _annotated(report, images_of["train"]) if settings.annotations == "exclude" else ()
     left_out = dict(excluded)
     images_of["train"] = tuple(i for i in images_of["train"] if i.file not in left_out)
@@ -63,6 +66,10 @@ def make_dataset(
     content = {"size": size, "frame": settings.frame, "splits": {}}
     for side in SPLITS:
         content["splits"][side] = [[i.file, i.class_name, i.sha256, i.columns] for i in images_of[side]]
+        # Only there where it is not the format's plain rule, so that the hash of other sets stays.
+        read = {i.file: i.reading for i in images_of[side] if i.reading}
+        if read:
+            content.setdefault("readings", {})[side] = read
     return DataSet(
         hash=fingerprint(content),
         size=size,
@@ -71,8 +78,14 @@ def make_dataset(
         train=images_of["train"],
         val=images_of["val"],
         test=images_of["test"],
-        left_out=_conflicting(report) + crossing + excluded,
+        left_out=tuple(unusable) + _conflicting(report) + crossing + excluded,
     )
+
+
+def _unusable(report: CheckReport) -> list[tuple[str, str]]:
+    """(file, reason) of what cannot be read, and of images that show nothing."""
+    odd = dict(report.odd)
+    return [*report.unreadable, *((file, odd[file]) for file in report.flat)]
 
 
 def _conflicting(report: CheckReport) -> tuple[tuple[str, str], ...]:

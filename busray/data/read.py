@@ -22,6 +22,7 @@ from busray.data.folder import (
 from busray.data.folder import class_names as class_names
 from busray.data.masks import Masks, find_masks
 from busray.data.metadata import metadata_rows
+from busray.data.patients import Patients, with_patients
 from busray.data.pixels import READ_THREADS, Picture, Unreadable, describe, kind_of
 from busray.data.pixels import read_grey as read_grey  # programs of users import it from here
 from busray.records import SourceImage, UserError
@@ -38,6 +39,9 @@ class FolderScan:
     account: Account = field(default_factory=Account)
     # file -> the split that its folder says, with dataset.split=folders
     sides: dict[str, Side] = field(default_factory=dict[str, Side])
+    odd: tuple[tuple[str, str], ...] = ()  # (file, what is odd about its grey levels)
+    flat: tuple[str, ...] = ()  # images whose pixels are all equal, so that they show nothing
+    patients: Patients = field(default_factory=Patients)
 
 
 def scan(folder: Path, classes: Classes, metadata: Path | None = None, settings: Dataset | None = None) -> FolderScan:
@@ -51,7 +55,8 @@ def scan(folder: Path, classes: Classes, metadata: Path | None = None, settings:
     """
     settings = settings or Dataset()
     layout = lay_out(folder, classes, settings)
-    rows = metadata_rows(metadata, layout.root) if metadata else {}
+    files = [one.file for one in layout.candidates if not _named_as_mask(one)]
+    rows = metadata_rows(metadata, layout.root, files) if metadata else {}
     return _Reader(layout, settings).scan(metadata, rows)
 
 
@@ -62,6 +67,9 @@ class _Reader:
         self.layout, self.settings = layout, settings
         self.looked: dict[str, Picture | Unreadable] = {}
         self.uses: list[FileUse] = []
+        self.odd: list[tuple[str, str]] = []
+        self.flat: list[str] = []
+        self.who: dict[str, tuple[str, str]] = {}  # file -> PatientID and study; never shown
         for file, reason in layout.left_out:
             self.uses.append(FileUse(file, "left out", reason))
         for file in layout.missing:
@@ -70,12 +78,12 @@ class _Reader:
     def scan(self, metadata: Path | None, rows: dict[str, dict[str, str]]) -> FolderScan:
         candidates = self._images_by_content()
         names = {one.file for one in candidates}
-        pictures = [one for one in candidates if not one.place.in_masks and "mask" not in one.stem.casefold()]
+        pictures = [one for one in candidates if not _named_as_mask(one)]
         with ThreadPoolExecutor(READ_THREADS) as pool:
             list(pool.map(self._look, pictures))
         masks = find_masks(candidates, self._look, self.settings)
-        images = self._images(candidates, masks, rows)
-        _refuse_without_row(images, metadata, rows)
+        images = self._images(candidates, masks)
+        images, patients = with_patients(images, rows, metadata, self.who, self.settings.group)
         taken = names & {image.file for image in images if image.frame}
         if taken:
             raise UserError(f"{self.layout.root}: {min(taken)!r} is a file and a frame of another one; rename the file")
@@ -86,7 +94,15 @@ class _Reader:
         sides = {image.file: self.layout.sides[image.path] for image in images if image.path in self.layout.sides}
         images.sort(key=lambda image: image.file)
         return FolderScan(
-            tuple(images), tuple(unreadable), tuple(sorted(masks.stray)), self.layout.root, account, sides
+            tuple(images),
+            tuple(unreadable),
+            tuple(sorted(masks.stray)),
+            self.layout.root,
+            account,
+            sides,
+            tuple(sorted(self.odd)),
+            tuple(sorted(self.flat)),
+            patients,
         )
 
     def _images_by_content(self) -> list[Candidate]:
@@ -118,9 +134,7 @@ class _Reader:
     def _unreadable(self, file: str, reason: str) -> None:
         self.uses.append(FileUse(file, "unreadable", reason))
 
-    def _images(
-        self, candidates: Sequence[Candidate], masks: Masks, rows: dict[str, dict[str, str]]
-    ) -> list[SourceImage]:
+    def _images(self, candidates: Sequence[Candidate], masks: Masks) -> list[SourceImage]:
         """The images' records; images, masks and unreadable files go into the account."""
         masks_of: dict[str, list[str]] = {}
         for mask, image in masks.images_of.items():
@@ -136,14 +150,18 @@ class _Reader:
                     self._unreadable(one.file, frames.reason)
                     continue
                 of_file = []
-                row = dict(rows.get(one.file, {}))
-                group = row.pop("group", None) or None
+                self.who[one.file] = frames[0][1].who
                 for number, seen in frames:
                     file = f"{one.file}#{number}" if number else one.file
                     size, content = (seen.width, seen.height), (seen.mode, seen.sha256)
                     assert one.class_name is not None
-                    record = SourceImage(file, one.class_name, *size, *content, of_image, group, row, frame=number)
-                    of_file.append(record)
+                    of_file.append(
+                        SourceImage(file, one.class_name, *size, *content, of_image, frame=number, reading=seen.reading)
+                    )
+                    if seen.odd:
+                        self.odd.append((file, seen.odd))
+                    if seen.flat:
+                        self.flat.append(file)
                 total = frames[0][1].frames
                 self.uses.append(FileUse(one.file, "image", "", one.class_name or "", total, len(of_file)))
                 images += of_file
@@ -188,13 +206,5 @@ def chosen_frames(n: int, setting: str | int) -> list[int]:
     return [(2 * i + 1) * n // (2 * wanted) for i in range(wanted)]
 
 
-def _refuse_without_row(images: Sequence[SourceImage], metadata: Path | None, rows: dict[str, dict[str, str]]) -> None:
-    if not any("group" in row for row in rows.values()):
-        return
-    # An image without a row would count as a patient of its own and could cross the split.
-    without = [image.path for image in images if image.path not in rows]
-    if without:
-        raise UserError(
-            f"dataset.metadata: {metadata} has no row for {len(without)} images, such as {without[0]!r}; "
-            "with a column `group` every image needs one (its group may be empty)"
-        )
+def _named_as_mask(one: Candidate) -> bool:
+    return one.place.in_masks or "mask" in one.stem.casefold()

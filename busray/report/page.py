@@ -173,6 +173,8 @@ def _data_set(dataset: Json, check: Json) -> str:
         rows.append([split, *(of_split.get(c, 0) for c in classes), sum(of_split.values())])
     title = f"Images in each split ({dataset.get('size')} px, {dataset.get('frame')})"
     inside = html.folded(title, html.table(["split", *classes, "all"], rows))
+    if said := _patients(dataset.get("patients") or {}):
+        inside += html.paragraph(said)
     reasons = html.table(["file", "reason"], left_out, "words")
     inside += html.folded(f"Left out ({len(left_out)})", reasons)
     inside += _copies(check)
@@ -192,6 +194,21 @@ def _copies(check: Json) -> str:
     others = [entry["copy"] for entry in copies if not entry["looked_for"].startswith("yes")]
     words = f"Copies of one image stay on one side of the split. Looked for: {'; '.join(sought)}."
     return html.paragraph(f"{words} Not looked for: {'; '.join(others)}.")
+
+
+def _patients(patients: Json) -> str:
+    """Whether a patient is on two sides of the split; empty for a report of an older busray."""
+    if not patients:
+        return ""
+    n, crossing = patients["patients"], patients["crossing"]
+    if not n:
+        return (
+            "Nobody said which images show one patient. So a patient may be in several splits, unless the images "
+            "are near-duplicates."
+        )
+    if crossing:
+        return f"{crossing} of {n} patients are in several splits."
+    return f"The images show {n} known patients. None of them is in more than one split."
 
 
 def _timings(timings: list[Json]) -> str:

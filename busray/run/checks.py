@@ -17,6 +17,7 @@ from busray.corpus.recipe import longest_prompts, quotas
 from busray.corpus.record import differences, read_run
 from busray.data.folder import class_root
 from busray.data.images import ImageFolder
+from busray.data.patients import is_personal, regrouped
 from busray.data.prepare import prepare
 from busray.data.read import scan
 from busray.doctor import require_create_only
@@ -171,18 +172,29 @@ def check_same_images(dataset: DataSet, config: Config, folder: Path) -> str:
     before = {image.file: image for image in dataset.split("all")}
     # Images that were left out are in no split, so their bytes are not compared, only their names.
     left_out = {file for file, _ in dataset.left_out}
-    differing = sorted(now.keys() ^ (before.keys() | left_out))
-    redescribed = []
+    # Those that cannot be read are there too; of a run without them they are left out by name.
+    there = now.keys() | {file for file, _ in scanned.unreadable}
+    differing = sorted(there ^ (before.keys() | left_out))
+    redescribed, reread = [], []
     for file in sorted(before.keys() & now.keys()):
         old, new = before[file], now[file]
         if new.sha256 != old.sha256:
             differing.append(file)
-        elif (new.group, new.columns) != (old.group, old.columns):
+        elif new.columns != {name: value for name, value in old.columns.items() if not is_personal(name)}:
             redescribed.append(file)
+        elif new.reading != old.reading:
+            reread.append(file)
+    redescribed += regrouped(list(before.values()), scanned.images, scanned.patients)
     if differing:
         raise UserError(
             f"dataset.path: {folder} is not what this run started from ({len(differing)} files differ, "
             f"such as {differing[0]}): give another output, or bring the images back"
+        )
+    if reread:
+        raise UserError(
+            f"dataset.path: this busray reads the grey levels of {len(reread)} images otherwise than the one that "
+            f"began this run, such as {reread[0]} (now {now[reread[0]].reading or 'by its format'}): "
+            "give another output"
         )
     if redescribed:
         raise UserError(

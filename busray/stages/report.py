@@ -14,8 +14,9 @@ from busray.corpus.manifest import published_rows
 from busray.corpus.plan import read_segments, shards
 from busray.corpus.record import read_run
 from busray.data.images import ImageFolder
+from busray.data.split import SPLITS
 from busray.model.checkpoints import read_adapters
-from busray.records import Figure, json_object, to_json
+from busray.records import DataSet, Figure, json_object, to_json
 from busray.report.audit import copies_section, of_now
 from busray.report.classes import consistency_section, consistency_sentences
 from busray.report.lesions import geometry_section, geometry_sentences
@@ -119,7 +120,18 @@ def described_dataset(run: Run) -> dict[str, Any]:
         "frame": run.dataset.frame,
         "counts": run.dataset.counts(run.config.classes),
         "left_out": [list(pair) for pair in run.dataset.left_out],
+        "patients": _patients(run.dataset),
     }
+
+
+def _patients(dataset: DataSet) -> dict[str, int]:
+    """How many patients the data set knows of, and how many of them are in several splits."""
+    sides: dict[str, set[str]] = {}
+    for side in SPLITS:
+        for image in dataset.split(side):
+            if image.group:
+                sides.setdefault(image.group, set()).add(side)
+    return {"patients": len(sides), "crossing": sum(len(of_patient) > 1 for of_patient in sides.values())}
 
 
 def _execution(store: Store) -> dict[str, Any]:

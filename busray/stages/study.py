@@ -22,6 +22,7 @@ from busray.corpus.record import differences, read_run
 from busray.data.check import CheckReport, check
 from busray.data.duplicates import shared_images
 from busray.data.folder import class_names, class_root
+from busray.data.patients import NOBODY
 from busray.data.split import SPLITS
 from busray.evidence import study_design
 from busray.evidence.stats.paired import classes_without_spread
@@ -286,7 +287,10 @@ def _external_images(run: Run, report: Report) -> CheckReport | None:
     path = run.config.study.external
     if path is None:
         return None
-    classes, settings = list(run.config.classes), run.config.dataset.model_copy(update={"split": "shares"})
+    classes, of_run = list(run.config.classes), run.config.dataset
+    # There is no table of these images, so only DICOM can say who is who.
+    group = NOBODY if of_run.group == NOBODY else None
+    settings = of_run.model_copy(update={"split": "shares", "group": group})
     folder = class_root(Path(path), run.config.folders(), settings)
     present = class_names(folder, settings)
     folders = {name: of for name, of in run.config.folders().items() if name in present or of in present}

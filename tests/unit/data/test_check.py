@@ -131,7 +131,7 @@ def test_the_tables_show_every_finding_and_leave_out_empty_ones(
         (table,) = [table for title, table in text.items() if title.startswith(begins)]
         assert len(table.rows) == rows
         assert all(len(row) == len(table.columns) for row in table.rows)
-    assert len(replace(phantom_report, mask_problems=()).tables()) == 6
+    assert len(replace(phantom_report, mask_problems=()).tables()) == 7
 
 
 def test_almost_black_images_are_listed_with_what_they_may_be(phantom_folder: Path, tmp_path: Path) -> None:
@@ -146,8 +146,12 @@ def test_almost_black_images_are_listed_with_what_they_may_be(phantom_folder: Pa
     found = check(tmp_path)
     assert found.dark == (("benign/31.png", 31),)
     assert found.to_dict()["almost_black"] == [{"file": "benign/31.png", "brightest": 31}]
-    (table,) = [table for table in found.tables() if table.title.startswith("Almost black")]
-    assert table.rows[0] == ("benign/31.png", "31 of 255")
+    (table,) = [table for table in found.tables() if table.title.startswith("Images whose grey levels are odd")]
+    said = dict(table.rows)
+    assert "almost black: no pixel is above grey level 31; the file has 8-bit grey" in said.pop("benign/31.png")
+    assert said.pop("benign/12 bits.png").endswith("read as 12 bits")
+    assert said == {}
+    assert found.to_dict()["odd_levels"][0]["file"] == "benign/12 bits.png"
 
 
 def test_progress_counts_to_the_number_of_images(phantom_folder: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from busray.data.metadata import metadata_rows
 from busray.data.read import scan
 from busray.records import UserError
 
@@ -30,7 +31,7 @@ def metadata(folder: Path, text: str | bytes) -> Path:
 def test_metadata_brings_groups_and_columns(folder: Path) -> None:
     path = metadata(folder, "file,group,birads\nbenign/a.png,p1,4a\nbenign/b.png,,\n")
     one, two = scan(folder, ["benign"], path).images
-    assert (one.group, one.columns) == ("p1", {"birads": "4a"})
+    assert (one.group, one.columns) == ("patient 1", {"birads": "4a"})
     assert (two.group, two.columns) == (None, {"birads": ""})
 
 
@@ -44,8 +45,8 @@ def test_metadata_from_a_spreadsheet_is_read(folder: Path) -> None:
 def test_spaces_around_names_and_values_of_metadata_are_no_part_of_them(folder: Path) -> None:
     text = "file, group ,birads\n benign/a.png, p1,4a \nbenign/b.png,p1 ,\n"
     one, two = scan(folder, ["benign"], metadata(folder, text)).images
-    assert (one.group, one.columns) == ("p1", {"birads": "4a"})
-    assert (two.group, two.columns) == ("p1", {"birads": ""})
+    assert (one.group, one.columns) == ("patient 1", {"birads": "4a"})
+    assert (two.group, two.columns) == ("patient 1", {"birads": ""})
     quoted = '"file", "group", "birads"\n"benign/a.png", "p1", "4a"\n"benign/b.png", "p1", ""\n'
     assert scan(folder, ["benign"], metadata(folder, quoted)).images == (one, two)
 
@@ -53,19 +54,89 @@ def test_spaces_around_names_and_values_of_metadata_are_no_part_of_them(folder: 
 @pytest.mark.parametrize(
     "header, said",
     [
-        ("file,Group", "'Group' must be spelt `group`"),
-        (" FILE ,group", "'FILE' must be spelt `file`"),
-        ("File,Group", "'File' must be spelt `file`, 'Group' must be spelt `group`"),
         ("file,group, group", "'group' is there twice"),
         ("file,birads,birads", "'birads' is there twice"),
-        ("file,File,birads,birads", "'File' must be spelt `file`, 'birads' is there twice"),
+        ("file,birads,birads,group,group", "'birads' is there twice, 'group' is there twice"),
     ],
 )
-def test_a_header_that_would_switch_the_patient_rule_off_is_refused(folder: Path, header: str, said: str) -> None:
+def test_a_column_that_is_there_twice_is_refused(folder: Path, header: str, said: str) -> None:
     with pytest.raises(UserError) as caught:
-        scan(folder, ["benign"], metadata(folder, f"{header}\nbenign/a.png,p1,x,x\nbenign/b.png,p1,x,x\n"))
+        scan(folder, ["benign"], metadata(folder, f"{header}\nbenign/a.png,p1,x,x,x\nbenign/b.png,p1,x,x,x\n"))
     assert str(caught.value).startswith("dataset.metadata: ")
     assert str(caught.value).endswith(f"header: {said}")
+
+
+@pytest.mark.parametrize("header", ["file,Group", " FILE ,groups", "File,GROUP"])
+def test_another_spelling_of_group_is_asked_about(folder: Path, header: str) -> None:
+    with pytest.raises(UserError, match=rf"--dataset.group={header.split(',')[1]} if it is the patient"):
+        scan(folder, ["benign"], metadata(folder, f"{header}\nbenign/a.png,p1\nbenign/b.png,p1\n"))
+
+
+NAMES = ["benign/a.png", "benign/b (1).png", "normal/b (1).png"]
+
+
+@pytest.fixture
+def named(tmp_path: Path) -> Path:
+    save(tmp_path / "data", *NAMES)
+    return tmp_path / "data"
+
+
+def rows_of(folder: Path, content: bytes) -> list[str]:
+    return sorted(metadata_rows(metadata(folder, content), folder, NAMES))
+
+
+@pytest.mark.parametrize("header", ["file", "filename", "File Name", "image_path", "Image"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_of_spreadsheets_are_read(named: Path, header: str, separator: str, encoding: str) -> None:
+    text = f"{header}{separator}größe\r\nbenign/a.png{separator}3\r\n"
+    assert rows_of(named, text.encode(encoding)) == ["benign/a.png"]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "benign/a.png",
+        "benign\\a.png",
+        "./benign/a.png",
+        "a.png",
+        "a",
+        "benign/a",
+        "BENIGN/A.PNG",
+        "{folder}/benign/a.png",
+    ],
+)
+def test_a_file_that_is_written_otherwise_is_found_where_only_one_can_be_meant(named: Path, written: str) -> None:
+    assert rows_of(named, f"file\n{written.format(folder=named)}\n".encode()) == ["benign/a.png"]
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (
+            b"file\nb (1)\n",
+            r"names 'b \(1\)', which may be 'benign/b \(1\).png', 'normal/b \(1\).png': write CLASS/NAME",
+        ),
+        (b"file\nC:\\data\\benign\\a.png\n", "write it as CLASS/NAME, below the data folder"),
+        (b"file\nbenign/../../a.png\n", "write it as CLASS/NAME, below the data folder"),
+        (b"file\nx.png\ny.png\nz.png\nw.png\n", "names 'x.png', 'y.png', 'z.png' and 1 more, which is not in"),
+        (b"file\nx.png\n", "images there are named like 'benign/a.png'"),
+        (
+            "file,größe\nbenign/a.png,3\n".encode("cp1252"),
+            "UTF-8 .line 1 has other bytes.: in Excel, save it as `CSV UTF-8",
+        ),
+        (b"PK\x03\x04 a workbook", "is a workbook, not a CSV file: in Excel, save it as"),
+        (b"file,birads\nbenign/a.png,4,5\n", "1 rows have more values than the header has columns"),
+        (b"f\0ile\nbenign/a.png\n", "zero bytes"),
+        (b"patient,label\n1,2\n", "the column `file` and at least one row; its columns are 'patient', 'label'"),
+    ],
+)
+def test_a_table_that_does_not_say_which_file_it_means_is_named_with_the_mend(
+    named: Path, content: bytes, said: str
+) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        rows_of(named, content)
+    assert str(caught.value).startswith("dataset.metadata: ")
 
 
 def test_empty_columns_of_a_spreadsheet_are_left_alone(folder: Path) -> None:

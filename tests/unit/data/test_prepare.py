@@ -20,10 +20,48 @@ from tests.support.planted import CLASSES, scan_pixels, settings
 
 
 def test_unreadable_images_end_the_preparation_and_are_all_named(planted: Path, report: CheckReport) -> None:
-    with pytest.raises(UserError, match="2 files cannot be read") as caught:
+    with pytest.raises(UserError, match="2 files cannot be used") as caught:
         make_dataset(settings(), CLASSES, 128, planted, report)
     assert "normal/torn.png" in str(caught.value)
     assert "normal/no image.png" in str(caught.value)
+
+
+def test_unreadable_images_are_left_out_with_their_reason_where_the_setting_says_so(
+    planted: Path, report: CheckReport
+) -> None:
+    dataset = make_dataset(settings(unreadable="leave_out"), CLASSES, 128, planted, report)
+    left_out = dict(dataset.left_out)
+    assert "truncated" in left_out["normal/torn.png"]
+    assert left_out["normal/no image.png"] == "it is no image that busray reads, or its beginning is damaged"
+    assert not left_out.keys() & {image.file for image in dataset.split("all")}
+
+
+def test_images_that_show_nothing_are_refused_together_or_left_out_and_are_nobodys_copy(
+    phantom_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(phantom_folder, tmp_path / "data")
+    for name, level in (("benign/black.png", 0), ("malignant/black.png", 0), ("normal/white.png", 255)):
+        Image.new("L", (64, 48), level).save(tmp_path / "data" / name)
+    dataset, report = prepare(settings(unreadable="leave_out"), CLASSES, 128, tmp_path / "data")
+    with pytest.raises(UserError, match="3 files cannot be used") as caught:
+        make_dataset(settings(), CLASSES, 128, tmp_path / "data", report)
+    assert "  malignant/black.png: black: every pixel is grey level 0; the file has 8-bit grey, 1 value: 0" in str(
+        caught.value
+    )
+    assert "--dataset.unreadable=leave_out" in str(caught.value)
+    assert [file for file, _ in dataset.left_out] == ["benign/black.png", "malignant/black.png", "normal/white.png"]
+    assert report.conflicts == () and report.exact == ()
+    assert dict(report.odd).keys() == set(report.flat) == set(dict(dataset.left_out))
+
+
+def test_the_hash_covers_how_levels_are_read_where_the_format_does_not_say(
+    phantom_folder: Path, phantom_report: CheckReport
+) -> None:
+    plain = make_dataset(settings(), CLASSES, 128, phantom_folder, phantom_report)
+    images = tuple(replace(image, reading="8 bits") for image in phantom_report.images)
+    read = make_dataset(settings(), CLASSES, 128, phantom_folder, replace(phantom_report, images=images))
+    assert read.hash != plain.hash
+    assert b"reading" not in to_json(plain)
 
 
 def test_conflicts_are_left_out_and_listed_and_duplicates_are_on_one_side(

@@ -243,3 +243,21 @@ def test_the_page_keeps_texture_apart_from_fid() -> None:
     assert "FD-texture and KD-texture (texture-1), real-against-real, n = 40 against 24 test images" in texture
     assert "each class n = 20 against 12 test images, letterbox, 128 px." in texture
     assert texture.count("FID") == texture.count("FID and KID") == 1  # where it says that it is neither
+
+
+@pytest.mark.parametrize(
+    "patients, said",
+    [
+        ({"patients": 7, "crossing": 0}, "The images show 7 known patients. None of them is in more than one split."),
+        ({"patients": 7, "crossing": 2}, "2 of 7 patients are in several splits."),
+        ({"patients": 0, "crossing": 0}, "Nobody said which images show one patient."),
+    ],
+)
+def test_the_data_set_says_how_many_patients_there_are_and_whether_one_crosses(
+    patients: dict[str, int], said: str
+) -> None:
+    assert said in Page(render(dataset={"patients": patients})).text
+
+
+def test_a_report_of_an_older_busray_says_nothing_of_patients() -> None:
+    assert "patient" not in Page(render(dataset={"size": 128})).text

@@ -1,11 +1,13 @@
 """A run opens with the settings and files that it started with; others are refused."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save, save_file
 
 from busray.cli import main
@@ -15,9 +17,9 @@ from busray.layout import CONFIG
 from busray.model.adapters import LORA_FILE, adapter_sha256
 from busray.model.base import TINY
 from busray.model.checkpoints import commit_adapters
-from busray.records import UserError, to_json
+from busray.records import SourceImage, UserError, to_json
 from busray.run import checks
-from busray.run.checks import open_run
+from busray.run.checks import check_same_images, open_run
 from busray.run.record import Run
 from busray.stages.finetune import finetune
 from busray.storage import Store
@@ -71,6 +73,58 @@ def test_a_run_that_was_split_by_one_table_of_patients_refuses_another_and_none(
     for table in ("b.csv", None):
         with pytest.raises(UserError, match=r"dataset\.metadata: .* gives \d+ images, such as benign/benign"):
             reopen(table)
+
+
+def test_a_run_whose_patients_an_older_busray_named_opens_and_no_other_grouping_does(
+    tmp_path: Path, phantom_folder: Path
+) -> None:
+    """Older ones kept names and all columns; now patients are numbered and identifiers dropped."""
+    write_groups(tmp_path / "a.csv", phantom_folder, patients=12)
+    tree = settings(phantom_folder, tmp_path / "out")
+    tree["dataset"]["metadata"] = str(tmp_path / "a.csv")
+    dataset = opened(tree).dataset
+    assert "p1" not in {image.group for image in dataset.split("all")}
+    config = validate(tree)
+    for changed, opens in ((dataset.train[0].group, True), (None, False)):
+        older = []
+        for image in dataset.train:
+            group = changed if image.file == dataset.train[0].file else image.group
+            older.append(replace(image, group=group and f"p {group}", columns={**image.columns, "patient_name": "N"}))
+        stored = replace(dataset, train=tuple(older))
+        stored = replace(stored, val=named(dataset.val), test=named(dataset.test))
+        if opens:
+            check_same_images(stored, config, phantom_folder)
+        else:
+            with pytest.raises(UserError, match=r"dataset\.metadata: .* gives 1 images, such as"):
+                check_same_images(stored, config, phantom_folder)
+
+
+def named(images: tuple[SourceImage, ...]) -> tuple[SourceImage, ...]:
+    return tuple(replace(image, group=image.group and f"p {image.group}") for image in images)
+
+
+def test_a_run_whose_levels_were_read_otherwise_is_refused(tmp_path: Path, phantom_folder: Path) -> None:
+    tree = settings(phantom_folder, tmp_path / "out")
+    dataset = opened(tree).dataset
+    first = dataset.train[0]
+    stored = replace(dataset, train=(replace(first, reading="12 bits"), *dataset.train[1:]))
+    with pytest.raises(UserError, match=r"reads the grey levels of 1 images otherwise .* such as benign/.*by its form"):
+        check_same_images(stored, validate(tree), phantom_folder)
+
+
+def test_a_run_without_its_unreadable_images_opens_again(tmp_path: Path, phantom_folder: Path) -> None:
+    shutil.copytree(phantom_folder, tmp_path / "data")
+    (tmp_path / "data" / "benign" / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    Image.new("L", (64, 48)).save(tmp_path / "data" / "normal" / "black.png")
+    tree = settings(tmp_path / "data", tmp_path / "out")
+    with pytest.raises(UserError, match="2 files cannot be used"):
+        opened(tree)
+    tree["dataset"]["unreadable"] = "leave_out"
+    for _ in range(2):
+        assert dict(opened(tree).dataset.left_out).keys() == {"benign/torn.png", "normal/black.png"}
+    (tmp_path / "data" / "benign" / "torn.png").unlink()
+    with pytest.raises(UserError, match=r"1 files differ, such as benign/torn\.png"):
+        opened(tree)
 
 
 def test_a_command_on_a_run_takes_where_its_images_lie_now_and_no_other_setting(

@@ -1,0 +1,143 @@
+"""Patients: who says which images show one, when busray asks, and that no identifier comes out."""
+
+from pathlib import Path
+
+import pytest
+
+from busray.data.patients import with_patients
+from busray.records import SourceImage, UserError
+
+TABLE = Path("table.csv")
+
+
+def images(n: int = 8) -> list[SourceImage]:
+    found = []
+    for i in range(n):
+        name = "benign" if i < n // 2 else "malignant"
+        found.append(SourceImage(f"{name}/{i}.png", name, 10, 10, "L", f"{i:064d}"))
+    return found
+
+
+def rows(**columns: list[str]) -> dict[str, dict[str, str]]:
+    return {image.file: {name: values[i] for name, values in columns.items()} for i, image in enumerate(images())}
+
+
+TWO_EACH = ["Q1", "Q1", "Q2", "Q2", "Q3", "Q3", "Q4", "Q4"]
+
+
+@pytest.mark.parametrize(
+    "column",
+    ["patient", "patient_id", "PatientID", "Patient ID", "Case", "case_id", "subject", "Subject-ID", "groups", "Group",
+     "id", "ID", "study_id", "StudyInstanceUID", "AccessionNumber", "MRN", "participant_no", "id_patient",
+     "patient_name"],
+)  # fmt: skip
+def test_a_column_of_identifiers_that_is_not_the_group_is_asked_about(column: str) -> None:
+    with pytest.raises(UserError) as caught:
+        with_patients(images(), rows(**{column: TWO_EACH}), TABLE, {}, None)
+    said = str(caught.value)
+    assert said.startswith("dataset.metadata: table.csv has a column that may say which images show one patient")
+    assert f"`{column}` (4 values for 8 images)" in said
+    assert f"--dataset.group={column}" in said and "--dataset.group=none" in said
+    assert "Q1" not in said
+
+
+@pytest.mark.parametrize(
+    "column", ["birads", "patient_age", "device", "sex", "density", "PatientSex", "imageno_of_view"]
+)
+def test_a_column_of_findings_is_not_asked_about(column: str) -> None:
+    grouped, found = with_patients(images(), rows(**{column: TWO_EACH}), TABLE, {}, None)
+    assert [image.group for image in grouped] == [None] * 8
+    assert grouped[0].columns == {column: "Q1"}
+    assert found.source == ""
+    assert found.sentences()[0].startswith("Nobody said which images show one patient")
+
+
+@pytest.mark.parametrize("values", [["mass", "cyst"] * 4, ["A", "B", "C", "A", "B", "C", "A", "B"]])
+def test_a_column_named_lesion_or_study_with_words_is_not_asked_about(values: list[str]) -> None:
+    for column in ("lesion", "study", "exam"):
+        grouped, _ = with_patients(images(), rows(**{column: values}), TABLE, {}, None)
+        assert grouped[0].columns == {column: values[0]}
+
+
+def test_the_column_that_the_setting_names_is_the_patient_and_is_not_stored() -> None:
+    grouped, found = with_patients(images(), rows(Case=TWO_EACH, birads=["3"] * 8), TABLE, {}, "Case")
+    assert [image.group for image in grouped] == [f"patient {1 + i // 2}" for i in range(8)]
+    assert grouped[0].columns == {"birads": "3"}
+    assert "Q1" not in repr(grouped) + repr(found) + repr(found.to_dict())
+    assert found.sentences()[0] == "4 patients by column `Case` of table.csv, at most 2 images of one."
+
+
+def test_none_says_that_nobody_knows() -> None:
+    who = {image.path: ("ID-1", "1.2") for image in images()}
+    grouped, found = with_patients(images(), rows(patient_id=TWO_EACH), TABLE, who, "none")
+    assert {image.group for image in grouped} == {None}
+    assert found.source == ""
+    assert grouped[0].columns == {}  # a patient's identifier is never stored
+
+
+def test_a_setting_that_names_no_column_is_refused_with_the_columns() -> None:
+    with pytest.raises(
+        UserError, match=r"dataset.group: no column 'Case': table.csv has the columns birads, patient_id"
+    ):
+        with_patients(images(), rows(patient_id=TWO_EACH, birads=TWO_EACH), TABLE, {}, "Case")
+    with pytest.raises(UserError, match=r"dataset.group: no column 'Case': there is no dataset.metadata"):
+        with_patients(images(), {}, None, {}, "Case")
+    with pytest.raises(UserError, match=r"dataset.group: dicom, but no image is DICOM"):
+        with_patients(images(), {}, None, {}, "dicom")
+
+
+def test_a_second_column_is_asked_about_only_where_the_group_would_tear_it() -> None:
+    lesion = [f"L{i}" for i in range(8)]
+    with pytest.raises(UserError, match=r"`patient_id` \(4 values for 8 images\)"):
+        with_patients(images(), rows(group=lesion, patient_id=TWO_EACH), TABLE, {}, None)
+    grouped, _ = with_patients(images(), rows(group=TWO_EACH, lesion_id=lesion, patient_id=TWO_EACH), TABLE, {}, None)
+    assert len({image.group for image in grouped}) == 4
+
+
+def test_identifiers_of_which_each_image_has_its_own_say_that_patients_have_one_image() -> None:
+    grouped, found = with_patients(images(), rows(patient_id=[f"Q{i}" for i in range(8)]), TABLE, {}, None)
+    assert len({image.group for image in grouped}) == 8
+    assert found.sentences()[0] == "8 patients by column `patient_id` of table.csv, at most 1 images of one."
+
+
+def test_an_image_without_a_row_is_refused_where_a_column_says_who_is_who() -> None:
+    half = dict(list(rows(Case=TWO_EACH).items())[:4])
+    with pytest.raises(UserError, match=r"has no row for 4 images, such as 'malignant/4.png'; with a column `Case`"):
+        with_patients(images(), half, TABLE, {}, "Case")
+
+
+def test_dicoms_patient_and_study_are_the_group_by_default() -> None:
+    ids = [("P1", "s1"), ("P1", "s2"), ("", "s2"), ("P2", ""), ("P2", "s3"), ("", ""), ("P3", "s4"), ("P3", "s4")]
+    who = {image.path: one for image, one in zip(images(), ids, strict=True)}
+    grouped, found = with_patients(images(), {}, None, who, None)
+    number = ["patient 1"] * 3 + ["patient 2"] * 2 + [None] + ["patient 3"] * 2
+    assert [image.group for image in grouped] == number
+    assert (found.patients, found.images, found.total, found.largest) == (3, 7, 8, 3)
+    assert "1 images have no patient and count as one each" in found.sentences()[0]
+    assert "P1" not in repr(found)
+
+
+def test_one_patient_id_for_all_files_is_not_used_and_said() -> None:
+    who = {image.path: ("ANONYMOUS", f"s{i // 4}") for i, image in enumerate(images())}
+    grouped, found = with_patients(images(), {}, None, who, None)
+    assert len({image.group for image in grouped}) == 2
+    assert "All 8 DICOM files have one PatientID" in " ".join(found.sentences())
+    who = {image.path: ("ANONYMOUS", "s") for image in images()}
+    grouped, found = with_patients(images(), {}, None, who, None)
+    assert {image.group for image in grouped} == {None}
+    assert "DICOM does not say who is who" in " ".join(found.sentences())
+    assert "ANONYMOUS" not in repr(found)
+
+
+def test_a_table_and_dicom_join_what_either_joins_unless_the_setting_names_one() -> None:
+    who = {image.path: (f"P{i // 4}", "") for i, image in enumerate(images())}
+    table = rows(group=TWO_EACH)
+    assert len({image.group for image in with_patients(images(), table, TABLE, who, None)[0]}) == 2
+    assert len({image.group for image in with_patients(images(), table, TABLE, who, "group")[0]}) == 4
+    assert len({image.group for image in with_patients(images(), table, TABLE, who, "dicom")[0]}) == 2
+
+
+def test_numbers_of_patients_are_the_same_whatever_the_order_of_the_images() -> None:
+    one, _ = with_patients(images(), rows(group=TWO_EACH), TABLE, {}, None)
+    other, _ = with_patients(images()[::-1], rows(group=TWO_EACH), TABLE, {}, None)
+    assert {image.file: image.group for image in one} == {image.file: image.group for image in other}
