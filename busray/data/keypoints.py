@@ -177,10 +177,13 @@ def _alike(descriptions: np.ndarray, apart: np.ndarray) -> tuple[np.ndarray, np.
     for cell in _cells(vectors):
         alike = vectors[cell] @ vectors[cell].T
         alike[apart[cell][:, None] == apart[cell]] = -1
-        most = min(NEIGHBOURS, len(cell))
-        nearest = np.argpartition(-alike, most - 1, axis=1)[:, :most]
-        rows, ranks = np.nonzero(np.take_along_axis(alike, nearest, 1) >= ALIKE)
-        one, other = cell[rows], cell[nearest[rows, ranks]]
+        rows, columns = np.nonzero(alike >= ALIKE)
+        order = np.lexsort((-alike[rows, columns], rows))
+        rows, columns = rows[order], columns[order]
+        # The rank of each among its row's: positions minus the position at which the row begins.
+        kept = np.arange(len(rows)) - np.searchsorted(rows, rows) < NEIGHBOURS
+        rows, columns = rows[kept], columns[kept]
+        one, other = cell[rows], cell[columns]
         links.append(np.minimum(one, other) * len(apart) + np.maximum(one, other))
     pairs = np.unique(np.concatenate(links))
     return pairs // len(apart), pairs % len(apart)
