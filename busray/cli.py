@@ -1,6 +1,7 @@
 """The `busray` command: parser and dispatch. Imports nothing heavy until needed."""
 
 import argparse
+import difflib
 import os
 import select
 import shlex
@@ -12,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from busray import __version__
+from busray import __version__, places
 from busray.cluster import processes
 from busray.commands import COMMAND_FUNCTIONS, log_file
 from busray.records import UserError
@@ -53,15 +54,21 @@ COMMANDS = {
     "gc": "list a run's orphaned objects, or delete them",
 }
 
+SETTINGS = {"doctor": None, "check": "--dataset.", "verify": None, "gc": None, "readers": None}
+"""Command -> how the settings begin that it takes; the others take all."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command's exit status (EXIT_STATUS). Any error ends here, in one message."""
     _open_standard_streams()
-    parser = _parser()
-    options, flags = parser.parse_known_args(arguments)
-    command = shlex.join(["busray", *(sys.argv[1:] if arguments is None else arguments)])
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    command = shlex.join(["busray", *given])
+    options, flags = argparse.Namespace(command=""), list[str]()
     try:
-        status = COMMAND_FUNCTIONS[options.command](options, flags)
+        parser = _parser()
+        own, flags = split_settings(given, parser)
+        options, rest = parser.parse_known_args(own)
+        status = COMMAND_FUNCTIONS[options.command](options, [*rest, *flags])
         sys.stdout.flush()  # a full disk or a closed pipe may show only here
         return status
     except UserError as error:
@@ -196,6 +203,87 @@ def _await_signal(source: int, terminal: int, again: str) -> None:
     os._exit(128 + number)
 
 
+def split_settings(arguments: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[str]]:
+    """(the parser's own arguments, settings as `--a.b=value`).
+
+    A setting may be given as `--a.b value` too. UserError: a value is missing, an option of the
+    command is given twice, or the command takes no settings.
+    """
+    options, settings = _options_of(parser, arguments)
+    own: list[str] = []
+    flags: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name = argument.partition("=")[0]
+        if argument == "--":
+            return [*own, argument, *rest], flags
+        if not argument.startswith("--"):
+            own.append(argument)
+        elif name in options:
+            if any(other.partition("=")[0] == name for other in own):
+                raise UserError(f"{name} is given twice: leave one out")
+            own.append(argument)
+        elif settings is None or not name.startswith(settings):
+            raise UserError(
+                f"{_shown(argument)}: this command takes no such argument{_nearest(name, options)}; see --help"
+            )
+        elif "=" in argument:
+            flags.append(argument)
+        elif not rest or rest[0].startswith("--") or rest[0] in options:
+            raise UserError(f"{argument}: its value is missing: write {argument}=VALUE")
+        else:
+            flags.append(f"{argument}={rest.pop(0)}")
+    return own, flags
+
+
+def _options_of(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[set[str], str | None]:
+    """(the options of the command that is given, how the settings begin that it takes too)."""
+    options, settings = set[str](), None
+    level: argparse.ArgumentParser | None = parser
+    while level is not None:
+        settings = level.get_default("settings")
+        below = None
+        for action in level._actions:  # argparse has no public list of them
+            options |= set(action.option_strings)
+            if isinstance(action, argparse._SubParsersAction):
+                below = next((action.choices[word] for word in arguments if word in action.choices), None)
+        level = below
+    return options, settings
+
+
+def _nearest(name: str, options: set[str]) -> str:
+    close = difflib.get_close_matches(f"--{name.lstrip('-').rpartition('.')[2]}", sorted(options), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _shown(argument: str) -> str:
+    return argument.partition("=")[0] if places.credentials_in(argument) else argument
+
+
+def _local(text: str) -> Path:
+    """A path of this machine. UserError for a URL, and for a variable that is not set."""
+    if os.path.lexists(text):
+        return Path(text)
+    return Path(_place(text, url=False))
+
+
+def _run_place(text: str) -> str:
+    """A run's folder or URL. UserError says what to write instead."""
+    return text if os.path.lexists(text) else _place(text, url=True)
+
+
+def _place(text: str, *, url: bool) -> str:
+    shown = "a place" if places.credentials_in(text) else text or "''"
+    try:
+        place = places.expand(text)
+    except ValueError as error:
+        raise UserError(f"{shown}: {error}") from error
+    if wrong := places.problem(place, url=url):
+        raise UserError(f"{shown}: {wrong}")
+    return place
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="busray",
@@ -207,32 +295,36 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(settings=SETTINGS.get(name, "--"))
         if name == "check":
-            command.add_argument("data", type=Path, help="folder with one folder of images per class")
-            command.add_argument("--json", type=Path, help="also write the findings to this file")
-            command.add_argument("--metadata", type=Path, help="CSV with the columns file, group and any others")
+            command.add_argument("data", type=_local, help="folder with one folder of images per class")
+            command.add_argument("--json", type=_local, help="also write the findings to this file")
+            command.add_argument("--metadata", type=_local, help="CSV with the columns file, group and any others")
         elif name == "doctor":
-            command.add_argument("url", help="folder or URL that runs are to be under, such as s3://BUCKET/runs")
+            command.add_argument(
+                "url", type=_run_place, help="folder or URL that runs are to be under, such as s3://BUCKET/runs"
+            )
         elif name == "readers":
             _readers_parser(command)
         elif name in ("audit", "reproduce", "card", "verify", "gc"):
-            command.add_argument("run", help="folder or URL of the run")
+            command.add_argument("run", type=_run_place, help="folder or URL of the run")
             if name == "reproduce":
                 command.add_argument("image_id")
             elif name == "gc":
                 command.add_argument("--delete", action="store_true", help="delete what is listed")
         elif name != "demo":
-            command.add_argument("config", type=Path, help="YAML file, such as configs/demo.yaml")
+            command.add_argument("config", type=_local, help="YAML file, such as configs/demo.yaml")
     return parser
 
 
 def _readers_parser(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     export = actions.add_parser("export", help="write the readers' folder and, beside it, the key")
-    export.add_argument("run", help="folder or URL of the run")
-    export.add_argument("folder", type=Path, help="new folder for the readers; the key becomes FOLDER-key.csv")
+    export.set_defaults(settings="--")
+    export.add_argument("run", type=_run_place, help="folder or URL of the run")
+    export.add_argument("folder", type=_local, help="new folder for the readers; the key becomes FOLDER-key.csv")
     export.add_argument("--images", type=int, default=20, help="images per class and side (default %(default)s)")
     export.add_argument("--seed", type=int, help="of choice and order; default: a random one, which is printed")
     score = actions.add_parser("score", help="score a returned sheet")
-    score.add_argument("sheets", type=Path, nargs="+", metavar="SHEET", help="filled-in sheet, one per reader")
-    score.add_argument("key", type=Path, metavar="KEY", help="the study's key")
+    score.add_argument("sheets", type=_local, nargs="+", metavar="SHEET", help="filled-in sheet, one per reader")
+    score.add_argument("key", type=_local, metavar="KEY", help="the study's key")

@@ -235,7 +235,7 @@ def _gc(options: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _doctor(options: argparse.Namespace, flags: list[str]) -> int:
-    from busray.doctor import complaint, examine
+    from busray.doctor import complaint, examine, unproven
     from busray.storage import Store
 
     _refuse(flags)
@@ -244,6 +244,8 @@ def _doctor(options: argparse.Namespace, flags: list[str]) -> int:
     terminal.print_doctor(store.url, findings)
     if problem := complaint(store, findings):
         raise UserError(problem)
+    if doubt := unproven(store):
+        print(f"not proven: {doubt}")
     return 0
 
 
@@ -307,9 +309,13 @@ def _open_to_read(url: str, flags: list[str], report: "Report") -> "Run":
 
 
 def _load(file: Path, flags: list[str]) -> "Config":
+    from busray.config import warnings
     from busray.config_file import load_config
 
-    return load_config(file, flags)
+    config = load_config(file, flags)
+    for line in warnings(config):
+        print(f"busray: warning: {line}", file=sys.stderr)
+    return config
 
 
 def _stored_config(url: str, flags: list[str]) -> "Config":

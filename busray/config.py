@@ -5,68 +5,38 @@ checked by the stage that reads them, before any work starts.
 """
 
 import re
-import string
 import unicodedata
+from collections import Counter
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from busray import places
+from busray.prompt_text import read_literally, template_fields, template_problem
 from busray.records import Arm
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-TOKEN = re.compile(r"<[a-z0-9][a-z0-9_-]*>")
-
-HIDDEN_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-"""Unicode categories of characters that are not visible, or change how others are displayed."""
-
-SECRET_PARAMETER = re.compile(r"(?i)[?&]([\w-]*(signature|token|secret|password|key)|sig)=")
+TOKEN = re.compile(r"<[a-z0-9][a-z0-9_-]{0,63}>")
 
 
-def hidden_character(name: str) -> str | None:
-    """What in a name could mislead a reader or a program: the first control, bidirectional or
-    zero-width character, or letters that are not composed; None if there is nothing."""
-    for character in name:
-        if unicodedata.category(character) in HIDDEN_CATEGORIES:
-            return f"the character U+{ord(character):04X}"
-    # Of names that look the same, one may be composed and another not: they would be two.
-    composed = unicodedata.is_normalized("NFC", name)
-    return None if composed else "letters that are not composed (Unicode NFC)"
+@dataclass(frozen=True)
+class Place:
+    """Marks a setting that is a place: `~` and variables are filled in when settings are read."""
 
-
-def credentials_in(text: str) -> bool:
-    """Whether a URL in text has a password, a token or a signature in it. A port is none, nor are
-    an access point's ARN, the container of `abfs://container@account` or `sftp://user@host`."""
-    for scheme, host, path in re.findall(r"(\w*)://([^/?#]*)([^?#]*)", text):
-        user, at, _ = host.rpartition("@")
-        port = host.rpartition(":")[2]
-        # user:password@host anywhere; with http even a user alone may be a token.
-        if at and (":" in user or scheme.lower() in ("http", "https")):
-            return True
-        # A secret may contain a slash: the `@` is then in what looks like the path.
-        plain = ":" not in host or host.startswith("arn:") or host.endswith("]")  # [IPv6]
-        if not at and not plain and (not port.isdigit() or "@" in path):
-            return True
-    return SECRET_PARAMETER.search(text) is not None
+    url: bool  # it may be in object storage
 
 
 def _location(value: str) -> str:
-    if credentials_in(value):
-        raise ValueError(
-            "credentials in a URL end up in logs and records: leave them out, they come from the "
-            "instance's role or the environment (AWS_PROFILE, AWS_ACCESS_KEY_ID and so on)"
-        )
-    hidden = hidden_character(value)
-    if hidden:
-        raise ValueError(f"it contains {hidden}: use visible characters")
-    if "://" in value and ".." in value.split("/"):
-        raise ValueError("a URL with `..` in it: write the folder that it leads to")
+    if wrong := places.problem(value):
+        raise ValueError(wrong)
     return value
 
 
 def _mask_name(value: str) -> str:
     folder = value.endswith("/") and len(value) > 1 and value.count("/") == 1 and "*" not in value
     pattern = value.count("*") == 1 and len(value) > 1 and "/" not in value
-    if hidden_character(value) or not (folder or pattern):
+    if places.hidden_character(value) or not (folder or pattern):
         raise ValueError("write `*_mask` (one `*` for the image's name) or `masks/` (a folder's name)")
     return value
 
@@ -76,7 +46,7 @@ def safe_name(folder: str) -> str | None:
     can hold become `-`. None where nothing readable would be left."""
     if NAME.fullmatch(folder) and folder != "all":
         return folder
-    if hidden_character(folder) or re.fullmatch(r"[A-Za-z0-9_.-]*", folder) or re.search(r"[/\\]", folder):
+    if places.hidden_character(folder) or re.fullmatch(r"[A-Za-z0-9_.-]*", folder) or re.search(r"[/\\]", folder):
         return None  # not a matter of spaces and accents
     plain = unicodedata.normalize("NFKD", folder).encode("ascii", "ignore").decode()
     letters = sum(character.isalnum() for character in folder)
@@ -86,14 +56,35 @@ def safe_name(folder: str) -> str | None:
     return name if readable and NAME.fullmatch(name) and name != "all" else None
 
 
-Location = Annotated[str, AfterValidator(_location)]
-"""A path or URL, without credentials."""
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+def _output(value: str) -> str:
+    return _location(value) if value else value  # empty: the default, runs/<name>
+
+
+def _local_location(value: str) -> str:
+    if wrong := places.problem(value, url=False):
+        raise ValueError(wrong)
+    return value
+
+
+def _base_location(value: str) -> str:
+    hub = re.fullmatch(r"(?:https?://(?:huggingface\.co|hf\.co)/|hf://)([\w.-]+/[\w.-]+).*", value)
+    if hub:
+        raise ValueError(f"the hub's id is enough: write {hub[1]}, and its commit in base.revision")
+    return _local_location(value)
+
+
+Location = Annotated[str, Place(url=True), AfterValidator(_location)]
+"""A folder of this machine or of object storage, without credentials."""
+LocalLocation = Annotated[str, Place(url=False), AfterValidator(_local_location)]
+"""A folder or file of this machine."""
+Count = Annotated[int, Field(ge=0, le=100_000_000)]
+Images = Annotated[int, Field(ge=1, le=100_000_000)]
+Steps = Annotated[int, Field(ge=1, le=10_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+ActorCount = Annotated[int, Field(ge=1, le=10_000)]
 WorkerCount = Annotated[int, Field(ge=1, le=512)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, le=1_000_000)]
 Ratio = Annotated[float, Field(gt=0, le=1000)]
 Strength = Annotated[float, Field(gt=0, le=1)]
 Guidance = Annotated[float, Field(ge=1, le=50)]
@@ -104,6 +95,17 @@ MaskName = Annotated[str, AfterValidator(_mask_name)]
 AblationArm = Literal["base", "base+refine", "lora", "lora+refine", "ti", "ti+refine", "lora+ti", "lora+ti+refine"]
 Extractor = Literal["inception", "texture", "dinov2"]
 Architecture = Literal["cnn", "efficientnet-lite0"]
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    twice = [value for value, times in Counter(values).items() if times > 1]
+    if twice:
+        raise ValueError(f"{', '.join(map(repr, twice))} is named twice")
+    return values
+
+
+Distinct = AfterValidator(_distinct)
+"""Each value of a list is given once."""
 
 
 def _as_range(value: Any) -> Any:
@@ -128,11 +130,11 @@ class Phantoms(Settings):
 
 
 class Dataset(Settings):
-    path: Location | None = None
+    path: LocalLocation | None = None
     """Folder with one folder per class."""
     phantoms: Phantoms | None = None
     """Simulate the data set instead of reading one; exactly one of path and phantoms is set."""
-    metadata: Location | None = None
+    metadata: LocalLocation | None = None
     """CSV with the column `file` (relative to path), optionally `group` (patient) and others."""
     masks: Annotated[tuple[MaskName, ...], Field(max_length=64)] | None = None
     """How masks are named: `*_mask` (`*` is the image's name; case, separator and a number at the
@@ -167,7 +169,7 @@ class Dataset(Settings):
 
 
 class Base(Settings):
-    path: Location = "tiny"
+    path: Annotated[str, Place(url=False), AfterValidator(_base_location)] = "tiny"
     """`tiny` (embedded), a folder in diffusers' layout, or a hub id."""
     revision: str | None = None
     """Commit hash of a hub id: 40 hex digits, required there."""
@@ -215,15 +217,15 @@ class Adapters(Settings):
     """Also put LoRA on the text encoder's attention."""
     vectors: Annotated[int, Field(ge=1, le=16)] = 1
     """Embedding vectors of a learned token."""
-    steps: Positive = 3000
+    steps: Steps = 3000
     """Optimiser steps."""
-    batch_size: Positive = 4
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 4
     """Global batch: the sum over all workers."""
     learning_rate: Fraction = 1e-4
     """Of LoRA."""
     token_learning_rate: Fraction = 5e-4
     """Of the learned tokens' embeddings."""
-    warmup: Count = 0
+    warmup: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     """Steps of linear warm-up; the rate is constant afterwards."""
     snr_gamma: PositiveFloat | None = None
     """Gamma of min-SNR loss weighting (arXiv 2303.09556). null: no weighting."""
@@ -233,9 +235,9 @@ class Adapters(Settings):
     """Also train on left-right mirrored copies."""
     caption_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of samples trained with the empty caption, so that guidance keeps its meaning."""
-    validate_every: Positive = 500
+    validate_every: Steps = 500
     """Steps between validation losses with a sample grid."""
-    checkpoint_every: Positive = 500
+    checkpoint_every: Steps = 500
     """Steps between checkpoints."""
     num_workers: Annotated[tuple[WorkerCount, WorkerCount], BeforeValidator(_as_range)] = (1, 1)
     """Ray Train workers: a number, or [min, max] to train on as many nodes as there are."""
@@ -309,17 +311,17 @@ class Geometry(Settings):
 
 
 class Evaluate(Settings):
-    arms: tuple[str, ...] = ("base", "lora+ti", "lora+ti+refine")
+    arms: Annotated[tuple[str, ...], Field(min_length=1), Distinct] = ("base", "lora+ti", "lora+ti+refine")
     """Arms to compare: `base` or adapters.method, each also with `+refine`."""
-    images: Positive | None = None
+    images: Images | None = None
     """Images of a class in each arm. null: as many as the corpus's smallest class has."""
     reference: Literal["train", "val", "test", "all"] = "test"
     """Real images that the arms are compared with."""
-    extractors: Annotated[tuple[Extractor, ...], Field(min_length=1)] = ("inception", "texture")
+    extractors: Annotated[tuple[Extractor, ...], Field(min_length=1), Distinct] = ("inception", "texture")
     """Feature spaces of the distances: Inception-2015 (FID, KID), texture, DINOv2 (FD and KD)."""
-    inception: Location | None = None
+    inception: LocalLocation | None = None
     """Path of the Inception-2015 weights; null: the places that README.md names."""
-    dinov2: Location | None = None
+    dinov2: LocalLocation | None = None
     """Path of DINOv2 weights (ViT-S, B or L/14): safetensors with the authors' tensor names."""
     geometry: Geometry | None = None
     """null: no lesion geometry. It needs masks and minutes of training."""
@@ -328,22 +330,15 @@ class Evaluate(Settings):
     the class gate's. null: no class consistency."""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 32
 
-    @field_validator("extractors")
-    @classmethod
-    def _extractors_differ(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) < len(value):
-            raise ValueError("an extractor is named twice")
-        return value
-
 
 class Ablate(Settings):
     """`busray ablate`: all arms, and sweeps of lora+ti, compared with the validation images."""
 
     against: AblationArm = "base"
     """Arm that the others' KID is compared with, paired by seed."""
-    strengths: tuple[Strength, ...] = (0.15, 0.5, 0.7)
+    strengths: Annotated[tuple[Strength, ...], Distinct] = (0.15, 0.5, 0.7)
     """Values of refine.strength to try besides the configured one."""
-    guidance_scales: tuple[Guidance, ...] = (1.0, 4.0, 7.5)
+    guidance_scales: Annotated[tuple[Guidance, ...], Distinct] = (1.0, 4.0, 7.5)
     """Values to try for guidance_scale of sampling and refine, both set to the same."""
 
 
@@ -362,7 +357,7 @@ class Study(Settings):
 
     primary: Primary | None = None
     """Needed by `busray study`; fixed, with ratios and seeds, before there is a result."""
-    ratios: Annotated[tuple[Ratio, ...], Field(min_length=1)] = (0.25, 0.5, 1.0)
+    ratios: Annotated[tuple[Ratio, ...], Field(min_length=1), Distinct] = (0.25, 0.5, 1.0)
     """Synthetic images for each real training image, in each class. With corpus.gate each ratio is
     also trained on the first draws, which the gate did not select."""
     seeds: Annotated[int, Field(ge=2, le=100)] = 5
@@ -373,24 +368,24 @@ class Study(Settings):
     steps: Annotated[int, Field(ge=10, le=1_000_000)] = 400
     """Optimiser steps of every training; they do not depend on its number of images."""
     batch_size: Annotated[int, Field(ge=2, le=4096)] = 32
-    learning_rates: Annotated[tuple[Fraction, ...], Field(min_length=1)] = (3e-3,)
+    learning_rates: Annotated[tuple[Fraction, ...], Field(min_length=1), Distinct] = (3e-3,)
     """Each is tried in every training; the validation images choose one."""
-    external: Location | None = None
+    external: LocalLocation | None = None
     """Folder of another test set, one folder per class (some may be missing). Never trained on."""
 
 
 class Cluster(Settings):
-    address: str | None = None
+    address: Text | None = None
     """Ray address. null: RAY_ADDRESS; if that is not set, Ray is started in this process."""
     allow_insecure: bool = False
     """Also join a cluster that asks for no token, or whose dashboard has a public address: anybody
     who can reach it can run code on it."""
-    min_actors: Positive = 1
-    max_actors: Positive = 1
+    min_actors: ActorCount = 1
+    max_actors: ActorCount = 1
     """Actors that sample and compute features: the pool grows from min to max."""
     gpus_per_actor: Annotated[float, Field(ge=0, le=16)] = 0
     cpus_per_actor: Annotated[float, Field(ge=0, le=256)] = 1
-    threads: Positive = 2
+    threads: Annotated[int, Field(ge=1, le=1024)] = 2
     """CPU threads of torch in each actor. Pixels repeat exactly only with the same number."""
     hang_seconds: Annotated[float, Field(ge=5, le=86_400)] = 900
     """A worker that reports no progress for so long (a batch, an optimiser step) is killed, and
@@ -420,7 +415,7 @@ class Card(Settings):
 class Config(Settings):
     name: str = "run"
     """The run's name; default: the config file's name."""
-    output: Location = ""
+    output: Annotated[str, Place(url=True), AfterValidator(_output)] = ""
     """Folder or URL of the run; default `runs/<name>`."""
     seed: Seed = 1000
     """Seed of every draw of the corpus."""
@@ -442,8 +437,8 @@ class Config(Settings):
     @field_validator("name")
     @classmethod
     def _name_is_one_folder(cls, value: str) -> str:
-        if hidden_character(value) or "/" in value or value in ("", ".", ".."):
-            raise ValueError("a run's name becomes a folder: visible characters, no `/`")
+        if places.hidden_character(value) or "/" in value or value in ("", ".", "..") or len(value.encode()) > 200:
+            raise ValueError("a run's name becomes a folder: visible characters, no `/`, at most 200 bytes")
         return value
 
     @field_validator("classes", mode="before")
@@ -472,7 +467,7 @@ class Config(Settings):
                 hint = "; `folder` of the class can name a folder of any name"
                 raise ValueError(f"{name!r} is no class name: {allowed}{hint}")
             folder = value[name].folder
-            if folder is not None and (hidden_character(folder) or "/" in folder or folder in (".", "..")):
+            if folder is not None and (places.hidden_character(folder) or "/" in folder or folder in (".", "..")):
                 raise ValueError(f"classes.{name}.folder: {folder!a}: the visible name of one folder, without `/`")
         # A class's position is its label, and stored settings have sorted keys: without sorting
         # here, a stored config would read back with other labels.
@@ -502,18 +497,21 @@ class Config(Settings):
 
     def tokens(self) -> dict[str, str]:
         """class -> placeholder token."""
-        named = self.classes.items()
-        return {name: settings.token or f"<{name.lower()}>" for name, settings in named}
+        return {name: self.token(name) for name in self.classes}
+
+    def token(self, class_name: str) -> str:
+        """A class's placeholder token."""
+        return self.classes[class_name].token or f"<{class_name.lower()}>"
 
     def prompts(self, class_name: str) -> tuple[str, ...]:
         """A class's prompts. A token that is written out in them becomes `{token}`, so that arms
         without textual inversion can replace it."""
-        token, prompts = self.tokens()[class_name], self.classes[class_name].prompts
+        token, prompts = self.token(class_name), self.classes[class_name].prompts
         return tuple(prompt.replace(token, "{token}") for prompt in prompts)
 
     def caption(self, class_name: str) -> str:
         """A class's caption; its token becomes `{token}` as in `prompts`."""
-        return self.classes[class_name].caption.replace(self.tokens()[class_name], "{token}")
+        return self.classes[class_name].caption.replace(self.token(class_name), "{token}")
 
     @property
     def uses_tokens(self) -> bool:
@@ -521,18 +519,23 @@ class Config(Settings):
         return "ti" in self.adapters.method.split("+")
 
 
-def template_fields(template: str) -> set[str]:
-    """The names in braces of a caption or prompt. ValueError if the braces do not pair."""
-    return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+def warnings(config: Config) -> list[str]:
+    """What is not wrong and yet may not be what the user means, one line each."""
+    lines = []
+    for name, settings in config.classes.items():
+        for field, templates in (("prompts", settings.prompts), ("caption", (settings.caption,))):
+            for part in dict.fromkeys(part for text in templates for part in read_literally(text)):
+                lines.append(f"classes.{name}.{field}: {part} is read literally, as plain text")
+    return lines
 
 
 def _token_problems(config: Config) -> list[str]:
     problems: list[str] = []
     tokens = config.tokens()
+    uses = Counter(tokens.values())
     for name, settings in config.classes.items():
         token = tokens[name]
-        shared = list(tokens.values()).count(token) > 1
-        if settings.token is None and (shared or not TOKEN.fullmatch(token)):
+        if settings.token is None and (uses[token] > 1 or not TOKEN.fullmatch(token)):
             why = f"the default {token} is another class's or no valid token"
             problems.append(f"classes.{name}.token: set one, {why}")
         required = token if config.uses_tokens else None
@@ -544,20 +547,20 @@ def _token_problems(config: Config) -> list[str]:
 
 def _template_problems(where: str, templates: tuple[str, ...], token: str | None) -> list[str]:
     """token: the one that a template has to contain; None if no token is learned."""
-    try:
-        fields = set[str]().union(*map(template_fields, templates))
-    except ValueError as error:
-        return [f"{where}: {error}"]
+    wrong = [template_problem(template) for template in templates]
+    problems = [f"{where}: {problem}" for problem in wrong if problem]
+    if problems:
+        return problems
+    fields = set[str]().union(*map(template_fields, templates))
     if token is None or "token" in fields or any(token in template for template in templates):
         return []
     return [f"{where}: the token {token} is in no prompt: write {{token}} where it belongs"]
 
 
 def _quota_problems(name: str, settings: Class) -> list[str]:
-    try:
-        fields = set[str]().union(*map(template_fields, settings.prompts))
-    except ValueError:
+    if any(map(template_problem, settings.prompts)):
         return []  # _template_problems reports it
+    fields = set[str]().union(*map(template_fields, settings.prompts))
     unused = sorted(settings.quotas.keys() - fields)
     where = f"classes.{name}.quotas"
     return [f"{where}.{column}: no prompt of this class names {{{column}}}" for column in unused]
@@ -573,6 +576,4 @@ def _arm_problems(config: Config) -> list[str]:
             problems.append(f"evaluate.arms: {arm!r}: an arm is one of {names}")
         if parsed.refined and config.refine is None:
             problems.append(f"evaluate.arms: {arm!r} needs refinement, but refine is null")
-    if len(set(config.evaluate.arms)) < len(config.evaluate.arms):
-        problems.append("evaluate.arms: an arm is named twice")
     return problems

@@ -48,6 +48,9 @@ def require_create_only(store: Store) -> None:
     StoreError if it does not answer. It takes 4 requests."""
     key = f"doctor-{secrets.token_hex(8)}"
     doing = "write"
+    if store.looks_then_writes:
+        seen = "its client looks for an object and then writes it"
+        raise UserError(f"output: {store.url} is unsafe: {seen}, so that {TWICE}; {SAFE_STORE}")
     try:
         store.put_once(key, b"first")
         created_twice = store.put_once(key, b"second")
@@ -101,6 +104,18 @@ def complaint(store: Store, findings: Collection[Finding]) -> str | None:
     return "\n".join([f"{store.url} is not fit for a run:", *seen, *fixes])
 
 
+def unproven(store: Store) -> str | None:
+    """What these checks cannot prove of this store; None where its maker promises it."""
+    if store.decides_alone:
+        return None
+    return (
+        f"of two writers at the same moment exactly one wins. In {ROUNDS} rounds of {CREATORS} writers it was so, "
+        "but a server that looks for an object and then writes it can pass by luck. AWS S3 and Google Cloud "
+        "Storage promise it; of other servers ask the maker (If-None-Match on PutObject, atomic). Until you "
+        "know, start one command at a time on a run"
+    )
+
+
 class _Failed(Exception):
     """A check failed; the message says what was seen."""
 
@@ -119,6 +134,9 @@ def _reads_back(probe: Store) -> None:
 
 
 def _creates_once(probe: Store) -> None:
+    if probe.looks_then_writes:
+        seen = "its client looks for an object and then writes it: another writer fits in between"
+        raise _Failed(f"{seen}, so that {TWICE}, and no test can prove that it does not happen")
     probe.put_once("created", b"first")
     if probe.put_once("created", b"second"):
         seen = "an object was created twice: the store ignores the condition If-None-Match"

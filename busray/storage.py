@@ -14,6 +14,7 @@ and then raises StoreError. A local disk is asked once.
 """
 
 import errno
+import inspect
 import logging
 import os
 import random
@@ -23,9 +24,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem
+from fsspec.spec import AbstractFileSystem
 
 from busray.identity import sha256_bytes
 from busray.layout import CONFIG, DIGESTS, digest_key
@@ -143,6 +146,29 @@ class Store:
                 fs.retries = 1
             self._fs, self._root = fs, root.rstrip("/")
         return self._fs
+
+    @property
+    def looks_then_writes(self) -> bool:
+        """Whether fsspec imitates creation (it looks for the object, then writes), so that two
+        writers at once can both win. A server's own fault is not seen here."""
+        if self.local:
+            return False
+        kind = type(self.fs)
+        if isinstance(self.fs, AsyncFileSystem):
+            return "mode" not in inspect.signature(kind._pipe_file).parameters
+        return kind.pipe_file is AbstractFileSystem.pipe_file
+
+    @property
+    def decides_alone(self) -> bool:
+        """Whether the maker of the store promises that one of two writers at once wins: a local
+        disk, Google Cloud Storage, and S3 at Amazon's own addresses."""
+        if self.local or self.url.startswith(("gs://", "gcs://")):
+            return True
+        if not self._s3:
+            return False
+        client = getattr(self.fs, "_s3", None)  # known after the first request
+        host = urlsplit(client.meta.endpoint_url).hostname if client is not None else None
+        return (host or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
     def _folder(self) -> str:
         """The folder's path as fsspec names it, known once the file system is open."""

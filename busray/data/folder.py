@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from busray.config import Dataset, hidden_character, safe_name
+from busray.config import Dataset, safe_name
 from busray.data.pixels import kind_of
+from busray.places import hidden_character
 from busray.records import UserError
 
 Side = Literal["train", "val", "test"]

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from busray.config import hidden_character
+from busray.places import hidden_character
 from busray.records import UserError
 
 DELIMITERS = ",;\t"

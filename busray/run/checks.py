@@ -25,11 +25,12 @@ from busray.evidence.distances import FLOOR_SPLIT
 from busray.evidence.stats.samples import FEWEST_UNITS
 from busray.layout import BASE, CHECK, CONFIG, DATASET
 from busray.model.adapters import offered_adapters
-from busray.model.base import BaseIdentity, TextPlaces, identify_base, inspect_base, same_base
+from busray.model.base import BaseIdentity, TextPlaces, base_files, identify_base, inspect_base, same_base
 from busray.model.checkpoints import fetch_adapters, read_adapters
 from busray.records import DataSet, UserError, json_object, to_json
 from busray.run.images import adapters_folder, image_folder
 from busray.run.record import Run
+from busray.setting_mistakes import shortened
 from busray.storage import Store
 from busray.vision import efficientnet
 from busray.vision.extractors import find_extractors, refuse_small_content
@@ -68,6 +69,7 @@ def open_run(
     check_settings(store, config)
     base = kept_base(store, identify_base(config.base))
     if store.read_or_none(BASE) is None:
+        check_rank(config)
         inspect_base(config.base)
     # First what settings and weights show in moments, then what has to read every image.
     extractors = find_extractors(config.evaluate) if needs_inception else {}
@@ -126,6 +128,23 @@ def kept_base(store: Store, base: BaseIdentity) -> BaseIdentity:
         )
     # Older runs hashed more files than are loaded; what was derived from them keeps its names.
     return replace(base, files=files)
+
+
+def check_rank(config: Config) -> None:
+    """A LoRA's matrices have no more columns than the narrowest layer that they change."""
+    adapters = config.adapters
+    if adapters.path or "lora" not in adapters.method.split("+"):
+        return
+    unet = base_files(config.base).configs["unet"]
+    widths = []
+    for kind, width in zip(unet.get("down_block_types", ()), unet.get("block_out_channels", ()), strict=False):
+        if "Attn" in kind:
+            widths.append(width)
+    if widths and adapters.rank > min(widths):
+        raise UserError(
+            f"adapters.rank: {adapters.rank} is above {min(widths)}, the width of this base's narrowest layer: "
+            f"more than that adds nothing, so give at most {min(widths)} (4 to 32 are usual)"
+        )
 
 
 def check_classifier_weights(config: Config, *, judges: bool, gates: bool) -> None:
@@ -251,7 +270,7 @@ def check_texts(run: Run, vectors: dict[str, int]) -> None:
     for text, setting in setting_of.items():
         if (taken := places(text)) > places.limit:
             raise UserError(
-                f"{setting}: {text!r} has {taken} tokens and this base reads {places.limit}: "
+                f"{setting}: {shortened(repr(text))} has {taken} tokens and this base reads {places.limit}: "
                 "the rest would be cut off, so write less"
             )
 

@@ -11,8 +11,9 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from busray import __version__
-from busray.cli import COMMANDS, main
+from busray.cli import COMMANDS, _parser, main, split_settings
 from busray.commands import COMMAND_FUNCTIONS
+from busray.records import UserError
 from tests.support.paths import ROOT, SHARED
 
 
@@ -181,6 +182,77 @@ def test_a_lora_that_loads_nothing_is_refused(capsys: pytest.CaptureFixture, fol
     )  # fmt: skip
     assert "adapters.path" in message
     assert "pytorch_lora_weights.safetensors" in message
+
+
+def split(*arguments: str) -> tuple[list[str], list[str]]:
+    return split_settings(arguments, _parser())
+
+
+def test_a_setting_and_its_value_may_be_two_words() -> None:
+    given = split(
+        "run", "--sampling.steps", "25", "c.yaml", "--seed=3", "--adapters.alpha", "-1", "--card.source", "a b"
+    )
+    flags = ["--sampling.steps=25", "--seed=3", "--adapters.alpha=-1", "--card.source=a b"]
+    assert given == (["run", "c.yaml"], flags)
+    assert split("check", "data", "--json", "x.json") == (["check", "data", "--json", "x.json"], [])
+    assert split("readers", "export", "r", "f", "--seed", "4") == (["readers", "export", "r", "f", "--seed", "4"], [])
+    assert split("readers", "export", "r", "f", "--dataset.path", "d")[1] == ["--dataset.path=d"]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["run", "c.yaml", "--seed"], "--seed: its value is missing: write --seed=VALUE"),
+        (["run", "--seed", "--output=x", "c.yaml"], "--seed: its value is missing"),
+        (["check", "data", "--jsn=x"], "--jsn=x: this command takes no such argument; did you mean --json?"),
+        (["verify", "data", "--dataset.path=x"], "this command takes no such argument"),
+        (["check", "data", "--json=a", "--json=b"], "--json is given twice"),
+        (["gc", "run", "--delet"], "did you mean --delete?"),
+    ],
+)
+def test_an_option_without_its_value_or_of_no_command_is_named(arguments: list[str], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        split(*arguments)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["check", "s3://bucket/busi"], "copy it to a folder (`aws s3 sync s3://bucket/busi FOLDER`)"),
+        (["check", "$NOT_SET/busi"], "the variable $NOT_SET is not set"),
+        (["run", "s3://bucket/c.yaml"], "it is read from this machine's disk"),
+        (["verify", "s3:bucket"], "write s3://bucket"),
+        (["doctor", "memory://x"], "memory:// is lost when the command ends"),
+        (["doctor", ""], "it is empty"),
+        (["audit", "https://host/run"], "https:// is not supported"),
+        (["run", "c.yaml", "—seed=3"], "it starts with a long dash: write --seed=3"),
+        (["run", "c.yaml", "d.yaml"], "d.yaml: settings are given as --a.b=value"),
+    ],
+)
+def test_what_is_no_place_or_no_setting_ends_with_status_2_and_one_message(
+    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NOT_SET", raising=False)
+    (tmp_path / "c.yaml").write_text("dataset: {path: data}\nclasses: {benign: {}}\n")
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert said in message and message.count("\n") == 1
+
+
+def test_home_is_filled_in_where_no_shell_does_it(
+    capsys: pytest.CaptureFixture, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    write_config(folder, dataset={"path": "~/nowhere"})
+    assert f"{folder}/nowhere" in refused(capsys, folder, "run", "~/config.yaml")
+    assert main(["check", "~/data"]) == 0
+
+
+def test_a_rank_above_the_narrowest_layer_is_refused(capsys: pytest.CaptureFixture, folder: Path) -> None:
+    message = refused(capsys, folder, "run", write_config(folder), "--adapters.rank", "200")
+    assert "adapters.rank: 200 is above 96" in message and "give at most 96" in message
 
 
 def test_a_finished_command_is_not_failed_by_a_library_that_aborts_the_teardown() -> None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from busray.config import Config, Settings, template_fields
+from busray.config import Config, Settings, warnings
 from busray.config_file import load_config, validate
 from busray.records import UserError, to_json
 from tests.support.paths import ROOT
@@ -22,7 +22,7 @@ def written(folder: Path, tree: object, name: str = "mine.yaml") -> Path:
     return path
 
 
-def mistakes(tree: dict[str, Any], *flags: str, folder: Path) -> str:
+def mistakes(tree: dict[str, Any] | str, *flags: str, folder: Path) -> str:
     with pytest.raises(UserError) as caught:
         load_config(written(folder, tree), list(flags))
     return str(caught.value)
@@ -281,11 +281,173 @@ def test_a_flag_below_a_value_is_refused(tmp_path: Path) -> None:
     assert "seed is a value" in mistakes({**MINIMAL, "seed": 4}, "--seed.x=5", folder=tmp_path)
 
 
+# ---- places ----
+
+
+def test_home_and_variables_are_filled_in_where_a_place_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("WEIGHTS", "/big")
+    tree = {**MINIMAL, "dataset": {"path": "~/busi"}, "evaluate": {"inception": "$WEIGHTS/i.pth"}, "name": "a~$b"}
+    config = load_config(written(tmp_path, tree), ["--base.path=~/base", "--output=${HOME}/$WEIGHTS/runs"])
+    assert (config.dataset.path, config.evaluate.inception) == ("/home/me/busi", "/big/i.pth")
+    assert (config.base.path, config.output, config.name) == ("/home/me/base", "/home/me//big/runs", "a~$b")
+    stored = validate(json.loads(to_json(config.model_dump(mode="json"))))
+    assert stored == config  # the expanded place is stored, and read as it is
+
+
+def test_every_unset_variable_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOT_SET", raising=False)
+    tree = {**MINIMAL, "dataset": {"path": "$NOT_SET/busi"}, "adapters": {"path": "${NOT_SET}"}, "seed": -1}
+    message = mistakes(tree, "--output=$NOT_SET", folder=tmp_path)
+    assert {line.split(":")[0] for line in message.splitlines()} == {"dataset.path", "adapters.path", "output", "seed"}
+    assert "the variable $NOT_SET is not set" in message
+    assert load_config(written(tmp_path, MINIMAL | {"dataset": {"path": "$NOT_SET"}}), ["--dataset.path=here"])
+
+
+@pytest.mark.parametrize("field", ["output", "dataset.path", "dataset.metadata", "adapters.path", "evaluate.dinov2"])
+@pytest.mark.parametrize(
+    "place", ["", " ", "s3:x", "S3://b/x", "s3://", "s3:///x", "file:/x", "file://host/x", "C:\\x"]
+)
+def test_what_is_no_place_is_refused_in_every_setting(tmp_path: Path, field: str, place: str) -> None:
+    assert mistakes(MINIMAL, f"--{field}={place}", folder=tmp_path).startswith(f"{field}: ")
+
+
+def test_what_is_read_from_disk_takes_no_url_and_says_how_to_copy(tmp_path: Path) -> None:
+    for field in ("dataset.path", "dataset.metadata", "base.path", "evaluate.inception", "study.external"):
+        message = mistakes(MINIMAL, f"--{field}=s3://bucket/x", folder=tmp_path)
+        assert message.startswith(f"{field}: it is read from this machine's disk") and "aws s3 sync" in message
+    for url in ("https://huggingface.co/owner/name", "hf://owner/name"):
+        assert "write owner/name, and its commit in base.revision" in mistakes(
+            MINIMAL, f"--base.path={url}", folder=tmp_path
+        )
+    assert load_config(written(tmp_path, MINIMAL), ["--adapters.path=s3://bucket/x"]).adapters.path == "s3://bucket/x"
+
+
+def test_a_run_and_its_images_do_not_lie_in_each_other(tmp_path: Path) -> None:
+    for output in ("data", "data/runs/x", "data/../data/x"):
+        message = mistakes(MINIMAL, f"--output={output}", folder=tmp_path)
+        assert message.startswith(f"output: {output} lies in the data folder data") and "give --output=" in message
+    message = mistakes(MINIMAL, "--output=runs", "--dataset.path=runs/data", folder=tmp_path)
+    assert "the data folder runs/data lies in runs" in message
+    assert "lies in the data folder" in mistakes(MINIMAL, "--dataset.path=.", folder=tmp_path)
+    assert load_config(written(tmp_path, MINIMAL), ["--output=data-runs"]).output == "data-runs"
+
+
+# ---- words that YAML reads otherwise ----
+
+
+def test_a_word_is_read_as_its_setting_wants_it(tmp_path: Path) -> None:
+    text = """
+name: 2024-01-01
+seed: 0x10
+dataset: {path: 010}
+card: {license: no, source: 1.10}
+adapters: {mirror: no, learning_rate: 1e-4, convolutions: on}
+classes:
+  no: {initializer: off, prompts: [yes <no>, "{token} 10:30"], quotas: {}}
+  1: {token: <one>}
+"""
+    config = load_config(written(tmp_path, text))
+    assert (config.name, config.seed, config.dataset.path) == ("2024-01-01", 16, "010")
+    assert (config.card.license, config.card.source) == ("no", "1.10")
+    assert (config.adapters.mirror, config.adapters.convolutions, config.adapters.learning_rate) == (False, True, 1e-4)
+    assert list(config.classes) == ["1", "no"] and config.classes["no"].initializer == "off"
+    assert config.classes["no"].prompts == ("yes <no>", "{token} 10:30")
+
+
+@pytest.mark.parametrize("value", ["10:30", "1_000", "010", "0o10", "0b1", "true", "yes", "01.5"])
+@pytest.mark.parametrize("field", ["seed", "refine.strength", "adapters.steps", "study.ratios"])
+def test_a_number_that_readers_understand_differently_is_refused(tmp_path: Path, field: str, value: str) -> None:
+    given = f"[{value}]" if field == "study.ratios" else value
+    message = mistakes(MINIMAL, f"--{field}={given}", folder=tmp_path)
+    assert message.startswith(field) and value in message and "\n" not in message
+    group, _, leaf = field.rpartition(".")
+    text = f"{group}:\n  {leaf}: {given}\n" if group else f"{leaf}: {given}\n"
+    assert mistakes(yaml.safe_dump(MINIMAL) + text, folder=tmp_path).startswith(field)
+
+
+def test_a_flag_for_a_text_is_taken_as_it_is(tmp_path: Path) -> None:
+    texts = ["Al-Dhabyani 2020, doi: 10.1016/x", "a #b", "{x}", "[1]", "*x", "@x", "no", "12", "'", "null and void"]
+    for text in texts:
+        assert load_config(written(tmp_path, MINIMAL), [f"--card.source={text}"]).card.source == text
+    assert load_config(written(tmp_path, MINIMAL), ['--card.source="a b"']).card.source == "a b"
+    assert load_config(written(tmp_path, MINIMAL), ["--card.source=null"]).card.source is None
+
+
+def test_a_name_given_twice_in_the_file_or_as_a_flag_is_refused(tmp_path: Path) -> None:
+    text = "seed: 1\ndataset: {path: data}\nclasses: {benign: {}}\nseed: 2\n"
+    assert "line 4: seed is given a second time, after line 1" in mistakes(text, folder=tmp_path)
+    assert "--seed=1 and --seed=2: it is given twice" in mistakes(MINIMAL, "--seed=1", "--seed=2", folder=tmp_path)
+    assert "one is inside the other" in mistakes(MINIMAL, "--refine=null", "--refine.steps=3", folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("evaluate.arms", "[]"),
+        ("evaluate.arms", "[base, base]"),
+        ("evaluate.extractors", "[texture, texture]"),
+        ("ablate.strengths", "[0.1, 0.1]"),
+        ("ablate.guidance_scales", "[2, 2.0]"),
+        ("study.ratios", "[1, 1]"),
+        ("study.learning_rates", "[0.1, 0.1]"),
+    ],
+)
+def test_a_list_that_is_empty_or_names_something_twice_is_refused(tmp_path: Path, field: str, value: str) -> None:
+    message = mistakes(MINIMAL, f"--{field}={value}", folder=tmp_path)
+    assert message.startswith(f"{field}: ") and ("named twice" in message or "at least 1" in message)
+
+
+ABSURD = [
+    *("adapters.steps", "adapters.rank", "adapters.batch_size", "adapters.alpha", "adapters.warmup"),
+    *("sampling.steps", "sampling.batch_size", "classes.benign.images", "evaluate.images", "evaluate.batch_size"),
+    *("base.size", "corpus.shard_size", "cluster.max_actors", "cluster.threads", "study.steps", "study.ratios"),
+]
+
+
+@pytest.mark.parametrize("field", ABSURD)
+@pytest.mark.parametrize("value", [str(10**15), "9" * 5000, "1e300", ".inf", ".nan", "-1"])
+def test_absurd_numbers_are_refused_in_a_short_message(tmp_path: Path, field: str, value: str) -> None:
+    given = f"[{value}]" if field == "study.ratios" else value
+    message = mistakes(MINIMAL, f"--{field}={given}", folder=tmp_path)
+    assert message.startswith(field) and len(message) < 400
+
+
+# ---- texts of prompts ----
+
+
+def test_what_only_other_programs_understand_in_a_prompt_is_refused_or_told(tmp_path: Path) -> None:
+    for text in ("{token!r}", "{class:>1000000} {token}", "{token.__class__}", "{oval|round} {token}", "{token} {"):
+        tree = {**MINIMAL, "classes": {"benign": {"prompts": [text]}}}
+        assert mistakes(tree, folder=tmp_path).startswith("classes.benign.prompts: ")
+    tree = {**MINIMAL, "classes": {"benign": {"prompts": ["(dark:1.3) {token} BREAK"], "caption": "{token}"}}}
+    lines = warnings(load_config(written(tmp_path, tree)))
+    assert len(lines) == 2 and all("classes.benign.prompts: " in line and "literally" in line for line in lines)
+    assert warnings(load_config(written(tmp_path, MINIMAL))) == []
+
+
+# ---- files ----
+
+
+def test_a_file_that_is_not_utf8_or_far_too_large_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes("classes: {}".encode("utf-16"))
+    with pytest.raises(UserError, match="UTF-16: save it as UTF-8"):
+        load_config(tmp_path / "a.yaml")
+    with pytest.raises(UserError, match="more than 1000000 bytes"):
+        load_config("/dev/zero")
+    (tmp_path / "b.yaml").write_bytes(b"\xef\xbb\xbf" + yaml.safe_dump(MINIMAL).encode())
+    assert load_config(tmp_path / "b.yaml").name == "b"
+
+
+def test_a_class_whose_name_has_dots_is_reached_by_a_flag(tmp_path: Path) -> None:
+    tree = {**MINIMAL, "classes": {"a.b": {"token": "<ab>"}, "a": {}}}
+    config = load_config(written(tmp_path, tree), ["--classes.a.b.images=3", "--classes.a.images=4"])
+    assert (config.classes["a.b"].images, config.classes["a"].images) == (3, 4)
+
+
 # ---- small readers ----
-
-
-def test_template_fields_are_the_names_in_braces() -> None:
-    assert template_fields("{token} of {class}, {birads} and {{no field}}") == {"token", "class", "birads"}
 
 
 def test_default_tokens_that_clash_or_cannot_be_tokens_are_refused_by_name() -> None:

@@ -4,11 +4,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractFileSystem
 
-from busray.doctor import complaint, examine, require_create_only
+from busray.doctor import complaint, examine, require_create_only, unproven
 from busray.records import UserError
 from busray.run import checks as opening
 from busray.storage import Store
@@ -140,6 +144,36 @@ def test_a_disk_without_hard_links_is_refused_with_the_fix(store: Store, monkeyp
     monkeypatch.setattr("os.link", no_links)
     with pytest.raises(UserError, match=r"Operation not permitted; choose a folder .* with hard links"):
         require_create_only(store)
+
+
+class LooksFirst(MemoryFileSystem):
+    """fsspec's own imitation of creation: it looks for the object and then writes it."""
+
+    protocol = "looksfirst"
+    pipe_file = AbstractFileSystem.pipe_file
+
+
+def test_a_client_that_imitates_creation_is_unsafe_however_the_race_ends() -> None:
+    fsspec.register_implementation("looksfirst", LooksFirst, clobber=True)
+    store = Store("looksfirst://a/run")
+    message = complaint(store, examine(store))
+    assert message and "its client looks for an object and then writes it" in message
+    assert "no test can prove" in message
+    with pytest.raises(UserError, match="is unsafe: its client looks for an object"):
+        require_create_only(store)
+
+
+def test_what_cannot_be_proven_of_a_server_is_said(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert unproven(store) is None
+    s3 = Store("s3://bucket/runs", key="k", secret="s")
+
+    def at(url: str) -> None:
+        monkeypatch.setattr(s3.fs, "_s3", SimpleNamespace(meta=SimpleNamespace(endpoint_url=url)))
+
+    at("http://127.0.0.1:9000")
+    assert "looks for an object and then writes it can pass by luck" in (unproven(s3) or "")
+    at("https://s3.eu-west-1.amazonaws.com")
+    assert unproven(s3) is None and not s3.looks_then_writes
 
 
 def test_a_run_checks_the_store_before_it_writes_its_first_object(

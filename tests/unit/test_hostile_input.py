@@ -18,13 +18,14 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, 
 from safetensors.torch import save_file
 
 from busray.cli import main
-from busray.config import Base, Config, hidden_character
+from busray.config import Base, Config
 from busray.config_file import validate
 from busray.data.pixels import MAX_PIXELS, read_grey, read_rgb
 from busray.data.read import scan
 from busray.layout import commit_key, data_key
 from busray.model.adapters import LORA_FILE, check_adapters, load_adapters
 from busray.model.base import TINY, base_folder, identify_base, load_pipeline
+from busray.places import hidden_character
 from busray.records import Shard, UserError
 from busray.storage import Store
 

@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from busray.cli import main
-from busray.config import credentials_in
 from busray.config_file import validate
 from busray.corpus.record import claim_corpus as open_corpus
+from busray.places import credentials_in
 from busray.records import UserError
 from busray.run.checks import open_run
 

@@ -219,13 +219,12 @@ def test_the_error_comes_back_whole_from_a_worker() -> None:
 def test_the_command_that_resumes_is_printed(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fsspec.implementations.memory import MemoryFileSystem
-
-    monkeypatch.setattr(MemoryFileSystem, "cat_file", failing(None, print, answered(503, "SlowDown")))
-    assert main(["gc", "memory://a run"]) == 1
+    s3 = Store("s3://bucket/a-run")  # fsspec gives the command the same file system
+    monkeypatch.setattr(s3.fs, "cat_file", failing(None, print, answered(503, "SlowDown")))
+    assert main(["gc", "s3://bucket/a-run"]) == 1
     stderr = capsys.readouterr().err
-    assert "busray: memory://a run: cannot read 'run.json': tried" in stderr
-    assert stderr.splitlines()[-2].endswith("run the same command again: busray gc 'memory://a run'")
+    assert "busray: s3://bucket/a-run: cannot read 'run.json': tried" in stderr
+    assert stderr.splitlines()[-2].endswith("run the same command again: busray gc s3://bucket/a-run")
 
 
 def test_waiting_is_logged_once_and_not_at_every_attempt(

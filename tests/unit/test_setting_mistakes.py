@@ -1,0 +1,81 @@
+"""What is said about settings and values that busray does not have."""
+
+from typing import Any
+
+import pytest
+
+from busray.config_file import validate, with_flags
+from busray.records import UserError
+from busray.setting_mistakes import OWN_NAMES, setting_names
+
+TREE: dict[str, Any] = {"dataset": {"path": "data"}, "classes": {"benign": {}}}
+
+
+def said(*flags: str) -> str:
+    with pytest.raises(UserError) as caught:
+        with_flags({**TREE}, list(flags))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "flag, own",
+    [
+        ("sampling.negative_prompt=blurry", "without a negative prompt"),
+        ("sampling.cfg_scale=7", "busray's own is sampling.guidance_scale"),
+        ("cfg-scale=7", "busray's own is sampling.guidance_scale"),
+        ("sampling.sampler=Euler a", "busray's own is sampling.scheduler"),
+        ("adapters.network_alpha=16", "busray's own is adapters.alpha"),
+        ("adapters.network_dim=16", "busray's own is adapters.rank"),
+        ("adapters.scale=0.8", "full strength"),
+        ("base.vae=x/y", "the folder vae in base.path"),
+        ("max_train_steps=8", "busray's own is adapters.steps"),
+        ("sampling.scheduler=Euler a", "the nearest is euler, which is not ancestral"),
+        ("sampling.scheduler=dpm++ 2m karras", "the nearest is dpmsolver++; Karras"),
+        ("sampling.scheduler=unipcc", "did you mean unipc?"),
+        ("base.dtype=fp16", "the nearest is float16"),
+    ],
+)
+def test_habits_of_other_programs_are_told_busrays_own_setting(flag: str, own: str) -> None:
+    assert own in said(f"--{flag}")
+
+
+def test_every_own_name_is_a_setting() -> None:
+    names = set(setting_names())
+    for own in OWN_NAMES.values():
+        setting = own.split(",")[0].split(":")[0].split("=")[0]
+        assert setting in names or " " in own, own
+
+
+@pytest.mark.parametrize(
+    "flag, near",
+    [
+        ("sampling.stepz=4", "did you mean steps?"),
+        ("sampling.guidance-scale=4", "did you mean guidance_scale?"),
+        ("rank=4", "did you mean adapters.rank?"),
+        ("sampling.rank=4", "did you mean adapters.rank?"),
+        ("datasett.path=x", "did you mean dataset?"),
+        ("clasess.benign.images=4", "did you mean classes?"),
+    ],
+)
+def test_a_mistyped_setting_gets_the_nearest_name(flag: str, near: str) -> None:
+    assert near in said(f"--{flag}")
+
+
+def test_a_class_that_is_not_there_gets_the_nearest_name() -> None:
+    assert "no such class: did you mean benign?" in said("--classes.benig.images=4")
+
+
+def test_a_wrong_kind_of_value_is_told_how_to_write_it() -> None:
+    for tree, hint in (
+        ({"dataset": "data"}, "dataset is a group of settings"),
+        ({"classes": {"benign": {"prompts": "text {token}"}}}, "which is a list: prompts: [...]"),
+        ({"classes": {"benign": {"caption": {"token": None}}}}, "braces, brackets or a colon needs quotes"),
+        ({"name": 5}, "write it in quotes"),
+    ):
+        with pytest.raises(UserError) as caught:
+            validate({**TREE, **tree})
+        assert hint in str(caught.value)
+
+
+def test_a_long_value_is_not_repeated_whole() -> None:
+    assert len(said(f"--sampling.scheduler={'x' * 100_000}")) < 500
