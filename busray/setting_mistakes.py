@@ -10,6 +10,7 @@ from busray.config import Config
 from busray.places import credentials_in
 
 LONGEST_QUOTE = 80
+KIND_TRIED = re.compile(r"literal\[|constrained-|function-")
 
 NO_NEGATIVE = "busray draws without a negative prompt: say in classes.<class>.prompts what the image shows"
 FULL_STRENGTH = "adapters are always used at their full strength"
@@ -60,7 +61,8 @@ OWN_VALUES = {
 
 def explain(item: Any) -> str:
     """One of pydantic's errors as `<dotted name>: <what is wrong> (given: <value>)`."""
-    location = ".".join(str(part) for part in item["loc"])
+    # Where several kinds of value are allowed, pydantic also names the kind that it tried.
+    location = ".".join(str(part) for part in item["loc"] if not KIND_TRIED.match(str(part)))
     if item["type"] == "extra_forbidden":
         return f"{location}: no such setting; {_nearest_setting(item['loc'])}"
     message = item["msg"].removeprefix("Value error, ") + _hint(item)

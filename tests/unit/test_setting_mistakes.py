@@ -77,5 +77,12 @@ def test_a_wrong_kind_of_value_is_told_how_to_write_it() -> None:
         assert hint in str(caught.value)
 
 
+def test_a_setting_of_several_kinds_is_named_as_the_user_writes_it() -> None:
+    lines = said("--dataset.frames=last").splitlines()
+    assert lines and all(line.startswith("dataset.frames: ") for line in lines)
+    assert with_flags({**TREE}, ["--dataset.frames=3"]).dataset.frames == 3
+    assert with_flags({**TREE}, ["--dataset.frames=all"]).dataset.frames == "all"
+
+
 def test_a_long_value_is_not_repeated_whole() -> None:
     assert len(said(f"--sampling.scheduler={'x' * 100_000}")) < 500
