@@ -46,6 +46,11 @@ def guarded(folder: Path) -> Iterator[None]:
         guard.communicate()
 
 
+def own_folder() -> Path | None:
+    """The folder of the Ray that this process started; None where it joined one."""
+    return next(iter(_folders), None)
+
+
 def end_all() -> None:
     """End every Ray of this process at once, and remove what it stored."""
     for folder in list(_folders):

@@ -10,6 +10,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from busray import config
 from busray.cluster.liveness import Heartbeat
+from busray.cluster.processes import own_folder
 from busray.cluster.session import use_threads
 from busray.failures import cause_in_words
 from busray.records import UserError
@@ -21,9 +22,13 @@ def fit(settings: config.Cluster, training: Training, liveness: Any, done: int) 
 
     Raises UserError where a worker found a mistake, TrainingFailed where one failed or was lost.
     """
-    from ray.train.torch import TorchConfig, TorchTrainer  # here, since it imports torch
+    # Here, since they import torch.
+    from ray.train.torch import TorchConfig, TorchTrainer
 
-    gpus = settings.gpus_per_actor
+    from busray.cluster.rendezvous import InOneFolder
+
+    gpus, folder = settings.gpus_per_actor, own_folder()
+    backend = "nccl" if gpus else "gloo"
     resources = {"CPU": settings.cpus_per_actor}
     if gpus:
         resources["GPU"] = gpus
@@ -37,7 +42,7 @@ def fit(settings: config.Cluster, training: Training, liveness: Any, done: int) 
             "threads": settings.threads,
             "done": done,
         },
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        torch_config=TorchConfig(backend) if folder is None else InOneFolder(backend, folder=str(folder)),
         scaling_config=ScalingConfig(
             num_workers=most if fewest == most else (fewest, most),
             use_gpu=bool(gpus),

@@ -67,7 +67,7 @@ def test_an_error_in_a_worker_is_the_users_mistake_or_stops_the_stage(
     def start() -> Any:
         return fail
 
-    message = "^a field$" if raised is UserError else "^a stage: odd$"
+    message = "^a field$" if raised is UserError else "^a stage: ValueError: odd$"
     with pytest.raises(raised, match=message):
         workers.call("a stage", 1, fail)
     with pytest.raises(raised, match=message):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow.fs
 import pytest
 import ray
@@ -83,6 +84,9 @@ class LineLoop:
 
     def commit(self) -> None:
         Path(self.training.folder, "committed").write_text(f"{self.step} by {self.world}")
+        sockets = psutil.Process().net_connections("inet")
+        listening = {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
+        Path(self.training.folder, "listens-at").write_text(" ".join(sorted(listening)))
 
 
 @pytest.fixture
@@ -105,6 +109,8 @@ def test_two_workers_add_up_the_gradients_and_the_loss_of_one(workers: RayWorker
     for step, values in one.items():
         np.testing.assert_allclose(two[step], values, rtol=1e-5)
     assert (tmp_path / "two" / "committed").read_text() == "4 by 2"
+    listening = (tmp_path / "two" / "listens-at").read_text().split()
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
 
 
 @pytest.mark.slow
