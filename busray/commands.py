@@ -285,6 +285,9 @@ def _opened(config: "Config", **options: Any) -> Iterator[tuple["Run", "Workers"
 
     options: of run.checks.open_run. Ray is loaded after the checks, and starts at the first use.
     """
+    from busray.cluster.session import check_address
+
+    check_address(config.cluster)
     with terminal.reporter() as report:
         run = _open(config, report, **options)
         from busray.cluster.pool import ray_workers

@@ -12,7 +12,8 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import Any
 
 from busray.cluster import processes
 from busray.records import Stopped, UserError
+
+LAST_BYTES = 2000  # of each file of Ray's that are kept after a failure
 
 LOOPBACK = "127.0.0.1"
 
@@ -35,16 +38,18 @@ def own_ray(**options: Any) -> Iterator[None]:
     """A new Ray for the length of the block. options: of ray.init.
 
     It stores in a new folder below TMPDIR (or /tmp), which is removed at the end; after a failure
-    its logs stay there, and Ray's logger says where.
+    Ray's logger gets what its processes wrote last. Ctrl-C does not interrupt its end.
     Raises UserError where there is no place for its sockets, Stopped where it does not start.
     """
     import ray
 
     folder = private_folder()
-    with ExitStack() as at_exit:
+    with _interruptible() as no_more_interrupts, ExitStack() as at_exit:
         at_exit.enter_context(processes.guarded(folder))
+        at_exit.push(_keep_logs(folder))
         at_exit.enter_context(_environment(folder))
         at_exit.callback(ray.shutdown)
+        at_exit.callback(no_more_interrupts)
         try:
             with _switches():
                 ray.init(
@@ -93,6 +98,40 @@ def _short_folder(folder: Path, temporary: str) -> Path:
         f"a folder of at most {LONGEST_TEMPORARY}; none of {', '.join(SHORT_FOLDERS)} can be "
         "written: set TMPDIR to a shorter path"
     )
+
+
+def _keep_logs(folder: Path) -> Callable[..., None]:
+    """What to do at the end, given the error that the block ended with."""
+
+    def keep(kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if not isinstance(error, Exception) or isinstance(error, UserError):
+            return
+        for path in sorted((folder / "r").glob("session_2*/logs/*")):
+            if path.suffix in (".err", ".out") and path.is_file() and path.stat().st_size:
+                text = path.read_bytes()[-LAST_BYTES:].decode(errors="replace")
+                logging.getLogger("ray").error("%s ends with:\n%s", path.name, text)
+
+    return keep
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], None]]:
+    """A function: once it is called, SIGINT does nothing for the rest of the block.
+
+    A second Ctrl-C in a notebook would leave half of Ray, which then ends the notebook.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield lambda: None
+        return
+    try:
+        yield partial(_handle_sigint, lambda number, frame: None)
+    finally:
+        _handle_sigint(handler)
+
+
+def _handle_sigint(handler: Any) -> None:
+    signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ can run code on it.
 import ipaddress
 import logging
 import os
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -57,14 +58,52 @@ def _join(settings: config.Cluster) -> None:
         context: Any = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, AuthenticationError) as error:
         raise UserError(
-            f"cluster.address: cannot join {address} ({str(error).splitlines()[0]}): is it up, and "
-            "does this process have its token (RAY_AUTH_MODE=token, the token in ~/.ray/auth_token)?"
+            f"{_named(settings)}: cannot join {address} ({str(error).splitlines()[0]}): is it up, and "
+            "does this process have its token (RAY_AUTH_MODE=token, the token in "
+            f"~/.ray/auth_token)? Or {_instead(settings)}"
         ) from error
     if not settings.allow_insecure:
         dashboard, gcs = context.address_info["webui_url"] or "", context.address_info["gcs_address"]
         problem = refusal(dashboard, asks_for_token(dashboard, gcs))
         if problem:
             raise UserError(problem)
+
+
+def check_address(settings: config.Cluster) -> None:
+    """Before any work: UserError where the address is none of a cluster, or nobody answers there.
+
+    A cluster that is found by `auto` is found when it is joined.
+    """
+    address, name = _address(settings), _named(settings)
+    if address in ("local", "auto"):
+        return
+    scheme, _, rest = address.rpartition("://")
+    host, _, port = rest.partition("/")[0].rpartition(":")
+    wanted = f"{name} takes HOST:PORT of the cluster's head, such as {host.strip('[]') or 'HOST'}:6379"
+    if scheme in ("http", "https"):
+        raise UserError(f"{name}: {address} is the address of a dashboard or of its jobs: {wanted}")
+    if scheme == "ray":
+        raise UserError(f"{name}: {address} is for Ray Client, which Ray Data and Train do not work with: {wanted}")
+    if scheme or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UserError(f"{name}: {address} is no address of a Ray cluster: {wanted}; {_instead(settings)}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"{name}: nobody answers at {address} ({error.strerror or error}): start the cluster, or "
+            f"{_instead(settings)}"
+        ) from error
+
+
+def _named(settings: config.Cluster) -> str:
+    """Where the cluster's address was given."""
+    return "cluster.address" if settings.address else "RAY_ADDRESS (an environment variable)"
+
+
+def _instead(settings: config.Cluster) -> str:
+    """How to work without the cluster."""
+    without = "leave cluster.address out" if settings.address else "unset RAY_ADDRESS"
+    return f"{without} for a Ray of busray's own on this machine"
 
 
 def refusal(dashboard: str, asks: bool) -> str | None:

@@ -1,8 +1,12 @@
-"""Which clusters a run is refused on: the decision alone. tests/chaos asks real ones."""
+"""Which clusters and addresses a run is refused on. tests/chaos asks real clusters."""
+
+import socket
 
 import pytest
 
-from busray.cluster.session import refusal
+from busray.cluster.session import check_address, refusal
+from busray.config import Cluster
+from busray.records import UserError
 
 
 @pytest.mark.parametrize("dashboard", ["", "127.0.0.1:8265", "localhost:8265", "[::1]:8265", "10.0.0.7:8265"])
@@ -24,3 +28,45 @@ def test_a_dashboard_at_a_public_address_is_refused_even_with_a_token(dashboard:
     message = refusal(dashboard, asks=True)
     assert message is not None
     assert dashboard in message and "--dashboard-host=127.0.0.1" in message
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("http://127.0.0.1:8265", "is the address of a dashboard .* such as 127.0.0.1:6379"),
+        ("ray://head:10001", "is for Ray Client.* such as head:6379"),
+        ("tcp://head:6379", "is no address of a Ray cluster"),
+        ("head", "is no address of a Ray cluster"),
+        ("head:", "is no address of a Ray cluster"),
+        (":6379", "is no address of a Ray cluster"),
+        ("head:99999", "is no address of a Ray cluster"),
+    ],
+)
+def test_an_address_that_no_cluster_can_have_is_refused(
+    monkeypatch: pytest.MonkeyPatch, address: str, said: str
+) -> None:
+    with pytest.raises(UserError, match=f"^cluster.address: {address} {said}"):
+        check_address(Cluster(address=address))
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match=rf"^RAY_ADDRESS \(an environment variable\): {address} {said}"):
+        check_address(Cluster())
+
+
+def test_an_address_where_nobody_answers_is_refused_with_both_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    with pytest.raises(UserError, match=r"RAY_ADDRESS .*nobody answers at 127.* start the cluster, or unset RAY_ADDR"):
+        check_address(Cluster())
+    check_address(Cluster(address="local"))
+
+
+def test_an_address_where_somebody_answers_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        check_address(Cluster(address=f"127.0.0.1:{server.getsockname()[1]}"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    check_address(Cluster())
