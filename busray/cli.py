@@ -50,11 +50,14 @@ COMMANDS = {
     "reproduce": "draw one image of a run again and compare its pixels",
     "card": "write a run's data-set card; --card.license, .source, .ethics and .contact state what it says",
     "readers": "a blinded reader study: export real and synthetic images to distinguish, score a sheet",
-    "verify": "check a run's manifest against its records, objects and plan",
+    "verify": "check a run's manifest against its records, objects and plan; --evidence reads everything",
+    "repair": "list what is damaged in a run; --apply moves it aside, so that it is made again",
     "gc": "list a run's orphaned objects, or delete them",
 }
 
-SETTINGS = {"doctor": None, "check": "--dataset.", "verify": None, "gc": None, "readers": None}
+SETTINGS = {
+    "doctor": None, "check": "--dataset.", "verify": "--dataset.", "repair": "--dataset.", "gc": None, "readers": None,
+}  # fmt: skip
 """Command -> how the settings begin that it takes; the others take all."""
 
 
@@ -306,10 +309,15 @@ def _parser() -> argparse.ArgumentParser:
             )
         elif name == "readers":
             _readers_parser(command)
-        elif name in ("audit", "reproduce", "card", "verify", "gc"):
+        elif name in ("audit", "reproduce", "card", "verify", "repair", "gc"):
             command.add_argument("run", type=_run_place, help="folder or URL of the run")
             if name == "reproduce":
                 command.add_argument("image_id")
+            elif name == "verify":
+                evidence = "also compare features, records, weights and the real images with their digests"
+                command.add_argument("--evidence", action="store_true", help=evidence)
+            elif name == "repair":
+                command.add_argument("--apply", action="store_true", help="move what is listed into RUN/damaged/")
             elif name == "gc":
                 command.add_argument("--delete", action="store_true", help="delete what is listed")
         elif name != "demo":

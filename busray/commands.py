@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from busray import layout, terminal
-from busray.records import UserError, json_object
+from busray.records import Damaged, UserError, json_object
 
 if TYPE_CHECKING:
     from busray.config import Config
+    from busray.corpus.damage import Findings
     from busray.run.record import Run
     from busray.storage import Store
     from busray.workers import Report, Workers
@@ -204,6 +205,11 @@ def _verify(options: argparse.Namespace, flags: list[str]) -> int:
     from busray.corpus.arms import corpora
     from busray.corpus.verify import verify
 
+    if options.evidence:
+        found = _damage(options.run, flags, "verify")
+        terminal.print_verify(options.run, found.corpora)
+        terminal.print_evidence(found)
+        return _advise_repair(options.run, bool(found.damages))
     _refuse(flags)
     results = {}
     with terminal.reporter() as report:
@@ -211,7 +217,54 @@ def _verify(options: argparse.Namespace, flags: list[str]) -> int:
             name = prefix or "released"
             results[name] = verify(store, partial(report, f"verify {name}"))
     terminal.print_verify(options.run, results)
-    return 1 if any(result.problems for result in results.values()) else 0
+    return _advise_repair(options.run, any(result.problems for result in results.values()))
+
+
+def _advise_repair(run: str, damaged: bool) -> int:
+    """The exit status; names the command that helps."""
+    if damaged:
+        print(f"what can be made again, and how: busray repair {shlex.quote(run)}")
+    return int(damaged)
+
+
+def _repair(options: argparse.Namespace, flags: list[str]) -> int:
+    from busray.corpus.repair import move_aside
+    from busray.storage import Store
+
+    found = _damage(options.run, flags, "repair")
+    terminal.print_damages(options.run, found)
+    if not found.damages:
+        return 0
+    if options.apply:
+        moved = move_aside(Store(options.run), found.damages)
+        for old, new in moved:
+            print(f"{old} -> {new}")
+        print(f"{len(moved)} objects were moved and are kept; the next `busray run CONFIG` makes them again")
+    else:
+        again = f"busray repair {shlex.quote(options.run)} --apply"
+        print(f"nothing was changed; with no command at work on this run: {again}")
+    return 0 if options.apply and all(damage.mendable for damage in found.damages) else 1
+
+
+def _damage(url: str, flags: list[str], stage: str) -> "Findings":
+    """Everything that is damaged in a run; --dataset.path says where its images lie now."""
+    from busray.config_file import with_flags
+    from busray.corpus.damage import find_damage
+    from busray.run.images import stored_images
+    from busray.storage import Store
+
+    store = Store(url)
+    if not any(key == layout.CONFIG or key.startswith((layout.RUN, "digests/", "commits/")) for key in store.list()):
+        raise UserError(f"{url}: no run there (no {layout.CONFIG})")
+    images = None
+    try:
+        stored = store.read_record_or_none(layout.CONFIG, json_object)
+        if stored is not None:
+            images = stored_images(with_flags({**stored, "output": url}, flags), store)
+    except (Damaged, UserError):
+        pass  # damaged settings are among what is found; images without them are not looked for
+    with terminal.reporter() as report:
+        return find_damage(store, images, partial(report, stage))
 
 
 def _gc(options: argparse.Namespace, flags: list[str]) -> int:
@@ -272,7 +325,7 @@ COMMAND_FUNCTIONS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "doctor": _doctor, "check": _check, "run": _run, "demo": _demo, "finetune": _finetune,
     "generate": _generate, "evaluate": _evaluate, "ablate": _ablate, "study": _study,
     "audit": _audit, "reproduce": _reproduce, "card": _card, "readers": _readers,
-    "verify": _verify, "gc": _gc,
+    "verify": _verify, "repair": _repair, "gc": _gc,
 }  # fmt: skip
 
 

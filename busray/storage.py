@@ -323,9 +323,9 @@ class Store:
         return self.put_once(key, data)
 
     def replace_checked(self, key: str, data: bytes) -> None:
-        """As replace, for an object that read_checked compares with its SHA-256. No digest is kept
-        in a run that was begun without them."""
-        if self.has_digests():
+        """As replace, for an object that read_checked compares with its SHA-256. An older busray's
+        object has no digest, and gets none."""
+        if self.digests(key) or not self.exists(key):
             self._put_digest(key, data)
         self.replace(key, data)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from busray.records import CLASS_ALL, INCEPTION, Figure
 
 if TYPE_CHECKING:
+    from busray.corpus.damage import Findings
     from busray.corpus.manifest import Quarantine
     from busray.corpus.verify import VerifyResult
     from busray.doctor import Finding
@@ -133,6 +134,34 @@ def print_verify(url: str, results: Mapping[str, "VerifyResult"]) -> None:
         print(problem)
     if len(problems) > PROBLEMS_SHOWN:
         print(f"... and {len(problems) - PROBLEMS_SHOWN} more")
+
+
+def print_evidence(found: "Findings") -> None:
+    """What `verify --evidence` read, and every damaged object."""
+    for damage in found.damages:
+        print(f"{damage.key}: {damage.reason}")
+    print(f"evidence: {found.compared} objects and images compared with their digests, {len(found.damages)} damaged")
+    _print_not_covered(found)
+
+
+def print_damages(url: str, found: "Findings") -> None:
+    """What `repair` found: each damaged object, and what makes it again."""
+    for damage in found.damages:
+        print(f"{damage.key}: {damage.reason}\n    {damage.then}")
+        for key in damage.aside if len(damage.aside) > 1 else ():
+            print(f"    aside: {key}")
+    print(f"{url}: {len(found.damages)} damaged of {found.compared} objects and images with a digest")
+    _print_not_covered(found)
+
+
+def _print_not_covered(found: "Findings") -> None:
+    if found.uncovered:
+        print(
+            f"not covered: {len(found.uncovered)} objects, such as {found.uncovered[0]}, were stored before busray "
+            "kept digests. They can be read, and that is all that is known"
+        )
+    for note in found.notes:
+        print(f"not covered: {note}")
 
 
 def print_quarantine(url: str, found: "Quarantine", allowed: float) -> None:

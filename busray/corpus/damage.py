@@ -39,6 +39,7 @@ from busray.storage import Store
 
 Progress = Callable[[int, int], None]
 DERIVED = r"(report|audit|geometry|study|ablate|timings)\.json"
+SEGMENT = r"plan/\d+\.json"
 ARRAYS = r"(features|copies|vae)/.*\.npy"
 LATENTS = r"finetune/latents-.*\.safetensors"
 CHECKPOINT = r"(finetune/checkpoints/\d+)(-[0-9a-f]{16}\.safetensors|\.json)"
@@ -48,7 +49,7 @@ AGAIN: tuple[tuple[str, str], ...] = (
     (RUN, "the next `busray generate` writes it again"),
     (f"{CONFIG}|{BASE}", "the next `busray run CONFIG` writes it again"),
     (f"{DATASET}|{CHECK}|{MASKS}", "the next `busray run CONFIG` checks the images and writes it again"),
-    (r"plan/\d+\.json", "the next `busray generate` with the same settings plans these images again"),
+    (SEGMENT, "the next `busray generate` with the same settings plans these images again"),
     (f"{ADAPTERS}|adapters/.*", "the next `busray finetune` makes the adapters again"),
     (TRAINED, "the next command that needs it trains it again"),
     (CHECKPOINT, "a training goes on from an older checkpoint"),
@@ -124,11 +125,14 @@ def _check_corpora(store: Store, found: Findings) -> None:
             record = start + commit_key(shard)
             aside = (record, *objects.get(shard, ()))
             then = "the next `busray run CONFIG` draws this shard again"
-            found.damages.append(Damage(record, "; ".join(problems), then, aside))
+            reason = "; ".join(start + problem for problem in problems)
+            found.damages.append(Damage(record, reason.removeprefix(f"{record}: "), then, aside))
         for problem in result.plan_problems:
-            key = problem.split(":")[0]
-            if not re.fullmatch(r"plan/\d+\.json", key) or problem.startswith(f"{key}: it is not there"):
-                found.damages.append(Damage(start + key, problem.partition(": ")[2], _mends("plan/0000.json")))
+            key, _, reason = problem.partition(": ")
+            if re.fullmatch(SEGMENT, key):
+                found.damages.append(_segment_damage(corpus, start, key, reason))
+            else:  # a gap, or a record of no plan: nobody knows which of the two is wrong
+                found.damages.append(Damage(start + key, reason, _mends("plan/0000.json"), mendable=False))
         if not result.broken and not result.plan_problems:
             for problem in result.manifest_problems:
                 then = "repair makes it again from the records"
@@ -142,6 +146,13 @@ def _check_corpora(store: Store, found: Findings) -> None:
 def _mends(key: str) -> str:
     """What makes the object of this key again; empty where nothing figures come from."""
     return next((then for pattern, then in AGAIN if re.fullmatch(pattern, key)), "")
+
+
+def kept_with_digest(key: str) -> bool:
+    """Whether an object of this key, below its corpus, is put with a digest of its own."""
+    named = re.fullmatch(TRAINED, key) or re.fullmatch(CHECKPOINT, key)
+    by_record = named is not None and not key.endswith(".json")
+    return key == MANIFEST or key.startswith("commits/") or (bool(_mends(key)) and not by_record)
 
 
 def _in_arm(key: str) -> str:
@@ -159,7 +170,7 @@ def _check_records(store: Store, keys: Sequence[str], found: Findings, progress:
             key, _, digest = name.removeprefix(f"{DIGESTS}/").rpartition("/")
             known.setdefault(start + key, set()).add(digest)
     must_have = store.has_digests()
-    there = set(keys)
+    there, told = set(keys), {damage.key for damage in found.damages}
     # A shard's record was read with its corpus.
     wanted = [key for key in sorted(known.keys() | there) if _mends(_in_arm(key))]
     look = partial(_problem, store, known, there)
@@ -168,13 +179,13 @@ def _check_records(store: Store, keys: Sequence[str], found: Findings, progress:
         has_digest = key in known
         found.compared += has_digest
         if problem is None and not has_digest:
-            if re.fullmatch(r"adapters/.*|.*\.safetensors", key) and not re.fullmatch(LATENTS, key):
+            if key.startswith("adapters/") or not kept_with_digest(_in_arm(key)):
                 continue  # a record names its digest
             if must_have:
                 problem = "its digest is lost, so nobody can tell whether it is what was stored"
             else:
                 found.uncovered.append(key)
-        if problem:
+        if problem and key not in told:
             found.damages.append(_damage(key, problem, there))
 
 
@@ -199,7 +210,7 @@ def _read_as_its_kind(key: str, data: bytes) -> None:
     """ValueError and others where the bytes are not of the kind that the key says."""
     if re.fullmatch(ARRAYS, key):
         array_of(data)
-    elif re.fullmatch(r"plan/\d+\.json", key):
+    elif re.fullmatch(SEGMENT, key):
         segment_of(data)
     elif key == DATASET:
         DataSet.from_json(data)
@@ -211,13 +222,15 @@ def _read_as_its_kind(key: str, data: bytes) -> None:
 
 def array_of(data: bytes) -> np.ndarray:
     """The array of a .npy object. ValueError where the bytes are not exactly one."""
+    if not data.startswith(b"\x93NUMPY"):
+        raise ValueError("it does not begin as an array does")
     buffer = io.BytesIO(data)
     try:
         array = np.load(buffer, allow_pickle=False)
-    except (EOFError, OSError) as error:
+    except (EOFError, OSError, SyntaxError) as error:
         raise ValueError(f"no array: {error}") from error
-    if not isinstance(array, np.ndarray) or buffer.read(1):
-        raise ValueError("it is more than one array")
+    if buffer.read(1):
+        raise ValueError("there is more than one array")
     return array
 
 
@@ -240,16 +253,28 @@ def _damage(key: str, reason: str, there: set[str]) -> Damage:
         aside = [start + ADAPTERS, *(other for other in there if other.startswith(f"{start}adapters/"))]
     elif match := re.fullmatch(TRAINED, below) or re.fullmatch(CHECKPOINT, below):
         aside = [other for other in there if other.startswith((f"{start}{match[1]}-", f"{start}{match[1]}."))]
-    then, mendable = _mends(below), True
-    if re.fullmatch(r"plan/\d+\.json", below) and any(other > key for other in there if _is_segment(other, start)):
-        # What is planned again would begin where the class's first segment does.
-        aside, mendable = [], False
-        then = "later segments of the plan build on it: take it from a copy of the run"
-    return Damage(key, reason, then, tuple(sorted(aside)), mendable)
+    return Damage(key, reason, _mends(below), tuple(sorted(aside)))
 
 
-def _is_segment(key: str, start: str) -> bool:
-    return re.fullmatch(rf"{re.escape(start)}plan/\d+\.json", key) is not None
+def _segment_damage(corpus: Store, start: str, key: str, reason: str) -> Damage:
+    """Of a damaged or lost segment of the plan. start: the arm's folder.
+
+    The same settings plan it again only where no class has a second segment. Otherwise what is
+    planned again would begin at 0, over the images of later segments.
+    """
+    others = []
+    for other in corpus.list("plan"):
+        if other != key:
+            try:
+                others.append(corpus.read_record(other, segment_of))
+            except (Damaged, FileNotFoundError):
+                continue
+    classes = {segment.class_name for segment in others}
+    drawn = {shard_key.split("/")[1] for shard_key in corpus.list("commits")}
+    if len(classes) == len(others) and len(others) < len(classes | drawn):
+        return Damage(start + key, reason, _mends(key), (start + key,))
+    then = "the corpus has grown, and later segments build on this one: take it from a copy of the run"
+    return Damage(start + key, reason, then, mendable=False)
 
 
 # ---- what a record names by its digest ----
@@ -299,9 +324,9 @@ def _check_images(store: Store, folder: Path | None, found: Findings) -> None:
     if dataset is None:
         return
     if folder is None or not folder.is_dir():
-        found.notes.append("the real images are not here, so they were not compared: --dataset.path=FOLDER")
+        found.notes.append("the real images are not here: give --dataset.path=FOLDER to compare them too")
         return
-    digests = {image.file: image.sha256 for image in dataset.split("all")} | masks
+    digests = {image.path: image.sha256 for image in dataset.split("all")} | masks
     files = sorted(digests)
     for file, digest in zip(files, in_threads(lambda file: _digest_or_none(folder / file), files, 4), strict=True):
         found.compared += 1

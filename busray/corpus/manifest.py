@@ -78,7 +78,7 @@ def _publish(store: Store, segments: Sequence[Segment], drawn: Set[Shard]) -> st
         table = pa.Table.from_pylist(rows, schema=schema)
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
-        store.replace(MANIFEST, buffer.getvalue())
+        store.replace_checked(MANIFEST, buffer.getvalue())
     return digest
 
 

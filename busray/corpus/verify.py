@@ -193,4 +193,8 @@ def _manifest_problems(store: Store, digest: str) -> list[str]:
         problems.append(f"{MANIFEST}: its rows have the digest {counted}, it states {stated}")
     if stated != digest:
         problems.append(f"{MANIFEST}: it states the digest {stated}, the records have {digest}")
+    try:
+        store.read_checked(MANIFEST)  # its rows are not all of its bytes
+    except (Damaged, FileNotFoundError) as error:
+        problems = problems or [f"{MANIFEST}: {getattr(error, 'reason', 'it is not there any more')}"]
     return problems

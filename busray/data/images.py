@@ -1,15 +1,17 @@
 """A data set's images as the model sees them: framed squares, where their content lies, masks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from busray.data.framing import content_box, frame, frame_mask
 from busray.data.pixels import READ_THREADS, lesion_mask, read_grey
-from busray.records import ContentBox, DataSet, SourceImage
+from busray.identity import sha256_file
+from busray.records import ContentBox, DataSet, SourceImage, UserError
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,18 @@ class ImageFolder:
     dataset: DataSet
     path: Path
     classes: tuple[str, ...]
+    # mask -> SHA-256 of its file; a run that was begun before masks.json has none
+    mask_digests: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def load(self, images: Sequence[SourceImage]) -> Images:
-        """Read and frame images, in their order. Raises whatever read_grey raises."""
+        """Read and frame images, in their order. UserError where a file is not any more what the
+        data set was made of; else whatever read_grey raises."""
         size = self.dataset.size
 
         def framed(image: SourceImage) -> np.ndarray:
-            return frame(read_grey(self.path / image.path, image.frame), size, self.dataset.frame)
+            with unchanged(self.path / image.path, image.sha256):
+                pixels = read_grey(self.path / image.path, image.frame)
+            return frame(pixels, size, self.dataset.frame)
 
         with ThreadPoolExecutor(READ_THREADS) as pool:
             squares = list(pool.map(framed, images))
@@ -66,12 +73,17 @@ class ImageFolder:
     def masks(self, images: Sequence[SourceImage]) -> Masks:
         """Read and frame the masks of images; several masks of one image are joined.
 
-        An empty mask says that there is no lesion, so it is known.
+        An empty mask says that there is no lesion, so it is known. UserError where a mask is not
+        any more what the run began with.
         """
         size = self.dataset.size
 
         def framed(image: SourceImage) -> np.ndarray | None:
             mask, problems = lesion_mask(self.path, image, (image.height, image.width))
+            for file in image.masks:
+                if file in self.mask_digests:
+                    with unchanged(self.path / file, self.mask_digests[file]):
+                        pass
             usable = all(problem == "empty" for _, problem in problems)
             if mask is None or not usable:
                 return None
@@ -84,3 +96,28 @@ class ImageFolder:
             if square is not None:
                 lesions[i], known[i] = square, True
         return Masks(lesions, known)
+
+    def digest_masks(self) -> dict[str, str]:
+        """mask -> SHA-256 of its file, of all images; for masks.json."""
+        files = sorted({file for image in self.dataset.split("all") for file in image.masks})
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            return dict(zip(files, pool.map(lambda file: sha256_file(self.path / file), files), strict=True))
+
+
+@contextmanager
+def unchanged(path: Path, digest: str) -> Iterator[None]:
+    """UserError where, after the block read the file, its SHA-256 is not `digest`."""
+    # Afterwards, so that a change while it is read is seen too. An error of a decoder says less
+    # than that the file is another one.
+    try:
+        yield
+    finally:
+        try:
+            now = sha256_file(path)
+        except OSError as error:
+            raise UserError(f"{path}: the run began with this file, and it cannot be read any more: {error}") from error
+        if now != digest:
+            raise UserError(
+                f"{path}: the file was changed after the run began with it. Bring the old file back, or give "
+                "another output"
+            )

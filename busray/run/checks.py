@@ -16,14 +16,14 @@ from busray.corpus.arms import compared_images
 from busray.corpus.recipe import longest_prompts, quotas
 from busray.corpus.record import differences, read_run
 from busray.data.folder import class_root
-from busray.data.images import ImageFolder
+from busray.data.images import ImageFolder, unchanged
 from busray.data.patients import is_personal, regrouped
 from busray.data.prepare import prepare
 from busray.data.read import scan
 from busray.doctor import require_create_only
 from busray.evidence.distances import FLOOR_SPLIT
 from busray.evidence.stats.samples import FEWEST_UNITS
-from busray.layout import BASE, CHECK, CONFIG, DATASET
+from busray.layout import BASE, CHECK, CONFIG, DATASET, MASKS
 from busray.model.adapters import offered_adapters
 from busray.model.base import BaseIdentity, TextPlaces, base_files, identify_base, inspect_base, same_base
 from busray.model.checkpoints import fetch_adapters, read_adapters
@@ -78,7 +78,7 @@ def open_run(
     with image_folder(config, store) as folder:
         dataset, findings, account = checked_dataset(store, config, folder, report)
         root = class_root(folder, config.folders(), config.dataset)
-        images = ImageFolder(dataset, root, tuple(config.classes))
+        images = ImageFolder(dataset, root, tuple(config.classes), recorded_masks(store, root))
         run = Run(config, store, images, base, extractors, command, f"{root}: {account}")
         check_content_sizes(run)
         check_texts(run, checked_vectors(run))
@@ -171,15 +171,19 @@ def check_image_counts(config: Config, *, compares: bool) -> None:
 def checked_dataset(
     store: Store, config: Config, folder: Path, report: Report
 ) -> tuple[DataSet, dict[str, Any] | None, str]:
-    """(data set, findings of its check, line on its files); no findings where the run has a data
-    set already."""
-    dataset = store.read_record_or_none(DATASET, DataSet.from_json)
-    if dataset is not None:
-        return dataset, None, check_same_images(dataset, config, folder)
+    """(data set, findings of its check, line on its files); no findings where the run has both
+    already."""
+    stored = store.read_record_or_none(DATASET, DataSet.from_json)
+    if stored is not None:
+        line = check_same_images(stored, config, folder)
+        # `busray repair` moved the findings aside. A sub-run of an ablation never had any.
+        lost = store.digests(CHECK) or not store.digests(DATASET)
+        if store.exists(CHECK) or not lost:
+            return stored, None, line
     progress = partial(report, "check")
     dataset, checked = prepare(config.dataset, config.folders(), config.base.size, folder, progress)
     findings = {**checked.to_dict(), "tables": [asdict(table) for table in checked.tables()]}
-    return dataset, findings, checked.account.line()
+    return stored or dataset, findings, checked.account.line()
 
 
 def check_same_images(dataset: DataSet, config: Config, folder: Path) -> str:
@@ -222,6 +226,15 @@ def check_same_images(dataset: DataSet, config: Config, folder: Path) -> str:
             "give another output, or take the old table back"
         )
     return scanned.account.line()
+
+
+def recorded_masks(store: Store, folder: Path) -> dict[str, str]:
+    """mask -> SHA-256, of masks.json. UserError where a file is another one now."""
+    digests = store.read_record_or_none(MASKS, json_object) or {}
+    for file, digest in digests.items():
+        with unchanged(folder / file, digest):
+            pass
+    return digests
 
 
 def check_content_sizes(run: Run) -> None:
@@ -306,7 +319,11 @@ def _record(run: Run, findings: dict[str, Any] | None, *, writes: bool) -> Run:
     kept_base(store, run.base)
     if findings is None:
         return run
+    masks = run.images.digest_masks()
+    if masks:
+        store.put_checked(MASKS, to_json(masks))
     store.replace_checked(CHECK, to_json(findings))
     store.put_checked(DATASET, to_json(run.dataset))
     dataset = store.read_record(DATASET, DataSet.from_json)  # the first driver's
-    return replace(run, images=replace(run.images, dataset=dataset))
+    masks = store.read_record_or_none(MASKS, json_object) or {}
+    return replace(run, images=replace(run.images, dataset=dataset, mask_digests=masks))

@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from busray.config import Config
+from busray.data.folder import class_root
 from busray.data.prepare import materialise_phantoms
 from busray.identity import fingerprint
 from busray.layout import CONFIG
@@ -27,9 +28,7 @@ def image_folder(config: Config, store: Store) -> Iterator[Path]:
             raise UserError(f"dataset.path: no folder {path}; --dataset.path=FOLDER says where it lies")
         yield path
         return
-    parent = Path(store.url) if store.local else cache_folder(store.url)
-    # Other settings make other images: they get another folder, so none mixes with older ones.
-    folder = parent / f"phantoms-{fingerprint(phantoms.model_dump())[:12]}"
+    folder = _phantom_folder(config, store)
     new = not folder.exists()
     materialise_phantoms(phantoms, folder)
     try:
@@ -39,8 +38,23 @@ def image_folder(config: Config, store: Store) -> Iterator[Path]:
         if new and store.read_or_none(CONFIG) is None:
             shutil.rmtree(folder)
             with suppress(OSError):  # the parent has other files
-                parent.rmdir()
+                folder.parent.rmdir()
         raise
+
+
+def stored_images(config: Config, store: Store) -> Path | None:
+    """The folder with the class folders of a run's images, simulated ones too; None where it is not
+    here."""
+    dataset = config.dataset
+    path = Path(dataset.path or "") if dataset.phantoms is None else _phantom_folder(config, store)
+    return class_root(path, config.folders(), dataset) if path.is_dir() else None
+
+
+def _phantom_folder(config: Config, store: Store) -> Path:
+    parent = Path(store.url) if store.local else cache_folder(store.url)
+    assert config.dataset.phantoms is not None
+    # Other settings make other images: they get another folder, so none mixes with older ones.
+    return parent / f"phantoms-{fingerprint(config.dataset.phantoms.model_dump())[:12]}"
 
 
 def adapters_folder(url: str, cache: Path) -> Path:

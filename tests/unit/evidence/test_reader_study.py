@@ -23,6 +23,7 @@ from busray.evidence.reader_study import (
     synthetic_exhibits,
     write_study,
 )
+from busray.identity import sha256_file
 from busray.layout import segment_key
 from busray.records import ContentBox, DataSet, Execution, ImageSpec, Segment, Shard, SourceImage, UserError, to_json
 from busray.storage import Store
@@ -179,7 +180,8 @@ def test_more_images_than_there_are_is_refused_by_class(tmp_path: Path) -> None:
 
 def test_real_images_are_test_images_and_of_near_duplicates_one(phantom_folder: Path) -> None:
     def image(i: int, cluster: str | None = None) -> SourceImage:
-        return SourceImage(f"benign/benign ({i}).png", "benign", 1, 1, "L", "0", cluster=cluster)
+        file = f"benign/benign ({i}).png"
+        return SourceImage(file, "benign", 1, 1, "L", sha256_file(phantom_folder / file), cluster=cluster)
 
     twins = "benign/benign (4).png"
     dataset = DataSet(
