@@ -205,7 +205,7 @@ def test_a_setting_and_its_value_may_be_two_words() -> None:
         (["run", "c.yaml", "--seed"], "--seed: its value is missing: write --seed=VALUE"),
         (["run", "--seed", "--output=x", "c.yaml"], "--seed: its value is missing"),
         (["check", "data", "--jsn=x"], "--jsn=x: this command takes no such argument; did you mean --json?"),
-        (["verify", "data", "--dataset.path=x"], "this command takes no such argument"),
+        (["gc", "data", "--dataset.path=x"], "this command takes no such argument"),
         (["check", "data", "--json=a", "--json=b"], "--json is given twice"),
         (["gc", "run", "--delet"], "did you mean --delete?"),
     ],
