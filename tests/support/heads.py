@@ -23,8 +23,10 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def head(home: Path, mode: str, cpus: int = 1) -> Iterator[tuple[str, str]]:
+def head(home: Path, mode: str, cpus: int = 1, *, has_dashboard: bool = True) -> Iterator[tuple[str, str]]:
     """(address, dashboard) of a head whose home folder, token and temporary files are its own.
+
+    Without a dashboard, which takes most of a head's time to start, nobody listens there.
 
     Ended by killing its process group: `ray stop` would end every Ray on this machine.
     """
@@ -38,7 +40,8 @@ def head(home: Path, mode: str, cpus: int = 1) -> Iterator[tuple[str, str]]:
                 f"--ray-client-server-port={client}", f"--num-cpus={cpus}", "--object-store-memory=80000000",
                 # Jobs are started by the agent, which without a port of its own meets any other
                 # Ray of this machine.
-                f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats", f"--temp-dir={home / 'r'}",
+                f"--dashboard-agent-listen-port={agent}", f"--include-dashboard={has_dashboard}",
+                "--disable-usage-stats", f"--temp-dir={home / 'r'}",
             ],
             env=environment(home, mode), stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
