@@ -17,9 +17,10 @@ from busray.records import UserError, to_json
 from busray.setting_mistakes import setting_names
 
 OFTEN = settings(
-    max_examples=150, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 LONGEST_MESSAGE = 20_000
+PARSER = _parser()
 
 NAMES = [name.replace("<class>", "benign") for name in setting_names()]
 WORDS = st.sampled_from(
@@ -104,7 +105,7 @@ def test_any_flags_are_settings_or_one_message(tmp_path: Path, flags: list[str])
 )
 def test_any_words_of_a_command_line_are_split_or_refused(words: list[str]) -> None:
     try:
-        own, flags = split_settings(words, _parser())
+        own, flags = split_settings(words, PARSER)
     except UserError:
         return
     # Nothing is dropped: each word is an argument, a flag, or a part of one.
