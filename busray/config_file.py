@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from busray import places
 from busray.config import Config, Dataset, Place, safe_name
 from busray.records import UserError
-from busray.setting_mistakes import explain, shortened
+from busray.setting_mistakes import explain, setting_names, shortened
 from busray.yaml_text import DECIMAL, HEXADECIMAL, SPECIAL, Plain, read_yaml, resolve
 
 T = TypeVar("T")
@@ -33,14 +33,14 @@ def load_config(path: str | Path, flags: list[str] | None = None) -> Config:
     tree.setdefault("name", path.stem)
     given.override(tree, flags or [])
     given.refuse_nested(tree)
-    return _validated(tree, given.problems)
+    return _validated(tree, given)
 
 
 def with_flags(tree: dict[str, Any], flags: Sequence[str]) -> Config:
     """A Config from plain values, overridden by flags (`tree` is changed). Errors: as validate."""
     given = _Given()
     given.override(tree, flags)
-    return _validated(tree, given.problems)
+    return _validated(tree, given)
 
 
 def dataset_settings(flags: Sequence[str]) -> Dataset:
@@ -49,25 +49,26 @@ def dataset_settings(flags: Sequence[str]) -> Dataset:
     given = _Given()
     for flag in flags:
         if not flag.startswith("--dataset."):
-            raise UserError(f"{flag}: of the settings this command takes those of `dataset` only; see --help")
+            raise UserError(f"{_shown(flag)}: of the settings this command takes those of `dataset` only; see --help")
     given.override(tree, flags)
-    return _checked(lambda: Dataset.model_validate(tree["dataset"]), given.problems, ("dataset",))
+    return _checked(lambda: Dataset.model_validate(tree["dataset"]), given, ("dataset",))
 
 
 def validate(tree: dict[str, Any]) -> Config:
     """A Config from plain values. UserError has one line for each mistake."""
-    return _validated(tree, {})
+    return _validated(tree, _Given())
 
 
-def _validated(tree: dict[str, Any], problems: dict[tuple[str, ...], str]) -> Config:
-    config = _checked(lambda: Config.model_validate(tree), problems)
+def _validated(tree: dict[str, Any], given: "_Given") -> Config:
+    config = _checked(lambda: Config.model_validate(tree), given)
     return config if config.output else config.model_copy(update={"output": f"runs/{config.name}"})
 
 
-def _checked(make: Callable[[], T], problems: dict[tuple[str, ...], str], prefix: tuple[str, ...] = ()) -> T:
-    """What make() returns. UserError lists the problems that were found before, by location, and
-    pydantic's at other places; prefix: the group that make() makes."""
-    lines = [f"{'.'.join(location)}: {problem}" for location, problem in problems.items()]
+def _checked(make: Callable[[], T], given: "_Given", prefix: tuple[str, ...] = ()) -> T:
+    """What make() returns. UserError lists what was found in `given`, and pydantic's errors at
+    other places; prefix: the group that make() makes."""
+    problems = given.problems
+    lines = [*given.mistakes, *(f"{'.'.join(location)}: {problem}" for location, problem in problems.items())]
     try:
         made = make()
     except ValidationError as error:
@@ -152,7 +153,8 @@ UNKNOWN = _Kind()
 class _Given:
     """Reads what a user wrote as the kind of its setting, and collects what is wrong."""
 
-    problems: dict[tuple[str, ...], str] = field(default_factory=dict)
+    problems: dict[tuple[str, ...], str] = field(default_factory=dict)  # by location
+    mistakes: list[str] = field(default_factory=list)  # of flags that have no location
 
     def read(self, value: Any, kind: _Kind, at: tuple[str, ...]) -> Any:
         """The value as its setting wants it: `no` is a text here and a truth value there."""
@@ -191,28 +193,23 @@ class _Given:
         """Put the values of flags into the tree."""
         given: dict[tuple[str, ...], str] = {}
         for flag in flags:
-            name, text = _split(flag)
-            at = _location(name, tree)
-            for other, written in given.items():
-                shorter = min(len(at), len(other))
-                if at[:shorter] == other[:shorter]:
-                    both = f"{written} and {flag}" if not places.credentials_in(written + flag) else f"--{name}"
-                    what = "it is given twice" if at == other else "one is inside the other"
-                    raise UserError(f"{both}: {what}: leave one out")
-            given[at] = flag
-            # The flag replaces what the file says there, and so what is wrong with it.
-            self.problems = {known: wrong for known, wrong in self.problems.items() if known[: len(at)] != at}
-            value = self.flag_value(text, _kind_at(at), at, flag)
-            _put(tree, at, value, flag)
+            try:
+                name, text = _split(flag)
+                at = _location(name, tree)
+                _refuse_twice(flag, at, given)
+                given[at] = flag
+                # The flag replaces what the file says there, and so what is wrong with it.
+                self.problems = {known: wrong for known, wrong in self.problems.items() if known[: len(at)] != at}
+                _put(tree, at, self.flag_value(text, _kind_at(at), at, flag), flag)
+            except UserError as error:
+                self.mistakes.append(str(error))
 
     def flag_value(self, text: str, kind: _Kind | None, at: tuple[str, ...], flag: str) -> Any:
         """The value of a flag. A text is taken as it is: no word, colon or brace in it is YAML."""
         if kind is None:
             return text  # an unknown setting, whatever its value
         if not kind.text or kind.number:
-            return self.read(
-                read_yaml(text, flag if not places.credentials_in(flag) else f"--{'.'.join(at)}"), kind, at
-            )
+            return self.read(read_yaml(text, _shown(flag)), kind, at)
         if not text:
             null = "; null takes the default" if kind.null else ""
             self.problems[at] = f"it is empty: give a value after the `=`{null}"
@@ -220,7 +217,7 @@ class _Given:
         if text in ("null", "Null", "NULL") or (text == "~" and not kind.place):
             return None
         if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-            text = str(read_yaml(text, flag))
+            text = str(read_yaml(text, _shown(flag)))
         return self.read(text, kind, at)
 
     def refuse_nested(self, tree: dict[str, Any]) -> None:
@@ -253,17 +250,27 @@ def _looks_like_another_number(text: str) -> bool:
 def _split(flag: str) -> tuple[str, str]:
     """(name, text) of `--a.b=text`."""
     name, equals, text = flag.removeprefix("--").partition("=")
-    shown = flag if not places.credentials_in(flag) else "a flag"
-    if flag[:1] in "–—−":
-        raise UserError(f"{shown}: it starts with a long dash: write --{flag.lstrip('–—−-')}")
+    if flag[:1] in ("–", "—", "−"):
+        raise UserError(f"{_shown(flag)}: it starts with a long dash: write --{_shown(flag.lstrip('–—−-'))}")
     if not flag.startswith("--") or not equals or not name:
-        raise UserError(f"{shown}: settings are given as --a.b=value, such as --sampling.steps=25{_near(name)}")
+        raise UserError(f"{_shown(flag)}: settings are given as --a.b=value, such as --sampling.steps=25{_near(name)}")
     return name, text
 
 
-def _near(name: str) -> str:
-    from busray.setting_mistakes import setting_names
+def _shown(flag: str) -> str:
+    """A flag for a message, without a secret in its value."""
+    return flag.partition("=")[0] if places.credentials_in(flag) else shortened(flag)
 
+
+def _refuse_twice(flag: str, at: tuple[str, ...], given: dict[tuple[str, ...], str]) -> None:
+    for other, written in given.items():
+        shorter = min(len(at), len(other))
+        if at[:shorter] == other[:shorter]:
+            what = "it is given twice" if at == other else "one is inside the other"
+            raise UserError(f"{_shown(written)} and {_shown(flag)}: {what}: leave one out")
+
+
+def _near(name: str) -> str:
     close = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), setting_names(), n=1)
     return f"; did you mean --{close[0]}=VALUE?" if close else ""
 
@@ -281,7 +288,7 @@ def _location(name: str, tree: dict[str, Any]) -> tuple[str, ...]:
             return ("classes", written[".".join(parts[1:end])], *parts[end:])
     close = difflib.get_close_matches(parts[1], list(classes), n=1)
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(classes)[:10])}"
-    raise UserError(f"--{name}: no such class: {hint}")
+    raise UserError(f"--{shortened(name)}: no such class: {hint}")
 
 
 def _kind_at(at: tuple[str, ...]) -> _Kind | None:
@@ -297,6 +304,6 @@ def _put(tree: dict[str, Any], at: tuple[str, ...], value: Any, flag: str) -> No
         if tree.get(parent) is None:  # the file may leave out the group or set it to null
             tree[parent] = {}
         if not isinstance(tree[parent], dict):
-            raise UserError(f"{flag}: {parent} is a value, not a group of settings")
+            raise UserError(f"{_shown(flag)}: {parent} is a value, not a group of settings")
         tree = tree[parent]
     tree[leaf] = value

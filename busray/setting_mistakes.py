@@ -62,7 +62,7 @@ OWN_VALUES = {
 def explain(item: Any) -> str:
     """One of pydantic's errors as `<dotted name>: <what is wrong> (given: <value>)`."""
     # Where several kinds of value are allowed, pydantic also names the kind that it tried.
-    location = ".".join(str(part) for part in item["loc"] if not KIND_TRIED.match(str(part)))
+    location = shortened(".".join(str(part) for part in item["loc"] if not KIND_TRIED.match(str(part))))
     if item["type"] == "extra_forbidden":
         return f"{location}: no such setting; {_nearest_setting(item['loc'])}"
     message = item["msg"].removeprefix("Value error, ") + _hint(item)
