@@ -482,3 +482,11 @@ def test_a_gate_does_not_judge_itself(tmp_path: Path) -> None:
     message = mistakes(gated, "--corpus.gate.architecture=cnn", folder=tmp_path)
     assert message.startswith("evaluate.judge: cnn is the class gate's architecture too")
     assert load_config(written(tmp_path, gated), ["--corpus.gate.architecture=cnn", "--evaluate.judge=null"])
+
+
+def test_the_texts_of_a_class_need_the_tokens_of_no_other_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all tokens for each of 300 classes, time would grow with the square of their number."""
+    config = validate({**MINIMAL, "classes": {f"c{number}": {} for number in range(300)}})
+    monkeypatch.setattr(Config, "tokens", lambda self: pytest.fail("all tokens were made"))
+    assert config.prompts("c7") == ("{token} ultrasound image of {class} breast tissue",)
+    assert config.caption("c7") == "{token} ultrasound image of {class} breast tissue"
