@@ -299,6 +299,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(settings=SETTINGS.get(name, "--"))
+        if SETTINGS.get(name, "--") == "--":
+            command.epilog = "Settings of the config are flags too: --sampling.steps=25 or --sampling.steps 25."
         if name == "check":
             command.add_argument("data", type=_local, help="folder with one folder of images per class")
             command.add_argument("--json", type=_local, help="also write the findings to this file")

@@ -21,6 +21,14 @@ LARGEST_FILE = 1_000_000
 """Bytes of a config file; more than that is another file."""
 
 
+CHECK_ARGUMENTS = {
+    "--dataset.path": "the folder as the argument: `busray check FOLDER`",
+    "--dataset.metadata": "--metadata=FILE",
+    "--dataset.phantoms": "the folder that is to be checked: simulated images need no check",
+}
+"""Settings that `busray check` has an argument of its own for."""
+
+
 def load_config(path: str | Path, flags: list[str] | None = None) -> Config:
     """The settings of a YAML file, overridden by flags. UserError lists every mistake."""
     path = Path(path)
@@ -50,6 +58,9 @@ def dataset_settings(flags: Sequence[str]) -> Dataset:
     for flag in flags:
         if not flag.startswith("--dataset."):
             raise UserError(f"{_shown(flag)}: of the settings this command takes those of `dataset` only; see --help")
+        own = CHECK_ARGUMENTS.get(flag.partition("=")[0])
+        if own:
+            raise UserError(f"{_shown(flag)}: write {own}")
     given.override(tree, flags)
     return _checked(lambda: Dataset.model_validate(tree["dataset"]), given, ("dataset",))
 
@@ -174,7 +185,7 @@ class _Given:
         if kind.number and isinstance(value, bool):
             self.problems[at] = f"a number is expected (given: {str(value).lower()})"
         if kind.number and not kind.text and isinstance(value, str) and _looks_like_another_number(value):
-            plain = "a number is written in decimal digits, without `_`, `:` or leading zeros"
+            plain = "a number has decimal digits and a point: no `_`, `:`, comma, sign of its unit or leading zero"
             self.problems[at] = f"{plain} (given: {shortened(value)})" if not places.credentials_in(value) else plain
         return value
 
@@ -211,7 +222,7 @@ class _Given:
         if not kind.text or kind.number:
             return self.read(read_yaml(text, _shown(flag)), kind, at)
         if not text:
-            null = "; null takes the default" if kind.null else ""
+            null = ", or null to unset it" if kind.null else ""
             self.problems[at] = f"it is empty: give a value after the `=`{null}"
             return text
         if text in ("null", "Null", "NULL") or (text == "~" and not kind.place):
@@ -225,6 +236,8 @@ class _Given:
         dataset = tree.get("dataset")
         data = dataset.get("path") if isinstance(dataset, dict) else None
         output = tree.get("output") or f"runs/{tree['name']}"
+        if tree["name"] in (".", ".."):
+            return  # refused by name
         if not isinstance(data, str) or not isinstance(output, str):
             return
         if any(places.problem(place) or places.is_url(place) for place in (data, output)):

@@ -65,13 +65,19 @@ def explain(item: Any) -> str:
     location = shortened(".".join(str(part) for part in item["loc"] if not KIND_TRIED.match(str(part))))
     if item["type"] == "extra_forbidden":
         return f"{location}: no such setting; {_nearest_setting(item['loc'])}"
-    message = item["msg"].removeprefix("Value error, ") + _hint(item)
+    message = _message(item)
     if not location:
         return message
-    value = repr(item["input"])
+    value = {True: "true", False: "false", None: "null"}.get(item["input"]) if _is_word(item["input"]) else None
+    value = value or repr(item["input"])
     if item["type"] == "missing" or credentials_in(value):  # a secret is not repeated in a message
         return f"{location}: {message}"
     return f"{location}: {message} (given: {shortened(value)})"
+
+
+def _is_word(value: Any) -> bool:
+    """Whether YAML writes it as a word: true, false or null."""
+    return value is None or isinstance(value, bool)
 
 
 def shortened(value: str) -> str:
@@ -120,6 +126,11 @@ def _nearest_setting(location: tuple[Any, ...]) -> str:
     same = [name for name in everywhere if name.rpartition(".")[2] == leaf.replace("-", "_")]
     if same:
         return f"did you mean {' or '.join(same[:3])}?"
+    if len(location) == 1:
+        leaves = {name.rpartition(".")[2]: name for name in everywhere}
+        near = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.75)
+        if near:
+            return f"did you mean {leaves[near[0]]}?"
     return f"known here: {', '.join(here)}"
 
 
@@ -132,23 +143,27 @@ def _fields_at(location: tuple[Any, ...]) -> set[str]:
     return set(model.model_fields)
 
 
-def _hint(item: Any) -> str:
-    """What to write instead, where the kind of the value shows it."""
-    kind, given = item["type"], item["input"]
+def _message(item: Any) -> str:
+    """What is wrong with a value, and what to write where the kind of the value shows it."""
+    kind, given, message = item["type"], item["input"], item["msg"].removeprefix("Value error, ")
     name = str(item["loc"][-1]) if item["loc"] else ""
     if kind == "literal_error" and isinstance(given, str):
         allowed = re.findall(r"'([^']*)'", str(item["ctx"]["expected"]))
         own = OWN_VALUES.get(given.lower().strip())
         if own and own.split(",")[0].split(";")[0] in allowed:
-            return f"; the nearest is {own}"
+            return f"{message}; the nearest is {own}"
         close = difflib.get_close_matches(given.lower(), allowed, n=1)
-        return f"; did you mean {close[0]}?" if close else ""
+        return f"{message}; did you mean {close[0]}?" if close else message
     if kind == "string_type" and isinstance(given, dict | list):
-        return ": a text with braces, brackets or a colon needs quotes"
-    if kind == "string_type" and given is not None:
-        return ": write it in quotes"
-    if kind in ("model_type", "model_attributes_type"):
-        return f": {name} is a group of settings"
+        return "a text is expected, and one with braces, brackets or a colon needs quotes"
+    if kind == "string_type":
+        return "a text is expected" + ("" if given is None else ": write it in quotes")
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"a group of settings is expected, such as {name}: {{...}}"
     if kind == "tuple_type":
-        return f", which is a list: {name}: [...]"
-    return ""
+        return f"a list is expected, such as {name}: [...]"
+    if kind == "too_short":
+        return "at least 1 value is needed"
+    if kind == "bool_parsing":
+        return "true or false is expected"
+    return message

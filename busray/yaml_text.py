@@ -156,13 +156,17 @@ def _explain(error: yaml.MarkedYAMLError) -> str:
     if "expected a single document" in str(error.context):
         return f"{where}: a second document begins (`---`): give one file for each run"
     fix = ""
-    if "\\t" in problem or line.startswith("\t"):
+    if "<stream end>" in problem:
+        fix = "; a bracket, a brace or a quote is not closed"
+    elif "undefined alias" in problem:
+        fix = "; a text that starts with `*` needs quotes"
+    elif "\\t" in problem or line.startswith("\t"):
         fix = "; YAML takes no tabs: write spaces"
     elif "{" in line or "[" in line:
         fix = "; a text with braces or brackets needs quotes: '...'"
     elif "mapping values are not allowed" in problem:
         fix = "; a text with a colon needs quotes, and names of one group start in one column"
-    elif "cannot start any token" in problem or "undefined alias" in problem or "did not find" in problem:
+    elif "cannot start any token" in problem or "did not find" in problem:
         fix = "; a text that starts with a sign needs quotes: '...'"
     return f"{where}: {problem}{fix}"
 

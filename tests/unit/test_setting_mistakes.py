@@ -52,6 +52,7 @@ def test_every_own_name_is_a_setting() -> None:
         ("sampling.stepz=4", "did you mean steps?"),
         ("sampling.guidance-scale=4", "did you mean guidance_scale?"),
         ("rank=4", "did you mean adapters.rank?"),
+        ("stps=4", "steps?"),
         ("sampling.rank=4", "did you mean adapters.rank?"),
         ("datasett.path=x", "did you mean dataset?"),
         ("clasess.benign.images=4", "did you mean classes?"),
@@ -67,8 +68,8 @@ def test_a_class_that_is_not_there_gets_the_nearest_name() -> None:
 
 def test_a_wrong_kind_of_value_is_told_how_to_write_it() -> None:
     for tree, hint in (
-        ({"dataset": "data"}, "dataset is a group of settings"),
-        ({"classes": {"benign": {"prompts": "text {token}"}}}, "which is a list: prompts: [...]"),
+        ({"dataset": "data"}, "a group of settings is expected, such as dataset: {...}"),
+        ({"classes": {"benign": {"prompts": "text {token}"}}}, "a list is expected, such as prompts: [...]"),
         ({"classes": {"benign": {"caption": {"token": None}}}}, "braces, brackets or a colon needs quotes"),
         ({"name": 5}, "write it in quotes"),
     ):
