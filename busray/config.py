@@ -170,7 +170,8 @@ class Dataset(Settings):
 
 class Base(Settings):
     path: Annotated[str, Place(url=False), AfterValidator(_base_location)] = "tiny"
-    """`tiny` (embedded), a folder in diffusers' layout, or a hub id."""
+    """`tiny` (embedded), a folder in diffusers' layout, a `.safetensors` file of Stable Diffusion
+    1.x, or a hub id."""
     revision: str | None = None
     """Commit hash of a hub id: 40 hex digits, required there."""
     size: Annotated[int, Field(ge=64, le=1024, multiple_of=8)] = 128
@@ -207,7 +208,8 @@ class Class(Settings):
 class Adapters(Settings):
     method: Literal["lora", "ti", "lora+ti"] = "lora+ti"
     path: Location | None = None
-    """Folder or URL of existing adapters to use instead of training."""
+    """Folder or URL of existing adapters to use instead of training: a LoRA of diffusers, kohya or
+    PEFT, and a file for each token."""
     rank: Annotated[int, Field(ge=1, le=256)] = 4
     alpha: PositiveFloat | None = None
     """LoRA scaling numerator; default: the rank."""

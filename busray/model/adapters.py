@@ -312,14 +312,13 @@ def _refuse_rows(rows: Any, where: str, base: BaseFiles) -> None:
         raise UserError(f"{where} is damaged: NaN or infinity in its vectors")
     if not bool(rows.any()):
         raise UserError(f"{where} is damaged: its vectors are all zeros")
-    for file, header in base.headers["text_encoder"].items():
-        for name in header.tensors:
-            if name.endswith("token_embedding.weight"):
-                with safe_open(base.folder / "text_encoder" / file, framework="pt") as opened:
-                    longest = float(opened.get_tensor(name).float().norm(dim=1).max())
-                ratio = float(rows.float().reshape(-1, rows.shape[-1]).norm(dim=1).max()) / longest
-                if ratio > ABSURD_TOKEN:
-                    raise UserError(f"{where} is damaged: a vector {ratio:,.0f} times as long as the base's longest")
+    for name, file, own in base.stored("text_encoder"):
+        if name.endswith("token_embedding.weight"):
+            with safe_open(file, framework="pt") as opened:
+                longest = float(opened.get_tensor(own).float().norm(dim=1).max())
+            ratio = float(rows.float().reshape(-1, rows.shape[-1]).norm(dim=1).max()) / longest
+            if ratio > ABSURD_TOKEN:
+                raise UserError(f"{where} is damaged: a vector {ratio:,.0f} times as long as the base's longest")
 
 
 def _token_bytes(path: Path, token: str, rows: Any) -> bytes:

@@ -1,19 +1,23 @@
-"""Loading a pinned base: `tiny` of the package, a local folder in diffusers' layout, or a hub id.
+"""Loading a pinned base: `tiny` of the package, a folder in diffusers' layout, a file of the
+original Stable Diffusion 1 code, or a hub id.
 
 Only safetensors are loaded, no remote code and no custom pipelines. There is no safety checker: it
 judges photographs.
 """
 
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from busray import config
-from busray.identity import sha256_file
-from busray.model.base_files import NETWORKS, PARTS, SUFFIXES, BaseFiles, loaded_files
-from busray.model.inspect_base import kind_problems, shape_problems
+from busray.identity import sha256_bytes, sha256_file
+from busray.model.base_files import NETWORKS, PARTS, PICKLES, SUFFIXES, BaseFiles, loaded_files
+from busray.model.inspect_base import kind_problems, shape_problems, text_config
+from busray.model.single_file import SingleFile
 from busray.model.weights import NoWeights, scan
 from busray.records import UserError
 
@@ -53,17 +57,18 @@ def identify_base(settings: config.Base) -> BaseIdentity:
     _refuse(files.folder, kind_problems(files))
     _refuse_size(files, settings.size)
     digests, problems = {}, []
-    for name in files.names():
-        path = files.folder / name
-        part, _, file = name.partition("/")
-        header = files.headers.get(part, {}).get(file)
-        if header is None:
-            digests[name] = sha256_file(path)
-            continue
+    for name, path in files.entries():
+        header = files.header(name)
         try:
+            if header is None:
+                digests[name] = sha256_file(path)
+                continue
             scanned = scan(path, header)
         except NoWeights as error:
             problems.append(f"{name} is {error}")
+            continue
+        except OSError as error:
+            problems.append(f"{name} cannot be read: {error.strerror or error}")
             continue
         digests[name] = scanned.sha256
         if scanned.not_finite:
@@ -74,6 +79,7 @@ def identify_base(settings: config.Base) -> BaseIdentity:
     if problems:
         problems.append("download the file again, or save it again from the software that made it")
     _refuse(files.folder, problems)
+    digests |= {name: sha256_bytes(data) for name, data in files.written().items()}
     return BaseIdentity(settings.path, settings.revision, digests)
 
 
@@ -99,17 +105,12 @@ def base_files(settings: config.Base) -> BaseFiles:
     """The base's files, a hub id's at its pinned commit; UserError where one is not readable."""
     folder = TINY if settings.path == "tiny" else Path(settings.path)
     if folder.is_file():
-        _refuse_file(folder)
-    if not folder.is_dir():
-        folder = _fetch(settings)
-    files = BaseFiles(folder)
+        files: BaseFiles = SingleFile(folder)
+    else:
+        files = BaseFiles(folder if folder.is_dir() else _fetch(settings))
     # What can be told of the kind is told at once, too.
-    _refuse(folder, [*files.problems, *([] if files.kind else kind_problems(files))] if files.problems else [])
+    _refuse(files.folder, [*files.problems, *([] if files.kind else kind_problems(files))] if files.problems else [])
     return files
-
-
-def _refuse_file(path: Path) -> None:
-    raise UserError(f"base.path: {path} is a file: give a folder in diffusers' layout")
 
 
 def _refuse(folder: Path, problems: list[str]) -> None:
@@ -137,8 +138,10 @@ def _refuse_size(files: BaseFiles, size: int) -> None:
 
 
 def _fetch(settings: config.Base) -> Path:
+    if settings.path.endswith((".safetensors", *PICKLES)):
+        raise UserError(f"base.path: no file {settings.path}")
     if not HUB_ID.fullmatch(settings.path) or settings.path.startswith("."):
-        known = "give `tiny`, a folder, or a hub id such as owner/name"
+        known = "give `tiny`, a folder, a .safetensors file, or a hub id such as owner/name"
         raise UserError(f"base.path: no folder {settings.path}; {known}")
     if settings.revision is None:
         fix = "so pin it by its commit hash (40 hex digits)"
@@ -178,9 +181,13 @@ class TextPlaces:
     def __init__(self, settings: config.Base, vectors: Mapping[str, int]) -> None:
         from transformers import CLIPTokenizer
 
-        folder = base_folder(settings) / "tokenizer"
-        self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        self.limit: int = self.tokenizer.model_max_length
+        files = base_files(settings)
+        with _layout(files) as folder:
+            self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        # A tokenizer that does not say its limit has one of 10**30; the encoder has places for so
+        # many.
+        places = text_config(files.configs["text_encoder"]).get("max_position_embeddings", 77)
+        self.limit: int = min(self.tokenizer.model_max_length, places)
         self.names = {token: vector_names(token, count) for token, count in vectors.items()}
         for names in self.names.values():
             self.tokenizer.add_tokens(names)
@@ -194,7 +201,6 @@ class TextPlaces:
 def load_pipeline(settings: config.Base, device: str = "cpu", dtype: str | None = None) -> Any:
     """A StableDiffusionPipeline in evaluation mode; dtype defaults to settings.dtype."""
     import torch
-    from diffusers import StableDiffusionPipeline
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -202,20 +208,39 @@ def load_pipeline(settings: config.Base, device: str = "cpu", dtype: str | None 
         library.set_verbosity_error()
         library.disable_progress_bar()
     kind, files = getattr(torch, dtype or settings.dtype), base_files(settings)
-    absent: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
-    pipe = StableDiffusionPipeline.from_pretrained(
-        files.folder,
-        dtype=kind,
-        use_safetensors=True,
-        local_files_only=True,
-        requires_safety_checker=False,
-        **absent,
-        **_variants(files, kind),
-    )
+    pipe = _loaded(files, kind)
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.requires_grad_(False).eval()
     return pipe.to(device)
+
+
+def _loaded(files: BaseFiles, kind: Any) -> Any:
+    """diffusers' pipeline of these files, its weights as this type."""
+    from diffusers import StableDiffusionPipeline
+
+    absent: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+    common = {"dtype": kind, "local_files_only": True, "requires_safety_checker": False, **absent}
+    if isinstance(files, SingleFile):
+        with _layout(files) as folder:
+            return StableDiffusionPipeline.from_single_file(str(files.folder), config=str(folder), **common)
+    return StableDiffusionPipeline.from_pretrained(
+        files.folder, use_safetensors=True, **common, **_variants(files, kind)
+    )
+
+
+@contextmanager
+def _layout(files: BaseFiles) -> Iterator[Path]:
+    """A folder in diffusers' layout with the base's configurations and tokenizer."""
+    made = files.written()
+    if not made:
+        yield files.folder
+        return
+    with tempfile.TemporaryDirectory(prefix="busray-base-") as folder:
+        for name, data in made.items():
+            (Path(folder) / name).parent.mkdir(exist_ok=True)
+            (Path(folder) / name).write_bytes(data)
+        yield Path(folder)
 
 
 def _variants(files: BaseFiles, kind: Any) -> dict[str, Any]:

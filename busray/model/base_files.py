@@ -6,7 +6,7 @@ safety checker) decides nothing.
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ NETWORKS = ("text_encoder", "unet", "vae")
 PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 SUFFIXES = (".json", ".txt", ".safetensors")
 INDEX = "model_index.json"
+SINGLE = "checkpoint.safetensors"  # a base of one file in its identity, whatever the file's name
 CONFIG_OF = {
     "scheduler": "scheduler_config.json",
     "text_encoder": "config.json",
@@ -81,6 +82,8 @@ def loaded_files(names: Collection[str]) -> set[str]:
         if weights is not None:
             wanted |= {*weights.files, *([weights.index] if weights.index else [])}
         loaded |= {f"{part}/{name}" for name in wanted}
+    if choose_weights("unet", by_part["unet"]) is None:
+        loaded.add(SINGLE)
     return loaded & set(names)
 
 
@@ -116,6 +119,26 @@ class BaseFiles:
                     there.append(path.relative_to(self.folder).as_posix())
         return sorted(loaded_files(there))
 
+    def entries(self) -> Iterator[tuple[str, Path]]:
+        """(key in the base's identity, file) of what is loaded."""
+        for name in self.names():
+            yield name, self.folder / name
+
+    def written(self) -> dict[str, bytes]:
+        """Files that the base needs and lacks, made here, by path in diffusers' layout."""
+        return {}
+
+    def header(self, key: str) -> Header | None:
+        """The header of the file of this key; None where it has no weights."""
+        part, _, file = key.rpartition("/")
+        return self.headers.get(part, {}).get(file)
+
+    def stored(self, part: str) -> Iterator[tuple[str, Path, str]]:
+        """(name, file, name in the file) of a network's tensors."""
+        for file, header in self.headers.get(part, {}).items():
+            for name in header.tensors:
+                yield name, self.folder / part / file, name
+
     def weights(self, part: str) -> Weights | None:
         return choose_weights(part, [path.name for path in (self.folder / part).glob("*")])
 
@@ -125,6 +148,18 @@ class BaseFiles:
         for header in self.headers.get(part, {}).values():
             found |= header.shapes()
         return found
+
+    def largest_token(self) -> int | None:
+        """The largest number of the tokenizer's vocabulary; None where it cannot be read."""
+        folder = self.folder / "tokenizer"
+        try:
+            if (folder / "tokenizer.json").is_file():
+                vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+            else:
+                vocabulary = json.loads((folder / "vocab.json").read_text())
+            return max(vocabulary.values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            return None
 
     def _read_part(self, part: str) -> None:
         folder = self.folder / part
@@ -213,7 +248,7 @@ def _there(folder: Path) -> str:
     """What a folder holds, for a message; where a base lies one or two levels down, its path."""
     if not folder.is_dir():
         return f"{folder} is no folder"
-    for pattern in ("*/", "*/*/", "*/*/*/"):
+    for pattern in ("*/", "*/*/"):
         if below := sorted(folder.glob(pattern + INDEX)):
             return f"there is one in {below[0].parent}: give that"
     names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())

@@ -3,7 +3,6 @@
 The configurations and the headers of the weights are enough, so no weights are loaded.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -84,25 +83,12 @@ def _text_problems(files: BaseFiles) -> list[str]:
             "(text_encoder/config.json, hidden_size): the parts are of different bases"
         )
     rows = next((s[0] for n, s in files.shapes("text_encoder").items() if n.endswith("token_embedding.weight")), None)
-    if rows is not None and (most := largest_token(files)) is not None and most >= rows:
+    if rows is not None and (most := files.largest_token()) is not None and most >= rows:
         problems.append(
             f"tokenizer: its largest token is {most}, but the text encoder has {rows} embeddings: "
             "the parts are of different bases"
         )
     return problems
-
-
-def largest_token(files: BaseFiles) -> int | None:
-    """The largest number of the tokenizer's vocabulary; None where its file cannot be read."""
-    folder = files.folder / "tokenizer"
-    try:
-        if (folder / "tokenizer.json").is_file():
-            vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
-        else:
-            vocabulary = json.loads((folder / "vocab.json").read_text())
-        return max(vocabulary.values())
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return None
 
 
 def _scheduler_problems(scheduler: Mapping[str, Any]) -> list[str]:
@@ -122,9 +108,16 @@ def _type_problems(files: BaseFiles) -> list[str]:
     problems = []
     for part, headers in files.headers.items():
         for name, header in headers.items():
-            kinds = {t.dtype for t in header.tensors.values() if len(t.shape) > 1} - set(FLOATS)
+            kinds = set()
+            for tensor, stored in header.tensors.items():
+                # position_ids are the integers 0 to 76, which older text encoders have.
+                if len(stored.shape) > 1 and not tensor.endswith("position_ids"):
+                    kinds.add(stored.dtype)
+            kinds -= set(FLOATS)
             if kinds:
-                problems.append(f"{part}/{name}: weights of the type {', '.join(sorted(kinds))}; take the 16-bit ones")
+                file = f"{part}/{name}".lstrip("/")
+                types = ", ".join(sorted(kinds))
+                problems.append(f"{file}: weights of the type {types}; take the 16-bit ones")
     return problems
 
 
@@ -141,7 +134,11 @@ def shape_problems(files: BaseFiles) -> list[str]:
             first = (str(error).splitlines() or [repr(error)])[0]
             problems.append(f"{files.folder / part / 'config.json'} is no configuration of diffusers: {first}")
             continue
-        there = {current_name(part, name): shape for name, shape in files.shapes(part).items()}
+        try:
+            there = {current_name(part, name): shape for name, shape in files.shapes(part).items()}
+        except (KeyError, IndexError) as error:  # diffusers' conversion misses a tensor
+            problems.append(f"{part}: a weight is missing: {error}")
+            continue
         problems += [f"{part}: {problem}" for problem in compare(part, wanted, there)]
     return problems
 

@@ -5,6 +5,7 @@ to a layer of the base here, and a file in another layout is written anew.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -152,8 +153,10 @@ class LoraFile:
             assert pair.down is not None and pair.up is not None
             down, up = tensors[pair.down].shape, tensors[pair.up].shape
             weight, name = self.base_shapes[network][layer], f"{network}.{layer}"
-            if len(down) != len(weight) and len(down) not in (2, 4):
-                self._refuse(f"is damaged: {pair.down} has the shape {list(down)}")
+            if not len(down) == len(up) == len(weight) or 0 in (*down, *up):
+                self._refuse(f"is damaged: {name} has matrices of {list(down)} and {list(up)}, here {list(weight)}")
+            if pair.alpha is not None and math.prod(tensors[pair.alpha].shape) != 1:
+                self._refuse(f"is damaged: {pair.alpha} is no single number")
             if down[1] != weight[1]:
                 self._refuse(f"is another base's: {name} is {down[1]} wide, here {weight[1]}")
             if up[0] != weight[0]:
@@ -232,11 +235,14 @@ class LoraFile:
             scale = 1.0
             if pair.alpha is not None:
                 scale = float(tensors[pair.alpha]) / rank
-            elif peft_config is not None:
-                scale = _peft_scale(peft_config, layer, rank)
-            elif f"{network}.lora_alpha" in own:
-                settings = {key: own.get(f"{network}.{key}") for key in PEFT_SCALE}
-                scale = _peft_scale(settings, layer, rank)
+            else:
+                settings = peft_config
+                if settings is None and f"{network}.lora_alpha" in own:
+                    settings = {key: own.get(f"{network}.{key}") for key in PEFT_SCALE}
+                try:
+                    scale = 1.0 if settings is None else _peft_scale(settings, layer, rank)
+                except (TypeError, ValueError, AttributeError, re.error) as error:
+                    self._refuse(f"has settings of PEFT that say no scale (lora_alpha, alpha_pattern): {error}")
             found[network, layer] = (down, up, scale)
         return found
 
@@ -297,6 +303,8 @@ def header_of(path: Path, where: str) -> Header:
         return read_header(path)
     except NoWeights as error:
         raise UserError(f"{where}: {path.name} is {error}") from error
+    except OSError as error:
+        raise UserError(f"{where}: {path.name} cannot be read: {error.strerror or error}") from error
 
 
 def written_anew(file: LoraFile, tensors: Mapping[tuple[str, str], tuple[Any, Any, float]]) -> bytes:
@@ -348,16 +356,15 @@ def weight_norms(base: BaseFiles, layers: Mapping[tuple[str, str], Any]) -> dict
     """Frobenius norms of these layers' weights; they alone are read from the base's files."""
     from safetensors import safe_open
 
-    wanted = {}
-    for network, headers in base.headers.items():
-        for file, header in headers.items():
-            for name in header.tensors:
-                key = (network, name.removeprefix("text_model.").removesuffix(".weight"))
-                if key in layers and name.endswith(".weight"):
-                    wanted.setdefault((network, file), {})[name] = key
+    wanted: dict[Path, dict[str, tuple[str, str]]] = {}
+    for network in {network for network, _ in layers}:
+        for name, file, own in base.stored(network):
+            key = (network, name.removeprefix("text_model.").removesuffix(".weight"))
+            if key in layers and name.endswith(".weight"):
+                wanted.setdefault(file, {})[own] = key
     norms = {}
-    for (network, file), names in wanted.items():
-        with safe_open(base.folder / network / file, framework="pt") as opened:
-            for name, key in names.items():
-                norms[key] = float(opened.get_tensor(name).float().norm())
+    for file, names in wanted.items():
+        with safe_open(file, framework="pt") as opened:
+            for own, key in names.items():
+                norms[key] = float(opened.get_tensor(own).float().norm())
     return norms

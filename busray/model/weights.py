@@ -94,7 +94,7 @@ def read_header(path: Path) -> Header:
         raise NoWeights(f"no safetensors file any more: it is cut short, {size:,} of {whole:,} bytes are there")
     if size > whole:
         raise NoWeights(f"no safetensors file: {size - whole:,} bytes follow its last tensor")
-    return Header(ordered, metadata, 8 + length)
+    return Header(ordered, metadata if isinstance(metadata, dict) else {}, 8 + length)
 
 
 def _tensor(entry: dict[str, object]) -> Tensor:

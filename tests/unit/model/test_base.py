@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from busray.config import Base
 from busray.model.base import TINY, TextPlaces, identify_base, inspect_base, load_pipeline, same_base
+from busray.model.inspect_base import current_name
 from busray.records import UserError
 
 
@@ -141,6 +142,23 @@ def test_a_record_of_files_that_were_never_loaded_is_of_the_same_base() -> None:
     assert not same_base({**older, "tokenizer/added_tokens.json": "3" * 64}, files)
     variant = {name.replace("model.safe", "model.fp16.safe"): digest for name, digest in files.items()}
     assert not same_base(older, variant)
+
+
+def test_a_text_encoder_with_position_numbers_is_taken(copy: Path) -> None:
+    """Stable Diffusion v1.5's has them, as integers; so has CLIP's other half, in some bases."""
+    tensors = {f"text_model.{name.removeprefix('text_model.')}": t for name, t in load_file(copy / TEXT).items()}
+    tensors["text_model.embeddings.position_ids"] = np.arange(77)[None]
+    tensors["logit_scale"] = np.ones((), np.float32)
+    save_file(tensors, copy / TEXT, {"format": "pt"})
+    identify_base(Base(path=str(copy)))
+    inspect_base(Base(path=str(copy)))
+
+
+def test_an_autoencoder_with_old_names_of_its_attention_is_taken() -> None:
+    """Stable Diffusion v1.5's was saved with them."""
+    assert current_name("vae", "decoder.mid_block.attentions.0.proj_attn.bias").endswith(".to_out.0.bias")
+    assert current_name("vae", "decoder.mid_block.attentions.0.query.weight").endswith(".to_q.weight")
+    assert current_name("vae", "decoder.mid_block.attentions.0.group_norm.weight").endswith(".group_norm.weight")
 
 
 def as_variant(folder: Path, *names: str) -> None:
