@@ -245,11 +245,12 @@ def _there(folder: Path, name: str) -> str:
     names = sorted(path.name for path in folder.iterdir())
     pickles = [there for there in names if there.endswith(PICKLES)]
     if pickles:
-        # torch.load is told to read tensors alone; what it refuses has code in it.
-        command = (
-            'python -c "import torch; from safetensors.torch import save_file; '
-            f"save_file(torch.load('{pickles[0]}', weights_only=True), '{name}')\""
-        )
+        # Only tensors are read; what is refused then has code in it.
+        tensors = f"load('{pickles[0]}', weights_only=True)"
+        if pickles[0].endswith(".pt") and name != LORA_FILE:  # A1111's layout of a token
+            tensors = f"{{'emb_params': {tensors}['string_to_param']['*'].detach()}}"
+        python = f"from torch import load; from safetensors.torch import save_file; save_file({tensors}, '{name}')"
+        command = f'python -c "{python}"'
         return f"{', '.join(pickles)} there: pickles are never loaded; convert with `{command}`"
     return f"there is {', '.join(names)}" if names else "the folder is empty"
 
