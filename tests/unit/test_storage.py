@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from busray import storage
-from busray.records import UserError
+from busray.records import Damaged, UserError, json_object
 from busray.storage import Store
 
 
@@ -242,3 +242,90 @@ def test_a_file_url_is_a_local_folder(tmp_path: Path) -> None:
 def test_an_unknown_scheme_is_a_users_mistake() -> None:
     with pytest.raises(UserError, match="output: cannot open 'nosuch://x/y'"):
         Store("nosuch://x/y").read("run.json")
+
+
+# ---- digests ----
+
+
+def damage(store: Store, key: str) -> None:
+    path = Path(store.url) / key
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+def test_what_is_not_any_more_what_was_put_is_an_error_that_names_it_and_the_repair(store: Store) -> None:
+    assert store.put_checked("study/a.json", b'{"seed": 1}')
+    assert store.read_record("study/a.json", json_object) == {"seed": 1}
+    damage(store, "study/a.json")
+    with pytest.raises(Damaged, match=r"study/a\.json is damaged: it is not what was stored") as told:
+        store.read_record("study/a.json", json_object)
+    assert f"busray repair {store.url}" in told.value.fix
+
+
+def test_of_two_writers_with_other_bytes_each_leaves_its_digest_and_the_first_is_read(store: Store) -> None:
+    assert store.put_checked("features/a.npy", b"first")
+    assert not store.put_checked("features/a.npy", b"second")
+    assert store.put_checked("features/a.npy", b"first")
+    assert store.read_checked("features/a.npy") == b"first"
+
+
+def test_a_writer_that_dies_between_digest_and_object_is_in_nobodys_way(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = Store.put_once
+
+    def dies(self: Store, key: str, data: bytes) -> bool:
+        if key == "run.json":
+            raise KeyboardInterrupt
+        return put(self, key, data)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Store, "put_once", dies)
+        store.put_checked("run.json", b"mine")
+    assert store.put_checked("run.json", b"another's")
+    assert store.read_checked("run.json") == b"another's"
+
+
+def test_what_an_older_busray_stored_is_read_as_it_is_and_gets_no_digest(store: Store) -> None:
+    store.put_once("config.json", b"{}")
+    store.replace("report.json", b"{}")
+    assert not store.put_checked("config.json", b'{"seed": 1}')
+    store.replace_checked("report.json", b'{"n": 1}')
+    assert store.read_checked("config.json") == b"{}" and store.read_checked("report.json") == b'{"n": 1}'
+    assert everything(store) == ["config.json", "report.json"]
+
+
+def test_a_replaced_object_is_compared_with_its_newest_bytes_too(store: Store) -> None:
+    for data in (b"{}", b'{"n": 1}'):
+        store.replace_checked("report.json", data)
+        assert store.read_checked("report.json") == data
+    damage(store, "report.json")
+    with pytest.raises(Damaged):
+        store.read_checked("report.json")
+
+
+def test_other_bytes_under_a_key_that_has_their_digest_are_an_error_and_no_success(store: Store) -> None:
+    store.put_named("data/benign/0-1-abcd.parquet", b"image")
+    store.put_named("data/benign/0-1-abcd.parquet", b"image")
+    damage(store, "data/benign/0-1-abcd.parquet")
+    with pytest.raises(Damaged, match="it holds other bytes than"):
+        store.put_named("data/benign/0-1-abcd.parquet", b"image")
+
+
+def test_what_is_moved_has_its_bytes_under_the_new_key_only_and_overwrites_nothing(store: Store) -> None:
+    for key in ("data/a", "damaged/data/b"):
+        store.put_once(key, b"x")
+    Path(store.url, "data/empty").write_bytes(b"")
+    store.move("data/a", "damaged/1/data/a")
+    store.move("data/empty", "damaged/1/data/empty")
+    assert list(store.list()) == ["damaged/1/data/a", "damaged/1/data/empty", "damaged/data/b"]
+    with pytest.raises(FileExistsError):
+        store.move("damaged/1/data/a", "damaged/data/b")
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "desktop.ini", "._a.json", "__MACOSX/a.json"])
+def test_leftovers_of_operating_systems_are_not_listed(store: Store, name: str) -> None:
+    store.put_once("commits/a.json", b"x")
+    left = Path(store.url) / "commits" / name
+    left.parent.mkdir(exist_ok=True)
+    left.write_bytes(b"x")
+    assert list(store.list()) == list(store.list("commits")) == ["commits/a.json"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from busray.layout import commit_key
-from busray.records import Shard
+from busray.records import Damaged, Shard, json_object
 from busray.storage import Store
 
 boto3 = pytest.importorskip("boto3")
@@ -177,3 +177,17 @@ def test_a_store_travels_to_workers(store: Store) -> None:
     assert pickle.loads(pickle.dumps(store)).read("run.json") == b"x"  # noqa: S301
     assert store.sub("arms/base").put_once("run.json", b"arm") is True
     assert store.read("arms/base/run.json") == b"arm"
+
+
+def test_damage_is_seen_and_moved_aside(store: Store, other: Any) -> None:
+    store.put_checked("study/a.json", b'{"seed": 1}')
+    other.put_object(
+        Bucket=BUCKET, Key=f"{store.url.removeprefix(f's3://{BUCKET}/')}/study/a.json", Body=b'{"seed": 2}'
+    )
+    with pytest.raises(Damaged, match="it is not what was stored"):
+        store.read_record("study/a.json", json_object)
+    store.move("study/a.json", "damaged/1/study/a.json")
+    assert store.read("damaged/1/study/a.json") == b'{"seed": 2}'
+    assert not store.exists("study/a.json")
+    assert store.put_checked("study/a.json", b'{"seed": 1}') is True
+    assert store.read_record("study/a.json", json_object) == {"seed": 1}

@@ -10,8 +10,11 @@ import pytest
 from busray.cli import main
 from busray.corpus.damage import array_of, find_damage
 from busray.corpus.manifest import published_rows
+from busray.corpus.repair import move_aside
+from busray.corpus.verify import verify
 from busray.layout import MANIFEST
 from busray.storage import Store
+from tests.support.fake_corpus import draw, everything
 from tests.support.pinned_run import keep_digests, unpack
 
 KINDS = {
@@ -209,3 +212,22 @@ def test_the_manifest_is_published_again_by_repair(tmp_path: Path, capsys: pytes
     assert published_rows(store) and len(store.read(MANIFEST)) == len(before)
     kept = [key for key in store.list("damaged") if key.endswith(MANIFEST)]
     assert [store.read(key) for key in kept] == [b"torn"]
+
+
+@pytest.mark.parametrize("format", ["parquet", "png"])
+@pytest.mark.parametrize("kind", ["data", "commits", "manifest.parquet"])
+@pytest.mark.parametrize("damage", [flip, cut, delete])
+def test_what_repair_moved_aside_is_drawn_again_with_the_same_digests(
+    tmp_path: Path, kind: str, format: str, damage: Callable[[Path], None]
+) -> None:
+    store = Store(str(tmp_path / "run"))
+    digest = draw(store, format=format)
+    before = everything(store)
+    key = next(key for key in before if key.startswith(kind))
+    damage(Path(store.url) / key)
+    moved = move_aside(store, find_damage(store, None).damages)
+    assert key in dict(moved) or damage is delete
+    assert draw(store, format=format) == digest
+    after = everything(store)
+    assert {key: data for key, data in after.items() if not key.startswith("damaged/")} == before
+    assert verify(store).problems == ()
