@@ -104,7 +104,7 @@ class SourceImage:
     frame: int = 0
     """Which frame of its file this is, counted from 0."""
     reading: str = ""
-    """How its levels are read, where that is not its format's plain rule, such as `8 bits`."""
+    """How its levels are read, where its format does not say it: `8 bits in 16-bit grey`."""
 
     @property
     def path(self) -> str:

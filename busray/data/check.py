@@ -125,6 +125,7 @@ class CheckReport:
             "almost_black": [{"file": file, "brightest": level} for file, level in self.dark],
             "odd_levels": [{"file": file, "found": found} for file, found in self.odd],
             "flat": self.flat,
+            "readings": {image.file: image.reading for image in self.images if image.reading},
             "patients": self.patients.to_dict(),
             "mask_problems": self.mask_problems,
             "lesions_cut": cuts,
@@ -189,6 +190,14 @@ class CheckReport:
             rows.append(tuple(row))
         return tuple(rows)
 
+    def _readings(self) -> list[tuple[str, str, str]]:
+        """(how levels are read, images, the first one), where the format does not say how."""
+        files_of: dict[str, list[str]] = {}
+        for image in self.images:
+            if image.reading:
+                files_of.setdefault(image.reading, []).append(image.file)
+        return [(reading, str(len(files)), files[0]) for reading, files in sorted(files_of.items())]
+
     def _lists(self) -> list[Table]:
         """One table for each kind of finding that has a case, a row a case."""
         conflicts = [(" = ".join(group),) for group in self.conflicts]
@@ -207,6 +216,9 @@ class CheckReport:
         ):
             if rows:
                 tables.append(Table(f"{title} ({len(rows)})", columns, tuple(rows)))
+        if readings := self._readings():
+            title = "Images whose levels are not those of their type, and how they are read"
+            tables.append(Table(title, ("read as", "images", "such as"), tuple(readings)))
         return tables
 
 

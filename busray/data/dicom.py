@@ -90,7 +90,17 @@ def refuse_bomb(width: int, height: int, most: int) -> None:
 
 def decode(path: Path, frame: int, most_pixels: int) -> Decoded:
     """A frame of a DICOM file. UserError, with the reason, where it cannot be read, and for over
-    most_pixels. Any other error has a message that may quote the file: show its type alone."""
+    most_pixels."""
+    try:
+        return _decoded(path, frame, most_pixels)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # its message, and those before it, could quote the patient's data
+        name = type(error).__name__
+        raise UserError(f"pydicom cannot read it ({name}): it is damaged; export it again") from None
+
+
+def _decoded(path: Path, frame: int, most_pixels: int) -> Decoded:
     dataset = _read(path)
     _refuse_without_pixels(dataset)
     refuse_bomb(int(dataset.Columns), int(dataset.Rows), most_pixels)
@@ -140,9 +150,10 @@ def _refuse_without_pixels(dataset: Any) -> None:
         raise UserError("floating-point pixels do not say what is black and white: export it as 8-bit or 16-bit grey")
     if "PixelData" not in dataset:
         sop = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
-        name = UID(str(sop)).name if sop else ""
-        # The name of an unknown class is its number, which is nobody's.
-        raise UserError(f"it has no pixels ({name or 'of no stated kind'}), so it is no image")
+        known = UID(str(sop or ""))
+        # Of a damaged file what should be a class can be any text, so only known names are quoted.
+        name = known.name if known.type else "of no kind that DICOM defines"
+        raise UserError(f"it has no pixels ({name}), so it is no image")
     missing = [name for name in NEEDED if dataset.get(name) in (None, "")]
     if missing:
         raise UserError(f"it does not say {', '.join(missing)}, without which its pixels mean nothing")
@@ -219,7 +230,7 @@ def _colour(pixels: np.ndarray, dataset: Any) -> tuple[np.ndarray, Levels]:
     kind = f"{bits}-bit colour DICOM"
     held = levels.held_bits(int(pixels.min()), int(pixels.max()), bits, signed=False)
     if held < bits:
-        bits, reading = held, f"{held} bits"
+        bits, reading = held, f"{held} bits in {kind}"
     return (pixels >> (bits - 8)).astype(np.uint8), levels.measured(kind, pixels, reading)  # the upper 8 bits
 
 
@@ -229,6 +240,7 @@ def _grey(pixels: np.ndarray, dataset: Any) -> tuple[np.ndarray, Levels]:
     from pydicom.pixels.processing import apply_modality_lut, apply_windowing
 
     bits, signed, reading = int(dataset.BitsStored), bool(dataset.get("PixelRepresentation")), ""
+    kind = f"{bits}-bit {'signed ' if signed else ''}DICOM"
     values = apply_modality_lut(pixels, dataset)
     table = next(iter(dataset.get("VOILUTSequence") or ()), {})
     if table.get("LUTDescriptor") is not None and table.get("LUTData") is not None:
@@ -246,10 +258,9 @@ def _grey(pixels: np.ndarray, dataset: Any) -> tuple[np.ndarray, Levels]:
             held = levels.held_bits(least, greatest, bits, signed)
             if held < bits:
                 lowest, highest = levels.bit_range(held, signed and least < 0)
-                reading = f"{held} bits"
+                reading = f"{held} bits in {kind}"
         ends = apply_modality_lut(np.array([[lowest, highest]]), dataset)
     seen = levels.grey(values, float(np.min(ends)), float(np.max(ends)))
-    kind = f"{bits}-bit {'signed ' if signed else ''}DICOM"
     inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
     return 255 - seen if inverted else seen, levels.measured(kind, pixels, reading)
 

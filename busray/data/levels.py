@@ -25,7 +25,7 @@ class Levels:
     least: float
     greatest: float
     count: int  # distinct values
-    # How they were read, where that is not the format's plain rule, such as `8 bits`
+    # How they were read, where that is not the format's plain rule, such as `8 bits in 16-bit grey`
     reading: str = ""
 
     def __str__(self) -> str:
@@ -89,10 +89,10 @@ def oddity(levels: Levels, seen: np.ndarray) -> str:
         found = f"almost white: no pixel is below grey level {darkest}"
     elif brightest - darkest < DARK:
         found = f"almost flat: grey levels {darkest} to {brightest} only"
-    if not found and not levels.reading:
+    if not found:
         return ""
-    read = f"read as {levels.reading}" if levels.reading else ""
-    return "; ".join(part for part in (found, f"the file has {levels}", read) if part)
+    read = f"; read as {levels.reading}" if levels.reading else ""
+    return f"{found}; the file has {levels}{read}"
 
 
 def is_flat(seen: np.ndarray) -> bool:

@@ -17,6 +17,7 @@ from busray.data.metadata import plain_name
 from busray.records import SourceImage, UserError
 
 NOBODY, DICOM = "none", "dicom"  # values of dataset.group that are no columns
+SIMULATED = "simulation"
 GROUP = "group"  # the column that is used without a setting
 PERSON = "patients?|patienten|paciente|subjects?|subj|participants?|persons?|individuals?|volunteers?|mrn|pid|pat"
 EVENT = "cases?|stud(?:y|ies)|exams?|examinations?|accessions?|visits?|encounters?|lesions?|series"
@@ -52,6 +53,8 @@ class Patients:
         return {name: getattr(self, name) for name in names}
 
     def sentences(self) -> tuple[str, ...]:
+        if self.source == SIMULATED:
+            return ("The images are simulated: they show no patient.",)
         if not self.source:
             said = (
                 "Nobody said which images show one patient (dataset.group), so images of one patient may be on "

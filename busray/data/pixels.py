@@ -52,7 +52,7 @@ class Picture:
     odd: str = ""  # what is odd about its levels; empty where nothing is
     like_mask: bool = False  # it has two levels, as a mask has
     flat: bool = False  # all its pixels are equal
-    # How its levels were read, where that is not its format's plain rule, such as `8 bits`
+    # How its levels are read, where that is not its format's plain rule: `8 bits in 16-bit grey`
     reading: str = ""
     # PatientID and StudyInstanceUID of DICOM, each may be empty. Never shown, logged or stored.
     who: tuple[str, str] = field(repr=False, default=("", ""))
@@ -84,15 +84,11 @@ def kind_of(path: Path) -> str | None:
 
 def describe(path: Path, frame: int = 0) -> Picture | Unreadable:
     """A frame of a file, decoded to be sure of it, or why it cannot be read."""
-    is_dicom = False
     try:
-        is_dicom = dicom.is_dicom(path)
-        decoded = _decode_dicom(path, frame) if is_dicom else _decode_picture(path, frame)
+        decoded = _decode(path, frame)
     except UserError as error:
         return Unreadable(str(error))
     except Exception as error:  # decoders raise errors of any type
-        if is_dicom:  # its message could quote the patient's data
-            return Unreadable(f"pydicom cannot read it ({type(error).__name__}): it is damaged; export it again")
         return Unreadable(_why(path, error))
     seen = decoded.grey
     return Picture(
@@ -229,9 +225,9 @@ def _deep_levels(picture: _Upright) -> _Stored:
     # Signed 16-bit grey above 0 has always been read as unsigned.
     signed = picture.signed and held == 32
     low, high = 0, levels.bit_range(held, signed)[1]
-    reading = f"{held} bits" if held != 16 else ""
+    reading = f"{held} bits in {kind}" if held != 16 else ""
     if picture.white_is_zero and bits > 8:
-        low, high, reading = high, low, f"{held} bits, 0 being white"
+        low, high, reading = high, low, f"{held} bits in {kind}, 0 being white"
     return _Stored(values, low, high, kind, reading)
 
 
@@ -247,7 +243,7 @@ def _float_levels(values: np.ndarray) -> _Stored:
             f"{kind} with values {least:g} to {greatest:g} does not say what is black and white "
             f"(0 to 1 and 0 to 255 do): {SAVE}"
         )
-    return _Stored(values, 0.0, high, kind, f"0 to {high:g}")
+    return _Stored(values, 0.0, high, kind, f"0 to {high:g} in {kind}")
 
 
 def _open_upright(path: Path, frame: int = 0) -> _Upright:
@@ -335,9 +331,7 @@ def lesion_mask(
             problems.append((file, str(error)))
             continue
         except Exception as error:  # decoders raise errors of any type
-            # Of DICOM a message could quote the patient's data.
-            said = "" if dicom.is_dicom(folder / file) else f": {error}"
-            problems.append((file, f"unreadable: {type(error).__name__}{said}"))
+            problems.append((file, f"unreadable: {_why(folder / file, error)}"))
             continue
         if mask.shape != shape:
             sizes = f"{mask.shape[1]} x {mask.shape[0]}, its image {shape[1]} x {shape[0]}"

@@ -22,7 +22,7 @@ from busray.data.folder import (
 from busray.data.folder import class_names as class_names
 from busray.data.masks import Masks, find_masks
 from busray.data.metadata import metadata_rows
-from busray.data.patients import Patients, with_patients
+from busray.data.patients import SIMULATED, Patients, with_patients
 from busray.data.pixels import READ_THREADS, Picture, Unreadable, describe, kind_of
 from busray.data.pixels import read_grey as read_grey  # programs of users import it from here
 from busray.records import SourceImage, UserError
@@ -84,6 +84,8 @@ class _Reader:
         masks = find_masks(candidates, self._look, self.settings)
         images = self._images(candidates, masks)
         images, patients = with_patients(images, rows, metadata, self.who, self.settings.group)
+        if self.settings.phantoms:
+            patients = Patients(SIMULATED)
         taken = names & {image.file for image in images if image.frame}
         if taken:
             raise UserError(f"{self.layout.root}: {min(taken)!r} is a file and a frame of another one; rename the file")

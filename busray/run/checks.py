@@ -183,7 +183,7 @@ def checked_dataset(
     progress = partial(report, "check")
     dataset, checked = prepare(config.dataset, config.folders(), config.base.size, folder, progress)
     findings = {**checked.to_dict(), "tables": [asdict(table) for table in checked.tables()]}
-    return stored or dataset, findings, checked.account.line()
+    return stored or dataset, findings, f"{checked.account.line()}. {checked.patients.sentences()[0]}"
 
 
 def check_same_images(dataset: DataSet, config: Config, folder: Path) -> str:
@@ -225,7 +225,7 @@ def check_same_images(dataset: DataSet, config: Config, folder: Path) -> str:
             f"{redescribed[0]}, another group or other columns than this run was split by: "
             "give another output, or take the old table back"
         )
-    return scanned.account.line()
+    return f"{scanned.account.line()}. {scanned.patients.sentences()[0]}"
 
 
 def recorded_masks(store: Store, folder: Path) -> dict[str, str]:

@@ -114,14 +114,16 @@ def described_run(run: Run) -> dict[str, Any]:
 
 def described_dataset(run: Run) -> dict[str, Any]:
     """The part `dataset` of both."""
-    return {
+    described = {
         "hash": run.dataset.hash,
         "size": run.dataset.size,
         "frame": run.dataset.frame,
         "counts": run.dataset.counts(run.config.classes),
         "left_out": [list(pair) for pair in run.dataset.left_out],
-        "patients": _patients(run.dataset),
     }
+    if not run.config.dataset.phantoms:
+        described["patients"] = _patients(run.dataset)
+    return described
 
 
 def _patients(dataset: DataSet) -> dict[str, int]:

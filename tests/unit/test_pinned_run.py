@@ -121,13 +121,20 @@ def test_stored_features_give_the_same_figures(evaluated: Path) -> None:
             assert again["interval"] == pytest.approx(figure["interval"], rel=1e-6, abs=1e-9), name
 
 
-def test_the_report_is_written_with_the_same_fields_and_content(evaluated: Path) -> None:
+def test_the_report_is_written_with_all_its_fields_and_their_content(evaluated: Path) -> None:
     report = json.loads((evaluated / REPORT_JSON).read_text())
-    assert sorted(maker.fields(report)) == EXPECTED["records"][REPORT_JSON]
+    assert set(EXPECTED["records"][REPORT_JSON]) <= maker.fields(report)
     assert len(report["verdicts"]) == len(EXPECTED["verdicts"])
     with zipfile.ZipFile(maker.ARCHIVE) as packed:
         before = json.loads(packed.read(REPORT_JSON))
-    assert content(report) == content(before)
+    assert without_newer_fields(content(report), content(before)) == content(before)
+
+
+def without_newer_fields(value: Any, before: Any) -> Any:
+    """value with those fields alone that it had before; a newer busray may add some."""
+    if isinstance(value, dict) and isinstance(before, dict):
+        return {name: without_newer_fields(value[name], before[name]) for name in before}
+    return value
 
 
 def content(report: dict[str, Any]) -> dict[str, Any]:
@@ -201,7 +208,7 @@ def test_a_new_run_of_the_same_settings_is_stored_under_the_same_names_with_the_
     for key in ("dataset.json", "base.json"):
         assert run.store.read(key) == old.store.read(key), key
     for key in ("run.json", "config.json", "check.json"):
-        assert maker.record_fields(tmp_path / "new", key) == changed(key), key
+        assert set(changed(key)) <= set(maker.record_fields(tmp_path / "new", key)), key
 
 
 def new_settings(stored: Path, output: Path) -> Config:

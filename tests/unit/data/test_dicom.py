@@ -12,7 +12,10 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless, UltrasoundImageS
 
 from busray.data import dicom
 from busray.data.pixels import Picture, Unreadable, describe, kind_of, read_grey, read_rgb
+from busray.data.prepare import prepare
 from busray.data.read import scan
+from busray.records import to_json
+from tests.support.planted import settings
 
 
 @pytest.fixture
@@ -196,8 +199,7 @@ def test_a_16_bit_dicom_that_holds_fewer_bits_is_read_by_those(
     assert np.abs(read_grey(tmp_path / "a.dcm").astype(int) - grey).max() <= 1
     signed = "signed " if dtype == np.int16 else ""
     found = described(tmp_path / "a.dcm")
-    assert found.reading == f"{bits} bits"
-    assert f"the file has 16-bit {signed}DICOM, " in found.odd and f"read as {bits} bits" in found.odd
+    assert (found.reading, found.odd) == (f"{bits} bits in 16-bit {signed}DICOM", "")
 
 
 def test_signed_8_bits_in_16_are_read_over_their_range(tmp_path: Path, grey: np.ndarray) -> None:
@@ -353,3 +355,39 @@ def test_an_odd_value_of_a_patient_is_not_warned_of(
     described(tmp_path / "a.dcm")
     said = capfd.readouterr()
     assert "4711" not in said.out + said.err + "".join(str(warning.message) for warning in recwarn)
+
+
+def test_a_damaged_dicom_is_read_or_has_a_reason_without_its_patient(
+    tmp_path: Path, grey: np.ndarray, rng: np.random.Generator
+) -> None:
+    write_dicom(tmp_path / "a.dcm", grey, WindowCenter=128, WindowWidth=256)
+    whole = np.frombuffer((tmp_path / "a.dcm").read_bytes(), np.uint8)
+    header = len(whole) - grey.size
+    for _ in range(120):
+        content = whole.copy()
+        content[rng.integers(132, header, rng.integers(1, 6))] = rng.integers(0, 256)
+        (tmp_path / "b").write_bytes(content[: rng.integers(header // 2, len(whole) + 1)].tobytes())
+        kind_of(tmp_path / "b")
+        found = describe(tmp_path / "b")
+        assert isinstance(found, Picture) or found.reason
+        assert "4711" not in repr(found) and "Roentgen" not in repr(found)
+
+
+def test_patients_of_dicom_never_cross_the_split_and_are_in_no_record(tmp_path: Path, rng: np.random.Generator) -> None:
+    patient_of = {}
+    for name in ("benign", "malignant"):
+        (tmp_path / name).mkdir()
+        for i in range(9):
+            pixels = rng.integers(0, 256, (40, 56), dtype=np.uint8)
+            ids = {"PatientID": f"ID-4711-{name}-{i // 3}", "StudyInstanceUID": f"1.2.4711.{len(patient_of)}"}
+            write_dicom(tmp_path / name / f"{i}.dcm", pixels, **ids)
+            patient_of[f"{name}/{i}.dcm"] = ids["PatientID"]
+    dataset, report = prepare(settings(val=0.3, test=0.3), ["benign", "malignant"], 64, tmp_path)
+    sides: dict[str, set[str]] = {}
+    for side in ("train", "val", "test"):
+        for image in dataset.split(side):
+            sides.setdefault(patient_of[image.file], set()).add(side)
+    assert len(sides) == 6 and all(len(of_patient) == 1 for of_patient in sides.values())
+    assert report.patients.sentences()[0].startswith("6 patients by DICOM's PatientID and StudyInstanceUID")
+    stored = to_json(dataset) + to_json(report.to_dict()) + repr(report.tables()).encode()
+    assert b"4711" not in stored and b"Roentgen" not in stored

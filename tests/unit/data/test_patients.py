@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from busray.data.patients import with_patients
+from busray.data.patients import SIMULATED, Patients, with_patients
 from busray.records import SourceImage, UserError
 
 TABLE = Path("table.csv")
@@ -135,6 +135,10 @@ def test_a_table_and_dicom_join_what_either_joins_unless_the_setting_names_one()
     assert len({image.group for image in with_patients(images(), table, TABLE, who, None)[0]}) == 2
     assert len({image.group for image in with_patients(images(), table, TABLE, who, "group")[0]}) == 4
     assert len({image.group for image in with_patients(images(), table, TABLE, who, "dicom")[0]}) == 2
+
+
+def test_simulated_images_show_no_patient() -> None:
+    assert Patients(SIMULATED).sentences() == ("The images are simulated: they show no patient.",)
 
 
 def test_numbers_of_patients_are_the_same_whatever_the_order_of_the_images() -> None:
