@@ -31,6 +31,8 @@ def metadata_rows(path: Path, folder: Path, images: Sequence[str]) -> dict[str, 
     column = _file_column(path, header) if rows else None
     if column is None:
         there = f"; its columns are {', '.join(map(repr, header))}" if header else ""
+        if any(re.search(r"/|\\|\.\w{2,5}$", name) for name in header):
+            there = "; its first line looks like a row"  # which could have a patient's number in it
         raise UserError(f"dataset.metadata: {path} needs a header with the column `file` and at least one row{there}")
     find, columns_of = _Finder(folder, images), {}
     unknown: list[str] = []

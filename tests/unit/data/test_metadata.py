@@ -128,6 +128,10 @@ def test_a_file_that_is_written_otherwise_is_found_where_only_one_can_be_meant(n
         (b"PK\x03\x04 a workbook", "is a workbook, not a CSV file: in Excel, save it as"),
         (b"file,birads\nbenign/a.png,4,5\n", "1 rows have more values than the header has columns"),
         (b"f\0ile\nbenign/a.png\n", "zero bytes"),
+        (
+            b"benign/a.png,P-4711\nbenign/b.png,P-4712\n",
+            "at least one row; its first line looks like a row$",
+        ),
         (b"patient,label\n1,2\n", "the column `file` and at least one row; its columns are 'patient', 'label'"),
     ],
 )
