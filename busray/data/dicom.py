@@ -254,7 +254,7 @@ def _grey(pixels: np.ndarray, dataset: Any) -> tuple[np.ndarray, Levels]:
     else:
         lowest, highest = levels.bit_range(bits, signed)
         if not dataset.get("ModalityLUTSequence"):  # which says what each stored value means
-            least, greatest = int(pixels.min()), int(pixels.max())
+            least, greatest = _extent(pixels, dataset)
             held = levels.held_bits(least, greatest, bits, signed)
             if held < bits:
                 lowest, highest = levels.bit_range(held, signed and least < 0)
@@ -263,6 +263,17 @@ def _grey(pixels: np.ndarray, dataset: Any) -> tuple[np.ndarray, Levels]:
     seen = levels.grey(values, float(np.min(ends)), float(np.max(ends)))
     inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
     return 255 - seen if inverted else seen, levels.measured(kind, pixels, reading)
+
+
+def _extent(pixels: np.ndarray, dataset: Any) -> tuple[int, int]:
+    """(least, greatest) stored value of a clip, so that a dark frame is read as the others are; of
+    a compressed clip, of the frame alone."""
+    deep = int(dataset.BitsAllocated) == 16 and int(dataset.BitsStored) == 16
+    if deep and int(dataset.get("NumberOfFrames") or 1) > 1 and not dataset.file_meta.TransferSyntaxUID.is_compressed:
+        order = "<" if dataset.original_encoding[1] else ">"
+        values = dataset.PixelData[: len(dataset.PixelData) // 2 * 2]
+        pixels = np.frombuffer(values, f"{order}{'i' if dataset.get('PixelRepresentation') else 'u'}2")
+    return int(pixels.min()), int(pixels.max())
 
 
 def _refuse_window(dataset: Any) -> None:

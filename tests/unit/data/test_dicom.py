@@ -228,6 +228,17 @@ def test_frames_of_a_clip_are_counted_and_read_by_number(tmp_path: Path, grey: n
     assert unreadable(tmp_path / "a.dcm", 2) == "no frame 2: it has 2, counted from 0"
 
 
+def test_a_dark_frame_of_a_deep_clip_is_read_as_its_other_frames_are(tmp_path: Path, grey: np.ndarray) -> None:
+    frames = np.stack([np.zeros_like(grey), grey]).astype(np.uint16) * 16
+    frames[0, 0] = 200
+    write_dicom(tmp_path / "a.dcm", frames[0], NumberOfFrames=2)
+    dataset = pydicom.dcmread(tmp_path / "a.dcm")
+    dataset.PixelData = frames.tobytes()
+    dataset.save_as(tmp_path / "a.dcm")
+    assert read_grey(tmp_path / "a.dcm", 0).max() == 12  # 200 of 4095, and not of 255
+    assert np.abs(read_grey(tmp_path / "a.dcm", 1).astype(int) - grey).max() <= 1
+
+
 @pytest.mark.parametrize("implicit", [True, False])
 def test_a_dicom_without_preamble_and_meta_is_known_and_read(tmp_path: Path, grey: np.ndarray, implicit: bool) -> None:
     write_dicom(tmp_path / "whole.dcm", grey)
