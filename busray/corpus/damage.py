@@ -9,7 +9,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -42,6 +42,7 @@ DERIVED = r"(report|audit|geometry|study|ablate|timings)\.json"
 SEGMENT = r"plan/\d+\.json"
 ARRAYS = r"(features|copies|vae)/.*\.npy"
 LATENTS = r"finetune/latents-.*\.safetensors"
+SUB_RUN = r"((?:methods|points)/[^/]+)/(?:digests/)?config\.json"
 CHECKPOINT = r"(finetune/checkpoints/\d+)(-[0-9a-f]{16}\.safetensors|\.json)"
 TRAINED = r"((classifiers|segmenters)/[0-9a-f]{16})(-[0-9a-f]{16}\.safetensors|\.json)"
 
@@ -87,16 +88,31 @@ class Findings:
 
 
 def find_damage(store: Store, images: Path | None, progress: Progress = lambda done, total: None) -> Findings:
-    """Everything of a run that is not what was stored.
+    """Everything of a run, and of an ablation's sub-runs below it, that is not what was stored.
 
     images: the folder of its real images; None where it is not here. progress(objects read, all).
     """
+    found = _check_run(store, progress)
+    _check_images(store, images, found)
+    prefixes = {match[1] for key in store.list() if (match := re.match(SUB_RUN, key))}
+    for prefix in sorted(prefixes):
+        below = _check_run(store.sub(prefix), progress)
+        for damage in below.damages:
+            aside = tuple(f"{prefix}/{key}" for key in damage.aside)
+            found.damages.append(replace(damage, key=f"{prefix}/{damage.key}", aside=aside))
+        found.compared += below.compared
+        found.uncovered += [f"{prefix}/{key}" for key in below.uncovered]
+        found.corpora |= {f"{prefix} {name}": result for name, result in below.corpora.items()}
+    return found
+
+
+def _check_run(store: Store, progress: Progress) -> Findings:
+    """All of a run but its sub-runs and the real images."""
     found = Findings()
     keys = [key for key in store.list() if key.split("/")[0] not in (DAMAGED, DIGESTS)]
     _check_corpora(store, found)
     _check_records(store, keys, found, progress)
     _check_named(store, keys, found)
-    _check_images(store, images, found)
     return found
 
 

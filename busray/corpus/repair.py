@@ -4,9 +4,9 @@ Nothing is deleted: what is moved lies under damaged/<time>/ in the run, by its 
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
-from busray.corpus.arms import corpora
 from busray.corpus.damage import Damage
 from busray.corpus.manifest import Incomplete, publish_manifest
 from busray.corpus.plan import read_segments
@@ -27,16 +27,14 @@ def move_aside(store: Store, damages: Sequence[Damage]) -> list[tuple[str, str]]
         if store.exists(key):
             store.move(key, f"{folder}/{key}")
             moved.append((key, f"{folder}/{key}"))
-    if any(damage.key.endswith(MANIFEST) for damage in damages):
-        _publish_manifests(store)
+    for damage in damages:
+        if damage.key.endswith(MANIFEST):
+            prefix = damage.key.removesuffix(MANIFEST).rstrip("/")
+            _publish(store.sub(prefix) if prefix else store)
     return moved
 
 
-def _publish_manifests(store: Store) -> None:
-    for corpus in corpora(store).values():
-        try:
-            segments = read_segments(corpus)
-            if segments:
-                publish_manifest(corpus, segments)
-        except (Incomplete, Damaged):
-            continue  # the next command draws what is missing and publishes it then
+def _publish(corpus: Store) -> None:
+    with suppress(Incomplete, Damaged):  # the next command draws what is missing and publishes it
+        if segments := read_segments(corpus):
+            publish_manifest(corpus, segments)

@@ -12,7 +12,7 @@ from busray.corpus.damage import array_of, find_damage
 from busray.corpus.manifest import published_rows
 from busray.corpus.repair import move_aside
 from busray.corpus.verify import verify
-from busray.layout import MANIFEST
+from busray.layout import CONFIG, MANIFEST
 from busray.storage import Store
 from tests.support.fake_corpus import draw, everything
 from tests.support.pinned_run import keep_digests, unpack
@@ -231,3 +231,28 @@ def test_what_repair_moved_aside_is_drawn_again_with_the_same_digests(
     after = everything(store)
     assert {key: data for key, data in after.items() if not key.startswith("damaged/")} == before
     assert verify(store).problems == ()
+
+
+def test_a_sub_run_of_an_ablation_is_read_and_mended_too(store_of_ablation: Store) -> None:
+    store = store_of_ablation
+    assert find_damage(store, None).damages == []
+    sub_run = store.sub("points/strength=0.5")
+    (key, *_) = sub_run.list("data")
+    flip(Path(sub_run.url) / key)
+    delete(Path(sub_run.url) / MANIFEST)
+    found = find_damage(store, None)
+    assert {damage.key.split("/")[0] for damage in found.damages} == {"points"}
+    moved = dict(move_aside(store, found.damages))
+    assert moved[f"points/strength=0.5/{key}"].startswith("damaged/")
+    draw(sub_run)
+    assert find_damage(store, None).damages == []
+
+
+@pytest.fixture
+def store_of_ablation(tmp_path: Path) -> Store:
+    """A run with one sub-run."""
+    store = Store(str(tmp_path / "run"))
+    for one in (store, store.sub("points/strength=0.5")):
+        one.put_checked(CONFIG, b"{}")
+        draw(one)
+    return store
