@@ -198,11 +198,12 @@ def _await_signal(source: int, terminal: int, again: str) -> None:
     number = 0
     while number not in SIGNALS:  # there may be other signals with a handler
         number = os.read(source, 1)[0]
-    processes.end_all()
+    processes.hold_daemons()
     show_cursor = "\x1b[?25h\n" if os.isatty(terminal) else ""
     name = signal.Signals(number).name
     with suppress(OSError):  # the terminal may be gone
         os.write(terminal, f"{show_cursor}busray: ended by {name}; {again}\n".encode())
+    processes.end_all()
     os._exit(128 + number)
 
 

@@ -60,6 +60,7 @@ def own_ray(**options: Any) -> Iterator[None]:
                     _temp_dir=str(folder / "r"),
                     **options,
                 )
+            processes.remember_daemons(folder)
             ip = ray.util.get_node_ip_address()
             if ip != LOOPBACK:
                 raise RuntimeError(f"Ray {ray.__version__} listens at {ip}, not on loopback only")

@@ -22,6 +22,8 @@ ROUNDS = 100  # looks at the list of processes: one that cannot be killed must n
 
 _folders: set[Path] = set()  # of the Rays that this process runs
 
+_daemons: set[int] = set()  # ids of the children of this process that are those Rays' own daemons
+
 
 @contextmanager
 def guarded(folder: Path) -> Iterator[None]:
@@ -43,12 +45,28 @@ def guarded(folder: Path) -> Iterator[None]:
     finally:
         end(folder)
         remove(folder)
+        _daemons.clear()
         guard.communicate()
 
 
 def own_folder() -> Path | None:
     """The folder of the Ray that this process started; None where it joined one."""
     return next(iter(_folders), None)
+
+
+def remember_daemons(folder: Path) -> None:
+    """For hold_daemons: raylet and GCS of the Ray that has just started in folder."""
+    for pid in running(folder):
+        with suppress(OSError):
+            if f"PPid:\t{os.getpid()}\n" in Path(f"/proc/{pid}/status").read_text():
+                _daemons.add(pid)
+
+
+def hold_daemons() -> None:
+    """Stop the daemons at once: they may have got the same signal as this process, and the driver's
+    part of Ray ends this process at the death of its raylet."""
+    for pid in _daemons:
+        _send(pid, signal.SIGSTOP)
 
 
 def end_all() -> None:

@@ -79,7 +79,7 @@ def check_address(settings: config.Cluster) -> None:
         return
     scheme, _, rest = address.rpartition("://")
     host, _, port = rest.partition("/")[0].rpartition(":")
-    wanted = f"{name} takes HOST:PORT of the cluster's head, such as {host.strip('[]') or 'HOST'}:6379"
+    wanted = f"give HOST:PORT of the cluster's head, such as {host.strip('[]') or 'HOST'}:6379"
     if scheme in ("http", "https"):
         raise UserError(f"{name}: {address} is the address of a dashboard or of its jobs: {wanted}")
     if scheme == "ray":
