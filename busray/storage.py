@@ -151,12 +151,19 @@ class Store:
     def looks_then_writes(self) -> bool:
         """Whether fsspec imitates creation (it looks for the object, then writes), so that two
         writers at once can both win. A server's own fault is not seen here."""
-        if self.local:
-            return False
+        return not self.local and self._create_only is None
+
+    @property
+    def _create_only(self) -> dict[str, Any] | None:
+        """How the file system is told to create an object and never to overwrite one; None where it
+        can only be imitated."""
         kind = type(self.fs)
-        if isinstance(self.fs, AsyncFileSystem):
-            return "mode" not in inspect.signature(kind._pipe_file).parameters
-        return kind.pipe_file is AbstractFileSystem.pipe_file
+        if not isinstance(self.fs, AsyncFileSystem):
+            return None if kind.pipe_file is AbstractFileSystem.pipe_file else {"mode": "create"}
+        options = inspect.signature(kind._pipe_file).parameters
+        if "mode" in options:
+            return {"mode": "create"}
+        return {"overwrite": False} if "overwrite" in options else None  # adlfs
 
     @property
     def decides_alone(self) -> bool:
@@ -282,7 +289,7 @@ class Store:
             else:
                 # If-None-Match: *, so that the server decides. A look before the write would leave
                 # a gap in which another machine can write.
-                self.fs.pipe_file(path, data, mode="create", **self._limit)
+                self.fs.pipe_file(path, data, **(self._create_only or {"mode": "create"}), **self._limit)
 
         try:
             self._with_retries("create", key, create)

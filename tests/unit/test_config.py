@@ -335,6 +335,19 @@ def test_a_run_and_its_images_do_not_lie_in_each_other(tmp_path: Path) -> None:
     assert load_config(written(tmp_path, MINIMAL), ["--output=data-runs"]).output == "data-runs"
 
 
+def test_every_setting_that_is_a_place_is_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLACE", "/there")
+    places = ["output", "base.path", "adapters.path", "dataset.metadata", "evaluate.inception"]
+    places += ["evaluate.dinov2", "study.external", "dataset.path"]
+    config = load_config(written(tmp_path, MINIMAL), [f"--{name}=$PLACE/{name}" for name in places])
+    stored = config.model_dump()
+    for name in places:
+        value: Any = stored
+        for part in name.split("."):
+            value = value[part]
+        assert value == f"/there/{name}"
+
+
 # ---- words that YAML reads otherwise ----
 
 

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import fsspec
 import pytest
+from fsspec.asyn import AsyncFileSystem
 
 from busray import storage
 from busray.records import Damaged, UserError, json_object
@@ -329,3 +331,28 @@ def test_leftovers_of_operating_systems_are_not_listed(store: Store, name: str) 
     left.parent.mkdir(exist_ok=True)
     left.write_bytes(b"x")
     assert list(store.list()) == list(store.list("commits")) == ["commits/a.json"]
+
+
+# ---- stores that create in another way ----
+
+
+class Azure(AsyncFileSystem):
+    """Creates as adlfs does: it knows no `mode`, and overwrites unless it is told not to."""
+
+    protocol = "azure-like"
+    objects: ClassVar[dict[str, bytes]] = {}
+
+    async def _pipe_file(self, path: str, value: bytes, overwrite: bool = True, **_: Any) -> None:
+        if path in self.objects and not overwrite:
+            raise FileExistsError(path)
+        self.objects[path] = value
+
+    async def _cat_file(self, path: str, *_: Any, **__: Any) -> bytes:
+        return self.objects[path]
+
+
+def test_a_store_that_overwrites_unless_told_otherwise_is_told_so() -> None:
+    fsspec.register_implementation("azure-like", Azure, clobber=True)
+    store = Store("azure-like://container/run")
+    assert store.put_once("a", b"first") and not store.put_once("a", b"second")
+    assert store.read("a") == b"first" and not store.looks_then_writes
