@@ -2,6 +2,7 @@
 
 import json
 import os
+import string
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ WORDS = st.sampled_from(
         *("{token!r}", "{", "{token}", "{token} (x:1.3)"),
     ]
 )
-TEXTS = WORDS | st.text(max_size=20)
+LETTERS = string.printable + "\0é乳\u0301\u200b\u202e\ufeff\ud800\U0001f9ea"
+TEXTS = WORDS | st.text(LETTERS, max_size=20)
 FLAGS = st.tuples(st.sampled_from(NAMES) | TEXTS, TEXTS).map(lambda pair: f"--{pair[0]}={pair[1]}")
 ARGUMENTS = st.sampled_from(["run", "check", "readers", "export", "--json", "--seed", "--", "-1"]) | TEXTS
 VALUES = st.recursive(
@@ -64,7 +66,7 @@ MINIMAL = "dataset: {path: data}\nclasses: {benign: {}}\n"
 
 @seed(1)
 @OFTEN
-@given(st.text(max_size=80) | st.lists(WORDS, max_size=6).map("\n".join))
+@given(st.text(LETTERS, max_size=80) | st.lists(WORDS, max_size=6).map("\n".join))
 @example("a: &a [*a]\nb: *a")
 @example("classes: {? {}: 1}")
 @example("9" * 5000)
