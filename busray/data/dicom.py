@@ -74,6 +74,7 @@ def _syntax(path: Path) -> str:
 def _pydicom() -> Any:
     """pydicom, silent: its warnings quote values, which may be a patient's."""
     import pydicom
+    import pydicom.config
 
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
     warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
@@ -176,7 +177,7 @@ def _stored_pixels(dataset: Any, frame: int) -> np.ndarray:
         )
     try:
         # Decodes this frame alone.
-        pixels = pixel_array(dataset, index=frame, **({"decoding_plugin": decoder} if decoder else {}))
+        pixels = pixel_array(dataset, index=frame, decoding_plugin=decoder)
     except Exception as error:
         # Its message could quote the patient's data.
         deep = " (Pillow decodes 8 bits only)" if decoder == "pillow" and int(dataset.BitsStored) > 8 else ""
