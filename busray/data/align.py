@@ -89,34 +89,48 @@ class Match:
 
 @dataclass(frozen=True)
 class Pose:
-    """How an image lies on another one: turned, mirrored, inverted, at another scale and place.
+    """How an image lies on another one: turned, mirrored, inverted, scaled, stretched, at a place.
 
-    Places are complex numbers x + iy in pixels at SIDE, 0 at the image's corner.
+    Places are complex numbers z = x + iy in pixels at SIDE, 0 at the image's corner. Place z of the
+    image is place along * z + across * conj(z) + shift of the other, which is any affine map.
     """
 
-    turn: complex  # its size: pixels of the other for one of the image; its angle: clockwise
+    along: complex
+    across: complex
     shift: complex
-    mirrored: bool  # upside down, before it is turned
     inverted: bool  # bright where the other is dark
 
-    def of(self, place: complex | np.ndarray) -> complex | np.ndarray:
+    @property
+    def mirrored(self) -> bool:
+        return abs(self.across) > abs(self.along)
+
+    @property
+    def degrees(self) -> float:
+        """By how much the image is turned clockwise, after left and right are exchanged if it is
+        mirrored: -180 to 180."""
+        # conj(z) mirrors upside down, which is half a turn more.
+        return float(np.degrees(np.angle(-self.across if self.mirrored else self.along)))
+
+    def of(self, place: complex) -> complex:
         """Where a place of the image lies on the other."""
-        return self.turn * (np.conj(place) if self.mirrored else place) + self.shift
+        return self.along * place + self.across * place.conjugate() + self.shift
 
     def nudged(self, factor: complex, fixed: complex) -> "Pose":
         """Turned and scaled by a factor more; a place of the image stays where it lies."""
-        turn = self.turn * factor
-        moved = Pose(turn, 0, self.mirrored, self.inverted)
-        return replace(moved, shift=self.of(fixed) - moved.of(fixed))
+        moved = replace(self, along=self.along * factor, across=self.across * factor)
+        return replace(moved, shift=self.shift + self.of(fixed) - moved.of(fixed))
+
+    def moved(self, step: complex) -> "Pose":
+        """As if the image was moved by a step, in its own pixels."""
+        return replace(self, shift=self.of(step))
 
     def at(self, ratio: float) -> "Pose":
         """The same in pixels of another size: this many for one at SIDE."""
         return replace(self, shift=self.shift * ratio)
 
     def matrix(self) -> Matrix:
-        a, b = self.turn.real, self.turn.imag
-        c = -1 if self.mirrored else 1
-        return a, -c * b, self.shift.real, b, c * a, self.shift.imag
+        both, rest = self.along + self.across, self.along - self.across
+        return both.real, -rest.imag, self.shift.real, both.imag, rest.real, self.shift.imag
 
 
 NO_MATCH = Match(0.0, 1.0, 0.0)
@@ -348,8 +362,7 @@ def _refine_pose(
             warped = _mapped(other, image.shape, pose.matrix()) * sign
             near = np.fft.irfft2(spectrum * np.conj(np.fft.rfft2(warped, size)), size)[np.ix_(shifts, shifts)]
             down, right = np.unravel_index(near.argmax(), near.shape)
-            moved = complex(-shifts[right], -shifts[down])
-            pose = replace(pose, shift=pose.shift + pose.of(moved) - pose.of(0))
+            pose = pose.moved(complex(-shifts[right], -shifts[down]))
             match = _match(image, sign * other, pose.matrix())
             if match.score > best[0].score:
                 best = match, pose
@@ -362,15 +375,16 @@ def _compare(image: np.ndarray, other: np.ndarray, place: Place) -> Match:
 
 def _match(image: np.ndarray, other: np.ndarray, matrix: Matrix) -> Match:
     """How two details match where a map lays one on the other."""
-    scale = float(np.hypot(matrix[0], matrix[3]))
+    a, b, _, c, d, _ = matrix
+    scale = abs(a * d - b * c) ** 0.5
     both = _mapped(np.ones_like(other), image.shape, matrix) > 0.99
     overlap = both.sum() / min(image.size, other.size / scale**2)
     if overlap < OVERLAP:
         return NO_MATCH
-    a, b = image[both], _mapped(other, image.shape, matrix)[both]
-    a, b = a - a.mean(), b - b.mean()
+    one, two = image[both], _mapped(other, image.shape, matrix)[both]
+    one, two = one - one.mean(), two - two.mean()
     overlap = min(float(overlap), 1.0)
-    correlation = float(a @ b / max(np.sqrt((a @ a) * (b @ b)), 1e-6))
+    correlation = float(one @ two / max(np.sqrt((one @ one) * (two @ two)), 1e-6))
     return Match(correlation * overlap**0.5, scale, overlap)
 
 

@@ -53,13 +53,13 @@ TURNED = 0.5
 # (kind of copy, whether it is looked for)
 COPIES = (
     ("the same pixels in another file", "yes"),
-    ("brighter, darker, compressed again, at another scale", "yes"),
+    ("brighter, darker, blurred, compressed again, at another scale", "yes"),
     ("mirrored, upside down, turned by any angle, inverted", "yes"),
-    ("cropped, if a quarter of the area is left", "yes"),
+    ("stretched by a fifth or less", "yes"),
+    ("cropped, if a quarter of the area is left", "yes, 19 of 20 are found"),
     ("several of these together", "yes"),
-    ("stretched by a fifth or less", "yes, whole frames"),
     ("cropped to less than a quarter of the area", "no"),
-    ("cropped and stretched, or bent", "no"),
+    ("bent, or stretched by more", "no"),
     ("a part of an image pasted into another image", "no"),
     ("another frame of the same patient", "no, dataset.metadata keeps patients together"),
 )
@@ -253,10 +253,7 @@ def turned_scans(
         if wanted(i, j):
             match, pose = align_turned(signatures[i].scan, theirs[j].scan, candidate.pose)
             if match.score >= TURNED:
-                # A pose mirrors upside down: left and right are exchanged half a turn later.
-                turn = -pose.turn if pose.mirrored else pose.turn
-                degrees = float(np.degrees(np.angle(turn)))
-                pairs.append(TurnedPair(i, j, match.score, pose.mirrored, degrees, pose.inverted))
+                pairs.append(TurnedPair(i, j, match.score, pose.mirrored, pose.degrees, pose.inverted))
     return pairs
 
 

@@ -37,6 +37,9 @@ CELL = 500
 PROBES = 3
 # Points that must agree on a pose. On BUSI (780 images) 4 leave 6 pairs of different groups.
 AGREE = 4
+# Points that must agree before a pose may be stretched, and how much: a ratio of the sides of 1.9
+STRETCHED = 8
+MOST_STRETCHED = 0.3
 NEAR = 5.0  # largest distance in pixels between a point and where an agreed pose lays it
 PARTNERS = 6  # most candidates of a scan: those on which the most points agree
 
@@ -218,7 +221,8 @@ class _Guesses:
 
     place: np.ndarray  # complex64 [m]: in one scan
     on: np.ndarray  # complex64 [m]: in the other scan
-    turn: np.ndarray  # complex64 [m]: as in Pose
+    # complex64 [m]: turn and scale, after the scan is mirrored upside down where it is mirrored
+    turn: np.ndarray
     mirrored: np.ndarray  # bool [m]
     inverted: np.ndarray  # bool [m]
 
@@ -261,20 +265,37 @@ def _agreed(guesses: _Guesses) -> tuple[Pose, int] | None:
     near &= (np.abs(np.log(np.abs(factor))) < 0.4) & (np.abs(np.angle(factor)) < 0.5)
     best = int((near & same).sum(1).argmax())
     agree = near[best] & same[best]
-    for reach in (2 * NEAR, NEAR, NEAR):
-        if _distinct(guesses, agree) < AGREE:
+    pose = None
+    for reach, may_stretch in ((2 * NEAR, False), (2 * NEAR, True), (NEAR, True)):
+        count = _distinct(guesses, agree)
+        if count < AGREE:
             return None
-        # Least squares: the turn and the shift that lay the points that agree on their others
-        middle, other_middle = place[agree].mean(), on[agree].mean()
-        around = place[agree] - middle
-        whole = float((np.abs(around) ** 2).sum())
-        exact = complex((around.conj() @ (on[agree] - other_middle)) / max(whole, 1e-6))
-        shift = complex(other_middle - exact * middle)
-        agree = same[best] & (np.abs(exact * place + shift - on) < reach * max(abs(exact), 1))
+        pose = _fitted(guesses.of(np.flatnonzero(agree)), may_stretch and count >= STRETCHED)
+        laid = pose.along * guesses.place + pose.across * guesses.place.conj() + pose.shift
+        agree = same[best] & (np.abs(laid - on) < reach * max(abs(pose.along), abs(pose.across), 1))
     count = _distinct(guesses, agree)
-    if count < AGREE:
-        return None
-    return Pose(exact, shift, bool(mirrored[best]), bool(guesses.inverted[best])), count
+    return None if pose is None or count < AGREE else (pose, count)
+
+
+def _fitted(guesses: _Guesses, stretched: bool) -> Pose:
+    """The pose that lays the points of one scan nearest to those of the other, by least squares.
+
+    All are mirrored, or none is, and so with inverted. stretched: any affine map; else turn, scale
+    and shift alone, which fewer points tell.
+    """
+    mirrored, inverted = bool(guesses.mirrored[0]), bool(guesses.inverted[0])
+    place = guesses.place.astype(np.complex128)
+    terms = [place.conj(), place] if mirrored else [place, place.conj()]
+    if stretched:
+        columns = np.stack([*terms, np.ones_like(place)], axis=1)
+        (main, rest, shift), *_ = np.linalg.lstsq(columns, guesses.on.astype(np.complex128))
+        if abs(rest) <= MOST_STRETCHED * abs(main):
+            along, across = (rest, main) if mirrored else (main, rest)
+            return Pose(complex(along), complex(across), complex(shift), inverted)
+    columns = np.stack([terms[0], np.ones_like(place)], axis=1)
+    (main, shift), *_ = np.linalg.lstsq(columns, guesses.on.astype(np.complex128))
+    along, across = (0, main) if mirrored else (main, 0)
+    return Pose(complex(along), complex(across), complex(shift), inverted)
 
 
 def _distinct(guesses: _Guesses, chosen: np.ndarray) -> int:

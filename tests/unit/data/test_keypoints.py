@@ -28,6 +28,11 @@ def crop(image: np.ndarray, share: float, down: float, right: float) -> np.ndarr
     return np.asarray(Image.fromarray(image).resize((170, 140), Image.Resampling.BICUBIC, box=box))
 
 
+def squeezed(image: np.ndarray) -> np.ndarray:
+    """To a square, as images are before they are published."""
+    return np.asarray(Image.fromarray(image).resize((140, 140), Image.Resampling.BICUBIC))
+
+
 def turned(image: np.ndarray, degrees: float) -> np.ndarray:
     """Clockwise, within its own frame; the corners are black."""
     return np.asarray(Image.fromarray(image).rotate(-degrees, Image.Resampling.BICUBIC))
@@ -51,6 +56,7 @@ COPIES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], bool, float, bool]] 
     "inverted": (lambda image: 255 - image, False, 0, True),
     "half of the area": (lambda image: crop(image, 0.71, 0.2, 0.6), False, 0, False),
     "half of the area at a corner": (lambda image: crop(image, 0.71, 1, 0), False, 0, False),
+    "half of the area, stretched": (lambda image: squeezed(crop(image, 0.75, 0.1, 0.9)), False, 0, False),
     "together": (lambda image: 255 - turned(crop(image, 0.8, 0.5, 0.5)[:, ::-1], 7), True, 7, True),
 }
 
