@@ -46,6 +46,7 @@ FINE_SCALES = 1 + 0.0075 * np.arange(-4, 5)
 # Factors that refine a pose: degrees, then scales; coarse, then fine
 TURNS = np.exp(1j * np.radians(1.5 * np.arange(-2, 3)))
 SCALES = 1 + 0.03 * np.arange(-2, 3)
+STRETCHES = (0.0, 0.5, 1.0)  # shares of a guess's stretch
 FINE_TURNS = np.exp(1j * np.radians(0.4 * np.arange(-3, 4)))
 FINER_SCALES = 1 + 0.0075 * np.arange(-3, 4)
 OVERLAP = 0.3  # least share of the smaller image that both show
@@ -120,6 +121,14 @@ class Pose:
         moved = replace(self, along=self.along * factor, across=self.across * factor)
         return replace(moved, shift=self.shift + self.of(fixed) - moved.of(fixed))
 
+    def stretched(self, share: float, fixed: complex) -> "Pose":
+        """With a share of its stretch; a place of the image stays where it lies."""
+        if self.mirrored:
+            changed = replace(self, along=self.along * share)
+        else:
+            changed = replace(self, across=self.across * share)
+        return replace(changed, shift=self.shift + self.of(fixed) - changed.of(fixed))
+
     def moved(self, step: complex) -> "Pose":
         """As if the image was moved by a step, in its own pixels."""
         return replace(self, shift=self.of(step))
@@ -190,7 +199,14 @@ def align_finely(image: Scan, other: Scan, place: Place) -> Match:
 def align_turned(image: Scan, other: Scan, guess: Pose) -> tuple[Match, Pose]:
     """Refine a guess at a pose by coarse detail, then by fine detail. (its match, the pose)"""
     ratio = COARSE / SIDE
-    match, pose = _refine_pose(image.coarse, other.coarse, guess.at(ratio), (TURNS, SCALES), reach=4)
+    middle = complex(image.coarse.shape[1], image.coarse.shape[0]) / 2
+    match, pose = NO_MATCH, guess.at(ratio)
+    # Few points stretch a guess by too much.
+    for share in STRETCHES if guess.along and guess.across else (1.0,):
+        start = guess.at(ratio).stretched(share, middle)
+        tried = _refine_pose(image.coarse, other.coarse, start, (TURNS, SCALES), reach=4)
+        if tried[0].score > match.score:
+            match, pose = tried
     if match.score < COARSE_MATCH:
         return NO_MATCH, guess
     details = _detail(image.pixels, SIDE, FINE), _detail(other.pixels, SIDE, FINE)
