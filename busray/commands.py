@@ -239,7 +239,7 @@ def _repair(options: argparse.Namespace, flags: list[str]) -> int:
         moved = move_aside(Store(options.run), found.damages)
         for old, new in moved:
             print(f"{old} -> {new}")
-        print(f"{len(moved)} objects were moved and are kept; the next `busray run CONFIG` makes them again")
+        print(f"{len(moved)} objects were moved and are kept; the next `busray run CONFIG` makes again what is missing")
     else:
         again = f"busray repair {shlex.quote(options.run)} --apply"
         print(f"nothing was changed; with no command at work on this run: {again}")
@@ -414,6 +414,8 @@ def _stored_run(url: str) -> "Store":
 
     store = Store(url)
     if read_run(store) is None:
+        if any(True for _ in store.list("commits")):
+            raise store.damaged(layout.RUN, "it is not there, but records of shards are")
         raise UserError(f"{url}: no corpus there (no {layout.RUN})")
     return store
 

@@ -124,18 +124,24 @@ def _check_corpora(store: Store, found: Findings) -> None:
         name, start = prefix or "released", f"{prefix}/" if prefix else ""
         try:
             result = verify(corpus)
-        except Damaged:
-            continue  # its run.json, which _check_records names
+        except Damaged:  # its run.json, which _check_records names
+            found.notes.append(f"the shards of {name}: they can be compared when {start}{RUN} is made again")
+            continue
         except UserError as error:
-            if any(True for _ in corpus.list("commits")):
-                found.damages.append(Damage(f"{start}{RUN}", str(error), _mends(RUN)))
+            if corpus.exists(RUN):  # a file of others among the records
+                then = "move that file elsewhere"
+                found.damages.append(Damage(f"{start}commits", str(error), then, mendable=False))
+            elif any(True for _ in corpus.list("commits")):
+                reason = "it is not there, but records of shards are"
+                found.damages.append(Damage(f"{start}{RUN}", reason, _mends(RUN)))
+                found.notes.append(f"the shards of {name}: they can be compared when {start}{RUN} is there again")
             continue
         found.corpora[name] = result
         found.compared += 2 * result.shards
         objects: dict[Shard, list[str]] = {}
         for key in (*corpus.list("data"), *corpus.list("first-draws")):
             shard = data_shard(key)
-            if shard in result.broken:
+            if shard is not None and shard in result.broken:
                 objects.setdefault(shard, []).append(start + key)
         for shard, problems in result.broken.items():
             record = start + commit_key(shard)
