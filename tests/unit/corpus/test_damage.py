@@ -13,6 +13,8 @@ from busray.corpus.manifest import published_rows
 from busray.corpus.repair import move_aside
 from busray.corpus.verify import verify
 from busray.layout import CONFIG, MANIFEST
+from busray.records import Damaged
+from busray.run.pieces import load_array
 from busray.storage import Store
 from tests.support.fake_corpus import draw, everything
 from tests.support.pinned_run import keep_digests, unpack
@@ -183,6 +185,14 @@ def test_leftovers_of_operating_systems_in_a_run_are_no_objects(run: Store) -> N
     finally:
         for path in left:
             path.unlink()
+
+
+@pytest.mark.parametrize("damaged", [("features", flip), ("features", empty)], indirect=True, ids=["flip", "empty"])
+def test_damaged_features_give_no_figure(run: Store, damaged: tuple[str, str]) -> None:
+    """Four flipped bytes once changed 22 of 51 figures, with exit status 0."""
+    _, key = damaged
+    with pytest.raises(Damaged, match=f"{key} is damaged"):
+        load_array(run, key)
 
 
 def test_a_digest_that_is_lost_is_told(run: Store) -> None:
