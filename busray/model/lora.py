@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from busray.model.base_files import BaseFiles
 from busray.model.inspect_base import some
@@ -86,7 +86,7 @@ class LoraFile:
         self._assign()
         self._refuse_shapes()
 
-    def _refuse(self, problem: str) -> None:
+    def _refuse(self, problem: str) -> NoReturn:
         raise UserError(f"{self.where} {problem}")
 
     def _refuse_others(self) -> None:

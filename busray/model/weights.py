@@ -116,10 +116,7 @@ def _kind(start: bytes, size: int) -> str:
 
 
 def scan(path: Path, header: Header) -> Scan:
-    """Hash a whole file and look at every value, in one reading.
-
-    Costs little more than the hash: 3.4 GB of Stable Diffusion v1.5 are read once.
-    """
+    """Hash a whole file and look at every value, in one reading."""
     digest, not_finite, blank = hashlib.sha256(), [], False
     matrices = [name for name, tensor in header.tensors.items() if len(tensor.shape) > 1]
     with open(path, "rb") as file:

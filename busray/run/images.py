@@ -65,7 +65,8 @@ def adapters_folder(url: str, cache: Path) -> Path:
     source = Store(url)
     if source.local:
         if not Path(source.url).is_dir():
-            raise UserError(f"adapters.path: no folder {url}")
+            kind = f"{url} is a file: give its folder" if Path(source.url).is_file() else f"no folder {url}"
+            raise UserError(f"adapters.path: {kind}")
         return Path(source.url)
     cache.mkdir(parents=True, exist_ok=True)
     # As in a local folder, where only files of the top level are read.

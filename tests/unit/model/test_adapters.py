@@ -22,6 +22,7 @@ from busray.model.adapters import (
     token_file,
 )
 from busray.model.base import BaseIdentity, identify_base
+from busray.model.lora import LoraFile, written_anew
 from busray.records import UserError
 from tests.support.paths import SHARED
 from tests.support.pipelines import tiny_pipeline
@@ -195,6 +196,37 @@ def test_a_real_lora_of_another_base_is_refused_by_its_true_reason(tmp_path: Pat
     (tmp_path / LORA_FILE).write_bytes(files[0].read_bytes())
     message = refused(tmp_path, base, method="lora", tokens={})
     assert "is another base's" in message and "of its 128 layers" in message
+
+
+class ShapesOfNetworks:
+    """What LoraFile asks of a base, of networks that have no weights."""
+
+    def __init__(self, networks: dict[str, Any]) -> None:
+        self.networks = networks
+
+    def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(weight.shape) for name, weight in self.networks[part].named_parameters()}
+
+
+def test_every_layer_of_a_real_lora_finds_its_layer_in_stable_diffusion_v1_5() -> None:
+    path, layout = FIXTURES / "sd15-lora" / LORA_FILE, FIXTURES / "sd15-layout"
+    if not path.exists() or not layout.is_dir():
+        pytest.skip(f"the fixtures of a LoRA and of Stable Diffusion v1.5's layout are not here: {FIXTURES}")
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(layout / "unet"))
+        text = CLIPTextModel(CLIPTextConfig.from_pretrained(layout / "text_encoder"))
+    base: Any = ShapesOfNetworks({"unet": unet, "text_encoder": text})
+    file = LoraFile(path, "adapters.path", base)
+    assert file.counts() == {"unet": 128, "text_encoder": 0}
+    assert file.missing_layers() == {} and not file.standard
+    written = load(written_anew(file, file.layers_tensors(None)))
+    assert len(written) == 256
+    assert {name.rsplit(".lora_", 1)[0].removeprefix("unet.") + ".weight" for name in written} <= set(
+        base.shapes("unet")
+    )
 
 
 def test_a_real_pickled_embedding_is_refused(tmp_path: Path, base: BaseIdentity) -> None:
