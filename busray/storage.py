@@ -87,13 +87,14 @@ def is_transient(error: BaseException) -> bool:
 
 def store_answer(error: BaseException) -> tuple[int, str, str] | None:
     """(HTTP status, S3's code, its message) if S3 answered; else None."""
-    cause: BaseException | None = error
-    while cause is not None:  # s3fs translates botocore's errors and keeps them as the cause
+    cause, seen = error, set[int]()
+    while cause is not None and id(cause) not in seen:  # s3fs translates botocore's errors and keeps them as the cause
         response = getattr(cause, "response", None)
         if isinstance(response, dict) and "Error" in response:
             answer, metadata = response["Error"], response.get("ResponseMetadata", {})
             status = metadata.get("HTTPStatusCode", 0)
             return status, answer.get("Code", ""), answer.get("Message", "")
+        seen.add(id(cause))
         cause = cause.__cause__
     return None
 
