@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -90,7 +91,7 @@ def _explain(error: Exception, command: str, options: argparse.Namespace, flags:
     """Say what failed and what to do; the traceback goes to a log. Returns the exit status."""
     from busray.failures import explain, write_log
 
-    if isinstance(error, OSError) and error.filename is None and not _output_works():
+    if isinstance(error, OSError) and error.filename is None and _in_printing(error):
         error.filename = "standard output"
     failure = explain(error)
     lines = [f"busray: {failure.what}"]
@@ -147,13 +148,10 @@ def _reader_is_gone() -> bool:
         return False
 
 
-def _output_works() -> bool:
-    """Whether what was printed can be written: after a failure the rest of it is still to go."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        return False
-    return True
+def _in_printing(error: OSError) -> bool:
+    """Whether an error arose where a command prints: all other writes name their file."""
+    files = [Path(frame.filename).name for frame in traceback.extract_tb(error.__traceback__)]
+    return files[-1] in ("cli.py", "commands.py", "terminal.py")
 
 
 def finish(status: int) -> NoReturn:

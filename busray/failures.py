@@ -281,7 +281,7 @@ def _of_network(error: BaseException) -> bool:
 def _system_error(error: OSError, text: str) -> Failure:
     """An error of the operating system: file, reason, and what to do about it."""
     number = _number(error)
-    if number in NETWORK or _is_network_lookup(error):
+    if number in NETWORK or _is_network_lookup(error) or _of_network(error):
         return Failure(f"no connection: {text}", NETWORK_FIX, again=True)
     if number not in LOCAL_FIXES:
         return Failure(text)

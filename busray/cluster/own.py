@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from busray.cluster import processes
-from busray.records import Stopped, UserError
+from busray.failures import cause_in_words, explain
+from busray.records import Stopped, StoppedForGood, UserError
 
 LAST_BYTES = 2000  # of each file of Ray's that are kept after a failure
 
@@ -65,8 +66,11 @@ def own_ray(**options: Any) -> Iterator[None]:
             if ip != LOOPBACK:
                 raise RuntimeError(f"Ray {ray.__version__} listens at {ip}, not on loopback only")
         except Exception as error:
-            lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            raise Stopped(f"Ray did not start on this machine: {lines[-1].strip()}") from error
+            text = f"Ray did not start on this machine: {cause_in_words(error)}"
+            if explain(error).is_known:
+                raise Stopped(text) from error
+            fix = "see Ray's messages in the log; often memory, disk or the limits of processes and files are short"
+            raise StoppedForGood(text, fix) from error
         yield
 
 

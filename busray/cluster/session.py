@@ -56,7 +56,7 @@ def _join(settings: config.Cluster) -> None:
     address = _address(settings)
     try:
         context: Any = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, AuthenticationError) as error:
+    except (ConnectionError, AuthenticationError, RuntimeError, ValueError) as error:
         raise UserError(
             f"{_named(settings)}: cannot join {address} ({str(error).splitlines()[0]}): is it up, and "
             "does this process have its token (RAY_AUTH_MODE=token, the token in "

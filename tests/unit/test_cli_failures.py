@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ import yaml
 from busray import storage
 from busray.cli import COMMANDS, main
 from busray.config_file import validate
-from busray.records import json_object
+from busray.records import UserError, json_object
+from busray.stages import classifiers
 from tests.unit.test_pinned_run import maker
 
-DAMAGED = "is damaged"
+DAMAGED = "bytes cannot be read"
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +41,15 @@ def pinned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def temporary_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logs go below tmp_path, and a command that wants a worker ends."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(classifiers, "STEPS", maker.CLASSIFIER_STEPS)  # as the run was made
+
+    def refuse(*_: Any) -> None:
+        raise UserError("no Ray in this test")
+
+    monkeypatch.setattr("busray.cluster.pool.session", refuse)
 
 
 def commands(run: Path, folder: Path) -> dict[str, list[str]]:
@@ -55,7 +64,7 @@ def commands(run: Path, folder: Path) -> dict[str, list[str]]:
         "reproduce": ["reproduce", url, image_id],
         "readers": ["readers", "export", url, str(folder / "readers"), "--images=1", "--seed=1"],
         "audit": ["audit", url],
-        "study": ["study", config],
+        "study": ["study", config, "--study.primary={metric: macro_f1, arm: pretrained@1, against: real}"],
         "finetune": ["finetune", config],
         "generate": ["generate", config],
         "evaluate": ["evaluate", config],
@@ -229,18 +238,20 @@ def test_a_folder_in_place_of_a_record_is_named(
 # ---- disk, memory
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """No file may grow beyond 1 KiB: what a write to a full disk does, without one."""
+    """No file may grow beyond 100 bytes: what a write to a full disk does, without one."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        yield
+    finally:  # at once: pytest writes files too
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("small_files")
 def test_a_disk_that_takes_no_more_is_named_with_the_file(pinned: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ended = Ended(capsys, ["card", str(pinned)])
+    with small_files():
+        ended = Ended(capsys, ["card", str(pinned)])
     assert ended.status == 1
     assert f"busray: {pinned}/card.md: File too large\n" in ended.err
     assert f"then run the same command again: busray card {pinned}\n" in ended.err
@@ -262,8 +273,10 @@ def test_no_memory_is_told_with_what_to_lower(
 def test_an_error_of_busray_itself_asks_for_a_report_and_keeps_the_traceback(
     pinned: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    patient = "^".join(["Mustermann", "Erika"])  # a traceback quotes this line, and not the next
+
     def fail(*_: Any) -> None:
-        raise KeyError("Mustermann^Erika")
+        raise KeyError(patient)
 
     monkeypatch.setattr("busray.corpus.manifest.orphans", fail)
     ended = Ended(capsys, ["gc", str(pinned)])
@@ -278,8 +291,8 @@ def test_an_error_of_busray_itself_asks_for_a_report_and_keeps_the_traceback(
 # ---- standard output
 
 PRINTED = "from busray import cli, commands; commands.COMMAND_FUNCTIONS['gc'] = {}; cli.process()"
-MUCH = "lambda *_: print('x' * 10**6) or 0"
-WITH_A_TABLE = "lambda *_: commands.terminal.print_table('t', ['a'], [['x' * 900]] * 900) or 0"
+MUCH = "lambda *_: print('x' * 10**7) or 0"
+WITH_A_TABLE = "lambda *_: [commands.terminal.print_table('t', ['a'], [['x' * 9000]] * 90) for _ in range(9)] and 0"
 
 
 def shell(line: str, function: str = MUCH, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -300,7 +313,7 @@ def test_a_reader_that_ends_first_is_no_error(function: str) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_behind_standard_output_is_told() -> None:
-    ended = shell("PROGRAM gc x > /dev/full")
+    ended = shell("PROGRAM gc x > /dev/full", WITH_A_TABLE)
     assert ended.returncode == 1 and "busray: standard output: No space left on device\n" in ended.stderr
 
 

@@ -14,7 +14,6 @@ import botocore.exceptions as boto
 import pytest
 
 from busray.failures import cause_in_words, explain, write_log
-from busray.layout import RUN, how_to_mend
 from busray.records import Damaged, Stopped, StoppedForGood, StoreError, UserError
 
 
@@ -113,7 +112,7 @@ KNOWN: dict[str, tuple[Exception, int, str, str, bool]] = {
     "a lost worker": (caused_by(Stopped("draw: gone"), WorkerCrashedError("killed")), 1, "draw: gone", "", True),
     "stalled": (Stopped("draw: nothing moved for 20 s"), 1, "nothing moved", "", True),
     "for good": (StoppedForGood("too few images", "draw others"), 1, "too few images", "draw others", False),
-    "damage": (Damaged("/r/run.json is damaged", how_to_mend(RUN)), 1, "/r/run.json is damaged", "repair", False),
+    "damage": (Damaged("run.json is damaged", "run `busray repair /r`"), 1, "run.json is damaged", "repair", False),
     "a worker's disk": (
         caused_by(Stopped(f"draw: {FULL}"), Task(system_error(errno.ENOSPC))), 1, f"draw: {FULL}", "free space", True,
     ),
