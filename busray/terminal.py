@@ -1,5 +1,6 @@
 """What commands show on a terminal: tables, sentences, progress."""
 
+import io
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,10 +33,13 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
     # Into a file a table is as wide as it needs: rich would take 80 columns and fold figures.
-    console = Console(width=None if sys.stdout.isatty() else WIDEST)
-    with console.capture() as printed:
-        console.print(table)
-    sys.stdout.write(printed.get())  # rich itself would end the process where a pipe is closed
+    is_terminal = sys.stdout.isatty()
+    # Not printed by rich, which itself ends the process where a pipe is closed.
+    printed = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding or "utf-8", "backslashreplace", newline="")
+    console = Console(file=printed, force_terminal=is_terminal or None, width=None if is_terminal else WIDEST)
+    console.print(table)
+    printed.seek(0)
+    sys.stdout.write(printed.read())
 
 
 def print_figures(figures: Sequence[Figure], sentences: Sequence[str]) -> None:
