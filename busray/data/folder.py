@@ -5,6 +5,7 @@ read.py looks into the files; account.py counts them.
 
 import os
 import re
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -141,7 +142,7 @@ def lay_out(folder: Path, classes: "Classes", settings: Dataset) -> Layout:
     for one in walked:
         (inside if one.folders[:depth] == outer else around).append(one)
     found = _classes_there(root, [one.folders[depth:] for one in inside if _may_be_image(one)], wanted, masks)
-    names = _names(root, found, wanted)
+    names = _names(root, found, wanted, masks)
     layout = Layout(root, names, len(walked))
     if outer:
         layout.notes.append(f"the classes lie in {root}: files are named from there")
@@ -408,11 +409,11 @@ def _classes_there(
     return sorted(found)
 
 
-def _names(root: Path, found: Sequence[str], wanted: Mapping[str, str] | None) -> dict[str, str]:
+def _names(root: Path, found: Sequence[str], wanted: Mapping[str, str] | None, masks: MaskNames) -> dict[str, str]:
     """class -> its folder. UserError where a class has none, or two folders have one name."""
     if wanted is None:
         if not found:
-            raise UserError(_no_classes(root))
+            raise UserError(_no_classes(root, masks))
         names: dict[str, str] = {}
         for folder in found:
             name = safe_name(folder) or folder
@@ -436,7 +437,7 @@ def _names(root: Path, found: Sequence[str], wanted: Mapping[str, str] | None) -
     return names
 
 
-def _no_classes(root: Path) -> str:
+def _no_classes(root: Path, masks: MaskNames) -> str:
     names = sorted(name for entry in root.iterdir() if not _leftover(name := entry.name))
     if not names:
         return f"data folder {root} is empty: it needs one folder of images per class"
@@ -452,9 +453,9 @@ def _no_classes(root: Path) -> str:
             f"\nif it is one class, give the folder above: busray check {root.absolute().parent}; "
             f"else move the images: mkdir {root}/benign && mv {root}/IMAGE... {root}/benign/"
         )
-    elif folders:
-        moved = " ".join(str(root / name) for name in folders)
-        there += f"\nif all are of one class, such as benign: mkdir {root}/benign && mv {moved} {root}/benign/"
+    elif moved := [name for name in folders if _has_role(name, masks) and not hidden_character(name)]:
+        into, what = shlex.quote(str(root / "benign")), shlex.join(str(root / name) for name in moved)
+        there += f"\nif all are of one class, such as benign: mkdir {into} && mv {what} {into}"
     return there
 
 
@@ -475,7 +476,7 @@ def _tree(root: Path) -> str:
 
 
 def _kinds(files: Sequence[str]) -> str:
-    counts = Counter(_suffix(name) or "without suffix" for name in files)
+    counts = Counter(shown(_suffix(name)) or "without suffix" for name in files)
     return ", ".join(f"{n} {suffix}" for suffix, n in counts.most_common(4))
 
 
@@ -562,7 +563,8 @@ def _settle_sides(layout: Layout, inner: Mapping[str, Side], settings: Dataset) 
     images = [one for one in layout.candidates if one.class_name and not one.place.in_masks]
     if not layout.sides and images and all(one.file in inner for one in images):
         layout.sides = dict(inner)
-    sides = Counter(layout.sides[one.file] for one in images if one.file in layout.sides)
+    count = Counter(layout.sides[one.file] for one in images if one.file in layout.sides)
+    sides = {side: count[side] for side in ("train", "val", "test") if count[side]}
     if settings.split == "folders":
         without = [one.file for one in images if one.file not in layout.sides]
         if without or len(sides) < 3:
@@ -573,7 +575,7 @@ def _settle_sides(layout: Layout, inner: Mapping[str, Side], settings: Dataset) 
                 f"(files there: {there}{also}); --dataset.split=shares splits images of plain class folders"
             )
     elif len(sides) > 1:
-        there = ", ".join(f"{side} {n}" for side, n in sorted(sides.items()))
+        there = ", ".join(f"{side} {n}" for side, n in sides.items())
         raise UserError(
             f"{layout.root}: this data set is split already, into folders ({there} files). Use that split: "
             f"--dataset.split=folders (busray check {layout.root} --dataset.split=folders). For a new split, put the "

@@ -18,6 +18,7 @@ from busray.data.folder import (
     Layout,
     Side,
     lay_out,
+    shown,
 )
 from busray.data.folder import class_names as class_names
 from busray.data.masks import Masks, find_masks
@@ -123,7 +124,7 @@ class _Reader:
             elif path.name.upper() == "DICOMDIR":
                 self.uses.append(FileUse(one.file, "left out", "an index of DICOM files"))
             else:
-                what = f"({suffix})" if suffix else "(no suffix)"
+                what = f"({shown(suffix)})" if suffix else "(no suffix)"
                 self.uses.append(FileUse(one.file, "left out", f"not an image {what}"))
         return found
 
