@@ -55,12 +55,12 @@ def make_dataset(
                 message = (
                     f"class {name}: too few images for a {side} split ({folder / name}); add images, or change {fix}"
                 )
-                if crossing:
-                    message += (
-                        f" ({len(crossing)} images of {folder} are left out, since their copy is in another split)"
-                    )
                 if side == "train" and excluded:
                     message += ", or keep annotated images (dataset.annotations)"
+                lost = [file for file, _ in _conflicting(report) + crossing]
+                if lost:
+                    message += f". {len(lost)} images are left out, such as {lost[0]}, since another one shows the same"
+                message += "".join(f". {remark}" for remark in report.account.remarks())
                 raise UserError(message)
     # What the hash covers decides what adapters are trained on; adding a field orphans them all.
     content = {"size": size, "frame": settings.frame, "splits": {}}
