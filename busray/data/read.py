@@ -94,7 +94,9 @@ class _Reader:
             self.uses.append(FileUse(file, "left out", "a mask without its image"))
         account = Account.of(self.uses, self.layout.notes, self.settings.frames, self.layout.files)
         unreadable = sorted((one.file, one.why) for one in account.files if one.use == "unreadable")
-        sides = {image.file: self.layout.sides[image.path] for image in images if image.path in self.layout.sides}
+        sides: dict[str, Side] = {
+            image.file: self.layout.sides[image.path] for image in images if image.path in self.layout.sides
+        }
         images.sort(key=lambda image: image.file)
         return FolderScan(
             tuple(images),
