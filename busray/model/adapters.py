@@ -130,6 +130,7 @@ class Offered:
     record: dict[str, Any]  # adapter.json's content with `method`, `tokens` and `sha256`
     files: dict[str, bytes]  # as they are stored and as diffusers loads them; adapter.json if there
     vectors: dict[str, int]  # token -> number of its embedding vectors
+    remark: str = ""  # what is not wrong and yet may not be what the user means
 
 
 def check_adapters(
@@ -165,9 +166,9 @@ def offered_adapters(
     _refuse_missing(folder, map(token_file, placeholders), where)
     files_of_base = base_files(Base(path=base.repository, revision=base.revision))
     files: dict[str, bytes] = {}
-    vectors = {}
+    vectors, remark = {}, ""
     if lora is not None:
-        files[LORA_FILE] = _lora_bytes(lora, where, files_of_base, metadata, known)
+        files[LORA_FILE], remark = _lora_bytes(lora, where, files_of_base, metadata, known)
     for token in placeholders:
         rows = _token_rows(folder / token_file(token), token, where, files_of_base)
         vectors[token] = 1 if rows.ndim == 1 else len(rows)
@@ -176,7 +177,7 @@ def offered_adapters(
     record = {**metadata, "method": method, "tokens": dict(tokens), "sha256": adapter_sha256(files)}
     if metadata:
         files[METADATA_FILE] = (folder / METADATA_FILE).read_bytes()
-    return Offered(record, files, vectors)
+    return Offered(record, files, vectors, remark)
 
 
 def _find_lora(folder: Path, where: str) -> Path:
@@ -196,8 +197,9 @@ def _find_lora(folder: Path, where: str) -> Path:
     return found[0]
 
 
-def _lora_bytes(path: Path, where: str, base: BaseFiles, metadata: Mapping[str, Any], known: bool) -> bytes:
-    """The LoRA as diffusers loads it whole; the file's own bytes where it is so already."""
+def _lora_bytes(path: Path, where: str, base: BaseFiles, metadata: Mapping[str, Any], known: bool) -> tuple[bytes, str]:
+    """(the LoRA as diffusers loads it whole, what to say of it). The file's own bytes, if they are
+    so already."""
     file = LoraFile(path, where, base)
     tensors = file.layers_tensors(_peft_config(path, where) if "PEFT" in file.layouts else None)
     refuse_values(file, tensors, base)
@@ -208,7 +210,7 @@ def _lora_bytes(path: Path, where: str, base: BaseFiles, metadata: Mapping[str, 
             f"{file.where} is on a part of the layers: {layers} are there, {some(lost)} are not. Give the whole "
             f'file; if it was trained on these alone, say so in {METADATA_FILE} beside it: {{"layers": {layers}}}'
         )
-    return path.read_bytes() if file.standard else written_anew(file, tensors)
+    return path.read_bytes() if file.standard else written_anew(file, tensors), file.partial()
 
 
 def _peft_config(path: Path, where: str) -> Mapping[str, Any]:

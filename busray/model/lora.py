@@ -189,20 +189,43 @@ class LoraFile:
         return found
 
     def missing_layers(self) -> dict[str, list[str]]:
-        """What the file is on elsewhere but not here -> such layers.
+        """What the file lost, as it seems: a kind of layers -> those that it is not on.
 
-        A LoRA is trained on all layers of a kind (say every attn1.to_q), so that a part of them
-        tells of a file that lost some. PEFT's metadata says what it was trained on.
+        A LoRA is trained on all layers of a kind (say every attn1.to_q) or, on purpose, on few.
+        Where it is on at least a quarter of a kind, the others seem to be lost. PEFT's metadata say
+        for certain what it was trained on.
         """
-        wanted: dict[str, list[str]] = {}
+        lost: dict[str, list[str]] = {}
+        for (network, kind), (there, gone) in self._by_kind().items():
+            trained = set(self._trained_on(network))
+            certain = [layer for layer in gone if layer in trained]
+            seeming = gone if 3 * there >= len(gone) else certain
+            if seeming:
+                lost[f"{network}'s {kind}"] = seeming
+        return lost
+
+    def partial(self) -> str:
+        """On how many layers of its kinds the file is, in words; empty if it is on all."""
+        counts = self._by_kind().values()
+        there, gone = sum(n for n, _ in counts), sum(len(layers) for _, layers in counts)
+        return f"{self.where} is on {there} of {there + gone} layers of their kinds; the others stay" if gone else ""
+
+    def _by_kind(self) -> dict[tuple[str, str], tuple[int, list[str]]]:
+        """(network, kind) -> layers that the file is on, and the layers of that kind it is not on.
+
+        Kinds are those of the file's own layers and of what PEFT's metadata say.
+        """
+        found: dict[tuple[str, str], tuple[int, list[str]]] = {}
         for network, shapes in self.base_shapes.items():
-            kinds = {_kind(layer) for there, layer in self.layers if there == network}
-            kinds |= set(self._trained_on(network))
+            own = [layer for there, layer in self.layers if there == network]
+            kinds = {_kind(layer) for layer in (*own, *self._trained_on(network))}
             for layer in shapes:
                 kind = _kind(layer)
-                if (kind in kinds or layer in kinds) and (network, layer) not in self.layers:
-                    wanted.setdefault(f"{network}'s {kind}", []).append(layer)
-        return wanted
+                if kind in kinds:
+                    there, gone = found.get((network, kind), (0, []))
+                    is_there = (network, layer) in self.layers
+                    found[network, kind] = (there + is_there, gone if is_there else [*gone, layer])
+        return found
 
     def _trained_on(self, network: str) -> list[str]:
         targets = self.peft_metadata().get(f"{network}.target_modules")

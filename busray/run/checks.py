@@ -81,7 +81,9 @@ def open_run(
         images = ImageFolder(dataset, root, tuple(config.classes), recorded_masks(store, root))
         run = Run(config, store, images, base, extractors, command, f"{root}: {account}")
         check_content_sizes(run)
-        check_texts(run, checked_vectors(run))
+        vectors, remark = checked_vectors(run)
+        check_texts(run, vectors)
+        run = replace(run, account="\n".join(filter(None, (run.account, remark))))
         check_independent_images(run, compares=needs_inception)
     # This check writes, so it is the last one: a mistake in the settings leaves nothing behind.
     if writes:
@@ -244,12 +246,13 @@ def check_content_sizes(run: Run) -> None:
     refuse_small_content(run.extractors, list(zip(files, run.images.boxes(images), strict=True)))
 
 
-def checked_vectors(run: Run) -> dict[str, int]:
-    """Learned token -> its number of embedding vectors; checks adapters.path, if it is set."""
+def checked_vectors(run: Run) -> tuple[dict[str, int], str]:
+    """(learned token -> its number of embedding vectors, what to say of the adapters that
+    adapters.path gives); checks these."""
     config, store = run.config, run.store
     tokens = config.tokens() if config.uses_tokens else {}
     if not config.adapters.path:
-        return dict.fromkeys(tokens.values(), config.adapters.vectors)
+        return dict.fromkeys(tokens.values(), config.adapters.vectors), ""
     adopted = read_adapters(store)
     with tempfile.TemporaryDirectory() as cache:
         if adopted and not any(True for _ in Store(config.adapters.path).list()):
@@ -261,7 +264,7 @@ def checked_vectors(run: Run) -> dict[str, int]:
         offered = offered_adapters(local, method, tokens, run.base, run.dataset.hash, known=known)
         if adopted and adopted.sha256 != offered.record["sha256"]:
             raise UserError(f"adapters.path: {config.output} has other adapters already: give another output")
-        return offered.vectors
+        return offered.vectors, offered.remark
 
 
 def check_texts(run: Run, vectors: dict[str, int]) -> None:

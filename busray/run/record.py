@@ -32,7 +32,8 @@ class Run:
     # By name, in the order of evaluate.extractors; empty where the work measures nothing
     extractors: dict[str, Extractor]
     command: str = ""  # the command line, for the report
-    account: str = ""  # one line: what each file of the data folder is
+    # A line on what each file of the data folder is, and one on adapters of part of the layers
+    account: str = ""
 
     @property
     def dataset(self) -> DataSet:

@@ -189,7 +189,6 @@ def test_a_run_with_adapters_refuses_others(tmp_path: Path, phantom_folder: Path
         rows = {f"{layer}.lora_A.weight": np.full((2, 192), value, np.float32)}
         rows[f"{layer}.lora_B.weight"] = np.full((192, 2), value, np.float32)
         save_file(rows, tmp_path / name / LORA_FILE)
-        (tmp_path / name / "adapter.json").write_text('{"layers": 1}')
 
     def reopen(folder: str) -> Run:
         adapters = {"path": str(tmp_path / folder), "method": "lora"}
@@ -208,7 +207,6 @@ def test_the_source_of_adopted_adapters_may_be_gone(tmp_path: Path, phantom_fold
     matrices = {f"{layer}.down.weight": np.ones((2, 64, 3, 3)), f"{layer}.up.weight": np.ones((64, 2, 1, 1))}
     (tmp_path / "given").mkdir()
     save_file(matrices, tmp_path / "given" / LORA_FILE)
-    (tmp_path / "given" / "adapter.json").write_text('{"layers": 1}')
     adapters = {"method": "lora", "path": str(tmp_path / "given")}
     tree = settings(phantom_folder, tmp_path / "out", adapters=adapters, evaluate={"arms": ["base"]})
     first = opened(tree)
