@@ -38,7 +38,7 @@ def work(options, flags):
     return 0
 
 busray.cli.COMMAND_FUNCTIONS["doctor"] = work
-busray.cli.process(["doctor", "memory://"])
+busray.cli.process(["doctor", "runs"])
 """
 
 

@@ -195,7 +195,7 @@ PLACES: dict[str, tuple[list[str], str]] = {
     "a loop as config": (["run", "LOOP"], "symbolic link"),
     "a folder as config": (["run", "FOLDER"], "Is a directory"),
     "a folder as --json": (["check", "DATA", "--json=FOLDER"], "Is a directory"),
-    "a long name": (["verify", "x" * 300], "File name too long"),
+    "a long name": (["verify", "x" * 300], "has more than 255 bytes: write a shorter one"),
     "readers below a file": (["readers", "export", "RUN", "FILE/x", "--images=1"], "Not a directory"),
     "no such run": (["verify", "NOWHERE"], "no corpus there"),
 }

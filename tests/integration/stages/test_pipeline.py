@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ import pytest
 import ray
 import torch
 import yaml
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from busray.cli import main
+from busray.cluster import pool
 from busray.cluster.pool import ray_workers
 from busray.corpus.commit import read_commits, read_rows
 from busray.corpus.encode import png_pixels
@@ -29,7 +31,8 @@ from busray.model.adapters import load_adapters
 from busray.model.base import TINY, load_pipeline
 from busray.model.checkpoints import read_adapters
 from busray.model.finetune import CLIP_NORM
-from busray.records import AdaptersRecord, ContentBox, Figure, UserError
+from busray.model.sample import Sampler
+from busray.records import AdaptersRecord, ContentBox, Figure, ImageSpec, UserError
 from busray.run.checks import open_run
 from busray.run.record import Run
 from busray.stages.evaluate import evaluate
@@ -251,16 +254,24 @@ def test_training_that_lost_its_newest_work_comes_to_the_same_adapters(finished:
 
 
 def test_a_prompt_that_cannot_be_drawn_costs_its_images_alone_and_the_exit_status(
-    finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture
+    finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every other image's prompt has a token whose embedding is infinite."""
+    """Every other image's prompt has a learned token, whose latents are not finite here."""
+    txt2img = Sampler._txt2img
+
+    def poisoned(sampler: Sampler, batch: list[ImageSpec]) -> torch.Tensor:
+        latents = txt2img(sampler, batch)
+        for latent, spec in zip(latents, batch, strict=True):
+            if "<us-" in spec.prompt:
+                latent.fill_(torch.nan)
+        return latents
+
+    monkeypatch.setattr(Sampler, "_txt2img", poisoned)
+    monkeypatch.setattr(pool, "ray_workers", lambda *_: nullcontext(InProcessWorkers()))
     prompts = ["ultrasound image", "{token} ultrasound image"]
     changes = {name: {"images": 4, "token": f"<us-{name}>", "prompts": prompts} for name in finished.config.classes}
-    folder = shutil.copytree(adapters_folder(finished), tmp_path / "adapters")
-    for file in folder.glob("us-*.safetensors"):
-        file.write_bytes(save({name: np.full_like(rows, np.inf) for name, rows in load(file.read_bytes()).items()}))
-    few = {"sampling": {"steps": 2}, "refine": {"steps": 2}}
-    config = settings(tmp_path / "run", classes=changes, adapters={"path": str(folder)}, **few)
+    few = {"sampling": {"steps": 2}, "refine": {"steps": 2}, "adapters": {"path": adapters_folder(finished)}}
+    config = settings(tmp_path / "run", classes=changes, **few)
     (tmp_path / "poisoned.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     assert main(["finetune", str(tmp_path / "poisoned.yaml")]) == 0
     assert main(["generate", str(tmp_path / "poisoned.yaml")]) == 1

@@ -10,7 +10,7 @@ import yaml
 from busray.cli import main
 from busray.config_file import validate
 from busray.corpus.manifest import publish_manifest
-from busray.identity import fingerprint_rows
+from busray.identity import fingerprint, fingerprint_rows
 from busray.layout import CARD, REPORT_JSON, RUN, commit_key, segment_key
 from busray.records import Commit, Execution, Segment, Shard, to_json
 from busray.report.card import RESTRICTIONS, SIZES, data_card
@@ -276,7 +276,7 @@ def run(tmp_path: Path) -> Store:
         one = Commit(shard.class_name, 0, shard.count, key, "d" * 64, 100, shard.count, (), execution, 1.0)
         store.put_once(commit_key(shard), to_json(one))
     publish_manifest(store, segments)
-    store.put_once(RUN, to_json({"fingerprint": HASH["fingerprint"]}))
+    store.put_once(RUN, to_json({"fingerprint": fingerprint({}), "identity": {}}))
     store.replace(REPORT_JSON, to_json(report()))
     return store
 
