@@ -164,7 +164,7 @@ def _environment(folder: Path) -> Iterator[None]:
 
 
 def _set(variables: dict[str, str | None]) -> None:
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]
 
     for name, value in variables.items():
         if value is None:
@@ -188,11 +188,12 @@ def _switches() -> Iterator[None]:
         node._webui_url = ""
 
     parameters = ray._private.parameter.RayParams
+    switched_off: dict[str, Any] = {"no_monitor": True, "include_log_monitor": False}
     with signal_handlers_kept(), ExitStack() as replaced:
         for owner, name, value in (
             # False: Ray takes 127.0.0.1 for the address of this node, and then binds to it alone.
             (ray._private.ray_constants, "ENABLE_RAY_CLUSTER", False),
-            (ray._private.parameter, "RayParams", partial(parameters, no_monitor=True, include_log_monitor=False)),
+            (ray._private.parameter, "RayParams", partial(parameters, **switched_off)),
             (ray._private.node.Node, "start_api_server", no_dashboard),
         ):
             replaced.enter_context(_replaced(owner, name, value))

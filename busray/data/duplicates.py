@@ -224,12 +224,12 @@ def turned_frames(signatures: Sequence[Signature], wanted: Callable[[int, int], 
             for row in np.flatnonzero(likely.any(1)):
                 i = start + int(row)
                 detail = _changed(signatures[i].detail.reshape(DETAIL_SIDE, DETAIL_SIDE), mirrored, quarters).ravel()
-                for j in np.flatnonzero(likely[row, i + 1 :]) + i + 1:
+                for j in (np.flatnonzero(likely[row, i + 1 :]) + i + 1).tolist():
                     inverted = bool(correlation[row, j] < 0)
                     score = float(detail @ signatures[j].detail) * (-1 if inverted else 1)
-                    if score >= TURNED_DETAIL and wanted(i, int(j)):
+                    if score >= TURNED_DETAIL and wanted(i, j):
                         degrees = 90.0 * quarters if quarters < 3 else -90.0
-                        pairs.append(TurnedPair(i, int(j), score, mirrored, degrees, inverted))
+                        pairs.append(TurnedPair(i, j, score, mirrored, degrees, inverted))
     return pairs
 
 
