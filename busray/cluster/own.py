@@ -34,8 +34,27 @@ LONGEST_TEMPORARY = 25
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # for a link, where TMPDIR is longer
 
 
+STARTS = 4
+"""Times that a Ray is started whose first node is not up within 30 s. Ray has no setting for these
+30 s, which a busy machine may need."""
+
+
 @contextmanager
 def own_ray(**options: Any) -> Iterator[None]:
+    """As one_ray(), started again where the machine was too busy for Ray's own limit."""
+    with ExitStack() as at_exit:
+        for attempt in range(1, STARTS + 1):
+            try:
+                at_exit.enter_context(one_ray(**options))
+                break
+            except Stopped as error:
+                if attempt == STARTS or "timed out during startup" not in str(error.__cause__):
+                    raise
+        yield
+
+
+@contextmanager
+def one_ray(**options: Any) -> Iterator[None]:
     """A new Ray for the length of the block. options: of ray.init.
 
     It stores in a new folder below TMPDIR (or /tmp), which is removed at the end; after a failure

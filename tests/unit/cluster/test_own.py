@@ -3,12 +3,14 @@
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from busray.cluster import own, processes
-from busray.records import UserError
+from busray.records import Stopped, UserError
 
 SOCKET = "session_2026-12-01_04-00-55_794618_4194304/sockets/plasma_store"
 LONGEST_SOCKET = 107
@@ -62,3 +64,26 @@ def test_a_long_tmpdir_without_any_short_folder_is_refused_with_the_fix(
     with pytest.raises(UserError, match=rf"TMPDIR: .* has \d+ characters.*at most {own.LONGEST_TEMPORARY}"):
         own.private_folder()
     assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(("failures", "cause", "starts"), [(2, "timed out during startup", 3), (9, "no disk", 1)])
+def test_a_ray_that_a_busy_machine_did_not_start_in_time_is_started_again(
+    monkeypatch: pytest.MonkeyPatch, failures: int, cause: str, starts: int
+) -> None:
+    tried = []
+
+    @contextmanager
+    def one_ray(**_: object) -> Iterator[None]:
+        tried.append(1)
+        if len(tried) <= failures:
+            raise Stopped("Ray did not start") from RuntimeError(f"the node {cause}")
+        yield
+
+    monkeypatch.setattr(own, "one_ray", one_ray)
+    if cause == "no disk":
+        with pytest.raises(Stopped), own.own_ray():
+            pass
+    else:
+        with own.own_ray():
+            assert len(tried) == starts
+    assert len(tried) == starts
