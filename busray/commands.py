@@ -262,7 +262,10 @@ def _damage(url: str, flags: list[str], stage: str) -> "Findings":
         if stored is not None:
             images = stored_images(with_flags({**stored, "output": url}, flags), store)
     except (Damaged, UserError):
-        pass  # damaged settings are among what is found; images without them are not looked for
+        # Damaged settings are among what is found, and images without them are not looked for. A
+        # flag is the user's own: its mistake is said.
+        if flags:
+            raise
     with terminal.reporter() as report:
         return find_damage(store, images, partial(report, stage))
 

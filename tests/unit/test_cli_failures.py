@@ -340,3 +340,10 @@ def test_every_command_that_reads_a_run_is_in_the_table(pinned: Path, tmp_path: 
     assert COMMANDS.keys() - others == commands(pinned, tmp_path).keys()
     assert validate(yaml.safe_load(pinned.with_name("c.yaml").read_text())).output == str(pinned)
     assert shutil.which("bash")
+
+
+def test_a_mistaken_flag_of_verify_is_said_and_not_passed_over(
+    pinned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = Ended(capsys, ["verify", "--evidence", str(pinned), "--dataset.pth=x"])
+    assert ended.status == 2 and "dataset.pth" in ended.err
