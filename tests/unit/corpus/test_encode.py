@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
 from busray.corpus.encode import Row, encode_parquet, encode_png, png_bytes, png_pixels
@@ -83,6 +84,18 @@ def test_a_shard_whose_images_were_all_rejected_is_still_a_shard() -> None:
     assert pq.read_table(io.BytesIO(encode_parquet([], PROVENANCE))).num_rows == 0
 
 
-def test_pixels_survive_a_png() -> None:
-    image = rows()[0].image
-    assert np.array_equal(png_pixels(png_bytes(image, {})), image)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (128, 96)])
+@pytest.mark.parametrize("content", ["noise", "flat", "ramp"])
+def test_pillow_reads_the_pixels_and_texts_of_a_png(shape: tuple[int, int], content: str) -> None:
+    image = np.random.default_rng(3).integers(0, 256, shape, dtype=np.uint8)
+    if content == "flat":
+        image[:] = 255
+    if content == "ramp":
+        image = (np.arange(image.size).reshape(shape) % 256).astype(np.uint8)[::-1]
+    data = png_bytes(image, {"Comment": "synthetic, \u00e4", "image_id": "a-1"})
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+        picture.verify()
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+        assert (picture.mode, picture.info) == ("L", {"Comment": "synthetic, \u00e4", "image_id": "a-1"})
+        assert np.array_equal(np.asarray(picture), image)
+    assert np.array_equal(png_pixels(data), image)
