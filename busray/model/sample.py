@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from busray import config
+from busray.failures import is_device_error
 from busray.records import ContentBox, ImageSpec, UserError
 
 SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -28,6 +29,10 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 # Text embeddings in memory at most: nearly every image may have a prompt of its own.
 CACHED_PROMPTS = 256
+
+# Images of a shard that must fail alike and in a row before a further batch that fails so is given
+# up without trying its images one by one. A few bad prompts in a row are fewer.
+FAILED_IN_A_ROW = 8
 
 
 @dataclass(frozen=True)
@@ -212,17 +217,22 @@ class Sampler:
 def draw_shard(sampler: Any, specs: Sequence[ImageSpec], beat: Callable[[int], None]) -> list[DrawnImage]:
     """Draw specifications in batches; beat(n) after every n images.
 
-    An image that cannot be drawn comes with its `problem`; when a batch fails, each of its images
-    is tried once more alone. Where memory does not hold a batch, the sampler's batch is halved for
-    good and the shard is begun again, so that all its images have one batch size. The error is
-    raised where even one image is too many, and where the device is broken.
+    An image that cannot be drawn comes with its `problem`. When a batch fails, each of its images
+    is tried once more alone, unless whole batches fail: see _draw_batch. Where memory does not hold
+    a batch, the sampler's batch is halved for good and the shard is begun again, so that all its
+    images have one batch size. The error is raised where even one image is too many, and where the
+    device is broken.
     """
     while True:
         try:
             drawn: list[DrawnImage] = []
+            failed, kind = 0, ""  # images that failed in a row, and how
             while len(drawn) < len(specs):
                 batch = specs[len(drawn) : len(drawn) + sampler.sampling.batch_size]
-                drawn += _draw_batch(sampler, batch)
+                images, how = _draw_batch(sampler, batch, kind if failed >= FAILED_IN_A_ROW else None)
+                failed = (failed if how == kind else 0) + len(batch) if how else 0
+                kind = how
+                drawn += images
                 beat(len(batch))
             return drawn
         except Exception as error:
@@ -233,18 +243,35 @@ def draw_shard(sampler: Any, specs: Sequence[ImageSpec], beat: Callable[[int], N
             torch.cuda.empty_cache()
 
 
-def _draw_batch(sampler: Any, batch: Sequence[ImageSpec]) -> list[DrawnImage]:
+def _draw_batch(sampler: Any, batch: Sequence[ImageSpec], expected: str | None) -> tuple[list[DrawnImage], str]:
+    """(images, how all of them failed; empty where one is sound).
+
+    expected: how the images before failed, if so many did that the recipe is to blame. A batch that
+    fails in the same way is given up as it is: to draw its images one by one would cost as much
+    again for each of them.
+    """
     try:
         drawn = sampler.draw(batch)
     except Exception as error:
         if _concerns_no_image(error):
             raise
+        kind = type(error).__name__
+        if kind == expected:
+            reason = f"{_reason(error)} (its whole batch, as those before)"
+            return [_given_up(sampler, spec, reason) for spec in batch], kind
         # Which image failed is not known, so each is drawn alone.
-        return [_draw_alone(sampler, batch, i) for i in range(len(batch))]
+        drawn = [_draw_alone(sampler, batch, i) for i in range(len(batch))]
+        return drawn, kind if all(image.problem for image in drawn) else ""
+    problems = {image.problem for image in drawn}
+    kind = next(iter(problems)) or "" if len(problems) == 1 else ""
+    if kind and kind == expected:
+        return drawn, kind
     for i, image in enumerate(drawn):
         if image.problem is not None:
             drawn[i] = _draw_alone(sampler, batch, i)
-    return drawn
+            if kind and drawn[i].problem:  # all failed, and the first one twice
+                break
+    return drawn, kind if all(image.problem for image in drawn) else ""
 
 
 def _draw_alone(sampler: Any, batch: Sequence[ImageSpec], place: int) -> DrawnImage:
@@ -258,9 +285,16 @@ def _draw_alone(sampler: Any, batch: Sequence[ImageSpec], place: int) -> DrawnIm
     except Exception as error:
         if _concerns_no_image(error):
             raise
-        black = np.zeros((sampler.size, sampler.size), np.uint8)
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return DrawnImage(spec, black, black if sampler.keep_txt2img else None, reason)
+        return _given_up(sampler, spec, _reason(error))
+
+
+def _given_up(sampler: Any, spec: ImageSpec, reason: str) -> DrawnImage:
+    black = np.zeros((sampler.size, sampler.size), np.uint8)
+    return DrawnImage(spec, black, black if sampler.keep_txt2img else None, reason)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -269,8 +303,8 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _concerns_no_image(error: Exception) -> bool:
-    # After an AcceleratorError the device is broken, and every later image would fail too.
-    return _out_of_memory(error) or isinstance(error, torch.AcceleratorError)
+    # On a broken device every later image would fail too.
+    return _out_of_memory(error) or is_device_error(error)
 
 
 def scheduler_for(name: str, settings: Any) -> Any:

@@ -2,6 +2,7 @@
 device raises."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -135,3 +136,49 @@ def test_images_of_a_halved_batch_are_equal_within_one_grey_level() -> None:
         return np.stack([d.image for d in draw_shard(sampler, [spec(i) for i in range(4)], counter()[1])]).astype(int)
 
     assert np.abs(drawn(4) - drawn(2)).max() <= 1
+
+
+class BrokenSampler(FakeSampler):
+    """Every image of every batch has the same problem."""
+
+    def draw(self, specs: Sequence[ImageSpec]) -> list[DrawnImage]:
+        return [replace(image, problem="not finite") for image in super().draw(specs)]
+
+
+def test_a_recipe_of_broken_images_costs_a_batch_more_than_a_sound_one() -> None:
+    sampler = BrokenSampler(16, lambda specs: None)
+    drawn = draw_shard(sampler, [spec(i) for i in range(256)], counter()[1])
+    assert {image.problem for image in drawn} == {"not finite"} and len(drawn) == 256
+    assert len(sampler.batches) == 17, "one image of the first batch is tried again"
+
+
+def test_images_that_all_raise_are_tried_one_by_one_in_the_first_batch_only() -> None:
+    def fault(specs: Sequence[ImageSpec]) -> None:
+        raise ValueError(f"prompt {specs[0].index} has 99 tokens")
+
+    sampler = FakeSampler(16, fault)
+    drawn = draw_shard(sampler, [spec(i) for i in range(256)], counter()[1])
+    assert len(sampler.batches) == 16 + 16
+    assert drawn[0].problem == "ValueError: prompt 0 has 99 tokens"
+    assert drawn[255].problem == "ValueError: prompt 240 has 99 tokens (its whole batch, as those before)"
+
+
+def test_two_bad_images_in_batches_of_one_do_not_give_up_a_third() -> None:
+    def fault(specs: Sequence[ImageSpec]) -> None:
+        if specs[0].index < 2:
+            raise ValueError("bad")
+
+    drawn = draw_shard(FakeSampler(1, fault), [spec(i) for i in range(3)], counter()[1])
+    assert [image.problem is None for image in drawn] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["CUDA error: uncorrectable ECC error encountered", "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR", "NVML: lost"],
+)
+def test_a_broken_device_that_torch_reports_as_a_plain_error_is_no_images_fault(words: str) -> None:
+    def fault(specs: Sequence[ImageSpec]) -> None:
+        raise RuntimeError(words)
+
+    with pytest.raises(RuntimeError, match=r"CU|NVML"):
+        draw_shard(FakeSampler(4, fault), [spec(i) for i in range(4)], counter()[1])
