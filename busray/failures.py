@@ -21,6 +21,7 @@ from typing import Any
 from busray import __version__
 from busray.records import Stopped, StoppedForGood, StoreError, UserError
 from busray.storage import describe_error, store_answer
+from busray.storage import is_transient as store_error_is_transient
 
 MISTAKE, FAILED = 2, 1
 """Exit status: something that the user gave is wrong; something failed."""
@@ -213,6 +214,18 @@ FEWEST_FILES = 1024
 """Open files that Ray's programs may need on one machine."""
 NO_MEMORY = re.compile(r"can't allocate memory|[Cc]annot allocate memory|out of memory|bad_alloc|Unable to allocate")
 ERRNO = re.compile(r"(?:[Ee]rrno |os error )(\d+)")
+DEVICE = re.compile(
+    r"CUDA error|HIP error|device-side assert|unspecified launch failure|ECC error|illegal memory access"
+    r"|(?:CUDNN|CUBLAS|CUSOLVER|CUSPARSE)_STATUS_(?:INTERNAL_ERROR|EXECUTION_FAILED|MAPPING_ERROR|NOT_INITIALIZED)"
+    r"|NVML|GPU is lost|fallen off the bus|no CUDA-capable device|CUDA driver|CUDA unknown error"
+)
+"""What CUDA and its libraries say when the GPU is broken or lost, and not only out of memory."""
+DEVICE_FIX = (
+    "look at that machine's GPU (`nvidia-smi -q -d ECC`, Xid in `dmesg`) and take it out of the cluster; "
+    "if every machine says so, the driver or the model's code is to blame"
+)
+BUSY_STATUS = {408, 425, 429, 500, 502, 503, 504}
+"""HTTP answers that mean: later."""
 SOCKET_PATH = "AF_UNIX path"
 
 
@@ -222,6 +235,12 @@ def _known(error: BaseException) -> Failure | None:
     if isinstance(error, MemoryError) or name == "OutOfMemoryError" or NO_MEMORY.search(text):
         said = f" ({text})" if text else ""
         return Failure(f"out of memory{said}", MEMORY_FIX, again=True)
+    if is_device_error(error):
+        return Failure(f"the GPU failed: {text}", DEVICE_FIX, again=True)
+    busy = next((inner for inner in _causes(error) if _http_status(inner) in BUSY_STATUS), None)
+    if busy is not None:
+        fix = "wait, or give base.path as a folder that all machines have"
+        return Failure(f"a server is busy or limits requests: {plain_text(busy)}", fix, again=True)
     if SOCKET_PATH in text:
         fix = "set TMPDIR to a shorter path, such as TMPDIR=/tmp: Ray's sockets lie below it"
         return Failure(f"the path of the temporary files is too long ({text})", fix, MISTAKE)
@@ -255,6 +274,43 @@ def _known(error: BaseException) -> Failure | None:
     if _of_network(error):
         return Failure(f"no connection: {describe_error(error)}", NETWORK_FIX, again=True)
     return None
+
+
+def is_device_error(error: BaseException) -> bool:
+    """Whether a GPU is broken or lost: whatever this process does with it next fails too."""
+    name = type(error).__name__
+    return name == "AcceleratorError" or (isinstance(error, RuntimeError) and DEVICE.search(str(error)) is not None)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same load may succeed later: a busy hub or store, a network that failed."""
+    for link in _causes(error):
+        status = _http_status(link)
+        if status is not None and store_answer(link) is None:
+            return status in BUSY_STATUS
+        if isinstance(link, StoreError) or store_error_is_transient(link):
+            return True
+        if isinstance(link, OSError) and (link.errno in NETWORK or _is_network_lookup(link)):
+            return True
+        if _of_network(link) and store_answer(link) is None:
+            return True
+    return False
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it arose from or while handling; libraries do not always say `from`."""
+    link: BaseException | None = error
+    seen: list[BaseException] = []
+    while link is not None and link not in seen:
+        yield link
+        seen.append(link)
+        link = _inside(link) or link.__context__
+
+
+def _http_status(error: BaseException) -> int | None:
+    """The status of an HTTP answer that requests, httpx or urllib raised, else None."""
+    status = getattr(getattr(error, "response", None), "status_code", None) or getattr(error, "code", None)
+    return status if isinstance(status, int) and 400 <= status < 600 else None
 
 
 def _limit_of_files() -> str:

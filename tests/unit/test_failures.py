@@ -13,7 +13,7 @@ from typing import Any
 import botocore.exceptions as boto
 import pytest
 
-from busray.failures import cause_in_words, explain, write_log
+from busray.failures import cause_in_words, explain, is_device_error, is_transient, write_log
 from busray.records import Damaged, Stopped, StoppedForGood, StoreError, UserError
 
 
@@ -217,3 +217,63 @@ def test_every_fix_is_for_an_error_that_the_system_has() -> None:
 
     assert LOCAL_FIXES.keys() >= MISTAKES and not NETWORK & LOCAL_FIXES.keys()
     assert sys.platform.startswith("linux") or all(number in errno.errorcode for number in LOCAL_FIXES)
+
+
+class Hub(OSError):
+    """As requests' and httpx' errors: they keep the answer."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"{status} of huggingface.co")
+        self.response = type("Response", (), {"status_code": status})()
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (Hub(429), True),
+        (Hub(503), True),
+        (Hub(401), False),
+        (caused_by(OSError("cannot load the model"), Hub(429)), True),
+        (answer(503, "SlowDown"), True),
+        (answer(403, "AccessDenied"), False),
+        (StoreError("the store failed"), True),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), True),
+        (system_error(errno.ENOSPC), False),
+        (ValueError("odd"), False),
+    ],
+)
+def test_a_load_that_may_succeed_later_is_known(error: Exception, again: bool) -> None:
+    assert is_transient(error) is again
+
+
+def test_a_busy_hub_while_another_error_is_handled_is_known() -> None:
+    try:
+        try:
+            raise Hub(429)
+        except OSError:
+            raise OSError("cannot find the file in the cache")  # noqa: B904 (as libraries do)
+    except OSError as error:
+        assert is_transient(error)
+
+
+@pytest.mark.parametrize(
+    ("words", "broken"),
+    [
+        ("CUDA error: uncorrectable ECC error encountered", True),
+        ("CUDA error: device-side assert triggered", True),
+        ("CUDA error: unspecified launch failure", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR", True),
+        ("Can't initialize NVML", True),
+        ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED", False),
+        ("shape '[2, 3]' is invalid for input of size 5", False),
+    ],
+)
+def test_a_broken_device_is_told_from_a_wrong_program(words: str, broken: bool) -> None:
+    error = RuntimeError(words)
+    assert is_device_error(error) is broken
+    assert ("the GPU failed" in explain(error).what) is broken
+
+
+def test_a_hubs_limit_is_named_with_what_to_do() -> None:
+    failure = explain(caused_by(OSError("cannot load"), Hub(429)))
+    assert "429" in failure.what and "base.path" in failure.fix and failure.again
