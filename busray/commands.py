@@ -308,12 +308,13 @@ def _doctor(options: argparse.Namespace, flags: list[str]) -> int:
 def _check(options: argparse.Namespace, flags: list[str]) -> int:
     from busray.config_file import dataset_settings
     from busray.data.check import check
+    from busray.failures import missing_folder
     from busray.records import to_json
     from busray.storage import naming
 
     settings = dataset_settings(flags)
     if options.json and not options.json.absolute().parent.is_dir():
-        raise UserError(f"--json: no folder {options.json.parent}: make it first, or name another")
+        raise missing_folder("--json", options.json.parent, "make it first, or name another")
     with terminal.reporter() as report:
         checked = check(options.data, None, options.metadata, partial(report, "check"), settings)
     for table in checked.tables():

@@ -55,6 +55,13 @@ def explain(error: BaseException) -> Failure:
     return Failure(f"an error of busray itself, {type(last).__name__}{_place(last)}: {text}", is_known=False)
 
 
+def missing_folder(where: str, path: Path, fix: str = "") -> UserError:
+    """The mistake that `path`, which `where` (a setting, a flag) names, is no folder. fix: what
+    else to say."""
+    what = f"{path} is a file: give the folder that it lies in" if path.is_file() else f"no folder {path}"
+    return UserError("; ".join(filter(None, (f"{where}: {what}", fix))))
+
+
 def cause_in_words(error: BaseException) -> str:
     """An error's cause in one line, with the node where that is another one."""
     failure, last = explain(error), [link for link in _chain(error)][-1]

@@ -15,6 +15,7 @@ from typing import Literal
 
 from busray.config import Dataset, safe_name
 from busray.data.pixels import kind_of
+from busray.failures import missing_folder
 from busray.places import hidden_character
 from busray.records import UserError
 
@@ -187,8 +188,7 @@ def walk(folder: Path, *, links: bool) -> list[Walked]:
     """Every file and every link that is not followed, sorted. UserError for a folder that cannot
     be listed. links: follow those that lead out of the folder."""
     if not folder.is_dir():
-        what = "is a file; name the folder that it lies in" if folder.exists() else "there is no such folder"
-        raise UserError(f"data folder {folder}: {what}{_nearest(folder)}")
+        raise missing_folder("data folder", folder, _nearest(folder))
     top = os.path.realpath(folder)
     found: list[Walked] = []
     # (folders from the top, their real paths, why all in it is left out, reached through a link)
@@ -244,7 +244,7 @@ def _nearest(folder: Path) -> str:
         names = sorted(entry.name for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     except OSError:
         return ""
-    return f"; folders in {parent}: {_some(names)}" if names else ""
+    return f"folders in {parent}: {_some(names)}" if names else ""
 
 
 # ---- names of folders ----

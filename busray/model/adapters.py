@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from busray.config import Adapters, Base
+from busray.failures import missing_folder
 from busray.identity import fingerprint, sha256_bytes
 from busray.model.base import BaseIdentity, base_files, same_base, vector_names
 from busray.model.base_files import PICKLES, BaseFiles
@@ -158,7 +159,7 @@ def offered_adapters(
     """
     where = f"adapters.path: {folder}"
     if not folder.is_dir():
-        raise UserError(f"{where}: no such folder")
+        raise missing_folder("adapters.path", folder)
     metadata = _metadata(folder / METADATA_FILE, where)
     parts = method.split("+")
     placeholders = sorted(set(tokens.values())) if "ti" in parts else []

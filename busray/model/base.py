@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from busray import config
+from busray.failures import missing_folder
 from busray.identity import sha256_bytes, sha256_file
 from busray.model.base_files import NETWORKS, PARTS, PICKLES, SUFFIXES, BaseFiles, loaded_files
 from busray.model.inspect_base import kind_problems, shape_problems, text_config
@@ -144,7 +145,7 @@ def _fetch(settings: config.Base) -> Path:
         raise UserError(f"base.path: no file {settings.path}")
     if not HUB_ID.fullmatch(settings.path) or settings.path.startswith("."):
         known = "give `tiny`, a folder, a .safetensors file, or a hub id such as owner/name"
-        raise UserError(f"base.path: no folder {settings.path}; {known}")
+        raise missing_folder("base.path", Path(settings.path), known)
     if settings.revision is None:
         fix = "so pin it by its commit hash (40 hex digits)"
         raise UserError(f"base.revision: {settings.path} is a hub id, {fix}")

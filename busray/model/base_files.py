@@ -247,7 +247,7 @@ def _no_weights(part: str, folder: Path) -> str:
 def _there(folder: Path) -> str:
     """What a folder holds, for a message; where a base lies one or two levels down, its path."""
     if not folder.is_dir():
-        return f"{folder} is no folder"
+        return f"no folder {folder}"
     for pattern in ("*/", "*/*/"):
         if below := sorted(folder.glob(pattern + INDEX)):
             return f"there is one in {below[0].parent}: give that"

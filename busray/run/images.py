@@ -8,6 +8,7 @@ from pathlib import Path
 from busray.config import Config
 from busray.data.folder import class_root
 from busray.data.prepare import materialise_phantoms
+from busray.failures import missing_folder
 from busray.identity import fingerprint
 from busray.layout import CONFIG
 from busray.records import UserError
@@ -25,7 +26,7 @@ def image_folder(config: Config, store: Store) -> Iterator[Path]:
         assert config.dataset.path is not None
         path = Path(config.dataset.path)
         if not path.is_dir():
-            raise UserError(f"dataset.path: no folder {path}; --dataset.path=FOLDER says where it lies")
+            raise missing_folder("dataset.path", path, "--dataset.path=FOLDER says where it lies")
         yield path
         return
     folder = _phantom_folder(config, store)
@@ -65,8 +66,7 @@ def adapters_folder(url: str, cache: Path) -> Path:
     source = Store(url)
     if source.local:
         if not Path(source.url).is_dir():
-            kind = f"{url} is a file: give its folder" if Path(source.url).is_file() else f"no folder {url}"
-            raise UserError(f"adapters.path: {kind}")
+            raise missing_folder("adapters.path", Path(source.url))
         return Path(source.url)
     cache.mkdir(parents=True, exist_ok=True)
     # As in a local folder, where only files of the top level are read.

@@ -1,5 +1,7 @@
 # pyright: strict
-"""Frechet distance between Gaussians fitted to features (Heusel et al. 2017, arXiv 1706.08500).
+"""Frechet distance between Gaussians fitted to features: of Inception-2015, it is the FID.
+
+Heusel et al. 2017, arXiv 1706.08500.
 
 Pure NumPy, float64. A covariance is kept as a factor F with F'F the covariance, never as the
 product. The product loses small eigenvalues. With 2,048 features there are many, and the sum of

@@ -91,7 +91,7 @@ def test_a_missing_class_is_told_with_what_is_there_and_the_setting(tmp_path: Pa
 
 def test_a_missing_data_folder_is_told_with_the_folders_beside_it(tmp_path: Path) -> None:
     (tmp_path / "busi").mkdir()
-    with pytest.raises(UserError, match=r"BUSI: there is no such folder; folders in .*: busi"):
+    with pytest.raises(UserError, match=r"data folder: no folder .*BUSI; folders in .*: busi"):
         scan(tmp_path / "BUSI", CLASSES)
 
 

@@ -202,7 +202,7 @@ def untouched(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
         ({"primary": {"metric": "auc", "arm": "mixed@3"}}, "study.primary.arm: no arm 'mixed@3'"),
         ({"primary": {"metric": "auc", "arm": "real"}}, "the same arm"),
         ({"ratios": [0.5, 5]}, "study.ratios: 5 needs"),
-        ({"external": "/no/such/folder"}, "no such folder"),
+        ({"external": "/no/such/folder"}, "no folder /no/such/folder"),
     ],
 )
 def test_a_mistake_ends_before_anything_is_trained_or_written(untouched: Path, changes: Any, says: str) -> None:
