@@ -51,6 +51,7 @@ COMMANDS = {
     "reproduce": "draw one image of a run again and compare its pixels",
     "card": "write a run's data-set card; --card.license, .source, .ethics and .contact state what it says",
     "readers": "a blinded reader study: export real and synthetic images to distinguish, score a sheet",
+    "status": "say from the store alone how far a run is, how fast, and whether a driver works on it",
     "verify": "check a run's manifest against its records, objects and plan; --evidence reads everything",
     "repair": "list what is damaged in a run; --apply moves it aside, so that it is made again",
     "gc": "list a run's orphaned objects, or delete them",
@@ -58,6 +59,7 @@ COMMANDS = {
 
 SETTINGS = {
     "doctor": None, "check": "--dataset.", "verify": "--dataset.", "repair": "--dataset.", "gc": None, "readers": None,
+    "status": None,
 }  # fmt: skip
 """Command -> how the settings begin that it takes; the others take all."""
 
@@ -310,10 +312,12 @@ def _parser() -> argparse.ArgumentParser:
             )
         elif name == "readers":
             _readers_parser(command)
-        elif name in ("audit", "reproduce", "card", "verify", "repair", "gc"):
+        elif name in ("audit", "reproduce", "card", "status", "verify", "repair", "gc"):
             command.add_argument("run", type=_run_place, help="folder or URL of the run")
             if name == "reproduce":
                 command.add_argument("image_id")
+            elif name == "status":
+                command.add_argument("--json", action="store_true", help="print it as JSON")
             elif name == "verify":
                 evidence = "also compare features, records, weights and the real images with their digests"
                 command.add_argument("--evidence", action="store_true", help=evidence)

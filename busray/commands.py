@@ -5,9 +5,11 @@ at once.
 """
 
 import argparse
+import json
 import secrets
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -229,14 +231,19 @@ def _advise_repair(run: str, damaged: bool) -> int:
 
 def _repair(options: argparse.Namespace, flags: list[str]) -> int:
     from busray.corpus.repair import move_aside
+    from busray.run.progress import refuse_beside_drivers
     from busray.storage import Store
 
+    store = Store(options.run)
+    if options.apply:
+        refuse_beside_drivers(store)
     found = _damage(options.run, flags, "repair")
     terminal.print_damages(options.run, found)
     if not found.damages:
         return 0
     if options.apply:
-        moved = move_aside(Store(options.run), found.damages)
+        refuse_beside_drivers(store)  # to read everything takes a while
+        moved = move_aside(store, found.damages)
         for old, new in moved:
             print(f"{old} -> {new}")
         print(f"{len(moved)} objects were moved and are kept; the next `busray run CONFIG` makes again what is missing")
@@ -268,6 +275,19 @@ def _damage(url: str, flags: list[str], stage: str) -> "Findings":
             raise
     with terminal.reporter() as report:
         return find_damage(store, images, partial(report, stage))
+
+
+def _status(options: argparse.Namespace, flags: list[str]) -> int:
+    from busray.stages.status import read_status
+    from busray.storage import Store
+
+    _refuse(flags)
+    status = read_status(Store(options.run), time.time())
+    if options.json:
+        print(json.dumps(status.to_dict(), indent=1))
+    else:
+        terminal.print_status(status)
+    return 0
 
 
 def _gc(options: argparse.Namespace, flags: list[str]) -> int:
@@ -329,7 +349,7 @@ COMMAND_FUNCTIONS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "doctor": _doctor, "check": _check, "run": _run, "demo": _demo, "finetune": _finetune,
     "generate": _generate, "evaluate": _evaluate, "ablate": _ablate, "study": _study,
     "audit": _audit, "reproduce": _reproduce, "card": _card, "readers": _readers,
-    "verify": _verify, "repair": _repair, "gc": _gc,
+    "status": _status, "verify": _verify, "repair": _repair, "gc": _gc,
 }  # fmt: skip
 
 
@@ -348,8 +368,9 @@ def _opened(config: "Config", **options: Any) -> Iterator[tuple["Run", "Workers"
     with terminal.reporter() as report:
         run = _open(config, report, **options)
         from busray.cluster.pool import ray_workers
+        from busray.run.progress import telling
 
-        with ray_workers(config.cluster, run.log_file, report) as workers:
+        with telling(run.store, report) as noted, ray_workers(config.cluster, run.log_file, noted) as workers:
             yield run, workers
 
 

@@ -34,6 +34,9 @@ STUDY_JSON, STUDY_CSV = "study.json", "study.csv"
 ABLATE_JSON, ABLATE_CSV, ABLATE_HTML = "ablate.json", "ablate.csv", "ablate.html"
 TIMINGS = "timings.json"
 
+PROGRESS = "progress"
+"""Folder: what each driver says of itself, replaced each minute."""
+
 LOG = "ray.log"
 """Beside a local run: Ray's messages, and the tracebacks of commands that failed."""
 
@@ -116,6 +119,11 @@ def study_key(identity: str, arm: str, number: int) -> str:
 
 def study_identity_key(identity: str) -> str:
     return f"study/{identity[:16]}/identity.json"
+
+
+def progress_key(driver: str) -> str:
+    """What the driver of this name last said of itself. Several drivers may work on one run."""
+    return f"{PROGRESS}/{driver}.json"
 
 
 def arm_prefix(arm: str) -> str:

@@ -166,6 +166,35 @@ class DataSet:
         return DataSet(**value)
 
 
+# ---- run/: drivers
+
+
+@dataclass(frozen=True)
+class DriverProgress:
+    """What a driver says of itself, each minute; times are Unix seconds of its own clock."""
+
+    driver: str  # names it: random, so that drivers of one run differ
+    busray: str  # its version
+    command: str  # its command line
+    host: str
+    process: int  # its number on that host
+    machine: str  # names host, boot and process numbers' space; empty where that is not known
+    started: float
+    time: float  # of this word
+    stage: str = ""  # the one that moved last, with items done of all
+    done: int = 0
+    total: int = 0
+    errors: tuple[tuple[float, str], ...] = ()  # (time, message), the newest last
+    ended: str | None = None  # how the command ended: `done` or its error; None while it works
+
+    @staticmethod
+    def from_json(data: bytes) -> "DriverProgress":
+        value = json.loads(data)
+        known = {name: value[name] for name in DriverProgress.__dataclass_fields__ if name in value}
+        known["errors"] = tuple((time, message) for time, message in known["errors"])
+        return DriverProgress(**known)
+
+
 # ---- corpus/: plan, images, commits
 
 

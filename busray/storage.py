@@ -20,8 +20,9 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -277,6 +278,24 @@ class Store:
             if not _is_stray(key):
                 yield key
 
+    def modified(self, prefix: str) -> dict[str, float | None]:
+        """key -> when it was last written, in Unix seconds by the store's clock, of the keys under
+        prefix; None where the store does not say. One listing, as list()."""
+        folder = self._path(prefix)
+
+        def find() -> dict[str, Any]:
+            if self.local:
+                return {path: {"mtime": _mtime_or_none(path)} for path in _files_under(folder)}
+            self.fs.invalidate_cache()
+            return self.fs.find(folder, detail=True, **self._limit)
+
+        times: dict[str, float | None] = {}
+        for path, info in sorted(self._with_retries("list", prefix, find).items()):
+            key = path[len(self._root) :].lstrip("/")
+            if not _is_stray(key):
+                times[key] = _written_at(info)
+        return times
+
     def put_once(self, key: str, data: bytes) -> bool:
         """Create the object. True if the key now has these bytes, False if another writer's."""
         if not data:
@@ -422,6 +441,31 @@ class Store:
         """Remove an object. Only `busray gc` does, and doctor.py its own test objects."""
         path = self._path(key)
         self._with_retries("delete", key, lambda: self.fs.rm_file(path, **self._limit))
+
+
+WRITTEN_AT = ("LastModified", "last_modified", "mtime", "updated", "created")
+"""What file systems call the time of the last writing: S3, Azure, disks, Google Cloud, memory."""
+
+
+def _written_at(info: Mapping[str, Any]) -> float | None:
+    """Unix seconds of a listing's entry."""
+    for name in WRITTEN_AT:
+        value = info.get(name)
+        if isinstance(value, str):
+            with suppress(ValueError):
+                value = datetime.fromisoformat(value)
+        if isinstance(value, datetime):
+            return value.timestamp()
+        if isinstance(value, int | float):
+            return float(value)
+    return None
+
+
+def _mtime_or_none(path: str) -> float | None:
+    try:
+        return os.stat(path).st_mtime
+    except FileNotFoundError:  # moved since it was listed
+        return None
 
 
 def _is_stray(key: str) -> bool:

@@ -12,9 +12,12 @@ from busray.records import CLASS_ALL, INCEPTION, Figure
 if TYPE_CHECKING:
     from busray.corpus.damage import Findings
     from busray.corpus.manifest import Quarantine
+    from busray.corpus.pace import Sampled
     from busray.corpus.verify import VerifyResult
     from busray.doctor import Finding
     from busray.evidence.reader_study import Score
+    from busray.run.progress import Driver
+    from busray.stages.status import CorpusStatus, RunStatus
     from busray.workers import Report
 
 LINE_SECONDS = 10.0  # between plain progress lines where there is no terminal
@@ -138,6 +141,82 @@ def print_verify(url: str, results: Mapping[str, "VerifyResult"]) -> None:
         print(problem)
     if len(problems) > PROBLEMS_SHOWN:
         print(f"... and {len(problems) - PROBLEMS_SHOWN} more")
+
+
+def print_status(status: "RunStatus") -> None:
+    """How far a run is; in at most 80 columns."""
+    rows: list[tuple[str, ...]] = []
+    for corpus in status.corpora:
+        for row in corpus.classes:
+            share = f"{100 * row.committed / row.planned:.0f} %" if row.planned else "-"
+            left = "-" if row.hours_left is None else duration(3600 * row.hours_left)
+            counts = (f"{row.planned:,}", f"{row.committed:,}", share, f"{row.per_hour:,.0f}", left)
+            rows.append((corpus.name, row.class_name, *counts))
+    columns = ("corpus", "class", "planned", "done", "", "images/h", "left")
+    print_table(f"{status.url}; images/h over the last ten minutes", columns, rows)
+    for corpus in status.corpora:
+        _print_corpus(corpus, status)
+    if status.checkpoint:
+        step, time_of = status.checkpoint
+        print(f"newest checkpoint: step {step:,}{_ago(time_of, status.now)}")
+    if not any(driver.lives for driver in status.drivers):
+        seen = "" if status.drivers else " (this run has no progress: an older busray drew it, or none yet)"
+        print(f"driver: none works on it{seen}")
+    for driver in status.drivers:
+        if driver.lives or driver is status.drivers[0]:
+            _print_driver(driver)
+    for time_of, message in status.errors:
+        print(f"error{_ago(time_of, status.now)}: {message}")
+
+
+def _print_corpus(corpus: "CorpusStatus", status: "RunStatus") -> None:
+    if not corpus.is_planned:
+        print(f"{corpus.name}: not planned yet; the settings ask for these images")
+    if not corpus.shards:
+        return
+    rejects = corpus.quarantined
+    print(
+        f"{corpus.name}: {corpus.shards:,} shards, the newest{_ago(corpus.newest, status.now)}; "
+        f"{rejects.value:,.0f} images quarantined{_sample(rejects)}"
+    )
+    for device, hours in corpus.hours.items():
+        unit, value = ("GPU-hours", hours.value * status.gpus_per_actor) if device.startswith("cuda") else (
+            "actor-hours", hours.value
+        )  # fmt: skip
+        print(f"{corpus.name}: {value:,.2f} {unit} of drawing{_sample(hours)} on {device}")
+    for image_id, reason in corpus.reasons:
+        print(f"{corpus.name}: quarantined {image_id}: {reason}")
+    for key in corpus.unreadable:
+        print(f"{corpus.name}: {key} cannot be read")
+
+
+def _print_driver(driver: "Driver") -> None:
+    word = driver.word
+    state = "works"
+    if word.ended is not None:
+        state = "has ended"
+    elif not driver.lives:
+        state = "is gone without an end"
+    print(f"driver: process {word.process} on {word.host} {state}; its last word is {duration(driver.age)} old")
+    print(f"    {word.command}")
+    if word.stage:
+        print(f"    {word.stage}: {word.done:,}/{word.total:,}")
+
+
+def _sample(sum_of: "Sampled") -> str:
+    return "" if sum_of.is_exact else f" (from {sum_of.n:,} of {sum_of.of:,} records)"
+
+
+def _ago(time_of: float | None, now: float) -> str:
+    return "" if time_of is None else f" {duration(max(0.0, now - time_of))} ago"
+
+
+def duration(seconds: float) -> str:
+    """Such as `12 s`, `4.5 min`, `3.2 h`, `11.0 days`."""
+    for unit, length, most in (("s", 1.0, 100), ("min", 60.0, 100), ("h", 3600.0, 48)):
+        if seconds < most * length:
+            return f"{seconds / length:.{0 if unit == 's' else 1}f} {unit}"
+    return f"{seconds / 86400:.1f} days"
 
 
 def print_evidence(found: "Findings") -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -356,3 +357,26 @@ def test_a_store_that_overwrites_unless_told_otherwise_is_told_so() -> None:
     store = Store("azure-like://container/run")
     assert store.put_once("a", b"first") and not store.put_once("a", b"second")
     assert store.read("a") == b"first" and not store.looks_then_writes
+
+
+@pytest.mark.parametrize(
+    "info, seconds",
+    [
+        ({"LastModified": datetime(2026, 12, 1, tzinfo=UTC)}, 1796083200.0),
+        ({"mtime": 5.5}, 5.5),
+        ({"updated": "2026-12-01T00:00:00Z"}, 1796083200.0),
+        ({"last_modified": datetime(2026, 12, 1, tzinfo=UTC), "size": 3}, 1796083200.0),
+        ({"size": 3}, None),
+        ({"updated": "yesterday"}, None),
+    ],
+)
+def test_the_time_of_writing_is_read_as_each_kind_of_store_says_it(info: dict[str, Any], seconds: float | None) -> None:
+    assert storage._written_at(info) == seconds
+
+
+def test_the_listing_of_a_folder_says_when_each_file_was_written(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.put_once("commits/a.json", b"x")
+    os.utime(tmp_path / "commits/a.json", (1000, 1000))
+    assert store.modified("commits") == {"commits/a.json": 1000.0}
+    assert store.modified("nothing") == {}

@@ -4,6 +4,7 @@ import functools
 import os
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -132,6 +133,16 @@ def test_listing_is_sorted_and_ends_at_the_folder(store: Store) -> None:
         store.put_once(key, b"x")
     assert list(store.list("data")) == ["data/a/1", "data/a/10", "data/b/2"]
     assert list(store.list()) == ["commits/a", "data-more/x", "data/a/1", "data/a/10", "data/b/2"]
+
+
+def test_the_listing_says_when_each_object_was_written(store: Store) -> None:
+    before = time.time()
+    store.put_once("commits/a", b"x")
+    store.put_once("commits-more/b", b"x")
+    written = store.modified("commits")
+    assert list(written) == ["commits/a"]
+    assert written["commits/a"] == pytest.approx(before, abs=60)
+    assert store.modified("nothing") == {}
 
 
 def test_what_another_machine_wrote_is_seen_at_once(store: Store, other: Any) -> None:

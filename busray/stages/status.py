@@ -1,0 +1,166 @@
+"""What the store alone says of a run, from any machine, while it is drawn or after.
+
+Few requests, however large the run is: listings, the plan, and at most RECORDS_READ records of a
+corpus. A copy of a run has the copy's times, so its images an hour mean nothing.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from busray.config_file import validate
+from busray.corpus.arms import compared_images, corpora
+from busray.corpus.commit import in_threads
+from busray.corpus.pace import Sampled, drawing_hours, hours_left, images_per_hour, quarantined
+from busray.corpus.plan import read_segments
+from busray.layout import CONFIG, commit_key, committed_shard
+from busray.model.checkpoints import FOLDER as CHECKPOINTS
+from busray.records import Commit, Damaged, Shard, UserError, json_object
+from busray.run.progress import Driver, drivers
+from busray.storage import Store
+
+RECORDS_READ = 200
+"""Records of a corpus that are read, chosen by chance, for seconds, devices and quarantine."""
+ERRORS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class ClassStatus:
+    """A class of a corpus. Images; quarantined ones count as committed, as their shard is done."""
+
+    class_name: str
+    planned: int
+    committed: int
+    per_hour: float  # over the last ten minutes
+    hours_left: float | None  # None while nothing is drawn
+
+
+@dataclass(frozen=True)
+class CorpusStatus:
+    """The released corpus or an arm."""
+
+    name: str
+    classes: tuple[ClassStatus, ...]
+    is_planned: bool  # False: no plan is stored yet, and `planned` is what the settings ask for
+    shards: int  # committed
+    newest: float | None  # Unix seconds of the newest record
+    quarantined: Sampled
+    reasons: tuple[tuple[str, str], ...]  # (image id, reason) of some quarantined images
+    hours: Mapping[str, Sampled]  # device -> hours of drawing
+    unreadable: tuple[str, ...]  # records of the sample that are damaged
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What `busray status` prints."""
+
+    url: str
+    now: float  # Unix seconds
+    corpora: tuple[CorpusStatus, ...]
+    drivers: tuple[Driver, ...]  # the newest first
+    checkpoint: tuple[int, float | None] | None  # (optimiser step, Unix seconds) of the newest
+    gpus_per_actor: float
+
+    @property
+    def errors(self) -> list[tuple[float, str]]:
+        """(time, message) of the last errors and warnings of drivers, the newest first."""
+        found: list[tuple[float, str]] = []
+        for driver in self.drivers:
+            word = driver.word
+            found += word.errors
+            if word.ended not in (None, "done"):
+                found.append((word.time, f"ended: {word.ended}"))
+        return sorted(found, reverse=True)[:ERRORS_SHOWN]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "errors": self.errors, "lives": any(driver.lives for driver in self.drivers)}
+
+
+def read_status(store: Store, now: float) -> RunStatus:
+    """now: Unix seconds. UserError where there is no run."""
+    stored = store.read_or_none(CONFIG)
+    if stored is None:
+        raise UserError(f"{store.url}: no run there (no {CONFIG})")
+    config = validate(store.parsed(CONFIG, stored, json_object))
+    spoke = drivers(store, now)
+    began = min((driver.word.started for driver in spoke if driver.lives), default=None)
+    found: list[CorpusStatus] = []
+    for prefix, corpus in corpora(store).items():
+        wanted = {name: settings.images for name, settings in config.classes.items()}
+        if prefix:
+            wanted = {name: compared_images(config) for name, images in wanted.items() if images}
+        found.append(_corpus_status(corpus, prefix.removeprefix("arms/") or "released", wanted, now, began))
+    return RunStatus(
+        url=store.url,
+        now=now,
+        corpora=tuple(found),
+        drivers=tuple(spoke),
+        checkpoint=_newest_checkpoint(store),
+        gpus_per_actor=config.cluster.gpus_per_actor,
+    )
+
+
+def _corpus_status(store: Store, name: str, wanted: Mapping[str, int], now: float, began: float | None) -> CorpusStatus:
+    written: list[tuple[Shard, float | None]] = []
+    for key, time in store.modified("commits").items():
+        try:
+            written.append((committed_shard(key), time))
+        except ValueError:
+            continue  # a file of others, which `busray verify` names
+    newest = max((time for _, time in written if time is not None), default=None)
+    if newest is not None:
+        now = max(now, newest)  # the store's clock may be ahead of this machine's
+    segments = read_segments(store)
+    planned = dict.fromkeys(wanted, 0)
+    for segment in segments:
+        planned[segment.class_name] = planned.get(segment.class_name, 0) + segment.count
+    classes: list[ClassStatus] = []
+    for class_name, images in (planned if segments else wanted).items():
+        mine = [(time, shard.count) for shard, time in written if shard.class_name == class_name]
+        committed = sum(count for _, count in mine)
+        per_hour = images_per_hour([(time, count) for time, count in mine if time is not None], now, began)
+        classes.append(ClassStatus(class_name, images, committed, per_hour, hours_left(images - committed, per_hour)))
+    commits, unreadable = _sampled_records(store, [shard for shard, _ in written])
+    images, records = sum(shard.count for shard, _ in written), len(written)
+    reasons = [reject for commit in commits for reject in commit.rejects]
+    return CorpusStatus(
+        name=name,
+        classes=tuple(classes),
+        is_planned=bool(segments),
+        shards=records,
+        newest=newest,
+        quarantined=quarantined(commits, images, records),
+        reasons=tuple(reasons[:ERRORS_SHOWN]),
+        hours=drawing_hours(commits, images, records),
+        unreadable=tuple(unreadable),
+    )
+
+
+def _sampled_records(store: Store, shards: Sequence[Shard]) -> tuple[list[Commit], list[str]]:
+    """(records of at most RECORDS_READ shards, keys of those that cannot be read). Without their
+    digests: these are sums for people, and no figure."""
+    chosen = random.Random(0).sample(list(shards), min(RECORDS_READ, len(shards)))
+    commits, unreadable = list[Commit](), list[str]()
+    for shard, commit in zip(chosen, in_threads(partial(_record_or_none, store), chosen), strict=True):
+        if commit is None:
+            unreadable.append(commit_key(shard))
+        else:
+            commits.append(commit)
+    return commits, unreadable
+
+
+def _record_or_none(store: Store, shard: Shard) -> Commit | None:
+    try:
+        return store.parsed(commit_key(shard), store.read(commit_key(shard)), Commit.from_json)
+    except (Damaged, FileNotFoundError):
+        return None
+
+
+def _newest_checkpoint(store: Store) -> tuple[int, float | None] | None:
+    records = {key: time for key, time in store.modified(CHECKPOINTS).items() if key.endswith(".json")}
+    if not records:
+        return None
+    newest = max(records)
+    return int(newest.rpartition("/")[2].removesuffix(".json")), records[newest]

@@ -1,0 +1,143 @@
+"""`busray status`: how far a run is, from its store alone."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from busray.cli import main
+from busray.corpus.plan import extend_plan
+from busray.layout import CONFIG, RUN, commit_key, progress_key
+from busray.records import DriverProgress, Shard, UserError, to_json
+from busray.stages import status as module
+from busray.stages.status import read_status
+from busray.storage import Store
+from tests.support.corpora import commit_black, fill
+from tests.support.pinned_run import unpack
+from tests.support.runs import settings
+
+NOW = 1_800_000_000.0
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A run of which two of four shards are drawn, a minute and twenty minutes ago."""
+    store = Store(str(tmp_path / "run"))
+    store.put_checked(CONFIG, to_json(settings(store.url).model_dump(mode="json")))
+    extend_plan(store, {"benign": 6, "malignant": 6}, 4)
+    for age, shard in ((60, Shard("benign", 0, 4)), (1200, Shard("malignant", 4, 2))):
+        commit_black(store, shard, seconds=1800.0)
+        os.utime(Path(store.url, commit_key(shard)), (NOW - age, NOW - age))
+    return store
+
+
+def test_a_half_drawn_run_says_planned_done_rate_and_what_is_left(store: Store) -> None:
+    (corpus,) = read_status(store, NOW).corpora
+    benign, malignant = corpus.classes
+    assert (benign.planned, benign.committed, benign.per_hour) == (6, 4, 24.0)
+    assert benign.hours_left == pytest.approx(2 / 24)
+    assert (malignant.planned, malignant.committed, malignant.per_hour, malignant.hours_left) == (6, 2, 0.0, None)
+    assert corpus.newest == NOW - 60 and corpus.shards == 2
+    assert corpus.hours["cpu"].value == pytest.approx(1.0) and corpus.hours["cpu"].is_exact
+
+
+def test_before_the_plan_the_settings_say_how_many(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "run"))
+    store.put_checked(CONFIG, to_json(settings(store.url).model_dump(mode="json")))
+    (corpus,) = read_status(store, NOW).corpora
+    assert not corpus.is_planned
+    assert [(row.class_name, row.planned, row.committed) for row in corpus.classes] == [
+        ("benign", 6, 0),
+        ("malignant", 6, 0),
+    ]
+
+
+def test_arms_are_counted_apart(store: Store) -> None:
+    fill(store.sub("arms/base"), {"benign": 4, "malignant": 4})
+    released, base = read_status(store, NOW).corpora
+    assert (released.name, base.name) == ("released", "base")
+    assert [row.committed for row in base.classes] == [4, 4]
+
+
+def test_a_large_corpus_costs_a_bounded_number_of_reads(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(store.sub("arms/base"), {"benign": 40})
+    monkeypatch.setattr(module, "RECORDS_READ", 3)
+    read: list[str] = []
+    real = Store.read
+
+    def counted(self: Store, key: str) -> bytes:
+        read.append(key)
+        return real(self, key)
+
+    monkeypatch.setattr(Store, "read", counted)
+    base = read_status(store, NOW).corpora[1]
+    assert sum(key.startswith("commits/") for key in read) == 2 + 3
+    assert (base.hours["cpu"].n, base.hours["cpu"].of) == (3, 10)
+    assert base.hours["cpu"].value == pytest.approx(10 / 3600)  # a second a shard
+
+
+def test_a_damaged_record_is_named_and_the_others_counted(store: Store) -> None:
+    key = commit_key(Shard("malignant", 4, 2))
+    Path(store.url, key).write_bytes(b"{")
+    (corpus,) = read_status(store, NOW).corpora
+    assert corpus.unreadable == (key,)
+    assert corpus.hours["cpu"].n == 1
+
+
+def test_the_newest_checkpoint_is_named(store: Store) -> None:
+    for step in (3, 6):
+        store.put_once(f"finetune/checkpoints/{step:08d}.json", b"{}")
+    status = read_status(store, NOW)
+    assert status.checkpoint is not None and status.checkpoint[0] == 6
+
+
+def test_last_errors_are_those_of_all_drivers_the_newest_first(store: Store) -> None:
+    for i, ended in ((0, None), (1, "done"), (2, "the disk is full")):
+        word = DriverProgress(f"{i:016}", "1", "busray run x", "h", 1, "m", 0.0, 50.0 + i, errors=((i, f"slow {i}"),))
+        store.replace(progress_key(word.driver), to_json({**word.__dict__, "ended": ended}))
+    told = read_status(store, NOW).errors
+    assert told == [(52.0, "ended: the disk is full"), (2, "slow 2"), (1, "slow 1"), (0, "slow 0")]
+
+
+def test_no_run_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run there"):
+        read_status(Store(str(tmp_path / "none")), NOW)
+
+
+def test_the_command_prints_a_table_and_who_works(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    word = DriverProgress("a" * 16, "1", "busray run x", "gpu-7", 42, "m", 0.0, 0.0, "generate corpus", 4, 12)
+    store.replace(progress_key(word.driver), to_json(word))
+    assert main(["status", store.url]) == 0
+    shown = capsys.readouterr().out
+    assert "process 42 on gpu-7 works" in shown and "generate corpus: 4/12" in shown
+    assert "1.00 actor-hours of drawing on cpu" in shown
+    assert max(map(len, shown.splitlines()[1:])) <= 80
+
+
+def test_the_command_prints_json(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", store.url, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["corpora"][0]["classes"][0]["committed"] == 4
+    assert told["lives"] is False
+
+
+def test_a_run_of_an_older_busray_has_a_status(tmp_path: Path) -> None:
+    status = read_status(unpack(tmp_path), NOW)
+    released, base = status.corpora
+    assert [(row.planned, row.committed) for row in (*released.classes, *base.classes)] == [(6, 6)] * 4
+    assert released.quarantined.value == 1 and status.drivers == ()
+
+
+def test_repair_does_not_move_anything_beside_a_living_driver(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    key = commit_key(Shard("benign", 0, 4))
+    store.replace(RUN, b"{}")
+    Path(store.url, key).write_bytes(b"{")
+    word = DriverProgress("a" * 16, "1", "busray run x", "gpu-7", 42, "m", 0.0, 0.0)
+    store.replace(progress_key(word.driver), to_json(word))
+    assert main(["repair", store.url, "--apply"]) == 2
+    assert "process 42 on gpu-7" in capsys.readouterr().err
+    assert store.exists(key)
+    store.replace(progress_key(word.driver), to_json({**word.__dict__, "ended": "done"}))
+    main(["repair", store.url, "--apply"])
+    assert "->" in capsys.readouterr().out
