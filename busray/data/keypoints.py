@@ -138,6 +138,8 @@ def _blur(n: int, sigma: float) -> np.ndarray:
     """float32 [n, n]: the matrix that blurs along a side of n pixels."""
     at = np.arange(n)
     profile = np.exp(-(at**2) / (2 * sigma**2)).astype(np.float32)
+    # Products of denormal numbers are slow: they took two thirds of the time of find_points.
+    profile[profile < np.finfo(np.float32).tiny * 1e20] = 0
     weights = profile[np.abs(at[:, None] - at)]
     return weights / weights.sum(1, keepdims=True)
 
