@@ -126,7 +126,8 @@ class Workers(Protocol):
         """start() once in each worker of a pool, then its result for each item."""
 
     def draw(self, stage: str, drawing: Drawing, shards: Sequence[Shard], planned: int) -> None:
-        """Draw and commit shards. `planned`: images of the whole corpus, for the progress."""
+        """Draw and commit shards. `planned`: images of the whole corpus, for the progress, which
+        counts an image when it is committed."""
 
     def train(self, stage: str, training: Training, *, done: int) -> None:
         """Train to the end once. Raises TrainingFailed where workers were lost or failed."""

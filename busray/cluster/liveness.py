@@ -32,8 +32,8 @@ STALLED_AFTER = 4
 BEAT_SECONDS = 1.0
 """Least time between two messages of a Heartbeat: many fast workers must not flood the actor."""
 
-Worker = tuple[str, int]
-"""(node id, process id)."""
+Worker = tuple[str, int, str]
+"""(node id, process id, which of the things that the process does at once)."""
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
@@ -93,8 +93,8 @@ class Liveness:
         return silent
 
 
-def this_worker() -> Worker:
-    return ray.get_runtime_context().get_node_id(), os.getpid()
+def this_worker(part: str = "") -> Worker:
+    return ray.get_runtime_context().get_node_id(), os.getpid(), part
 
 
 class Heartbeat:
@@ -103,9 +103,10 @@ class Heartbeat:
     Messages go out at most once in BEAT_SECONDS; counts add up until then, or until idle().
     """
 
-    def __init__(self, liveness: Any) -> None:
+    def __init__(self, liveness: Any, part: str = "") -> None:
+        """part: of the things that this process does at once, the one that beats."""
         self.liveness = liveness
-        self.worker = this_worker()
+        self.worker = this_worker(part)
         self.unsent = 0
         self.last_sent = -math.inf
 
@@ -223,7 +224,7 @@ def _killing_what_hangs(liveness: Any, stage: str, hang_seconds: float, work: Ca
             progress, moved_at = latest, now
         elif now - moved_at > STALLED_AFTER * hang_seconds:
             raise Stopped(f"{stage}: nothing moved for {STALLED_AFTER * hang_seconds:.0f} s")
-        for node, pid in stalled:
+        for node, pid, _ in stalled:
             _kill(node, pid)
     result, error = outcome[0]
     if error is not None:

@@ -9,7 +9,7 @@ import pytest
 from busray.cluster import liveness as module
 from busray.cluster.liveness import BEAT_SECONDS, Heartbeat
 
-ONE, TWO = ("node", 1), ("node", 2)
+ONE, TWO = ("node", 1, ""), ("node", 2, "")
 
 
 class Clock:
@@ -64,9 +64,9 @@ def test_finished_work_is_progress_and_an_idle_worker_that_had_none_is_not(liven
 
 def test_workers_that_start_one_after_the_other_and_fall_silent_are_no_progress(liveness: Any, clock: Clock) -> None:
     for pid in range(9):
-        assert not progresses(liveness, lambda pid=pid: liveness.start("a shard", ("node", pid)))
+        assert not progresses(liveness, lambda pid=pid: liveness.start("a shard", ("node", pid, "")))
         clock.now += 11
-        assert liveness.stalled(10) == [("node", pid)]
+        assert liveness.stalled(10) == [("node", pid, "")]
     assert liveness.restarts() == 8
 
 
@@ -85,7 +85,7 @@ def test_a_worker_that_others_wait_for_beats_for_them_but_not_for_idle_ones(live
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    monkeypatch.setattr(module, "this_worker", lambda: ONE)
+    monkeypatch.setattr(module, "this_worker", lambda part: ONE)
     return []
 
 
