@@ -261,7 +261,8 @@ def _damage(url: str, flags: list[str], stage: str) -> "Findings":
     from busray.storage import Store
 
     store = Store(url)
-    if not any(key == layout.CONFIG or key.startswith((layout.RUN, "digests/", "commits/")) for key in store.list()):
+    records = (layout.CONFIG, layout.RUN)
+    if not (any(map(store.exists, records)) or store.folders(layout.DIGESTS) or store.folders("commits")):
         raise UserError(f"{url}: no run there (no {layout.CONFIG})")
     images = None
     try:
@@ -293,14 +294,15 @@ def _status(options: argparse.Namespace, flags: list[str]) -> int:
 def _gc(options: argparse.Namespace, flags: list[str]) -> int:
     from busray.corpus.arms import corpora
     from busray.corpus.manifest import orphans
+    from busray.storage import in_threads
 
     _refuse(flags)
     run, keys = _stored_run(options.run), []
     for prefix, store in corpora(run).items():
         keys += [f"{prefix}/{key}".lstrip("/") for key in orphans(store)]
-    for key in keys:
-        if options.delete:
-            run.delete(key)
+    # Many at once: of format `png`, a shard is hundreds of objects. What is gone is printed.
+    deleted = in_threads(run.delete, keys) if options.delete else iter([None] * len(keys))
+    for key, _ in zip(keys, deleted, strict=True):
         print(key)
     outcome = "deleted" if options.delete else "listed, not deleted; --delete deletes them"
     print(f"{len(keys)} orphaned objects ({outcome})", file=sys.stderr)
@@ -439,7 +441,7 @@ def _stored_run(url: str) -> "Store":
 
     store = Store(url)
     if read_run(store) is None:
-        if any(True for _ in store.list("commits")):
+        if store.folders("commits"):
             raise store.damaged(layout.RUN, "it is not there, but records of shards are")
         raise UserError(f"{url}: no corpus there (no {layout.RUN})")
     return store

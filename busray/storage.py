@@ -20,7 +20,8 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -36,7 +37,7 @@ from busray.layout import CONFIG, DIGESTS, digest_key
 from busray.records import Damaged, StoreError, UserError
 
 T = TypeVar("T")
-
+R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,19 @@ FIRST_DELAY = 0.5
 """Most seconds before the second attempt; doubled before each further one, up to LONGEST_DELAY."""
 LONGEST_DELAY = 10.0
 
-S3_CLIENT = {"connect_timeout": 10, "read_timeout": 60, "retries": {"mode": "standard", "total_max_attempts": 3}}
+REQUEST_THREADS = 32
+"""Requests of one process at once, where it has many small ones to make."""
+RESULTS_AHEAD = 512
+"""Most results of `in_threads` that wait for their consumer."""
+FEW_KEYS = 32
+"""Objects of one folder that are looked for one by one; more are looked for in a listing."""
+
+S3_CLIENT = {
+    "connect_timeout": 10,
+    "read_timeout": 60,
+    "retries": {"mode": "standard", "total_max_attempts": 3},
+    "max_pool_connections": REQUEST_THREADS,  # botocore's 10 would let the other threads wait
+}
 """botocore's settings (seconds, attempts) for one request, such as a page of a listing."""
 
 TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
@@ -253,6 +266,11 @@ class Store:
         path = self._path(key)
 
         def info() -> None:
+            if self._s3:
+                # fs.info() would also list, where there is no object: it may be a folder.
+                bucket, name, _ = self.fs.split_path(path)
+                self.fs.call_s3("head_object", Bucket=bucket, Key=name, **self._limit)
+                return
             self.fs.invalidate_cache()  # a cached listing may lack another machine's write
             # fs.exists() takes any error for "no" on some file systems; info() does not.
             self.fs.info(path, **self._limit)
@@ -295,6 +313,37 @@ class Store:
             if not _is_stray(key):
                 times[key] = _written_at(info)
         return times
+
+    def present(self, keys: Iterable[str]) -> set[str]:
+        """Those of the keys that have an object. Requests grow with the pages of listings and not
+        with the keys: one listing of each folder that many of them lie in."""
+        by_folder: dict[str, list[str]] = {}
+        for key in keys:
+            by_folder.setdefault(key.rpartition("/")[0], []).append(key)
+        there: set[str] = set()
+        few: list[str] = []
+        for folder, wanted in by_folder.items():
+            if len(wanted) <= FEW_KEYS:
+                few += wanted
+            else:
+                there |= set(wanted).intersection(self.list(folder))
+        return there.union(key for key, found in zip(few, in_threads(self.exists, few)) if found)
+
+    def folders(self, prefix: str) -> Sequence[str]:
+        """Names of the folders directly under prefix, sorted. What lies in them is not listed."""
+        path = self._path(prefix)
+
+        def look() -> Sequence[str]:
+            if self.local:
+                return [entry.name for entry in os.scandir(path) if entry.is_dir()]
+            self.fs.invalidate_cache()
+            entries = self.fs.ls(path, detail=True, **self._limit)
+            return [entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory"]
+
+        try:
+            return sorted(name for name in self._with_retries("list", prefix, look) if name not in STRAY_FOLDERS)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def put_once(self, key: str, data: bytes) -> bool:
         """Create the object. True if the key now has these bytes, False if another writer's."""
@@ -368,18 +417,33 @@ class Store:
         """The SHA-256 of each object that was put under this key with a digest."""
         return {name.rpartition("/")[2] for name in self.list(f"{DIGESTS}/{key}")}
 
-    def read_checked(self, key: str) -> bytes:
-        """The object's bytes. Damaged where they are not those that were put. FileNotFoundError."""
+    def digests_below(self, prefix: str) -> dict[str, set[str]]:
+        """key -> its digests, of everything under prefix, by one listing. See read_checked."""
+        known: dict[str, set[str]] = {}
+        for name in self.list(f"{DIGESTS}/{prefix}"):
+            key, _, digest = name.removeprefix(f"{DIGESTS}/").rpartition("/")
+            known.setdefault(key, set()).add(digest)
+        return known
+
+    def read_checked(self, key: str, known: Mapping[str, set[str]] | None = None) -> bytes:
+        """The object's bytes. Damaged where they are not those that were put. FileNotFoundError.
+
+        known: of digests_below. It saves a request for each object that is read.
+        """
         data = self.read(key)
         digest = sha256_bytes(data)
+        # Nothing at all has a digest in a run that an older busray wrote.
+        if known is not None and (not known or digest in known.get(key, ())):
+            return data
+        # The object may be newer than the listing: ask.
         if not self.exists(digest_key(key, digest)) and self.digests(key):
             raise self.damaged(key, f"it is not what was stored (its SHA-256 is now {digest[:16]}...)")
         return data
 
-    def read_record(self, key: str, parse: Callable[[bytes], T]) -> T:
+    def read_record(self, key: str, parse: Callable[[bytes], T], known: Mapping[str, set[str]] | None = None) -> T:
         """parse(the object's bytes). FileNotFoundError if there is none. Damaged where they are not
-        what was stored, or no record: cut, empty, or with other fields."""
-        return self.parsed(key, self.read_checked(key), parse)
+        what was stored, or no record: cut, empty, or with other fields. known: see read_checked."""
+        return self.parsed(key, self.read_checked(key, known), parse)
 
     def read_record_or_none(self, key: str, parse: Callable[[bytes], T]) -> T | None:
         """As read_record; None if there is no such object."""
@@ -466,6 +530,15 @@ def _mtime_or_none(path: str) -> float | None:
         return os.stat(path).st_mtime
     except FileNotFoundError:  # moved since it was listed
         return None
+
+
+def in_threads(work: Callable[[T], R], items: Sequence[T], threads: int = REQUEST_THREADS) -> Iterator[R]:
+    """work(item) of each item, in order. At most RESULTS_AHEAD results are in memory."""
+    if not items:
+        return
+    with ThreadPoolExecutor(min(threads, len(items))) as pool:
+        for start in range(0, len(items), RESULTS_AHEAD):
+            yield from pool.map(work, items[start : start + RESULTS_AHEAD])
 
 
 def _is_stray(key: str) -> bool:

@@ -22,6 +22,11 @@ T = TypeVar("T")
 
 TASK_RETRIES = 3
 """Times that Ray starts a task again whose worker died."""
+MOST_TOGETHER = 16
+"""Most items of a pool that are handed out together: a lost worker's are done again."""
+ROWS_A_WORKER = 8
+MOST_BUNDLES = 64
+"""Objects that a pool's items are put in; a worker reads those that it has items of."""
 
 
 @contextmanager
@@ -106,9 +111,11 @@ class RayWorkers:
         pool = ray.data.ActorPoolStrategy(min_size=cluster.min_actors, max_size=most)
 
         def work(liveness: Any) -> None:
-            # All items are put once; a row names one by its number, so that rows stay small.
-            rows = [{"item": number} for number in range(len(items))]
-            arguments = (self._threads(kind), liveness, start, ray.put(list(items)))
+            # Items may hold references, so Ray has to pack them: not a row of Ray Data.
+            size = -(-len(items) // MOST_BUNDLES)
+            bundles = [ray.put(list(items[at : at + size])) for at in range(0, len(items), size)]
+            rows = _handfuls(len(items), size, ROWS_A_WORKER * most)
+            arguments = (self._threads(kind), liveness, start, bundles)
             stream = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
                 _PoolWorker,  # pyright: ignore[reportArgumentType] (Ray's types leave callable classes out)
                 fn_constructor_args=arguments,
@@ -161,19 +168,37 @@ def _run_task_of_many(threads: int | None, liveness: Any, task: Callable[..., T]
     return None, _run_task(threads, liveness, task, *arguments)
 
 
+def _handfuls(items: int, size: int, rows: int) -> list[dict[str, int]]:
+    """Rows of Ray Data that name all items: at most MOST_TOGETHER of one bundle of `size`.
+
+    At least so many rows where there are as many items: nobody works long alone at the end. A row
+    costs the driver 25 ms, so a million images are not a row a shard.
+    """
+    together = max(1, min(MOST_TOGETHER, items // rows))
+    handfuls: list[dict[str, int]] = []
+    for bundle, first in enumerate(range(0, items, size)):
+        in_bundle = min(size, items - first)
+        for start in range(0, in_bundle, together):
+            handfuls.append({"bundle": bundle, "start": start, "end": min(start + together, in_bundle)})
+    return handfuls
+
+
 class _PoolWorker:
     """An actor of the pool: loads once what its work needs, then takes item after item."""
 
-    def __init__(self, threads: int | None, liveness: Any, start: Callable[[], Any], items: Any) -> None:
+    def __init__(self, threads: int | None, liveness: Any, start: Callable[[], Any], bundles: Sequence[Any]) -> None:
         if threads is not None:
             use_threads(threads)
-        self.items = ray.get(items)
+        self.bundles = bundles
         self.work = start()
         self.beat = Heartbeat(liveness)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         with carrying_errors():
             self.beat()
-            self.work(self.items[int(row["item"])], self.beat)
+            # No worker holds all items: of a large corpus they are many.
+            items = ray.get(self.bundles[int(row["bundle"])])
+            for item in items[int(row["start"]) : int(row["end"])]:
+                self.work(item, self.beat)
             self.beat.idle()
         return row

@@ -4,7 +4,7 @@
 from dataclasses import dataclass, replace
 
 from busray.config import Config
-from busray.layout import arm_prefix
+from busray.layout import RUN, arm_prefix
 from busray.records import Arm
 from busray.storage import Store
 
@@ -63,8 +63,9 @@ def arms_to_draw(config: Config) -> list[str]:
 
 def corpora(store: Store) -> dict[str, Store]:
     """prefix -> store of every corpus of a run: "" for the released one, then the arms."""
-    keys = [key for key in store.list("arms") if key.count("/") > 1]
-    prefixes = sorted({arm_prefix(key.split("/")[1]) for key in keys})
+    prefixes = [arm_prefix(name) for name in store.folders("arms")]
+    # A disk may have a folder without objects, which is no corpus.
+    prefixes = [prefix for prefix in prefixes if store.folders(prefix) or store.exists(f"{prefix}/{RUN}")]
     return {"": store} | {prefix: store.sub(prefix) for prefix in prefixes}
 
 

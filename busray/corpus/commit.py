@@ -6,7 +6,6 @@ The first record of a shard wins. Readers trust records and never a listing of d
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -18,14 +17,11 @@ from busray.corpus.encode import Row, encode_parquet, encode_png
 from busray.identity import sha256_bytes
 from busray.layout import commit_key, committed_shard, data_key, first_draws_key, png_prefix
 from busray.records import Commit, Execution, FirstDraws, Redrawn, Shard, UserError, to_json
-from busray.storage import Store
+from busray.storage import FEW_KEYS, Store, in_threads
 
-RECORD_THREADS = 16  # threads that read records at once
-RESULTS_AHEAD = 512  # most results that wait for their consumer
 REASON_LENGTH = 200  # most characters of a quarantined image's reason
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 
 def commit_shard(
@@ -145,9 +141,16 @@ def committed_shards(store: Store) -> list[Shard]:
         raise UserError(f"{store.url}/commits: {error}; move files of others elsewhere") from error
 
 
-def read_commit(store: Store, shard: Shard) -> Commit:
-    """A shard's record. FileNotFoundError without one, Damaged where it contradicts itself."""
-    return store.read_record(commit_key(shard), partial(_commit_of, shard))
+def read_commit(store: Store, shard: Shard, known: Mapping[str, set[str]] | None = None) -> Commit:
+    """A shard's record. FileNotFoundError without one, Damaged where it contradicts itself.
+
+    known: digests of record_digests, where many records are read."""
+    return store.read_record(commit_key(shard), partial(_commit_of, shard), known)
+
+
+def record_digests(store: Store, records: int) -> Mapping[str, set[str]] | None:
+    """The digests of all records by one listing; None where so few are read that it costs more."""
+    return store.digests_below("commits") if records > FEW_KEYS else None
 
 
 def _commit_of(shard: Shard, data: bytes) -> Commit:
@@ -162,14 +165,14 @@ def _commit_of(shard: Shard, data: bytes) -> Commit:
 
 def read_commits(store: Store) -> list[Commit]:
     """Every commit of a corpus, in the order of its keys."""
-    return list(in_threads(lambda shard: read_commit(store, shard), committed_shards(store)))
+    return list(each_commit(store, committed_shards(store)))
 
 
-def in_threads(work: Callable[[T], R], items: Sequence[T], threads: int = RECORD_THREADS) -> Iterator[R]:
-    """work(item) of each item, in order. At most RESULTS_AHEAD results are in memory."""
-    with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(items), RESULTS_AHEAD):
-            yield from pool.map(work, items[start : start + RESULTS_AHEAD])
+def each_commit(store: Store, wanted: Sequence[Shard]) -> Iterator[Commit]:
+    """The commits of these shards, in their order: a request a record, many at once. Few of them
+    are in memory at a time."""
+    known = record_digests(store, len(wanted))
+    yield from in_threads(lambda shard: read_commit(store, shard, known), wanted)
 
 
 def rejected_first_draws(commit: Commit) -> Commit | None:

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from busray.corpus.arms import corpora
-from busray.corpus.commit import in_threads
 from busray.corpus.plan import segment_of
 from busray.corpus.verify import VerifyResult, verify
 from busray.identity import sha256_bytes, sha256_file
@@ -35,14 +34,14 @@ from busray.layout import (
     data_shard,
 )
 from busray.records import Damaged, DataSet, Shard, UserError, json_object
-from busray.storage import Store
+from busray.storage import Store, in_threads
 
 Progress = Callable[[int, int], None]
 DERIVED = r"(report|audit|geometry|study|ablate|timings)\.json"
 SEGMENT = r"plan/\d+\.json"
 ARRAYS = r"(features|copies|vae)/.*\.npy"
 LATENTS = r"finetune/latents-.*\.safetensors"
-SUB_RUN = r"((?:methods|points)/[^/]+)/(?:digests/)?config\.json"
+SUB_RUNS = ("methods", "points")  # folders of an ablation's sub-runs
 CHECKPOINT = r"(finetune/checkpoints/\d+)(-[0-9a-f]{16}\.safetensors|\.json)"
 TRAINED = r"((classifiers|segmenters)/[0-9a-f]{16})(-[0-9a-f]{16}\.safetensors|\.json)"
 
@@ -94,8 +93,7 @@ def find_damage(store: Store, images: Path | None, progress: Progress = lambda d
     """
     found = _check_run(store, progress)
     _check_images(store, images, found)
-    prefixes = {match[1] for key in store.list() if (match := re.match(SUB_RUN, key))}
-    for prefix in sorted(prefixes):
+    for prefix in _sub_runs(store):
         below = _check_run(store.sub(prefix), progress)
         for damage in below.damages:
             aside = tuple(f"{prefix}/{key}" for key in damage.aside)
@@ -104,6 +102,17 @@ def find_damage(store: Store, images: Path | None, progress: Progress = lambda d
         found.uncovered += [f"{prefix}/{key}" for key in below.uncovered]
         found.corpora |= {f"{prefix} {name}": result for name, result in below.corpora.items()}
     return found
+
+
+def _sub_runs(store: Store) -> list[str]:
+    """Folders of an ablation's sub-runs: those with settings, or with the digest of lost ones."""
+    prefixes: list[str] = []
+    for folder in SUB_RUNS:
+        for name in store.folders(folder):
+            below = store.sub(f"{folder}/{name}")
+            if below.exists(CONFIG) or below.digests(CONFIG):
+                prefixes.append(f"{folder}/{name}")
+    return prefixes
 
 
 def _check_run(store: Store, progress: Progress) -> Findings:
@@ -139,7 +148,9 @@ def _check_corpora(store: Store, found: Findings) -> None:
         found.corpora[name] = result
         found.compared += 2 * result.shards
         objects: dict[Shard, list[str]] = {}
-        for key in (*corpus.list("data"), *corpus.list("first-draws")):
+        # Listed only where they are asked for: there are as many as shards, or as images.
+        listed = (*corpus.list("data"), *corpus.list("first-draws")) if result.broken else ()
+        for key in listed:
             shard = data_shard(key)
             if shard is not None and shard in result.broken:
                 objects.setdefault(shard, []).append(start + key)

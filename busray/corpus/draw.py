@@ -108,11 +108,13 @@ class ShardDrawer:
     def __init__(self, job: DrawJob) -> None:
         self.job = job
         self.sampler = load_sampler(job)
+        # Once: that corpus was finished before this one was begun.
+        self.source_shards = committed_shards(job.txt2img_source) if job.txt2img_source else []
 
     def __call__(self, shard: Shard, beat: Beat) -> DrawnShard:
         started = time.perf_counter()
         if self.job.txt2img_source is not None:
-            self.sampler.txt2img_source = txt2img_images(self.job.txt2img_source, shard)
+            self.sampler.txt2img_source = txt2img_images(self.job.txt2img_source, self.source_shards, shard)
         gated = self._draw(shard, beat)
         rows, rejects = [], []
         for image in gated.images:
@@ -170,10 +172,10 @@ def _class_probability(gate: ClassGate, class_name: str, images: np.ndarray, bea
     return np.concatenate(batches)
 
 
-def txt2img_images(store: Store, shard: Shard) -> dict[tuple[str, int], np.ndarray]:
+def txt2img_images(store: Store, committed: Sequence[Shard], shard: Shard) -> dict[tuple[str, int], np.ndarray]:
     """(class, index) -> image before refinement, of the shard's images that a corpus has."""
     images = {}
-    for other in committed_shards(store):
+    for other in committed:
         overlaps = other.first < shard.first + shard.count and other.first + other.count > shard.first
         if other.class_name == shard.class_name and overlaps:
             rows = read_rows(store, read_commit(store, other), columns=["index", "image_txt2img"])

@@ -7,7 +7,7 @@ are objects of a committed shard that its record does not name.
 import io
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from busray.corpus.commit import committed_shards, in_threads, read_commit, read_named
+from busray.corpus.commit import committed_shards, read_commit, read_named, record_digests
 from busray.corpus.plan import in_class_order, read_segments, shards
 from busray.identity import fingerprint_rows
 from busray.layout import MANIFEST, data_shard
 from busray.records import Commit, Damaged, Segment, Shard, Stopped
-from busray.storage import Store
+from busray.storage import Store, in_threads
 
 TEXT, INT = pa.string(), pa.int64()
 SCHEMA = pa.schema(
@@ -63,8 +63,7 @@ def _publish(store: Store, segments: Sequence[Segment], drawn: Set[Shard]) -> st
     published = {Shard(row["class"], row["first"], row["count"]): row for row in _stored_rows(store) or ()}
     known = {shard: row for shard, row in published.items() if shard not in drawn}
     unknown = [shard for shard in plan if shard not in known]
-    rows_or_none = in_threads(partial(_row_or_none, store), unknown)
-    for shard, row in zip(unknown, rows_or_none, strict=True):
+    for shard, row in zip(unknown, _rows_or_none(store, unknown), strict=True):
         if row is not None:
             known[shard] = row
     missing = [shard for shard in unknown if shard not in known]
@@ -89,11 +88,17 @@ def manifest_row(commit: Commit) -> dict[str, Any]:
     return row | {"object": commit.object, "digest": commit.digest, "bytes": commit.bytes}
 
 
-def _row_or_none(store: Store, shard: Shard) -> dict[str, Any] | None:
-    try:
-        return manifest_row(read_commit(store, shard))
-    except FileNotFoundError:
-        return None
+def _rows_or_none(store: Store, wanted: Sequence[Shard]) -> Iterator[dict[str, Any] | None]:
+    """The row of each shard; None where it has no record."""
+    digests = record_digests(store, len(wanted))
+
+    def row_or_none(shard: Shard) -> dict[str, Any] | None:
+        try:
+            return manifest_row(read_commit(store, shard, digests))
+        except FileNotFoundError:
+            return None
+
+    yield from in_threads(row_or_none, wanted)
 
 
 def published_rows(store: Store) -> dict[Shard, dict[str, Any]]:
@@ -106,7 +111,7 @@ def published_rows(store: Store) -> dict[Shard, dict[str, Any]]:
     rows = _stored_rows(store)
     if rows is None:
         plan = in_class_order(shards(read_segments(store)))
-        recorded = list(in_threads(partial(_row_or_none, store), plan))
+        recorded = list(_rows_or_none(store, plan))
         complete = [row for row in recorded if row is not None]
         rows = complete if len(complete) == len(plan) else []
     return {Shard(row["class"], row["first"], row["count"]): row for row in rows}
@@ -174,18 +179,18 @@ def orphans(store: Store) -> list[str]:
             objects[shard].append(key)
     # A committed shard with one object has no orphan: its record need not be read.
     several = [shard for shard, keys in objects.items() if len(keys) > 1]
-    orphaned = []
-    for shard, live in zip(several, in_threads(partial(_live_keys, store), several), strict=True):
+    orphaned, digests = [], record_digests(store, len(several))
+    for shard, live in zip(several, in_threads(partial(_live_keys, store, digests), several), strict=True):
         # Otherwise the shard is damaged: keep everything for whoever repairs it.
         if live and live <= set(objects[shard]):
             orphaned += [key for key in objects[shard] if key not in live]
     return sorted(orphaned)
 
 
-def _live_keys(store: Store, shard: Shard) -> set[str]:
+def _live_keys(store: Store, digests: Mapping[str, set[str]] | None, shard: Shard) -> set[str]:
     """Keys of all objects that a shard's record names; none where it or one is damaged."""
     try:
-        commit = read_commit(store, shard)
+        commit = read_commit(store, shard, digests)
         first_draws = {commit.first_draws.object} if commit.first_draws else set()
         return {commit.object, *pictures(store, commit), *first_draws}
     except (Damaged, FileNotFoundError):

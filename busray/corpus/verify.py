@@ -12,14 +12,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from busray.corpus.commit import committed_shards, in_threads, read_commit, read_rows, rejected_first_draws
+from busray.corpus.commit import committed_shards, read_commit, read_rows, record_digests, rejected_first_draws
 from busray.corpus.manifest import manifest_row
 from busray.corpus.plan import in_class_order, read_segments, shards
 from busray.corpus.record import read_run
 from busray.identity import fingerprint_rows, image_id
 from busray.layout import MANIFEST, RUN, commit_key, segment_key
 from busray.records import Commit, Damaged, Segment, Shard, UserError
-from busray.storage import Store
+from busray.storage import Store, in_threads
 
 SHARD_THREADS = 4  # shards read at once; each is in memory as a whole
 ID_COLUMNS = ("image_id", "class", "index", "attempt")
@@ -50,13 +50,14 @@ def verify(store: Store, progress: Callable[[int, int], None] = lambda done, tot
     plan = in_class_order(shards(segments))
     planned = sum(shard.count for shard in plan)
     plan_problems = unreadable or _plan_problems(segments, plan, committed_shards(store))
+    known = record_digests(store, len(plan))
     problems, broken = list(plan_problems), dict[Shard, tuple[str, ...]]()
     committed = quarantined = readable = checked = 0
 
     def rows() -> Iterator[dict[str, Any]]:
         """Manifest rows of the readable records, one after the other to save memory."""
         nonlocal committed, quarantined, readable, checked
-        results = in_threads(lambda shard: _check_shard(store, shard, fingerprint), plan, SHARD_THREADS)
+        results = in_threads(lambda shard: _check_shard(store, shard, fingerprint, known), plan, SHARD_THREADS)
         for shard, (commit, shard_problems) in zip(plan, results, strict=True):
             problems.extend(shard_problems)
             if shard_problems:
@@ -109,10 +110,12 @@ def _plan_problems(segments: Sequence[Segment], plan: Sequence[Shard], done: Seq
     return problems + [f"{key}: the plan has no such shard" for key in unplanned]
 
 
-def _check_shard(store: Store, shard: Shard, fingerprint: str) -> tuple[Commit | None, list[str]]:
+def _check_shard(
+    store: Store, shard: Shard, fingerprint: str, known: Mapping[str, set[str]] | None
+) -> tuple[Commit | None, list[str]]:
     """(the shard's record, if it can be read; problems of the shard)."""
     try:
-        commit = read_commit(store, shard)
+        commit = read_commit(store, shard, known)
     except FileNotFoundError:
         return None, [f"{commit_key(shard)}: no record: the shard is not done"]
     except Damaged as error:

@@ -4,15 +4,14 @@ So a block is the unit of work and of retry: one that is stored is never compute
 """
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from busray.corpus.arms import Source, compared_images
-from busray.corpus.commit import committed_shards, in_threads, read_commit, read_rows, rejected_first_draws
+from busray.corpus.commit import committed_shards, each_commit, read_rows, rejected_first_draws
 from busray.corpus.damage import array_of
 from busray.corpus.encode import png_pixels
 from busray.data.split import SPLITS
@@ -20,7 +19,7 @@ from busray.identity import bottom_k, draw_id, fingerprint, index_of
 from busray.layout import features_key
 from busray.records import Commit, ContentBox, SourceImage
 from busray.run.record import Run
-from busray.storage import Store
+from busray.storage import FEW_KEYS, Store, in_threads
 from busray.workers import Shared
 
 REAL_IMAGES_A_BLOCK = 128
@@ -61,7 +60,7 @@ def synthetic_blocks(run: Run, sources: dict[str, Source], extractor: str) -> di
         # Figures use equally many images of each class, so records of later shards are not read.
         compared = [shard for shard in committed_shards(store) if shard.first < limit]
         blocks[arm] = []
-        for commit in in_threads(partial(read_commit, store), compared):
+        for commit in each_commit(store, compared):
             blocks[arm] += _shard_blocks(store, commit, source, extractor)
     return blocks
 
@@ -115,6 +114,22 @@ def put_array(store: Store, key: str, array: np.ndarray) -> None:
 def load_array(store: Store, key: str) -> np.ndarray:
     """Features are float32 [n, d]. Damaged where the object is not what put_array stored."""
     return store.parsed(key, store.read_checked(key), array_of)
+
+
+def load_arrays(store: Store, keys: Sequence[str]) -> Iterator[np.ndarray]:
+    """load_array of each key, in order: many requests at once, few arrays in memory at a time.
+
+    Their digests are listed, and not asked for one by one, where there are many in a folder.
+    """
+    folders: dict[str, int] = {}
+    for key in keys:
+        folder = key.rpartition("/")[0]
+        folders[folder] = folders.get(folder, 0) + 1
+    known: dict[str, set[str]] | None = None
+    for folder, wanted in folders.items():
+        if wanted > FEW_KEYS:
+            known = (known or {}) | store.digests_below(folder)
+    yield from in_threads(lambda key: store.parsed(key, store.read_checked(key, known), array_of), keys)
 
 
 def by_chance(class_name: str, indices: Iterable[int], k: int) -> list[int]:

@@ -324,11 +324,11 @@ def _configurations(store: Store, sub_runs: Sequence[SubRun]) -> list[dict[str, 
 
 def _earlier_points(store: Store, prefixes_now: set[str]) -> list[ablation.SubRunPlan]:
     earlier = []
-    for key in store.list("points"):
-        prefix, _, file = key.rpartition("/")
-        if file == CONFIG and prefix.count("/") == 1 and prefix not in prefixes_now:
-            config = validate(store.read_record(key, json_object))
-            point = prefix.partition("/")[2]
+    for point in store.folders("points"):
+        prefix = f"points/{point}"
+        stored = None if prefix in prefixes_now else store.read_record_or_none(f"{prefix}/{CONFIG}", json_object)
+        if stored is not None:
+            config = validate(stored)
             arms = {arm: f"{arm} {point}" for arm in config.evaluate.arms}
             earlier.append(ablation.SubRunPlan(prefix, config, arms))
     return earlier

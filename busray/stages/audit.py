@@ -7,12 +7,14 @@ keeps counts and the closest pairs only, so its memory does not grow with the co
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import numpy as np
 
 from busray.corpus.arms import arm_after_gate, released_arm
 from busray.corpus.commit import read_commits, read_rows
 from busray.corpus.encode import png_bytes, png_pixels
+from busray.corpus.verify import SHARD_THREADS
 from busray.data.align import Scan, aligned_pairs, shrink
 from busray.data.check import ALIGNED
 from busray.data.images import ImageFolder
@@ -23,11 +25,11 @@ from busray.layout import AUDIT_JSON, AUDIT_PANELS, copies_key, features_key
 from busray.records import CLASS_ALL, Commit, ContentBox, Figure, SourceImage, UserError, to_json
 from busray.report.audit import audit_sentences, closest_rows
 from busray.report.contact_sheet import contact_sheet
-from busray.run.pieces import BOX, ImageBlock, block_pixels, load_array, put_array, real_blocks, rows_of
+from busray.run.pieces import BOX, ImageBlock, block_pixels, load_array, load_arrays, put_array, real_blocks, rows_of
 from busray.run.record import Run
 from busray.stages.features import extract, missing_real_blocks
 from busray.stages.report import add_to_report
-from busray.storage import Store
+from busray.storage import Store, in_threads
 from busray.workers import Beat, Shared, Workers
 
 # Training images of which copies are made, to see whether the search finds them
@@ -62,7 +64,8 @@ def audit(run: Run, workers: Workers) -> tuple[list[Figure], list[str], bool]:
     copies = _planted_copies(run, workers, identity)
     corpus = [_corpus_search(store, commit, identity, extractor) for commit in commits]
     searches = (*held_out, *copies.values(), *corpus)
-    missing = [search for search in searches if not store.exists(search.block.key)]
+    present = store.present(search.block.key for search in searches)
+    missing = [search for search in searches if search.block.key not in present]
     if missing:
         originals = Originals.of(contents, lesions, _train_features(run, extractor))
         images = sum(search.block.images for search in missing)
@@ -94,9 +97,10 @@ def _write(
 def _extract_missing(run: Run, workers: Workers, commits: list[Commit], extractor: str) -> None:
     """Features of the corpus and of the real images, under the keys that evaluate reads."""
     missing = missing_real_blocks(run, workers, extractor)
-    for commit in commits:
-        key = features_key(commit.digest, "image", extractor)
-        if not run.store.exists(key):
+    keys = [features_key(commit.digest, "image", extractor) for commit in commits]
+    present = run.store.present(keys)
+    for key, commit in zip(keys, commits, strict=True):
+        if key not in present:
             missing.append(ImageBlock(run.store, key, commit, images=commit.rows, class_name=commit.class_name))
     if missing:
         extract(run, workers, missing, extractor)
@@ -189,7 +193,7 @@ def _start_search(originals: Shared[Originals]) -> Callable[[Search, Beat], None
 
 
 def _search(originals: Originals, search: Search, beat: Beat) -> None:
-    """Compare a block's images with the training images; put their rows, of dtype copies.FOUND."""
+    """Compare a block's images with the training images; put their SEARCH_ROWs."""
     block = search.block
     contents = unpadded(*block_pixels(block))
     features = [None] * len(contents)
@@ -209,17 +213,18 @@ def _evidence(
     for commit in commits:
         name, end = commit.class_name, commit.first + commit.count
         images[name] = max(images.get(name, 0), end)
-    held_out_rows = np.concatenate(list(map(_found, held_out)))
+    held_out_rows = np.concatenate(list(_found(held_out)))
     units: list[str] = []
     for _, block_images in _held_out_blocks(run, ""):
         units += [image.unit for image in block_images]
-    # A generator, so that one shard's rows are in memory at a time
-    corpus_rows = ((search.block.class_name, _found(search)) for search in corpus)
+    # Iterators, so that few shards' rows are in memory at a time
+    corpus_rows = zip((search.block.class_name for search in corpus), _found(corpus), strict=True)
+    planted = dict(zip(copies, _found(list(copies.values())), strict=True))
     return AuditEvidence(
         tally(held_out_rows, images, corpus_rows),
         held_out_rows,
         np.array(units),
-        {name: _found(search) for name, search in copies.items()},
+        planted,
         _near_duplicates_inside(run.store, commits),
         len(run.dataset.train),
         arm_after_gate(run.config) or released_arm(run.config),
@@ -228,9 +233,11 @@ def _evidence(
     )
 
 
-def _found(search: Search) -> np.ndarray:
-    """Rows of dtype copies.FOUND."""
-    return load_array(search.block.store, search.block.key)
+def _found(searches: Sequence[Search]) -> Iterator[np.ndarray]:
+    """The rows that each search found, of dtype copies.SEARCH_ROW."""
+    if not searches:
+        return iter(())
+    return load_arrays(searches[0].block.store, [search.block.key for search in searches])
 
 
 def _near_duplicates_inside(store: Store, commits: list[Commit]) -> tuple[int, int]:
@@ -248,24 +255,30 @@ def _sampled_scans(store: Store, commits: list[Commit]) -> list[Scan]:
 
     Shards without a sampled image are not read, and of the others only sampled images are decoded.
     """
-    rows = [(commit, rows_of(ImageBlock(store, "", commit))) for commit in commits]
 
-    def ids() -> Iterator[tuple[str, int]]:
-        for commit, row_of in rows:
-            for index in row_of:
-                yield commit.class_name, index
+    def images() -> Iterator[tuple[int, int, int]]:
+        """(number of the commit, index, row); of one shard at a time, for there may be millions."""
+        for number, commit in enumerate(commits):
+            for index, row in rows_of(ImageBlock(store, "", commit)).items():
+                yield number, index, row
 
     # By hash, so that the sample is the same however the corpus was cut into shards.
-    sampled = set(bottom_k(ids(), SAMPLED_IMAGES, lambda image: draw_id(*image)))
-    scans = []
-    for commit, row_of in rows:
-        wanted = [row for index, row in row_of.items() if (commit.class_name, index) in sampled]
-        if wanted:
-            for cell in read_rows(store, commit, columns=["image", *BOX]).take(wanted).to_pylist():
-                pixels = png_pixels(cell.pop("image")["bytes"])
-                (content,) = unpadded([pixels], [ContentBox(**cell)])
-                scans.append(shrink(content))
-    return scans
+    sampled = bottom_k(images(), SAMPLED_IMAGES, lambda image: draw_id(commits[image[0]].class_name, image[1]))
+    rows_by_commit: dict[int, list[int]] = {}
+    for number, _, row in sorted(sampled):
+        rows_by_commit.setdefault(number, []).append(row)
+
+    def scans_of(wanted: tuple[int, list[int]]) -> list[Scan]:
+        number, rows = wanted
+        scans: list[Scan] = []
+        for cell in read_rows(store, commits[number], columns=["image", *BOX]).take(rows).to_pylist():
+            pixels = png_pixels(cell.pop("image")["bytes"])
+            (content,) = unpadded([pixels], [ContentBox(**cell)])
+            scans.append(shrink(content))
+        return scans
+
+    # Whole shards are read: only as many at once as memory has room for.
+    return list(chain.from_iterable(in_threads(scans_of, list(rows_by_commit.items()), SHARD_THREADS)))
 
 
 def _panels(store: Store, folder: ImageFolder, commits: list[Commit], closest: list[NearestPair]) -> bytes:

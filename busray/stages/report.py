@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import partial
 from itertools import zip_longest
 from typing import Any
 
 from busray import __version__, layout
-from busray.corpus.commit import committed_shards, in_threads, read_commit, read_rows
+from busray.corpus.commit import committed_shards, each_commit, read_commit, read_rows
 from busray.corpus.encode import png_bytes
 from busray.corpus.manifest import published_rows
 from busray.corpus.plan import read_segments, shards
@@ -16,7 +15,7 @@ from busray.corpus.record import read_run
 from busray.data.images import ImageFolder
 from busray.data.split import SPLITS
 from busray.model.checkpoints import read_adapters
-from busray.records import DataSet, Figure, json_object, to_json
+from busray.records import DataSet, Figure, Shard, json_object, to_json
 from busray.report.audit import copies_section, of_now
 from busray.report.classes import consistency_section, consistency_sentences
 from busray.report.lesions import geometry_section, geometry_sentences
@@ -30,6 +29,10 @@ from busray.stages.evaluate import class_gate_counts, no_clean_figures_sentences
 from busray.storage import Store
 
 GALLERY_ROWS = 4  # images a class that the page shows
+# Most records that a rate is computed from, evenly spread over the corpus: to read all of them
+# would take longer than the rest of the report, and the rate would be the same.
+RATE_RECORDS = 1000
+Published = Mapping[Shard, Mapping[str, Any]]  # the rows of the manifest
 
 
 def report_sentences(run: Run, figures: list[Figure]) -> list[str]:
@@ -44,21 +47,21 @@ def report_sentences(run: Run, figures: list[Figure]) -> list[str]:
 
 def write_report(run: Run, figures: list[Figure]) -> None:
     """Write report.json and report.html anew."""
-    _publish(run, _report(run, figures))
+    published = published_rows(run.store)
+    _publish(run, _report(run, figures, published), published)
 
 
 def add_to_report(run: Run, name: str, part: dict[str, Any]) -> None:
     """Replace one part of report.json and make the page anew; nothing where there is no report."""
     report = run.store.read_record_or_none(layout.REPORT_JSON, json_object)
     if report is not None:
-        _publish(run, {**report, name: part})
+        _publish(run, {**report, name: part}, published_rows(run.store))
 
 
-def _publish(run: Run, report: dict[str, Any]) -> None:
-    published = list(published_rows(run.store).values())
+def _publish(run: Run, report: dict[str, Any], published: Published) -> None:
     if audit := report.get("audit"):
         # The corpus may have grown since the audit. The report then says so.
-        report = {**report, "audit": of_now(audit, sum(row["rows"] for row in published))}
+        report = {**report, "audit": of_now(audit, sum(row["rows"] for row in published.values()))}
     run.store.replace_checked(layout.REPORT_JSON, to_json(report))
     lesions, figures = report.get("geometry") or {}, figures_of(report)
     outlines = run.store.read_or_none(layout.GEOMETRY_PNG) if lesions.get("segmenter") else None
@@ -68,11 +71,11 @@ def _publish(run: Run, report: dict[str, Any]) -> None:
         copies_section(report.get("audit") or {}, run.store.read_or_none(layout.AUDIT_PANELS)),
         study_section(report.get("study") or {}),
     ]
-    galleries = _galleries(run.store, run.images, refined=run.config.refine is not None)
+    galleries = _galleries(run.store, run.images, published, refined=run.config.refine is not None)
     run.store.replace(layout.REPORT_HTML, report_html(report, figures, galleries, sections).encode())
 
 
-def _report(run: Run, figures: list[Figure]) -> dict[str, Any]:
+def _report(run: Run, figures: list[Figure], published: Published) -> dict[str, Any]:
     store = run.store
     record = read_adapters(store)
     adapters = record.to_dict() if record else {}
@@ -81,13 +84,13 @@ def _report(run: Run, figures: list[Figure]) -> dict[str, Any]:
         "fingerprint": (read_run(store) or {})["fingerprint"],
         # The curves are a part of their own.
         "adapters": {k: v for k, v in adapters.items() if k not in ("loss", "validation")},
-        "execution": _execution(store),
+        "execution": _execution(store, published),
     }
     return {
         "run": run_part,
         "dataset": described_dataset(run),
         "check": store.read_record(layout.CHECK, json_object),
-        "corpus": _corpus(store, list(run.config.classes)),
+        "corpus": _corpus(store, published, list(run.config.classes)),
         "figures": [figure.to_dict() for figure in figures],
         "verdicts": report_sentences(run, figures),
         "geometry": _geometry(run),
@@ -136,16 +139,15 @@ def _patients(dataset: DataSet) -> dict[str, int]:
     return {"patients": len(sides), "crossing": sum(len(of_patient) > 1 for of_patient in sides.values())}
 
 
-def _execution(store: Store) -> dict[str, Any]:
+def _execution(store: Store, published: Published) -> dict[str, Any]:
     """Of the first shard only: cards and libraries of a cluster may differ from shard to shard."""
-    first = next(iter(published_rows(store)), None)
+    first = next(iter(published), None)
     return asdict(read_commit(store, first).execution) if first else {}
 
 
-def _corpus(store: Store, classes: Sequence[str]) -> dict[str, Any]:
-    published = list(published_rows(store).values())
+def _corpus(store: Store, published: Published, classes: Sequence[str]) -> dict[str, Any]:
     images, totals = dict.fromkeys(classes, 0), dict.fromkeys(("rows", "rejects", "bytes"), 0)
-    for row in published:
+    for row in published.values():
         for column in totals:
             totals[column] += row[column]
         if row["class"] in images:
@@ -205,18 +207,21 @@ def _timings(store: Store) -> list[dict[str, Any]]:
 
 
 def _drawing_rate(store: Store) -> tuple[int | None, float | None]:
-    """(images of a corpus, images a second of its actors)."""
+    """(images of a corpus, images a second of its actors, by RATE_RECORDS of its records)."""
     # From the corpus's records, since the stage's wall time is of one session only.
-    images, seconds = 0, 0.0
-    for commit in in_threads(partial(read_commit, store), committed_shards(store)):
-        images += commit.rows
+    done = committed_shards(store)
+    images = sum(row["rows"] for row in published_rows(store).values())
+    sampled, seconds = 0, 0.0
+    for commit in each_commit(store, done[:: -(-len(done) // RATE_RECORDS) or 1]):
+        sampled += commit.rows
         seconds += commit.seconds
-    return images or None, images / seconds if images and seconds else None
+    return images or None, sampled / seconds if sampled and seconds else None
 
 
-def _galleries(store: Store, folder: ImageFolder, *, refined: bool) -> dict[str, list[GalleryRow]]:
+def _galleries(
+    store: Store, folder: ImageFolder, published: Published, *, refined: bool
+) -> dict[str, list[GalleryRow]]:
     """class -> a few rows of a real test image | txt2img | refined."""
-    published = published_rows(store)
     galleries: dict[str, list[GalleryRow]] = {}
     for name in folder.classes:
         drawn: list[dict[str, Any]] = []

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from busray.config import Study as StudySettings
-from busray.corpus.commit import count_first_draws, in_threads, read_commit, read_rows, rejected_first_draws
+from busray.corpus.commit import count_first_draws, each_commit, read_commit, read_rows, rejected_first_draws
 from busray.corpus.encode import png_pixels
 from busray.corpus.manifest import published_rows
 from busray.corpus.record import differences, read_run
@@ -36,7 +36,7 @@ from busray.report.study import study_sentences
 from busray.report.tables import figures_csv
 from busray.run.record import Run
 from busray.stages.report import add_to_report
-from busray.storage import Store
+from busray.storage import Store, in_threads
 from busray.vision import efficientnet
 from busray.vision.classifier import Architecture, Augmentation, Phase, Training, fit, predict, represent
 from busray.workers import Beat, Report, Shared, Workers
@@ -108,7 +108,8 @@ def study(run: Run, workers: Workers) -> tuple[list[Figure], list[str]]:
     trainings: list[ArmSeed] = []
     for number in range(settings.seeds):  # all arms of a seed, then the next: pairs come early
         trainings += [ArmSeed(arm, number) for arm in arms]
-    missing = [training for training in trainings if not run.store.exists(_key(job, training))]
+    present = run.store.present(_key(job, training) for training in trainings)
+    missing = [training for training in trainings if _key(job, training) not in present]
     if missing:
         images = _study_images(run, missing, external)
         inputs = _represent_all(workers, job, images)
@@ -248,7 +249,7 @@ def _images_drawn(store: Store, draws: Draws) -> dict[str, int]:
     if draws == "released":
         counts = [row["rows"] for row in shards.values()]
     else:  # the manifest does not count them
-        counts = map(count_first_draws, in_threads(partial(read_commit, store), list(shards)))
+        counts = map(count_first_draws, each_commit(store, list(shards)))
     available: dict[str, int] = {}
     for shard, count in zip(shards, counts, strict=True):
         available[shard.class_name] = available.get(shard.class_name, 0) + count
