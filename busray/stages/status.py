@@ -12,14 +12,13 @@ from typing import Any
 
 from busray.config_file import validate
 from busray.corpus.arms import compared_images, corpora
-from busray.corpus.commit import in_threads
 from busray.corpus.pace import Sampled, drawing_hours, hours_left, images_per_hour, quarantined
 from busray.corpus.plan import read_segments
 from busray.layout import CONFIG, commit_key, committed_shard
 from busray.model.checkpoints import FOLDER as CHECKPOINTS
 from busray.records import Commit, Damaged, Shard, UserError, json_object
 from busray.run.progress import Driver, drivers
-from busray.storage import Store
+from busray.storage import Store, in_threads
 
 RECORDS_READ = 200
 """Records of a corpus that are read, chosen by chance, for seconds, devices and quarantine."""
