@@ -18,6 +18,7 @@ from tests.support.paths import SHARED
 
 BUSI = SHARED / "data" / "busi"
 RAY_IN_CHAOS = (
+    "test_commits",
     "test_driver_death",
     "test_million",
     "test_nodes",
