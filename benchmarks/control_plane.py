@@ -18,10 +18,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+import psutil
 
 from busray import config
 from busray.corpus.commit import commit_shard, committed_shards
@@ -36,6 +38,7 @@ CLASSES = ("benign", "malignant", "normal")
 EXECUTION = Execution("none", "float32", 16, 1, {"torch": "0"})
 POINTS = ((10**4, 10**3), (10**5, 10**3), (10**6, 10**3), (10**6, 10**4))
 """(images, shards) of the rows."""
+ON_THE_HEAD = ("raylet", "gcs_server", "ray::Liveness", "ray::_StatsActor")
 ON_S3 = (10**4, 200)
 BUCKET = "busray-control-plane"
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -74,12 +77,17 @@ def one(url: str, images: int, count: int, actors: int, seconds: float) -> dict[
     todo = pending(shards(segments), committed_shards(store))
     cluster = config.Cluster(min_actors=actors, max_actors=actors, cpus_per_actor=0.5 / actors, threads=1)
     seen: list[tuple[float, int]] = []
+    head: Counter[str] = Counter()
 
     def report(stage: str, done: int, total: int) -> None:
         seen.append((time.perf_counter(), done))
+        if done >= total:  # the actors of the head are still there
+            head.clear()
+            head.update(head_cpu())
 
     with tempfile.TemporaryDirectory() as folder, ray_workers(cluster, Path(folder) / "ray.log", report) as workers:
         workers.share(0)  # starts Ray
+        before_head = head_cpu()
         before_mb, before_cpu, began = status_mb("VmRSS"), time.process_time(), time.perf_counter()
         workers.draw("generate corpus", SleepingDrawing(store, seconds), todo, images)
         drawn, cpu, peak = time.perf_counter(), time.process_time() - before_cpu, status_mb("VmHWM")
@@ -92,12 +100,25 @@ def one(url: str, images: int, count: int, actors: int, seconds: float) -> dict[
         "wall": drawn - began,
         "halves": halves(seen, images, len(todo)),
         "cpu_ms": 1000 * cpu / len(todo),
+        "head_ms": {name: 1000 * (head[name] - before_head[name]) / len(todo) for name in sorted(head)},
         "before_mb": before_mb,
         "peak_mb": peak,
         "kb": 1024 * (peak - before_mb) / len(todo),
         "manifest": time.perf_counter() - published,
         "missing": len(missing_records(store)),
     }
+
+
+def head_cpu() -> Counter[str]:
+    """Seconds of CPU that the head's part of this Ray has used: raylet, GCS and the actors that
+    are not the drawing ones."""
+    used: Counter[str] = Counter()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess, IndexError):
+            name = Path(process.cmdline()[0]).name
+            if name in ON_THE_HEAD:
+                used[name.removeprefix("ray::")] += sum(process.cpu_times()[:2])
+    return used
 
 
 def halves(seen: Sequence[tuple[float, int]], images: int, count: int) -> list[float]:
@@ -166,6 +187,7 @@ def row(figures: dict[str, Any]) -> str:
         f"{figures['wall']:.0f}",
         f"{first:.1f}, {second:.1f}",
         f"{figures['cpu_ms']:.1f}",
+        ", ".join(f"{name} {ms:.1f}" for name, ms in figures["head_ms"].items()),
         f"{figures['before_mb']:.0f}",
         f"{figures['peak_mb']:.0f}",
         f"{figures['kb']:.1f}",
@@ -196,8 +218,8 @@ def main() -> None:
         return
     options = [f"--actors={args.actors}", f"--seconds={args.seconds}"]
     print(f"{args.actors} actors, {args.seconds} s a shard\n")
-    heads = ["images", "shards", "s to first", "s", "shards a s (halves)", "driver ms CPU a shard", "MB before"]
-    heads += ["peak MB", "kB a shard", "s manifest", "missing"]
+    heads = ["images", "shards", "s to first", "s", "shards a s (halves)", "driver ms CPU a shard", "others' ms"]
+    heads += ["MB before", "peak MB", "kB a shard", "s manifest", "missing"]
     print(f"| {' | '.join(heads)} |\n|{'---:|' * len(heads)}", flush=True)
     rows = []
     for images, count in POINTS:
