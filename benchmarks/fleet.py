@@ -219,6 +219,7 @@ def main() -> None:
         fleets[f"{images}, {losses:.0%} an hour"] = replace(fleet, losses=losses)
     for images, fleet in runs.items():
         fleets[f"{images}, 20%, 120 s notice"] = replace(fleet, losses=0.2, notice=120)
+    fleets["10^6 by 100 machines, 5%"] = replace(million, workers=100)
     table("Wasted share of the GPU time:", ["shard s", *fleets], waste_rows(fleets, SHARD_SECONDS, seeds))
 
     heads = ["shard s", "shards", "GPU-hours", "wall min", "start-up", "lost", "overhead", "idle", "deaths"]
