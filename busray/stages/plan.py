@@ -1,0 +1,258 @@
+"""What a run is going to cost, before it spends: counts from the settings and the store, rates from
+a probe or from an earlier run's records. Reads only."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from busray.config import Config
+from busray.config_file import validate
+from busray.corpus.arms import arm_sources, arms_to_draw, corpora, released_arm
+from busray.corpus.commit import committed_shards, in_threads
+from busray.corpus.cost import (
+    BLOCK_REQUESTS,
+    SHARD_REQUESTS,
+    Estimate,
+    Rate,
+    Total,
+    Work,
+    estimate,
+    total,
+    whole_gpu_hours,
+)
+from busray.corpus.plan import pending, read_segments, shards
+from busray.corpus.record import differences
+from busray.data.read import scan
+from busray.layout import CONFIG, DATASET, arm_prefix, commit_key
+from busray.records import Arm, Commit, Damaged, DataSet, Segment, Shard, UserError, json_object
+from busray.run.pieces import REAL_IMAGES_A_BLOCK
+from busray.storage import Store
+from busray.vision.extractors import Extractor
+
+RECORDS_READ = 200  # of an earlier run's corpus, chosen by chance, for its rate
+BYTES_OF_A_NUMBER = 4  # features are float32
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """What `busray plan` prints."""
+
+    url: str
+    drawing: tuple[Work, ...]
+    features: tuple[Work, ...]
+    notes: tuple[str, ...]  # what is not counted or not known, and why
+
+    def estimates(self) -> list[Estimate]:
+        return [estimate(work) for work in (*self.drawing, *self.features)]
+
+    def total(self, price: float | None = None) -> Total:
+        return total(self.estimates(), price)
+
+    def to_dict(self, price: float | None, warnings: Sequence[str]) -> dict[str, Any]:
+        works = (*self.drawing, *self.features)
+        stages = [{**asdict(work), **asdict(estimate(work)), "units": len(work.units)} for work in works]
+        sums = asdict(self.total(price))
+        return {"url": self.url, "stages": stages, "total": sums, "notes": self.notes, "warnings": warnings}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What is known of a config's speed."""
+
+    drawing: Mapping[bool, Rate]  # whether refined -> rate
+    extractors: Mapping[str, tuple[Rate, int]]  # extractor -> (rate, features of an image)
+    notes: tuple[str, ...] = ()
+
+
+UNKNOWN = Rates({}, {})
+
+
+def job_plan(config: Config, extractors: Mapping[str, Extractor], rates: Rates) -> JobPlan:
+    """The work that is left, with these rates. UserError where the data folder has a mistake."""
+    store = Store(config.output)
+    real = real_images(config, store)
+    notes = [*rates.notes]
+    released = Arm.parse(released_arm(config))
+    images = {name: settings.images for name, settings in config.classes.items()}
+    drawing = [_drawing(config, store, "corpus", images, rates.drawing.get(released.refined))]
+    compared = compared_counts(config, real)
+    for arm in arms_to_draw(config):
+        prefix = arm_prefix(arm)
+        rate = rates.drawing.get(Arm.parse(arm).refined)
+        drawing.append(_drawing(config, store.sub(prefix), f"arm {arm}", compared, rate))
+    features = [_features(config, name, compared, real, rates.extractors.get(name)) for name in extractors]
+    if real is None:
+        notes.append("dataset.path is not given: features of real images are not counted")
+    if config.corpus.gate:
+        most = config.corpus.gate.attempts
+        notes.append(f"corpus.gate draws an image up to {most} times; a probe counts one, records count what was drawn")
+    notes.append("not counted: training, class gate and judge, nodes that start, models that load, lost nodes")
+    return JobPlan(store.url, tuple(drawing), tuple(features), tuple(notes))
+
+
+def real_images(config: Config, store: Store) -> dict[str, int] | None:
+    """class -> real images; None where no folder is named."""
+    dataset = store.read_record_or_none(DATASET, DataSet.from_json)
+    if dataset is not None:
+        labels = [image.class_name for image in dataset.split("all")]
+    elif config.dataset.phantoms:
+        return dict.fromkeys(config.classes, config.dataset.phantoms.images)
+    elif config.dataset.path:
+        if not Path(config.dataset.path).is_dir():
+            raise UserError(f"dataset.path: no folder {config.dataset.path}; --dataset.path=FOLDER says where it lies")
+        metadata = Path(config.dataset.metadata) if config.dataset.metadata else None
+        found = scan(Path(config.dataset.path), config.folders(), metadata, config.dataset)
+        labels = [image.class_name for image in found.images]
+    else:
+        return None
+    return {name: labels.count(name) for name in config.classes}
+
+
+def compared_counts(config: Config, real: Mapping[str, int] | None) -> dict[str, int]:
+    """class -> images of each arm that figures look at."""
+    from busray.corpus.arms import compared_images
+
+    return {name: compared_images(config) for name, c in config.classes.items() if c.images}
+
+
+def _drawing(config: Config, store: Store, name: str, images: Mapping[str, int], rate: Rate | None) -> Work:
+    segments = read_segments(store)
+    planned = dict.fromkeys(images, 0)
+    for segment in segments:
+        planned[segment.class_name] = planned.get(segment.class_name, 0) + segment.count
+    for class_name, wanted in images.items():
+        if wanted > planned[class_name]:
+            first = planned[class_name]
+            segments.append(Segment(class_name, first, wanted - first, config.corpus.shard_size))
+    plan = shards(segments)
+    left = pending(plan, committed_shards(store))
+    units = tuple(shard.count for shard in left)
+    requests = SHARD_REQUESTS * len(left)
+    if config.corpus.format == "png":  # each image is an object of its own
+        kept = 2 if config.corpus.keep_txt2img and config.refine else 1
+        requests += kept * sum(units)
+    return Work(
+        name=name,
+        units=units,
+        done=sum(shard.count for shard in plan) - sum(units),
+        workers=config.cluster.max_actors,
+        gpus=config.cluster.gpus_per_actor,
+        rate=rate,
+        requests=requests,
+    )
+
+
+def _features(
+    config: Config,
+    name: str,
+    compared: Mapping[str, int],
+    real: Mapping[str, int] | None,
+    known: tuple[Rate, int] | None,
+) -> Work:
+    """Of every compared image of every arm, and of the real ones. What is stored already is not
+    looked for, so a resumed run may do less."""
+    units: list[int] = []
+    for _ in arm_sources(config):
+        for images in compared.values():
+            units += _cut(images, config.corpus.shard_size)
+    for images in (real or {}).values():
+        units += _cut(images, REAL_IMAGES_A_BLOCK)
+    cluster = config.cluster
+    is_plain = name.startswith("texture")  # arithmetic on one CPU
+    workers = cluster.max_actors * max(1, int(cluster.cpus_per_actor)) if is_plain else cluster.max_actors
+    return Work(
+        name=f"features {name}",
+        units=tuple(units),
+        done=0,
+        workers=workers,
+        gpus=0.0 if is_plain else cluster.gpus_per_actor,
+        rate=known[0] if known else None,
+        requests=BLOCK_REQUESTS * len(units),
+        bytes_an_image=float(BYTES_OF_A_NUMBER * known[1]) if known else None,
+    )
+
+
+def _cut(images: int, size: int) -> list[int]:
+    whole, rest = divmod(images, size)
+    return [size] * whole + ([rest] if rest else [])
+
+
+# ---- rates of records
+
+DECIDES_TIME = ("base.path", "base.revision", "base.size", "base.dtype", "sampling", "refine", "corpus.gate", "cluster.threads")
+"""Settings by which one image takes longer than another; an adapter is fused and costs nothing."""
+
+
+def recorded_rates(config: Config, store: Store, *, asked: bool = False) -> Rates:
+    """Rates of drawing of the records that a run has; without a rate where it has none.
+
+    Only of records drawn with the settings that decide time: DECIDES_TIME. asked: the user named
+    this run, so that one of no use is a UserError.
+    """
+    stored = store.read_record_or_none(CONFIG, json_object)
+    if stored is None:
+        if asked:
+            raise UserError(f"--rates: {store.url}: no run there (no {CONFIG})")
+        return UNKNOWN
+    changed = _slower_or_faster(validate({**stored, "output": store.url}), config)
+    if changed:
+        reason = "; ".join(f"{key}: {change}" for key, change in changed.items())
+        message = f"{store.url} was drawn with other settings ({reason}), so its rates are not this job's"
+        if asked:
+            raise UserError(f"--rates: {message}")
+        return Rates({}, {}, (message,))
+    rates: dict[bool, Rate] = {}
+    for prefix, corpus in corpora(store).items():
+        refined = Arm.parse(prefix.removeprefix(arm_prefix("")) or released_arm(config)).refined
+        rate = _rate_of_records(corpus)
+        if rate is not None and refined not in rates:
+            rates[refined] = rate
+    if asked and not rates:
+        raise UserError(f"--rates: {store.url} has no records of shards yet")
+    return Rates(rates, {})
+
+
+def _slower_or_faster(theirs: Config, ours: Config) -> dict[str, str]:
+    before, after = theirs.model_dump(mode="json"), ours.model_dump(mode="json")
+    changed = differences(before, after)
+    return {key: change for key, change in changed.items() if key.startswith(DECIDES_TIME)}
+
+
+def _rate_of_records(store: Store) -> Rate | None:
+    done = committed_shards(store)
+    chosen = random.Random(0).sample(done, min(RECORDS_READ, len(done)))
+    commits = [commit for commit in in_threads(partial(_commit_or_none, store), chosen) if commit is not None]
+    rows = sum(commit.rows for commit in commits)
+    if not rows:
+        return None
+    devices = sorted({commit.execution.device for commit in commits})
+    source = f"{len(commits):,} of {len(done):,} records of {store.url}, drawn on {', '.join(devices)}"
+    seconds, size = sum(commit.seconds for commit in commits), sum(commit.bytes for commit in commits)
+    return Rate(seconds / rows, source, size / rows)
+
+
+def _commit_or_none(store: Store, shard: Shard) -> Commit | None:
+    try:
+        return store.parsed(commit_key(shard), store.read(commit_key(shard)), Commit.from_json)
+    except (Damaged, FileNotFoundError):
+        return None
+
+
+# ---- the limit
+
+
+def refuse_above(config: Config, plan: JobPlan) -> None:
+    """UserError where drawing takes more GPU-hours than cluster.max_gpu_hours allows.
+
+    What is drawn already counts too, at the same rate, so that a resumed run is judged as a whole.
+    Where a rate is not known, nothing is refused: the first shard tells it (stages/generate.py).
+    """
+    limit, hours = config.cluster.max_gpu_hours, whole_gpu_hours(plan.drawing)
+    if limit is not None and hours is not None and hours > limit:
+        raise UserError(
+            f"cluster.max_gpu_hours: drawing the corpus and its arms takes {hours:,.1f} GPU-hours, and {limit:,.1f} "
+            "are allowed: raise it, or draw fewer images (classes.<class>.images)"
+        )
