@@ -40,6 +40,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 COMMANDS = {
     "doctor": "prove that a store is safe to run on: create-only, consistent, permissions",
     "check": "check a folder of labelled images: counts, duplicates, conflicts, masks, framing",
+    "plan": "say before it is spent what a config's job takes: images, GPU-hours, bytes, requests, cost",
     "run": "the whole job of a config: check, fine-tune, generate, evaluate, report",
     "demo": "the whole job on simulated images, into runs/demo",
     "finetune": "train the config's adapters",
@@ -327,6 +328,12 @@ def _parser() -> argparse.ArgumentParser:
                 command.add_argument("--delete", action="store_true", help="delete what is listed")
         elif name != "demo":
             command.add_argument("config", type=_local, help="YAML file, such as configs/demo.yaml")
+        if name == "plan":
+            rates = command.add_mutually_exclusive_group()
+            rates.add_argument("--probe", action="store_true", help="measure rates here: load the base, draw one batch")
+            rates.add_argument("--rates", type=_run_place, metavar="RUN", help="take rates from this run's records")
+            command.add_argument("--price", type=float, help="of a GPU-hour; prints the cost")
+            command.add_argument("--json", action="store_true", help="print it as JSON")
     return parser
 
 

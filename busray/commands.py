@@ -34,6 +34,30 @@ def _run(options: argparse.Namespace, flags: list[str]) -> int:
     return _whole_job(options.config, flags, _command("run", options.config, *flags))
 
 
+def _plan(options: argparse.Namespace, flags: list[str]) -> int:
+    from busray.cluster.session import machines
+    from busray.corpus.cost import Machine, shard_warnings, width_warnings
+    from busray.stages.plan import job_plan, rates_of
+
+    config = _load(options.config, flags)
+    price = options.price
+    if price is not None and not 0 < price < float("inf"):
+        raise UserError(f"--price={price}: a price of a GPU-hour above 0")
+    if price is not None and not config.cluster.gpus_per_actor:
+        raise UserError("--price: it is of a GPU-hour, and cluster.gpus_per_actor is 0, so no GPU is used")
+    with terminal.reporter() as report:
+        plan = job_plan(config, rates_of(config, options.rates, report, probe=options.probe))
+        where, nodes = machines(config.cluster)
+    drawing = plan.estimates()[: len(plan.drawing)]
+    warnings = shard_warnings(drawing)
+    warnings += width_warnings(config.cluster, [Machine(*node) for node in nodes], where, drawing)
+    if options.json:
+        print(json.dumps(plan.to_dict(price, warnings), indent=1))
+    else:
+        terminal.print_plan(plan, price, warnings)
+    return 0
+
+
 def _demo(options: argparse.Namespace, flags: list[str]) -> int:
     folder = Path(__file__).parent / "configs"  # in an installed wheel
     if not folder.is_dir():
@@ -348,7 +372,7 @@ def _check(options: argparse.Namespace, flags: list[str]) -> int:
 
 
 COMMAND_FUNCTIONS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
-    "doctor": _doctor, "check": _check, "run": _run, "demo": _demo, "finetune": _finetune,
+    "doctor": _doctor, "check": _check, "plan": _plan, "run": _run, "demo": _demo, "finetune": _finetune,
     "generate": _generate, "evaluate": _evaluate, "ablate": _ablate, "study": _study,
     "audit": _audit, "reproduce": _reproduce, "card": _card, "readers": _readers,
     "status": _status, "verify": _verify, "repair": _repair, "gc": _gc,

@@ -389,6 +389,10 @@ class Cluster(Settings):
     cpus_per_actor: Annotated[float, Field(ge=0, le=256)] = 1
     threads: Annotated[int, Field(ge=1, le=1024)] = 2
     """CPU threads of torch in each actor. Pixels repeat exactly only with the same number."""
+    max_gpu_hours: PositiveFloat | None = None
+    """Most GPU-hours that drawing the corpus and its arms may take, drawn images included; `busray
+    plan` says how many that is. Known from records of the run, else after its first shard: above it
+    the work ends. null: no limit."""
     hang_seconds: Annotated[float, Field(ge=5, le=86_400)] = 900
     """A worker that reports no progress for so long (a batch, an optimiser step) is killed, and
     another gets its work. With no progress at all for four times as long, the exit status is 1."""

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from busray.doctor import Finding
     from busray.evidence.reader_study import Score
     from busray.run.progress import Driver
+    from busray.stages.plan import JobPlan
     from busray.stages.status import CorpusStatus, RunStatus
     from busray.workers import Report
 
@@ -217,6 +219,70 @@ def duration(seconds: float) -> str:
         if seconds < most * length:
             return f"{seconds / length:.{0 if unit == 's' else 1}f} {unit}"
     return f"{seconds / 86400:.1f} days"
+
+
+def print_plan(plan: "JobPlan", price: float | None, warnings: Sequence[str]) -> None:
+    """What a job takes; in at most 80 columns."""
+    estimates, sums = plan.estimates(), plan.total(price)
+    uses_gpus = any(work.gpus for work in (*plan.drawing, *plan.features))
+    hours_name = "GPU-h" if uses_gpus else "actor-h"
+    rows = [("left to do", "images", "shards", "each", hours_name, "wall", "bytes", "requests")]
+    for one in estimates:
+        hours = one.gpu_hours if uses_gpus else one.worker_hours
+        rows.append((one.name, f"{one.images:,}", f"{one.units:,}", *_times(one.unit_seconds, hours, one.wall_seconds),
+                     _bytes(one.bytes), f"{one.requests:,}"))  # fmt: skip
+    images = sum(one.images for one in estimates)
+    hours = sums.gpu_hours if uses_gpus else sums.worker_hours
+    rows.append(("all", f"{images:,}", f"{sum(one.units for one in estimates):,}", "",
+                 _at_least(f"{hours:,.1f}", sums.times_known), _at_least(duration(sums.wall_seconds), sums.times_known),
+                 _at_least(_bytes(sums.bytes), sums.bytes_known), f"{sums.requests:,}"))  # fmt: skip
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))]
+        print(" ".join(cells).rstrip())
+    lines: list[str] = []
+    by_rate: dict[str, list[str]] = {}
+    for work in (*plan.drawing, *plan.features):
+        text = f"{work.rate.seconds:.3g} s an image ({work.rate.source})" if work.rate else ""
+        by_rate.setdefault(text, []).append(work.name)
+    for text, names in by_rate.items():
+        known = text or "not known; --probe measures it, --rates=RUN takes it from an earlier run"
+        lines.append(f"rate of {', '.join(names)}: {known}")
+    if price is not None and sums.cost is None:
+        lines.append("cost: not known without a rate")
+    elif sums.cost is not None:
+        least = "" if sums.times_known else "at least "
+        lines.append(f"cost: {least}{sums.cost:,.2f} at {price:g} a GPU-hour; a GPU is held until its stage ends")
+    if not sums.times_known:
+        lines.append("> and ?: the stages without a rate are not in it")
+    lines += plan.notes
+    lines += [f"warning: {warning}" for warning in warnings]
+    for line in lines:
+        print(textwrap.fill(line, 80, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))
+
+
+def _times(*seconds_hours_wall: float | None) -> tuple[str, str, str]:
+    unit, hours, wall = seconds_hours_wall
+    return (
+        "?" if unit is None else duration(unit),
+        "?" if hours is None else f"{hours:,.1f}",
+        "?" if wall is None else duration(wall),
+    )
+
+
+def _at_least(text: str, known: bool) -> str:
+    return text if known else f">{text}"
+
+
+def _bytes(size: float | None) -> str:
+    """Such as `312 kB`, `1.5 GB`."""
+    if size is None:
+        return "?"
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.{0 if unit in ('B', 'kB') else 1}f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"
 
 
 def print_evidence(found: "Findings") -> None:

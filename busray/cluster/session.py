@@ -48,6 +48,26 @@ def session(settings: config.Cluster, log_file: Path) -> Iterator[None]:
         yield
 
 
+def machines(settings: config.Cluster) -> tuple[str, list[tuple[float, float]]]:
+    """(whose they are, (CPUs, GPUs) of each): the nodes that a named cluster has now; without one
+    this machine alone, and no Ray is started. UserError where the cluster cannot be joined."""
+    address = _address(settings)
+    if address == "local":
+        gpus = 0
+        if settings.gpus_per_actor:
+            import torch
+
+            gpus = torch.cuda.device_count()
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return "this machine", [(cpus, gpus)]
+    check_address(settings)
+    with session(settings, Path(os.devnull)):
+        import ray
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return f"the cluster at {address} now", [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes]
+
+
 def _join(settings: config.Cluster) -> None:
     """Join the user's cluster, which stays as it is."""
     import ray

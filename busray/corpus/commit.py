@@ -5,6 +5,7 @@ The first record of a shard wins. Readers trust records and never a listing of d
 
 import io
 import json
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from busray.corpus.encode import Row, encode_parquet, encode_png
 from busray.identity import sha256_bytes
 from busray.layout import commit_key, committed_shard, data_key, first_draws_key, png_prefix
-from busray.records import Commit, Execution, FirstDraws, Redrawn, Shard, UserError, to_json
+from busray.records import Commit, Damaged, Execution, FirstDraws, Redrawn, Shard, UserError, to_json
 from busray.storage import FEW_KEYS, Store, in_threads
 
 REASON_LENGTH = 200  # most characters of a quarantined image's reason
@@ -173,6 +174,26 @@ def each_commit(store: Store, wanted: Sequence[Shard]) -> Iterator[Commit]:
     are in memory at a time."""
     known = record_digests(store, len(wanted))
     yield from in_threads(lambda shard: read_commit(store, shard, known), wanted)
+
+
+def sampled_commits(store: Store, done: Sequence[Shard], most: int) -> tuple[list[Commit], list[Shard]]:
+    """(records of at most `most` of the shards, chosen by chance; those of them that cannot be
+    read). Without their digests: for sums that people read, never for a figure."""
+
+    def read(shard: Shard) -> Commit | None:
+        try:
+            return store.parsed(commit_key(shard), store.read(commit_key(shard)), partial(_commit_of, shard))
+        except (Damaged, FileNotFoundError):
+            return None
+
+    chosen = random.Random(0).sample(list(done), min(most, len(done)))
+    commits, unreadable = list[Commit](), list[Shard]()
+    for shard, commit in zip(chosen, in_threads(read, chosen), strict=True):
+        if commit is None:
+            unreadable.append(shard)
+        else:
+            commits.append(commit)
+    return commits, unreadable
 
 
 def rejected_first_draws(commit: Commit) -> Commit | None:

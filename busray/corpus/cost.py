@@ -15,7 +15,7 @@ from busray import config
 SPOT_NOTICE_SECONDS = 120.0
 """AWS warns so long before it takes a spot machine; Google and Azure give 30 s."""
 
-SHARD_REQUESTS = 8
+SHARD_REQUESTS = 9
 """Store requests of one shard: is it there, data, digest, record, reading it back."""
 BLOCK_REQUESTS = 4
 """Store requests of one block of features: the shard is read; digest and features are put."""
@@ -56,6 +56,7 @@ class Estimate:
     images: int
     units: int
     unit_seconds: float | None  # of the largest one
+    worker_hours: float | None  # that workers are held, all together
     gpu_hours: float | None
     bytes: float | None
     requests: int
@@ -66,13 +67,14 @@ class Estimate:
 class Total:
     """Sums over the stages. Of what is not known for all of them: over the others, `at least`."""
 
+    worker_hours: float
     gpu_hours: float
     bytes: float
     requests: int
     wall_seconds: float
-    times_known: bool  # GPU-hours and wall time of every stage
+    times_known: bool  # hours and wall time of every stage
     bytes_known: bool
-    cost: float | None  # GPU-hours x price; None without a price
+    cost: float | None  # GPU-hours x price; None without a price, and where no rate is known
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,15 @@ def estimate(work: Work) -> Estimate:
         wall = hours = unit = 0.0
     elif rate is not None:
         wall = rate.seconds * longest_worker(work.units, work.workers)
-        hours = wall * min(work.workers, len(work.units)) * work.gpus / 3600
+        hours = wall * min(work.workers, len(work.units)) / 3600
         unit = rate.seconds * max(work.units)
     return Estimate(
         name=work.name,
         images=work.images,
         units=len(work.units),
         unit_seconds=unit,
-        gpu_hours=hours,
+        worker_hours=hours,
+        gpu_hours=None if hours is None else hours * work.gpus,
         bytes=None if size is None else size * work.images,
         requests=work.requests,
         wall_seconds=wall,
@@ -117,14 +120,16 @@ def longest_worker(units: Iterable[int], workers: int) -> int:
 def total(estimates: Sequence[Estimate], price: float | None = None) -> Total:
     """price: of a GPU-hour, in any currency."""
     hours = sum(one.gpu_hours or 0.0 for one in estimates)
+    known = all(one.gpu_hours is not None for one in estimates)
     return Total(
+        worker_hours=sum(one.worker_hours or 0.0 for one in estimates),
         gpu_hours=hours,
         bytes=sum(one.bytes or 0.0 for one in estimates),
         requests=sum(one.requests for one in estimates),
         wall_seconds=sum(one.wall_seconds or 0.0 for one in estimates),
-        times_known=all(one.gpu_hours is not None for one in estimates),
+        times_known=known,
         bytes_known=all(one.bytes is not None for one in estimates),
-        cost=None if price is None else hours * price,
+        cost=None if price is None or (hours == 0 and not known) else hours * price,
     )
 
 

@@ -1,17 +1,15 @@
 """What a run is going to cost, before it spends: counts from the settings and the store, rates from
 a probe or from an earlier run's records. Reads only."""
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from busray.config import Config
 from busray.config_file import validate
 from busray.corpus.arms import arm_sources, arms_to_draw, corpora, released_arm
-from busray.corpus.commit import committed_shards, in_threads
+from busray.corpus.commit import committed_shards, sampled_commits
 from busray.corpus.cost import (
     BLOCK_REQUESTS,
     SHARD_REQUESTS,
@@ -26,14 +24,14 @@ from busray.corpus.cost import (
 from busray.corpus.plan import pending, read_segments, shards
 from busray.corpus.record import differences
 from busray.data.read import scan
-from busray.layout import CONFIG, DATASET, arm_prefix, commit_key
-from busray.records import Arm, Commit, Damaged, DataSet, Segment, Shard, UserError, json_object
+from busray.layout import CONFIG, DATASET, arm_prefix
+from busray.records import Arm, DataSet, Segment, UserError, json_object
 from busray.run.pieces import REAL_IMAGES_A_BLOCK
 from busray.storage import Store
-from busray.vision.extractors import Extractor
+from busray.workers import Report
 
 RECORDS_READ = 200  # of an earlier run's corpus, chosen by chance, for its rate
-BYTES_OF_A_NUMBER = 4  # features are float32
+FEATURES = {"inception": 2048, "texture": 59}  # numbers (float32) of an image; DINOv2's depend on its weights
 
 
 @dataclass(frozen=True)
@@ -63,14 +61,25 @@ class Rates:
     """What is known of a config's speed."""
 
     drawing: Mapping[bool, Rate]  # whether refined -> rate
-    extractors: Mapping[str, tuple[Rate, int]]  # extractor -> (rate, features of an image)
+    extractors: Mapping[str, Rate]  # of evaluate.extractors -> rate
     notes: tuple[str, ...] = ()
 
 
 UNKNOWN = Rates({}, {})
 
 
-def job_plan(config: Config, extractors: Mapping[str, Extractor], rates: Rates) -> JobPlan:
+def rates_of(config: Config, run: str | None, report: Report, *, probe: bool) -> Rates:
+    """By a probe on this machine; else of the records of `run`, or of the config's own output."""
+    if not probe:
+        return recorded_rates(config, Store(run or config.output), asked=run is not None)
+    from busray.stages.probe import probe_device, probe_drawing, probe_extractors
+
+    device = probe_device(config)
+    drawing, images = probe_drawing(config, device, report)
+    return Rates(drawing, probe_extractors(config, images, device, report))
+
+
+def job_plan(config: Config, rates: Rates) -> JobPlan:
     """The work that is left, with these rates. UserError where the data folder has a mistake."""
     store = Store(config.output)
     real = real_images(config, store)
@@ -83,9 +92,11 @@ def job_plan(config: Config, extractors: Mapping[str, Extractor], rates: Rates) 
         prefix = arm_prefix(arm)
         rate = rates.drawing.get(Arm.parse(arm).refined)
         drawing.append(_drawing(config, store.sub(prefix), f"arm {arm}", compared, rate))
-    features = [_features(config, name, compared, real, rates.extractors.get(name)) for name in extractors]
+    features = [
+        _features(config, name, compared, real, rates.extractors.get(name)) for name in config.evaluate.extractors
+    ]
     if real is None:
-        notes.append("dataset.path is not given: features of real images are not counted")
+        notes.append("not counted: features of real images, since dataset.path is not given")
     if config.corpus.gate:
         most = config.corpus.gate.attempts
         notes.append(f"corpus.gate draws an image up to {most} times; a probe counts one, records count what was drawn")
@@ -150,7 +161,7 @@ def _features(
     name: str,
     compared: Mapping[str, int],
     real: Mapping[str, int] | None,
-    known: tuple[Rate, int] | None,
+    rate: Rate | None,
 ) -> Work:
     """Of every compared image of every arm, and of the real ones. What is stored already is not
     looked for, so a resumed run may do less."""
@@ -161,7 +172,7 @@ def _features(
     for images in (real or {}).values():
         units += _cut(images, REAL_IMAGES_A_BLOCK)
     cluster = config.cluster
-    is_plain = name.startswith("texture")  # arithmetic on one CPU
+    is_plain = name == "texture"  # arithmetic on one CPU
     workers = cluster.max_actors * max(1, int(cluster.cpus_per_actor)) if is_plain else cluster.max_actors
     return Work(
         name=f"features {name}",
@@ -169,9 +180,9 @@ def _features(
         done=0,
         workers=workers,
         gpus=0.0 if is_plain else cluster.gpus_per_actor,
-        rate=known[0] if known else None,
+        rate=rate,
         requests=BLOCK_REQUESTS * len(units),
-        bytes_an_image=float(BYTES_OF_A_NUMBER * known[1]) if known else None,
+        bytes_an_image=4.0 * FEATURES[name] if name in FEATURES else None,
     )
 
 
@@ -182,7 +193,16 @@ def _cut(images: int, size: int) -> list[int]:
 
 # ---- rates of records
 
-DECIDES_TIME = ("base.path", "base.revision", "base.size", "base.dtype", "sampling", "refine", "corpus.gate", "cluster.threads")
+DECIDES_TIME = (
+    "base.path",
+    "base.revision",
+    "base.size",
+    "base.dtype",
+    "sampling",
+    "refine",
+    "corpus.gate",
+    "cluster.threads",
+)
 """Settings by which one image takes longer than another; an adapter is fused and costs nothing."""
 
 
@@ -223,22 +243,14 @@ def _slower_or_faster(theirs: Config, ours: Config) -> dict[str, str]:
 
 def _rate_of_records(store: Store) -> Rate | None:
     done = committed_shards(store)
-    chosen = random.Random(0).sample(done, min(RECORDS_READ, len(done)))
-    commits = [commit for commit in in_threads(partial(_commit_or_none, store), chosen) if commit is not None]
-    rows = sum(commit.rows for commit in commits)
-    if not rows:
+    commits, _ = sampled_commits(store, done, RECORDS_READ)
+    images = sum(commit.count for commit in commits)
+    if not images:
         return None
     devices = sorted({commit.execution.device for commit in commits})
     source = f"{len(commits):,} of {len(done):,} records of {store.url}, drawn on {', '.join(devices)}"
     seconds, size = sum(commit.seconds for commit in commits), sum(commit.bytes for commit in commits)
-    return Rate(seconds / rows, source, size / rows)
-
-
-def _commit_or_none(store: Store, shard: Shard) -> Commit | None:
-    try:
-        return store.parsed(commit_key(shard), store.read(commit_key(shard)), Commit.from_json)
-    except (Damaged, FileNotFoundError):
-        return None
+    return Rate(seconds / images, source, size / images)
 
 
 # ---- the limit

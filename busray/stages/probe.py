@@ -4,7 +4,6 @@ Nothing is stored. Adapters are not loaded: they are fused into the base and cos
 """
 
 import time
-from collections.abc import Mapping
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from busray.corpus.draw import device_name
 from busray.corpus.encode import Row, encode_parquet
 from busray.data.templates import fill
 from busray.records import ContentBox, ImageSpec, UserError
-from busray.vision.extractors import Extractor
+from busray.vision.extractors import find_extractors
 from busray.workers import Report
 
 WARM_UP_STEPS = 2  # of a batch drawn first, so that what is loaded at the first use is not measured
@@ -61,7 +60,7 @@ def probe_drawing(config: Config, device: str, report: Report) -> tuple[dict[boo
             drawn = draw_shard(sampler, specs, lambda n: None)
             seconds = time.perf_counter() - started
             rows = [Row(image.spec, image.image, image.txt2img) for image in drawn]
-            size = len(encode_parquet(rows, {})) / len(rows)
+            size = len(encode_parquet(rows, {"fingerprint": "", "synthetic": True})) / len(rows)
             source = f"a probe of {len(specs)} images on {device_name(device)}"
             rates[refine is not None] = Rate(seconds / len(specs), source, size)
             images = np.stack([image.image for image in drawn])
@@ -71,21 +70,20 @@ def probe_drawing(config: Config, device: str, report: Report) -> tuple[dict[boo
         torch.set_num_threads(threads)
 
 
-def probe_extractors(
-    config: Config, extractors: Mapping[str, Extractor], images: np.ndarray, device: str, report: Report
-) -> dict[str, tuple[Rate, int]]:
-    """Extractor -> (rate, features of an image), of evaluate.batch_size images like the drawn ones
-    uint8 [n, s, s]."""
+def probe_extractors(config: Config, images: np.ndarray, device: str, report: Report) -> dict[str, Rate]:
+    """evaluate.extractors -> rate, of evaluate.batch_size images like the drawn ones, uint8
+    [n, s, s]. UserError where weights are missing."""
     import torch
 
     n, size = config.evaluate.batch_size, config.base.size
     batch = np.resize(images, (n, size, size))
     boxes = [ContentBox(0, 0, size, size)] * n
-    rates: dict[str, tuple[Rate, int]] = {}
+    rates: dict[str, Rate] = {}
+    extractors = find_extractors(config.evaluate)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.cluster.threads)
     try:
-        for extractor in extractors.values():
+        for kind, extractor in zip(config.evaluate.extractors, extractors.values(), strict=True):
             here = device if extractor.weights is not None else "cpu"  # texture is plain arithmetic
             compute = extractor.load(here)
             compute(batch[:1], boxes[:1])
@@ -93,7 +91,8 @@ def probe_extractors(
             features = compute(batch, boxes)
             seconds = time.perf_counter() - started
             source = f"a probe of {n} images on {device_name(here)}"
-            rates[extractor.name] = (Rate(seconds / n, source), features.shape[1])
+            # Its size on the disk is known without a probe, or was seen here.
+            rates[kind] = Rate(seconds / n, source, 4.0 * features.shape[1])
     finally:
         torch.set_num_threads(threads)
     report("probe", 3, 3)

@@ -4,21 +4,20 @@ Few requests, however large the run is: listings, the plan, and at most RECORDS_
 corpus. A copy of a run has the copy's times, so its images an hour mean nothing.
 """
 
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 from busray.config_file import validate
-from busray.corpus.arms import compared_images, corpora
+from busray.corpus.arms import corpora
+from busray.corpus.commit import sampled_commits
 from busray.corpus.pace import Sampled, drawing_hours, hours_left, images_per_hour, quarantined
 from busray.corpus.plan import read_segments
 from busray.layout import CONFIG, commit_key, committed_shard
 from busray.model.checkpoints import FOLDER as CHECKPOINTS
-from busray.records import Commit, Damaged, Shard, UserError, json_object
+from busray.records import Shard, UserError, json_object
 from busray.run.progress import Driver, drivers
-from busray.storage import Store, in_threads
+from busray.storage import Store
 
 RECORDS_READ = 200
 """Records of a corpus that are read, chosen by chance, for seconds, devices and quarantine."""
@@ -87,9 +86,8 @@ def read_status(store: Store, now: float) -> RunStatus:
     began = min((driver.word.started for driver in spoke if driver.lives), default=None)
     found: list[CorpusStatus] = []
     for prefix, corpus in corpora(store).items():
-        wanted = {name: settings.images for name, settings in config.classes.items()}
-        if prefix:
-            wanted = {name: compared_images(config) for name, images in wanted.items() if images}
+        # An arm's plan is the first that is stored of it.
+        wanted = {} if prefix else {name: settings.images for name, settings in config.classes.items()}
         found.append(_corpus_status(corpus, prefix.removeprefix("arms/") or "released", wanted, now, began))
     return RunStatus(
         url=store.url,
@@ -121,7 +119,7 @@ def _corpus_status(store: Store, name: str, wanted: Mapping[str, int], now: floa
         committed = sum(count for _, count in mine)
         per_hour = images_per_hour([(time, count) for time, count in mine if time is not None], now, began)
         classes.append(ClassStatus(class_name, images, committed, per_hour, hours_left(images - committed, per_hour)))
-    commits, unreadable = _sampled_records(store, [shard for shard, _ in written])
+    commits, unreadable = sampled_commits(store, [shard for shard, _ in written], RECORDS_READ)
     images, records = sum(shard.count for shard, _ in written), len(written)
     reasons = [reject for commit in commits for reject in commit.rejects]
     return CorpusStatus(
@@ -133,28 +131,8 @@ def _corpus_status(store: Store, name: str, wanted: Mapping[str, int], now: floa
         quarantined=quarantined(commits, images, records),
         reasons=tuple(reasons[:ERRORS_SHOWN]),
         hours=drawing_hours(commits, images, records),
-        unreadable=tuple(unreadable),
+        unreadable=tuple(map(commit_key, unreadable)),
     )
-
-
-def _sampled_records(store: Store, shards: Sequence[Shard]) -> tuple[list[Commit], list[str]]:
-    """(records of at most RECORDS_READ shards, keys of those that cannot be read). Without their
-    digests: these are sums for people, and no figure."""
-    chosen = random.Random(0).sample(list(shards), min(RECORDS_READ, len(shards)))
-    commits, unreadable = list[Commit](), list[str]()
-    for shard, commit in zip(chosen, in_threads(partial(_record_or_none, store), chosen), strict=True):
-        if commit is None:
-            unreadable.append(commit_key(shard))
-        else:
-            commits.append(commit)
-    return commits, unreadable
-
-
-def _record_or_none(store: Store, shard: Shard) -> Commit | None:
-    try:
-        return store.parsed(commit_key(shard), store.read(commit_key(shard)), Commit.from_json)
-    except (Damaged, FileNotFoundError):
-        return None
 
 
 def _newest_checkpoint(store: Store) -> tuple[int, float | None] | None:

@@ -8,11 +8,17 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
+from aiobotocore.client import AioBaseClient
 
+from busray.corpus.commit import read_commit
+from busray.corpus.cost import BLOCK_REQUESTS, SHARD_REQUESTS
 from busray.layout import commit_key
 from busray.records import Damaged, Shard, json_object
+from busray.run.pieces import ImageBlock, block_pixels, put_array
 from busray.storage import Store
+from tests.support.corpora import commit_black
 
 boto3 = pytest.importorskip("boto3")
 moto_server = pytest.importorskip("moto.server")
@@ -143,6 +149,29 @@ def test_the_listing_says_when_each_object_was_written(store: Store) -> None:
     assert list(written) == ["commits/a"]
     assert written["commits/a"] == pytest.approx(before, abs=60)
     assert store.modified("nothing") == {}
+
+
+def test_a_shard_and_its_features_cost_as_many_requests_as_the_plan_says(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    real = AioBaseClient._make_api_call
+
+    async def counted(self: Any, operation: str, parameters: Any) -> Any:
+        asked.append(operation)
+        return await real(self, operation, parameters)
+
+    monkeypatch.setattr(AioBaseClient, "_make_api_call", counted)
+    shard = Shard("benign", 0, 4)
+    assert not store.exists(commit_key(shard))  # before it is drawn
+    commit_black(store, shard)
+    assert len(asked) == SHARD_REQUESTS, asked
+    asked.clear()
+    block = ImageBlock(store, "features/x/1.npy", read_commit(store, shard), images=4)
+    asked.clear()
+    pixels, _ = block_pixels(block)
+    put_array(store, block.key, np.zeros((len(pixels), 5), np.float32))
+    assert len(asked) == BLOCK_REQUESTS, asked
 
 
 def test_what_another_machine_wrote_is_seen_at_once(store: Store, other: Any) -> None:

@@ -43,7 +43,7 @@ def test_workers_take_the_largest_shard_that_is_left(units: tuple[int, ...], wor
 def test_three_shards_of_900_images_on_two_gpus_hold_two_gpus_for_an_hour() -> None:
     """1,800 images x 2 s = 3,600 s; the second GPU idles for half of it and is held."""
     got = estimate(work((900, 900, 900)))
-    assert got == Estimate("corpus", 2700, 3, 1800.0, 2.0, 2_700_000.0, 7, 3600.0)
+    assert got == Estimate("corpus", 2700, 3, 1800.0, 2.0, 2.0, 2_700_000.0, 7, 3600.0)
 
 
 def test_actors_beyond_the_shards_are_not_counted() -> None:
@@ -51,7 +51,8 @@ def test_actors_beyond_the_shards_are_not_counted() -> None:
 
 
 def test_half_a_gpu_an_actor_is_half_a_gpu_hour() -> None:
-    assert estimate(work((1800,), gpus=0.5)).gpu_hours == 0.5
+    got = estimate(work((1800,), gpus=0.5))
+    assert (got.gpu_hours, got.worker_hours) == (0.5, 1.0)
 
 
 def test_without_a_rate_times_are_not_known_and_the_rest_is() -> None:
@@ -87,6 +88,7 @@ def test_a_total_with_an_unknown_stage_says_so() -> None:
     sums = total([estimate(work((1800,))), estimate(work((5,), rate=None))], price=3.0)
     assert not sums.times_known and not sums.bytes_known
     assert (sums.gpu_hours, sums.cost) == (1.0, 3.0)
+    assert total([estimate(work((5,), rate=None))], price=3.0).cost is None
 
 
 def test_the_whole_jobs_gpu_hours_count_drawn_images_too() -> None:
