@@ -15,7 +15,7 @@ from busray import config
 SPOT_NOTICE_SECONDS = 120.0
 """AWS warns so long before it takes a spot machine; Google and Azure give 30 s."""
 
-SHARD_REQUESTS = 9
+SHARD_REQUESTS = 7
 """Store requests of one shard: is it there, data, digest, record, reading it back."""
 BLOCK_REQUESTS = 4
 """Store requests of one block of features: the shard is read; digest and features are put."""

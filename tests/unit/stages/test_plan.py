@@ -102,6 +102,7 @@ def test_a_named_run_without_records_is_the_users_mistake(config: Config, tmp_pa
     assert recorded_rates(config, Store(config.output)).drawing == {}
 
 
+@pytest.mark.slow
 def test_a_probe_draws_one_batch_of_each_kind_with_the_embedded_base(config: Config) -> None:
     config = config.model_copy(update={"sampling": config.sampling.model_copy(update={"steps": 2, "batch_size": 2})})
     rates, images = probe.probe_drawing(config, "cpu", quiet)
