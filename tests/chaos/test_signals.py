@@ -13,13 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from busray.cluster import processes
+from busray import processes
 
 DRIVER = """
 import os, sys, time
 from pathlib import Path
 import busray.cli
-from busray.cluster import processes
+from busray import processes
 from busray.cluster.session import session
 from busray.config import Cluster
 
@@ -53,6 +53,7 @@ class Driver:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=default_signals,
         )
         assert self.process.stdout is not None
         said = self.process.stdout.readline()
@@ -67,6 +68,12 @@ class Driver:
         while self.folder.exists() or processes.running(self.folder) or any(map(runs, self.tree)):
             time.sleep(0.05)
         return self.process.returncode, text
+
+
+def default_signals() -> None:
+    """In the background of a shell, pytest itself ignores some."""
+    for sign in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(sign, signal.SIG_DFL)
 
 
 def runs(pid: int) -> bool:

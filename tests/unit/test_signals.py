@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from busray.cluster import processes
+from busray import processes
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
@@ -17,7 +18,7 @@ COMMAND = """
 import os, subprocess, sys, time
 from pathlib import Path
 from busray import cli
-from busray.cluster import processes
+from busray import processes
 
 def work(options, flags):
     folder = Path(sys.argv[1])
@@ -39,6 +40,12 @@ BUSY = {
 }
 
 
+def set_signals(ignored: signal.Signals | None) -> None:
+    """All but `ignored` end a process: in the background of a shell, pytest itself ignores some."""
+    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sign, signal.SIG_IGN if sign == ignored else signal.SIG_DFL)
+
+
 class Command:
     """A `busray` process whose command does what `busy` says, beside a stand-in for Ray."""
 
@@ -50,7 +57,7 @@ class Command:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=None if ignored is None else lambda: signal.signal(ignored, signal.SIG_IGN),
+            preexec_fn=partial(set_signals, ignored),
         )
         assert self.process.stdout is not None and self.process.stdout.readline() == "ready\n"
 
