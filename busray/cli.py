@@ -14,8 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from busray import __version__, places
-from busray.cluster import processes
+from busray import __version__, places, processes
 from busray.commands import COMMAND_FUNCTIONS, log_file
 from busray.records import UserError
 

@@ -388,7 +388,7 @@ def _opened(config: "Config", **options: Any) -> Iterator[tuple["Run", "Workers"
 
     options: of run.checks.open_run. Ray is loaded after the checks, and starts at the first use.
     """
-    from busray.cluster.session import check_address
+    from busray.cluster_address import check_address
 
     check_address(config.cluster)
     with terminal.reporter() as report:

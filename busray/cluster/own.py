@@ -7,11 +7,8 @@ Ray has no public settings for most of this: what is replaced below are switches
 import ctypes
 import logging
 import os
-import secrets
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,20 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from busray.cluster import processes
+from busray import processes
 from busray.failures import cause_in_words, explain
 from busray.records import Stopped, StoppedForGood, UserError
 
 LAST_BYTES = 2000  # of each file of Ray's that are kept after a failure
 
 LOOPBACK = "127.0.0.1"
-
-LONGEST_TEMPORARY = 25
-"""Bytes that the path of the temporary folder may have: Linux takes 107 for a socket's path, and
-/busray-XXXXXXXX/r/session_DATE_TIME_PROCESS/sockets/plasma_store are the other 82."""
-
-SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # for a link, where TMPDIR is longer
-
 
 STARTS = 4
 """Times that a Ray is started whose first node is not up within 30 s. Ray has no setting for these
@@ -63,7 +53,7 @@ def one_ray(**options: Any) -> Iterator[None]:
     """
     import ray
 
-    folder = private_folder()
+    folder = processes.private_folder()
     with _interruptible() as no_more_interrupts, ExitStack() as at_exit:
         at_exit.enter_context(processes.guarded(folder))
         at_exit.push(_keep_logs(folder))
@@ -91,37 +81,6 @@ def one_ray(**options: Any) -> Iterator[None]:
             fix = "see Ray's messages in the log; often memory, disk or the limits of processes and files are short"
             raise StoppedForGood(text, fix) from error
         yield
-
-
-def private_folder() -> Path:
-    """A new folder for a Ray, with its token: modes 0700 and 0600.
-
-    Ray opens its own folder `r` in it to everybody, but nobody else comes that far. The path is
-    short enough for Ray's sockets: where TMPDIR is not, `r` is a link to a folder in TMPDIR.
-    """
-    temporary = tempfile.gettempdir()
-    folder = Path(tempfile.mkdtemp(prefix="busray-"))
-    if len(os.fsencode(temporary)) > LONGEST_TEMPORARY:
-        link = _short_folder(folder, temporary)
-        (link / "r").symlink_to(folder)
-        folder = link
-    with open(processes.token_file(folder), "x", opener=partial(os.open, mode=0o600)) as file:
-        file.write(secrets.token_hex(32))
-    return folder
-
-
-def _short_folder(folder: Path, temporary: str) -> Path:
-    for place in SHORT_FOLDERS:
-        try:
-            return Path(tempfile.mkdtemp(prefix="busray-", dir=place))
-        except OSError:
-            continue
-    shutil.rmtree(folder, ignore_errors=True)
-    raise UserError(
-        f"TMPDIR: {temporary} has {len(os.fsencode(temporary))} characters, and Ray's sockets need "
-        f"a folder of at most {LONGEST_TEMPORARY}; none of {', '.join(SHORT_FOLDERS)} can be "
-        "written: set TMPDIR to a shorter path"
-    )
 
 
 def _keep_logs(folder: Path) -> Callable[..., None]:

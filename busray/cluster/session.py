@@ -4,10 +4,8 @@ A cluster that asks for no token is refused unless cluster.allow_insecure is set
 can run code on it.
 """
 
-import ipaddress
 import logging
 import os
-import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ from typing import Any
 
 from busray import config
 from busray.cluster.own import own_ray, signal_handlers_kept
+from busray.cluster_address import address_of, refusal, setting_of, way_without
 from busray.records import UserError
 
 PROBE_SECONDS = 5.0  # limit of each of the two tests whether a cluster asks for a token
@@ -37,7 +36,7 @@ def session(settings: config.Cluster, log_file: Path) -> Iterator[None]:
         yield
         return
     with ExitStack() as at_exit:
-        if _address(settings) == "local":
+        if address_of(settings) == "local":
             with _native_messages_to(log_file):
                 at_exit.enter_context(own_ray())
         else:
@@ -73,90 +72,20 @@ def _join(settings: config.Cluster) -> None:
     import ray
     from ray.exceptions import AuthenticationError
 
-    address = _address(settings)
+    address = address_of(settings)
     try:
         context: Any = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, AuthenticationError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"{_named(settings)}: cannot join {address} ({str(error).splitlines()[0]}): is it up, and "
+            f"{setting_of(settings)}: cannot join {address} ({str(error).splitlines()[0]}): is it up, and "
             "does this process have its token (RAY_AUTH_MODE=token, the token in "
-            f"~/.ray/auth_token)? Or {_instead(settings)}"
+            f"~/.ray/auth_token)? Or {way_without(settings)}"
         ) from error
     if not settings.allow_insecure:
         dashboard, gcs = context.address_info["webui_url"] or "", context.address_info["gcs_address"]
         problem = refusal(dashboard, asks_for_token(dashboard, gcs))
         if problem:
             raise UserError(problem)
-
-
-def check_address(settings: config.Cluster) -> None:
-    """Before any work: UserError where the address is none of a cluster, or nobody answers there.
-
-    A cluster that is found by `auto` is found when it is joined.
-    """
-    address, name = _address(settings), _named(settings)
-    if address in ("local", "auto"):
-        return
-    scheme, _, rest = address.rpartition("://")
-    host, _, port = rest.partition("/")[0].rpartition(":")
-    wanted = f"give HOST:PORT of the cluster's head, such as {host.strip('[]') or 'HOST'}:6379"
-    if scheme in ("http", "https"):
-        raise UserError(f"{name}: {address} is the address of a dashboard or of its jobs: {wanted}")
-    if scheme == "ray":
-        raise UserError(f"{name}: {address} is for Ray Client, which Ray Data and Train do not work with: {wanted}")
-    if scheme or not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise UserError(f"{name}: {address} is no address of a Ray cluster: {wanted}; {_instead(settings)}")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_SECONDS).close()
-    except OSError as error:
-        raise UserError(
-            f"{name}: nobody answers at {address} ({error.strerror or error}): start the cluster, or "
-            f"{_instead(settings)}"
-        ) from error
-
-
-def _named(settings: config.Cluster) -> str:
-    """Where the cluster's address was given."""
-    return "cluster.address" if settings.address else "RAY_ADDRESS (an environment variable)"
-
-
-def _instead(settings: config.Cluster) -> str:
-    """How to work without the cluster."""
-    without = "leave cluster.address out" if settings.address else "unset RAY_ADDRESS"
-    return f"{without} for a Ray of busray's own on this machine"
-
-
-def refusal(dashboard: str, asks: bool) -> str | None:
-    """Why a cluster is too insecure for a run, and how to fix it; None where it is secure.
-
-    dashboard: its host:port, "" for none. asks: whether the cluster asks callers for a token.
-    """
-    way_out = "or, if nobody else can reach it, set cluster.allow_insecure=true"
-    ip = _ip(dashboard)
-    if not asks:
-        is_open = dashboard and not (ip and ip.is_loopback)
-        seen = f"and its dashboard is open at {dashboard}, " if is_open else ""
-        return (
-            f"cluster.address: the Ray cluster asks for no token, {seen}so whoever reaches it can "
-            "run code on it: start every node with RAY_AUTH_MODE=token and the same "
-            f"~/.ray/auth_token (README, On a cluster), {way_out}"
-        )
-    if ip and ip.is_global:  # a host name may be public too, but that cannot be seen from here
-        return (
-            f"cluster.address: the Ray dashboard listens at the public address {dashboard}, and the "
-            "token crosses the network unencrypted: start the head with "
-            f"--dashboard-host=127.0.0.1, {way_out}"
-        )
-    return None
-
-
-def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The IP of host:port; None for a host name."""
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
-    except ValueError:
-        return None
 
 
 def asks_for_token(dashboard: str, gcs: str) -> bool:
@@ -199,11 +128,6 @@ def _native_messages_to(log_file: Path) -> Iterator[None]:
     finally:
         os.dup2(terminal, 2)
         os.close(terminal)
-
-
-def _address(settings: config.Cluster) -> str:
-    """`local` for a Ray of our own."""
-    return settings.address or os.environ.get("RAY_ADDRESS") or "local"
 
 
 def _quieten(log_file: Path) -> None:

@@ -10,9 +10,9 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from busray import config
 from busray.cluster.liveness import Heartbeat
-from busray.cluster.processes import own_folder
 from busray.cluster.session import use_threads
 from busray.failures import cause_in_words
+from busray.processes import own_folder
 from busray.records import UserError
 from busray.workers import Training, TrainingFailed
 

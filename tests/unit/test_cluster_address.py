@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from busray.cluster.session import check_address, refusal
+from busray.cluster_address import check_address, refusal
 from busray.config import Cluster
 from busray.records import UserError
 

@@ -1,28 +1,71 @@
-"""The processes of a Ray that busray started: found by a mark in their environment, and ended.
+"""The folder and the processes of a Ray that busray started. Nothing here imports Ray.
 
-Linux only: elsewhere none is found, and ray.shutdown() has to do. As a program of its own, this
-module is a Ray's guard: it ends the Ray when its standard input ends.
+The processes are found by a mark in their environment, and ended. Linux only: elsewhere none is
+found, and ray.shutdown() has to do. As a program of its own, this module is a Ray's guard: it ends
+the Ray when its standard input ends.
 """
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 MARK = "RAY_AUTH_TOKEN_PATH"
 """The variable that tells: a Ray of our own has its token in its own folder, and each process that
 it starts inherits the variable."""
 
+LONGEST_TEMPORARY = 25
+"""Bytes that the path of the temporary folder may have: Linux takes 107 for a socket's path, and
+/busray-XXXXXXXX/r/session_DATE_TIME_PROCESS/sockets/plasma_store are the other 82."""
+
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # for a link, where TMPDIR is longer
+
 ROUNDS = 100  # looks at the list of processes: one that cannot be killed must not hold the command
 
 _folders: set[Path] = set()  # of the Rays that this process runs
 
 _daemons: set[int] = set()  # ids of the children of this process that are those Rays' own daemons
+
+
+def private_folder() -> Path:
+    """A new folder for a Ray, with its token: modes 0700 and 0600.
+
+    Ray opens its own folder `r` in it to everybody, but nobody else comes that far. The path is
+    short enough for Ray's sockets: where TMPDIR is not, `r` is a link to a folder in TMPDIR.
+    """
+    temporary = tempfile.gettempdir()
+    folder = Path(tempfile.mkdtemp(prefix="busray-"))
+    if len(os.fsencode(temporary)) > LONGEST_TEMPORARY:
+        link = _short_folder(folder, temporary)
+        (link / "r").symlink_to(folder)
+        folder = link
+    with open(token_file(folder), "x", opener=partial(os.open, mode=0o600)) as file:
+        file.write(secrets.token_hex(32))
+    return folder
+
+
+def _short_folder(folder: Path, temporary: str) -> Path:
+    for place in SHORT_FOLDERS:
+        try:
+            return Path(tempfile.mkdtemp(prefix="busray-", dir=place))
+        except OSError:
+            continue
+    shutil.rmtree(folder, ignore_errors=True)
+    from busray.records import UserError  # not at the top: a guard runs this file alone
+
+    raise UserError(
+        f"TMPDIR: {temporary} has {len(os.fsencode(temporary))} characters, and Ray's sockets need "
+        f"a folder of at most {LONGEST_TEMPORARY}; none of {', '.join(SHORT_FOLDERS)} can be "
+        "written: set TMPDIR to a shorter path"
+    )
 
 
 @contextmanager
