@@ -82,7 +82,7 @@ def one(url: str, images: int, count: int, actors: int, seconds: float) -> dict[
     per_class = {name: images // len(CLASSES) + (i < images % len(CLASSES)) for i, name in enumerate(CLASSES)}
     segments = extend_plan(store, per_class, -(-images // count))
     todo = pending(shards(segments), committed_shards(store))
-    cluster = config.Cluster(min_actors=actors, max_actors=actors, cpus_per_actor=0.5 / actors, threads=1)
+    cluster = config.Cluster(actors=actors, cpus_per_actor=0.5 / actors, threads=1)
     seen: list[tuple[float, int]] = []
     head: Counter[str] = Counter()
 

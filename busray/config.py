@@ -10,7 +10,17 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
 
 from busray import places
 from busray.prompt_text import read_literally, template_fields, template_problem
@@ -382,9 +392,9 @@ class Cluster(Settings):
     allow_insecure: bool = False
     """Also join a cluster that asks for no token, or whose dashboard has a public address: anybody
     who can reach it can run code on it."""
-    min_actors: ActorCount = 1
-    max_actors: ActorCount = 1
-    """Actors that sample and compute features: the pool grows from min to max."""
+    actors: ActorCount = 1
+    """Actors that sample and compute features. All are asked for at once, and each works as soon as
+    there is a place for it."""
     gpus_per_actor: Annotated[float, Field(ge=0, le=16)] = 0
     cpus_per_actor: Annotated[float, Field(ge=0, le=256)] = 1
     threads: Annotated[int, Field(ge=1, le=1024)] = 2
@@ -397,12 +407,22 @@ class Cluster(Settings):
     """A worker that reports no progress for so long (a batch, an optimiser step) is killed, and
     another gets its work. With no progress at all for four times as long, the exit status is 1."""
 
-    @model_validator(mode="after")
-    def _min_is_not_above_max(self) -> "Cluster":
-        if self.min_actors > self.max_actors:
-            low, high = self.min_actors, self.max_actors
-            raise ValueError(f"min_actors ({low}) is above max_actors ({high})")
-        return self
+    _old_names: tuple[str, ...] = PrivateAttr(())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _old_names_are_read(cls, value: Any, read: ModelWrapValidatorHandler["Cluster"]) -> "Cluster":
+        """Of stored and of older settings: max_actors is actors, min_actors says nothing more."""
+        old = [name for name in ("min_actors", "max_actors") if isinstance(value, dict) and name in value]
+        if not old:
+            return read(value)
+        value = dict(value)
+        low, high = value.pop("min_actors", 1), value.pop("max_actors", 1)
+        if "actors" in value:
+            raise ValueError(f"{' and '.join(old)}: give cluster.actors alone")
+        settings = read({**value, "actors": high if "max_actors" in old else low})
+        settings._old_names = tuple(old)
+        return settings
 
 
 class Card(Settings):
@@ -528,6 +548,9 @@ class Config(Settings):
 def warnings(config: Config) -> list[str]:
     """What is not wrong and yet may not be what the user means, one line each."""
     lines = []
+    if config.cluster._old_names:
+        old = " and ".join(f"cluster.{name}" for name in config.cluster._old_names)
+        lines.append(f"{old}: now cluster.actors, all of which are asked for at once: {config.cluster.actors}")
     for name, settings in config.classes.items():
         for field, templates in (("prompts", settings.prompts), ("caption", (settings.caption,))):
             for part in dict.fromkeys(part for text in templates for part in read_literally(text)):

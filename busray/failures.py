@@ -146,7 +146,7 @@ NETWORK = {
     errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN,
 }  # fmt: skip
 NETWORK_FIX = "check the network, the address, and that the other side is up"
-MEMORY_FIX = "lower sampling.batch_size, adapters.batch_size or cluster.max_actors, or end other programs"
+MEMORY_FIX = "lower sampling.batch_size, adapters.batch_size or cluster.actors, or end other programs"
 
 KEY_FIX = (
     "give keys that the store accepts: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile (AWS_PROFILE), or a role"

@@ -34,8 +34,7 @@ def draw_and_commit(settings: config.Cluster, drawing: Drawing, shards: Sequence
         DrawShards,  # pyright: ignore[reportArgumentType] (Ray's types leave callable classes out)
         fn_constructor_args=(drawing, settings.threads, liveness),
         compute=ray.data.ActorPoolStrategy(
-            min_size=settings.min_actors,
-            max_size=settings.max_actors,
+            size=min(settings.actors, len(rows)),
             # One shard is drawn while the one before it is committed.
             max_tasks_in_flight_per_actor=CALLS,
             max_concurrent_calls_per_actor=CALLS,

@@ -105,10 +105,9 @@ class RayWorkers:
         kind: Kind,
     ) -> None:
         cluster = self.settings
-        most = cluster.max_actors
+        most = cluster.actors
         if kind == "core":  # as many workers of one CPU as the other kinds' CPUs make
             most *= max(1, int(cluster.cpus_per_actor))
-        pool = ray.data.ActorPoolStrategy(min_size=cluster.min_actors, max_size=most)
 
         def work(liveness: Any) -> None:
             # Items may hold references, so Ray has to pack them: not a row of Ray Data.
@@ -119,7 +118,8 @@ class RayWorkers:
             stream = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
                 _PoolWorker,  # pyright: ignore[reportArgumentType] (Ray's types leave callable classes out)
                 fn_constructor_args=arguments,
-                compute=pool,
+                # One handful at a time: a worker that comes first takes no second one from others.
+                compute=ray.data.ActorPoolStrategy(size=min(most, len(rows)), max_tasks_in_flight_per_actor=1),
                 **self._resources(kind),
             )
             deque(stream.iter_rows(), maxlen=0)

@@ -43,9 +43,7 @@ PATIENCE = 120.0
 @contextmanager
 def workers_on_two_cpus(log: Path, actors: int, hang_seconds: float = 60, **options: Any) -> Iterator[RayWorkers]:
     """Actors that hold both CPUs of this Ray."""
-    cluster = Cluster(
-        min_actors=actors, max_actors=actors, cpus_per_actor=2 / actors, threads=1, hang_seconds=hang_seconds
-    )
+    cluster = Cluster(actors=actors, cpus_per_actor=2 / actors, threads=1, hang_seconds=hang_seconds)
     with ExitStack() as stack:
         stack.enter_context(own_ray(num_cpus=2, **options))
         yield stack.enter_context(ray_workers(cluster, log, quiet))

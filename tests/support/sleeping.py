@@ -81,7 +81,7 @@ def main() -> None:
     args = parser.parse_args()
     corpus = SleepingCorpus(Store(str(args.folder)), args.seconds)
     shards = plan(args.shards, args.images)
-    cluster = Cluster(min_actors=args.actors, max_actors=args.actors, threads=1)
+    cluster = Cluster(actors=args.actors, threads=1)
     with own_ray(num_cpus=args.cpus), ray_workers(cluster, args.folder / "ray.log", quiet) as workers:
         workers.draw("draw", corpus, shards, planned=args.shards * args.images)
 

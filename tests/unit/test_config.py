@@ -233,10 +233,21 @@ def test_refinement_that_would_run_no_step_is_refused(tmp_path: Path) -> None:
     assert "no step" in mistakes(MINIMAL, "--refine.strength=0.1", "--refine.steps=5", folder=tmp_path)
 
 
-def test_fewer_actors_at_most_than_at_least_is_refused(tmp_path: Path) -> None:
-    assert "min_actors (4) is above max_actors (2)" in mistakes(
-        MINIMAL, "--cluster.min_actors=4", "--cluster.max_actors=2", folder=tmp_path
-    )
+@pytest.mark.parametrize(("low", "high", "actors"), [(None, 6, 6), (2, 6, 6), (3, None, 3)])
+def test_the_old_names_of_the_width_are_read_and_the_new_one_is_said(
+    tmp_path: Path, low: int | None, high: int | None, actors: int
+) -> None:
+    given = {"min_actors": low, "max_actors": high}
+    flags = [f"--cluster.{name}={value}" for name, value in given.items() if value is not None]
+    config = load_config(written(tmp_path, MINIMAL), flags)
+    assert config.cluster.actors == actors
+    assert "now cluster.actors" in "".join(warnings(config))
+    assert not any("cluster" in line for line in warnings(load_config(written(tmp_path, MINIMAL))))
+
+
+def test_the_old_and_the_new_name_of_the_width_together_are_refused(tmp_path: Path) -> None:
+    message = mistakes(MINIMAL, "--cluster.actors=4", "--cluster.max_actors=2", folder=tmp_path)
+    assert message.startswith("cluster: max_actors: give cluster.actors alone")
 
 
 # ---- files and flags that are none ----
@@ -416,7 +427,7 @@ def test_a_list_that_is_empty_or_names_something_twice_is_refused(tmp_path: Path
 ABSURD = [
     *("adapters.steps", "adapters.rank", "adapters.batch_size", "adapters.alpha", "adapters.warmup"),
     *("sampling.steps", "sampling.batch_size", "classes.benign.images", "evaluate.images", "evaluate.batch_size"),
-    *("base.size", "corpus.shard_size", "cluster.max_actors", "cluster.threads", "study.steps", "study.ratios"),
+    *("base.size", "corpus.shard_size", "cluster.actors", "cluster.threads", "study.steps", "study.ratios"),
 ]
 
 

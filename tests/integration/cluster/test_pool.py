@@ -30,7 +30,7 @@ def workers(progress: Progress, tmp_path: Path) -> Iterator[RayWorkers]:
     def report(stage: str, done: int, total: int) -> None:
         progress.append((stage, done, total))
 
-    with ray_workers(Cluster(max_actors=2, threads=3), tmp_path / "ray.log", report) as workers:
+    with ray_workers(Cluster(actors=2, threads=3), tmp_path / "ray.log", report) as workers:
         yield workers
 
 

@@ -62,7 +62,7 @@ def test_what_decides_pixels_is_part_of_the_identity(changes: dict[str, Any]) ->
         {"name": "other"},
         {"sampling": {"batch_size": 3}},
         {"corpus": {"shard_size": 5}},
-        {"cluster": {"max_actors": 4}},
+        {"cluster": {"actors": 4}},
         {"evaluate": {"reference": "train"}},
     ],
 )
