@@ -154,7 +154,7 @@ def actors_that_fit(machine: Machine, settings: config.Cluster) -> int:
         fits.append(machine.cpus / settings.cpus_per_actor)
     if settings.gpus_per_actor:
         fits.append(machine.gpus / settings.gpus_per_actor)
-    return int(min(fits, default=settings.max_actors))
+    return int(min(fits, default=settings.actors))
 
 
 def shard_warnings(drawing: Sequence[Estimate]) -> list[str]:
@@ -175,12 +175,12 @@ def width_warnings(
     settings: config.Cluster, machines: Sequence[Machine], where: str, drawing: Sequence[Estimate]
 ) -> list[str]:
     """Of actors that would wait or idle. where: whose machines these are, for the message."""
-    width, lines = settings.max_actors, list[str]()
+    width, lines = settings.actors, list[str]()
     fits = sum(actors_that_fit(machine, settings) for machine in machines)
     if machines and fits < width:
         cpus, gpus = sum(machine.cpus for machine in machines), sum(machine.gpus for machine in machines)
         lines.append(
-            f"{where} has {cpus:g} CPUs and {gpus:g} GPUs, which take {fits} of cluster.max_actors={width} actors "
+            f"{where} has {cpus:g} CPUs and {gpus:g} GPUs, which take {fits} of cluster.actors={width} actors "
             f"(cpus_per_actor={settings.cpus_per_actor:g}, gpus_per_actor={settings.gpus_per_actor:g}): "
             "the others wait"
         )
@@ -202,6 +202,6 @@ def width_warnings(
     most = max((one.units for one in drawing), default=0)
     if 0 < most < width:
         lines.append(
-            f"no stage has more than {most} shards, so at most {most} of cluster.max_actors={width} actors draw at once"
+            f"no stage has more than {most} shards, so at most {most} of cluster.actors={width} actors draw at once"
         )
     return lines

@@ -149,7 +149,7 @@ def _drawing(config: Config, store: Store, name: str, images: Mapping[str, int],
         name=name,
         units=units,
         done=sum(shard.count for shard in plan) - sum(units),
-        workers=config.cluster.max_actors,
+        workers=config.cluster.actors,
         gpus=config.cluster.gpus_per_actor,
         rate=rate,
         requests=requests,
@@ -173,7 +173,7 @@ def _features(
         units += _cut(images, REAL_IMAGES_A_BLOCK)
     cluster = config.cluster
     is_plain = name == "texture"  # arithmetic on one CPU
-    workers = cluster.max_actors * max(1, int(cluster.cpus_per_actor)) if is_plain else cluster.max_actors
+    workers = cluster.actors * max(1, int(cluster.cpus_per_actor)) if is_plain else cluster.actors
     return Work(
         name=f"features {name}",
         units=tuple(units),

@@ -102,7 +102,7 @@ def test_the_whole_jobs_gpu_hours_count_drawn_images_too() -> None:
 
 
 def cluster(**changes: object) -> Cluster:
-    return Cluster.model_validate({"max_actors": 8, "gpus_per_actor": 1, "cpus_per_actor": 4, "threads": 4, **changes})
+    return Cluster.model_validate({"actors": 8, "gpus_per_actor": 1, "cpus_per_actor": 4, "threads": 4, **changes})
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_how_many_actors_a_node_takes(machine: Machine, changes: dict, actors: i
 
 def test_gpus_that_no_cpu_is_left_for_are_named() -> None:
     (wide, idle) = width_warnings(cluster(), [Machine(16, 8)], "the cluster", [])
-    assert "the cluster has 16 CPUs and 8 GPUs, which take 4 of cluster.max_actors=8 actors" in wide
+    assert "the cluster has 16 CPUs and 8 GPUs, which take 4 of cluster.actors=8 actors" in wide
     assert "4 GPU shares stay idle" in idle
 
 
