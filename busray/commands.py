@@ -69,8 +69,12 @@ def _whole_job(file: Path, flags: list[str], command: str) -> int:
     config = _load(file, flags)
     with _opened(config, command=command) as (run, workers):
         from busray.stages.pipeline import run_all
+        from busray.stages.plan import job_plan, recorded_rates, refuse_above
         from busray.stages.report import report_sentences
 
+        plan = job_plan(config, recorded_rates(config, run.store))
+        print(terminal.short_plan(plan), file=sys.stderr)
+        refuse_above(config, plan)
         figures = run_all(run, workers)
     terminal.print_figures(figures, report_sentences(run, figures))
     print(f"report: {_url(config)}/report.html")

@@ -261,6 +261,23 @@ def print_plan(plan: "JobPlan", price: float | None, warnings: Sequence[str]) ->
         print(textwrap.fill(line, 80, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))
 
 
+def short_plan(plan: "JobPlan") -> str:
+    """What `run` says of it before it starts, in one or two lines."""
+    from busray.corpus.cost import estimate, total
+
+    left = [f"{work.name} {work.images:,} images ({len(work.units):,} shards)" for work in plan.drawing if work.units]
+    if not left:
+        return "plan: every image is drawn"
+    drawn = f"plan: to draw: {', '.join(left)}, on {plan.drawing[0].workers} actors"
+    sums = total([estimate(work) for work in plan.drawing])
+    if not sums.worker_hours:
+        return f"{drawn}\n    how long that takes is known after the first shards; `busray plan --probe` measures it"
+    least = "" if sums.times_known else "at least "
+    hours = f", {sums.gpu_hours:,.1f} GPU-hours" if sums.gpu_hours else ""
+    source = next(work.rate.source for work in plan.drawing if work.rate)
+    return f"{drawn}\n    {least}{duration(sums.wall_seconds)}{hours}, by {source}"
+
+
 def _times(*seconds_hours_wall: float | None) -> tuple[str, str, str]:
     unit, hours, wall = seconds_hours_wall
     return (

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from busray import config
+from busray.records import Commit
 
 SPOT_NOTICE_SECONDS = 120.0
 """AWS warns so long before it takes a spot machine; Google and Azure give 30 s."""
@@ -131,6 +132,30 @@ def total(estimates: Sequence[Estimate], price: float | None = None) -> Total:
         bytes_known=all(one.bytes is not None for one in estimates),
         cost=None if price is None or (hours == 0 and not known) else hours * price,
     )
+
+
+class Budget:
+    """The GPU-hours of a job against a limit, by the rate of the shards that come in.
+
+    images: all that are drawn at this rate. hours: GPU-hours of those drawn at another one, as far
+    as it is known. gpus: of each worker.
+    """
+
+    def __init__(self, limit: float, images: int, gpus: float, hours: float = 0.0) -> None:
+        self.limit, self.images, self.gpus, self.hours = limit, images, gpus, hours
+        self.seconds, self.seen = 0.0, 0
+
+    def add(self, commit: Commit) -> str | None:
+        """Why the work must end after this shard; None where it need not."""
+        self.seconds += commit.seconds
+        self.seen += commit.count
+        hours = self.hours + self.images * self.seconds / self.seen * self.gpus / 3600
+        if hours <= self.limit:
+            return None
+        return (
+            f"the whole job takes {hours:,.1f} GPU-hours by the {self.seen:,} images drawn so far, and "
+            f"cluster.max_gpu_hours={self.limit:,.1f} are allowed"
+        )
 
 
 def whole_gpu_hours(works: Iterable[Work]) -> float | None:

@@ -13,6 +13,7 @@ from busray.corpus.commit import committed_shards, sampled_commits
 from busray.corpus.cost import (
     BLOCK_REQUESTS,
     SHARD_REQUESTS,
+    Budget,
     Estimate,
     Rate,
     Total,
@@ -260,7 +261,7 @@ def refuse_above(config: Config, plan: JobPlan) -> None:
     """UserError where drawing takes more GPU-hours than cluster.max_gpu_hours allows.
 
     What is drawn already counts too, at the same rate, so that a resumed run is judged as a whole.
-    Where a rate is not known, nothing is refused: the first shard tells it (stages/generate.py).
+    Where a rate is not known, nothing is refused: the first shards tell it (gpu_budget).
     """
     limit, hours = config.cluster.max_gpu_hours, whole_gpu_hours(plan.drawing)
     if limit is not None and hours is not None and hours > limit:
@@ -268,3 +269,21 @@ def refuse_above(config: Config, plan: JobPlan) -> None:
             f"cluster.max_gpu_hours: drawing the corpus and its arms takes {hours:,.1f} GPU-hours, and {limit:,.1f} "
             "are allowed: raise it, or draw fewer images (classes.<class>.images)"
         )
+
+
+def gpu_budget(config: Config, arm: str | None) -> Budget | None:
+    """What watches the GPU-hours while an arm, or the released corpus, is drawn; None without a
+    limit or without GPUs. Arms that take as long an image, refined or not, are counted with it."""
+    limit = config.cluster.max_gpu_hours
+    if limit is None or not config.cluster.gpus_per_actor:
+        return None
+    plan = job_plan(config, recorded_rates(config, Store(config.output)))
+    released = released_arm(config)
+    refined = Arm.parse(arm or released).refined
+    alike: list[Work] = []
+    others: list[Work] = []
+    for work, name in zip(plan.drawing, (released, *arms_to_draw(config)), strict=True):
+        (alike if Arm.parse(name).refined == refined else others).append(work)
+    images = sum(work.images + work.done for work in alike)
+    known = [work for work in others if work.rate is not None]
+    return Budget(limit, images, config.cluster.gpus_per_actor, whole_gpu_hours(known) or 0.0)

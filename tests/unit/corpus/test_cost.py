@@ -4,6 +4,7 @@ import pytest
 
 from busray.config import Cluster
 from busray.corpus.cost import (
+    Budget,
     Estimate,
     Machine,
     Rate,
@@ -16,6 +17,7 @@ from busray.corpus.cost import (
     whole_gpu_hours,
     width_warnings,
 )
+from busray.records import Commit, Execution
 
 RATE = Rate(seconds=2.0, source="a probe", bytes=1000.0)
 
@@ -96,6 +98,29 @@ def test_the_whole_jobs_gpu_hours_count_drawn_images_too() -> None:
     assert whole_gpu_hours([work((900,)), work((1,), rate=None)]) is None
     assert whole_gpu_hours([work((900,)), work((), rate=None)]) == 0.5
     assert whole_gpu_hours([work((900,), gpus=0.0)]) == 0.0
+
+
+# ---- the limit
+
+
+def shard_of(seconds: float, count: int = 100) -> Commit:
+    execution = Execution("cuda: one", "float16", 8, 1, {})
+    return Commit("benign", 0, count, "data/x", "d", 1, count, (), execution, seconds)
+
+
+def test_a_budget_holds_until_the_shards_show_that_it_does_not() -> None:
+    """36,000 images: at 1 s each 10 GPU-hours, at 1.2 s 12."""
+    budget = Budget(limit=11.5, images=36_000, gpus=1.0)
+    assert budget.add(shard_of(100.0)) is None
+    assert budget.add(shard_of(120.0)) is None  # 1.1 s in the mean: 11.0
+    why = budget.add(shard_of(140.0))  # 1.2 s: 12.0
+    assert why is not None and "takes 12.0 GPU-hours by the 300 images drawn so far" in why
+    assert "cluster.max_gpu_hours=11.5" in why
+
+
+def test_a_budget_counts_other_arms_and_parts_of_a_gpu() -> None:
+    assert Budget(limit=6.0, images=36_000, gpus=0.5, hours=1.0).add(shard_of(100.0)) is None  # 1 + 5
+    assert Budget(limit=5.9, images=36_000, gpus=0.5, hours=1.0).add(shard_of(100.0)) is not None
 
 
 # ---- warnings

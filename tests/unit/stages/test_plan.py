@@ -14,8 +14,9 @@ from busray.corpus.cost import Rate
 from busray.layout import CONFIG
 from busray.records import UserError, to_json
 from busray.stages import probe
-from busray.stages.plan import Rates, job_plan, rates_of, recorded_rates, refuse_above
+from busray.stages.plan import Rates, gpu_budget, job_plan, rates_of, recorded_rates, refuse_above
 from busray.storage import Store
+from busray.terminal import short_plan
 from tests.support.corpora import fill
 from tests.support.runs import quiet, settings
 
@@ -145,6 +146,37 @@ def test_a_job_above_the_limit_is_refused_where_its_rates_are_known(config: Conf
 
 def test_nothing_is_refused_where_a_rate_is_not_known(config: Config) -> None:
     refuse_above(limited(config, 0.001), job_plan(limited(config, 0.001), Rates({}, {})))
+
+
+def test_the_budget_counts_arms_that_take_as_long_an_image(config: Config) -> None:
+    """The released corpus is refined (12 images), the arm base is not (12)."""
+    assert gpu_budget(config, None) is None
+    assert gpu_budget(limited(config, 1.0, gpus=0.0), None) is None
+    budget = gpu_budget(limited(config, 1.0), None)
+    assert budget is not None and (budget.images, budget.hours, budget.gpus) == (12, 0.0, 1.0)
+
+
+def test_the_budget_of_an_arm_counts_what_the_corpus_took(config: Config) -> None:
+    """12 images of a second each: 12 GPU-seconds."""
+    with_limit = limited(config, 1.0)
+    begun(with_limit)
+    budget = gpu_budget(with_limit, "base")
+    assert budget is not None and budget.images == 12
+    assert budget.hours == pytest.approx(12 / 3600)
+
+
+# ---- in short, before `busray run`
+
+
+def test_the_short_form_says_what_is_left_and_by_which_rate(config: Config) -> None:
+    short = short_plan(job_plan(config, Rates({}, {})))
+    assert "corpus 12 images (4 shards), arm base 12 images (4 shards), on 1 actors" in short
+    assert "known after the first shards" in short
+    short = short_plan(job_plan(limited(config, 9.0), Rates({True: Rate(300.0, "3 records")}, {})))
+    assert "at least 60.0 min, 1.0 GPU-hours, by 3 records" in short
+    begun(config)
+    fill(Store(config.output).sub("arms/base"), {"benign": 6, "malignant": 6})
+    assert short_plan(job_plan(config, Rates({}, {}))) == "plan: every image is drawn"
 
 
 # ---- the command
