@@ -92,15 +92,20 @@ class Sampler:
         first = self._existing_txt2img(batch)
         if first is None:
             latents = self._txt2img(batch)
-            first, finite = self._pixels(latents, batch)
+            if self.refine is not None and self.refine.handover == "latent" and not self.keep_txt2img:
+                finite = torch.isfinite(latents).flatten(1).all(1).cpu().numpy()  # no need of its pixels
+            else:
+                first, finite = self._pixels(latents, batch)
         final = first
         if self.refine is not None:
             final, refined_finite = self._pixels(self._img2img(batch, latents, first), batch)
             finite = finite & refined_finite
+        assert final is not None
         drawn = []
         for i, spec in enumerate(specs):
             problem = None if finite[i] else "latents or pixels are not finite"
-            drawn.append(DrawnImage(spec, final[i], first[i] if self.keep_txt2img else None, problem))
+            txt2img = first[i] if self.keep_txt2img and first is not None else None
+            drawn.append(DrawnImage(spec, final[i], txt2img, problem))
         return drawn
 
     def _existing_txt2img(self, batch: list[ImageSpec]) -> np.ndarray | None:
@@ -133,14 +138,15 @@ class Sampler:
             callback_on_step_end=self._hold_padding(batch, noise),
         ).images
 
-    def _img2img(self, batch: list[ImageSpec], latents: Tensor | None, pixels: np.ndarray) -> Tensor:
+    def _img2img(self, batch: list[ImageSpec], latents: Tensor | None, pixels: np.ndarray | None) -> Tensor:
         """Scaled latents [b, c, h, w] of the refined images.
 
-        latents: of txt2img, or None where only its pixels uint8 [b, s, s] exist.
+        Of txt2img's latents, or of its pixels uint8 [b, s, s] where these are handed over.
         """
         assert self.refine is not None
         generators = [_generator(spec.seed_img2img) for spec in batch]
         if latents is None or self.refine.handover == "pixel":
+            assert pixels is not None
             latents = self._encode(pixels, generators)
         # A broken image is reported already; its NaN must not reach the others of the batch.
         latents = torch.nan_to_num(latents)
@@ -194,13 +200,17 @@ class Sampler:
             return None
         black = self._black_latents()
         noise = noise.to(self.device, self.dtype)
+        levels: list[tuple[Tensor, Tensor]] = []
 
         def hold(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-            latents, scheduler = values["latents"], pipe.scheduler
+            latents = values["latents"]
+            if not step:
+                # On the CPU and once a draw: a lookup at each step would wait for the GPU.
+                levels[:] = noise_levels(pipe.scheduler, self.dtype)[-pipe.num_timesteps :]
             padding = black.expand_as(latents)
-            later = scheduler.timesteps[scheduler.timesteps < timestep]
-            if len(later):  # after the last step latents have no noise
-                padding = scheduler.add_noise(padding, noise, later[:1].expand(len(latents)))
+            if step + 1 < len(levels):  # after the last step latents have no noise
+                alpha, sigma = levels[step + 1]
+                padding = alpha * padding + sigma * noise
             return {"latents": torch.where(content, latents, padding)}
 
         return hold
@@ -311,6 +321,20 @@ def scheduler_for(name: str, settings: Any) -> Any:
     """The scheduler of this name, with the base's noise schedule and prediction type."""
     kind, options = SCHEDULERS[name]
     return kind.from_config(settings, **options)
+
+
+def noise_levels(scheduler: Any, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    """(alpha, sigma) at each of the scheduler's timesteps, in their order; scalars on the CPU.
+
+    alpha * latents + sigma * noise is what its add_noise gives, to the last bit.
+    """
+    if not hasattr(scheduler, "sigmas"):  # DDIM
+        kept = scheduler.alphas_cumprod.cpu().to(dtype)[scheduler.timesteps.cpu()]
+        return list(zip(kept**0.5, (1 - kept) ** 0.5, strict=True))
+    sigmas = scheduler.sigmas.cpu().to(dtype)[: len(scheduler.timesteps)]
+    if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):
+        return [scheduler._sigma_to_alpha_sigma_t(sigma) for sigma in sigmas]
+    return [(torch.ones_like(sigma), sigma) for sigma in sigmas]
 
 
 def check_length(pipe: Any, prompt: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from busray.config import Refine, Sampling
 from busray.model import sample
 from busray.model.latents import reconstruct
-from busray.model.sample import SCHEDULERS, Sampler, scheduler_for
+from busray.model.sample import SCHEDULERS, Sampler, noise_levels, scheduler_for
 from busray.records import ContentBox, ImageSpec, UserError
 from tests.support.pipelines import tiny_pipeline
 
@@ -85,6 +85,43 @@ def test_padding_stays_black_to_the_pixel(refining: Sampler) -> None:
         assert not image[:10].any() and not image[50:].any()
         assert image[10:50].any()
     assert drawn[1].image[:10].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+def test_noise_levels_are_those_of_the_schedulers_own_add_noise(name: str, dtype: torch.dtype) -> None:
+    scheduler = scheduler_for(name, tiny_pipeline().scheduler.config)
+    scheduler.set_timesteps(7)
+    latents, noise = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    levels = noise_levels(scheduler, dtype)
+    assert len(levels) == len(scheduler.timesteps)
+    for timestep, (alpha, sigma) in zip(scheduler.timesteps, levels, strict=True):
+        theirs = scheduler.add_noise(latents[None], noise[None], timestep[None])[0]
+        assert torch.equal(alpha * latents + sigma * noise, theirs)
+
+
+def test_padding_is_held_without_a_lookup_of_timesteps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lookup waits for the GPU at each step."""
+    made = sampler()
+    specs = [spec(0, ContentBox(0, 10, SIZE, 40)), spec(1)]
+    expected = made.draw(specs)
+    monkeypatch.setattr(type(made.pipe.scheduler), "add_noise", None)
+    for image, other in zip(made.draw(specs), expected, strict=True):
+        assert np.array_equal(image.image, other.image)
+
+
+def test_latent_hand_over_decodes_no_txt2img_that_nobody_keeps() -> None:
+    refine = Refine(strength=0.5, steps=4, guidance_scale=2.0, handover="latent")
+    kept = sampler(refine)
+    sampling = kept.sampling
+    lean = Sampler(kept.pipe, sampling, refine, SIZE, keep_txt2img=False)
+    decodes = []
+    hook = lean.pipe.vae.decoder.register_forward_hook(lambda module, given, out: decodes.append(1))
+    drawn, expected = lean.draw([spec(0), spec(1)]), kept.draw([spec(0), spec(1)])
+    hook.remove()
+    assert len(decodes) == 1 + 2
+    assert drawn[0].txt2img is None
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(drawn, expected, strict=True))
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
