@@ -15,7 +15,7 @@ from typing import Any
 
 from busray import config
 from busray.cluster.own import own_ray, signal_handlers_kept
-from busray.cluster_address import address_of, refusal, setting_of, way_without
+from busray.cluster_address import address_of, check_address, refusal, setting_of, way_without
 from busray.records import UserError
 
 PROBE_SECONDS = 5.0  # limit of each of the two tests whether a cluster asks for a token
@@ -50,7 +50,7 @@ def session(settings: config.Cluster, log_file: Path) -> Iterator[None]:
 def machines(settings: config.Cluster) -> tuple[str, list[tuple[float, float]]]:
     """(whose they are, (CPUs, GPUs) of each): the nodes that a named cluster has now; without one
     this machine alone, and no Ray is started. UserError where the cluster cannot be joined."""
-    address = _address(settings)
+    address = address_of(settings)
     if address == "local":
         gpus = 0
         if settings.gpus_per_actor:
