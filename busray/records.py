@@ -330,6 +330,9 @@ class Commit:
 
 INCEPTION = "inception-v3-2015"  # the one extractor whose distances are called FID and KID
 CLEAN_TEST = "test-clean"  # reference: test images without burned-in text or calipers; floor too
+MOST_REPLICATES = 10
+"""Disjoint samples of which a Frechet distance's spread is taken. So a figure looks at no more than
+ten drawn images for each real one."""
 SEPARABILITY_AUC = "told_apart_auc"
 """AUC of a classifier that separates synthetic from real images by an extractor's features."""
 FLOOR_SUFFIX = "_floor"

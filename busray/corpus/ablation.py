@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from busray.config import Config, Refine, Sampling
 from busray.config_file import validate
-from busray.corpus.arms import compared_images
+from busray.corpus.arms import most_compared
 from busray.records import Arm, UserError
 
 SWEPT_METHOD = "lora+ti"  # the method whose sampling settings are swept
@@ -103,7 +103,7 @@ def _sub_run(
 ) -> SubRunPlan:
     """changes: section of the configuration -> the settings to change there, or its new value."""
     tree = config.model_dump(mode="json")
-    n = compared_images(config)
+    n = most_compared(config)
     tree["output"] = f"{config.output.rstrip('/')}/{prefix}".rstrip("/")
     tree["evaluate"] |= {"images": n, "arms": list(arms)}
     for settings in tree["classes"].values():

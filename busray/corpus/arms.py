@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from busray.config import Config
 from busray.layout import RUN, arm_prefix
-from busray.records import Arm
+from busray.records import MOST_REPLICATES, Arm, DataSet
 from busray.storage import Store
 
 
@@ -69,7 +69,24 @@ def corpora(store: Store) -> dict[str, Store]:
     return {"": store} | {prefix: store.sub(prefix) for prefix in prefixes}
 
 
-def compared_images(config: Config) -> int:
-    """Images per class and arm that figures use: equal for all, since distances depend on n."""
+def compared_images(config: Config, dataset: DataSet) -> dict[str, int]:
+    """class -> images of each arm that figures may look at: those of the lowest indices.
+
+    As many as evaluate.images says. Without it as many as the smallest class has, but no more than
+    MOST_REPLICATES for each real image: no figure looks at more, so they need not be drawn.
+    """
+    most = most_compared(config)
+    if config.evaluate.images:
+        return dict.fromkeys(config.classes, most)
+    real = dict.fromkeys(config.classes, 0)
+    for image in dataset.split("all"):
+        if image.class_name in real:
+            real[image.class_name] += 1
+    return {name: min(most, MOST_REPLICATES * n) for name, n in real.items()}
+
+
+def most_compared(config: Config) -> int:
+    """Images of a class that are compared where there are enough real ones; equal for all classes,
+    since distances depend on n."""
     drawn = [settings.images for settings in config.classes.values() if settings.images]
     return config.evaluate.images or min(drawn, default=0)

@@ -12,7 +12,7 @@ from typing import Any
 
 from busray.config import Config
 from busray.config_file import validate
-from busray.corpus.arms import compared_images
+from busray.corpus.arms import most_compared
 from busray.corpus.recipe import longest_prompts, quotas
 from busray.corpus.record import differences, read_run
 from busray.data.folder import class_root
@@ -163,7 +163,7 @@ def check_image_counts(config: Config, *, compares: bool) -> None:
     fewest = min((c.images for c in config.classes.values() if c.images), default=0)
     if config.evaluate.images and config.evaluate.images > fewest:
         raise UserError("evaluate.images: above the smallest classes.<class>.images, so arms would have unequal n")
-    if compares and compared_images(config) < FEWEST_UNITS:
+    if compares and most_compared(config) < FEWEST_UNITS:
         raise UserError(
             f"classes: at least {FEWEST_UNITS} images a class are needed to compare anything "
             "(classes.<class>.images, evaluate.images)"

@@ -52,13 +52,13 @@ class RealBlock(NamedTuple):
 
 
 def synthetic_blocks(run: Run, sources: dict[str, Source], extractor: str) -> dict[str, list[ImageBlock]]:
-    """arm -> the shards that hold its first `compared_images` images per class."""
-    limit = compared_images(run.config)
+    """arm -> the shards that hold the first `compared_images` images of each class."""
+    limits = compared_images(run.config, run.dataset)
     blocks: dict[str, list[ImageBlock]] = {}
     for arm, source in sources.items():
         store = run.store.sub(source.prefix) if source.prefix else run.store
-        # Figures use equally many images of each class, so records of later shards are not read.
-        compared = [shard for shard in committed_shards(store) if shard.first < limit]
+        # Figures look at no later images, so records of later shards are not read.
+        compared = [shard for shard in committed_shards(store) if shard.first < limits.get(shard.class_name, 0)]
         blocks[arm] = []
         for commit in each_commit(store, compared):
             blocks[arm] += _shard_blocks(store, commit, source, extractor)
@@ -101,6 +101,28 @@ def block_pixels(block: ImageBlock, most: int | None = None) -> tuple[np.ndarray
     table = read_rows(block.store, block.commit, columns=[block.column, *BOX]).slice(0, most)
     pixels = np.stack([png_pixels(cell["bytes"]) for cell in table.column(block.column).to_pylist()])
     return pixels, [ContentBox(**row) for row in table.select(BOX).to_pylist()]
+
+
+def stored_among(store: Store, keys: Iterable[str]) -> set[str]:
+    """Those of the keys that have an object. One listing for each folder, and no request a key."""
+    wanted = set(keys)
+    stored: set[str] = set()
+    for folder in sorted({key.rpartition("/")[0] for key in wanted}):
+        stored.update(key for key in store.list(folder) if key in wanted)
+    return stored
+
+
+def not_stored(blocks: Iterable[ImageBlock]) -> list[ImageBlock]:
+    """The blocks whose features are not stored. Two arms may read one object: it is named once."""
+    by_store: dict[str, dict[str, ImageBlock]] = {}
+    for block in blocks:
+        by_store.setdefault(block.store.url, {})[block.key] = block
+    missing: list[ImageBlock] = []
+    for by_key in by_store.values():
+        store = next(iter(by_key.values())).store
+        stored = stored_among(store, by_key)
+        missing += [block for key, block in by_key.items() if key not in stored]
+    return missing
 
 
 def put_array(store: Store, key: str, array: np.ndarray) -> None:

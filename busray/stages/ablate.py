@@ -13,7 +13,7 @@ import numpy as np
 from busray import config as settings
 from busray.config_file import validate
 from busray.corpus import ablation
-from busray.corpus.arms import arm_sources, arms_to_draw, compared_images
+from busray.corpus.arms import arm_sources, arms_to_draw, compared_images, most_compared
 from busray.corpus.commit import committed_shards, read_commit, read_rows
 from busray.corpus.encode import png_bytes
 from busray.data.images import Images
@@ -72,7 +72,10 @@ def check_ablation(run: Run) -> list[ablation.SubRunPlan]:
             "elsewhere: leave it unset and give an output whose adapters were trained there (those of "
             "`busray run` under it are kept)"
         )
-    return ablation.plan_sub_runs(run.config)
+    # Images that no figure looks at are drawn in no sub-run either.
+    n = max(compared_images(run.config, run.dataset).values())
+    evaluate = run.config.evaluate.model_copy(update={"images": n})
+    return ablation.plan_sub_runs(run.config.model_copy(update={"evaluate": evaluate}))
 
 
 def ablate(run: Run, workers: Workers) -> dict[str, Any]:
@@ -222,7 +225,7 @@ def _autoencoder_blocks(run: Run) -> list[AutoencoderBlock]:
     """
     # The arm `vae` is the reference itself, decoded. Only decoded images of the other split can be
     # compared with the floor.
-    reference, n = run.config.evaluate.reference, compared_images(run.config)
+    reference, n = run.config.evaluate.reference, most_compared(run.config)
     split_of = {VAE: reference}
     if reference in FLOOR_SPLIT:
         split_of[f"{VAE}-{FLOOR_SPLIT[reference]}"] = FLOOR_SPLIT[reference]
@@ -347,7 +350,7 @@ def _configuration(name: str, arm: str, plan: ablation.SubRunPlan, measured: str
         "refine steps": refine.steps if refine else None,
         "refine guidance": refine.guidance_scale if refine else None,
         "UNet evaluations an image": ablation.unet_evaluations(config.sampling, refine),
-        "images a class": compared_images(config),
+        "images a class": most_compared(config),
         "under": plan.prefix or ".",
         "measured": measured,
     }

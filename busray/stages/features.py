@@ -5,18 +5,29 @@ easy or hard for all arms does not change their differences.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from busray.corpus.arms import compared_images
+from busray.corpus.commit import in_threads
 from busray.data.split import SPLITS
 from busray.evidence.real import RealFeatures
-from busray.evidence.stats.frechet import MOST_REPLICATES
-from busray.records import INCEPTION, SourceImage
-from busray.run.pieces import ImageBlock, block_pixels, by_chance, class_of, load_array, put_array, real_blocks, rows_of
+from busray.records import INCEPTION, MOST_REPLICATES, SourceImage
+from busray.run.pieces import (
+    ImageBlock,
+    block_pixels,
+    by_chance,
+    class_of,
+    load_array,
+    not_stored,
+    put_array,
+    real_blocks,
+    rows_of,
+    stored_among,
+)
 from busray.run.record import Run
 from busray.vision import texture
 from busray.vision.classifier import Classifier
@@ -24,8 +35,18 @@ from busray.vision.extractors import Extractor, Features
 from busray.vision.segmenter import Segmenter
 from busray.workers import Beat, Kind, Workers
 
+READERS = 8  # objects of features that are read at once
 ClassFeatures = dict[str, np.ndarray]  # class -> features [n, d]
 Arms = dict[str, ClassFeatures]  # by arm
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Images of a block that figures look at."""
+
+    block: ImageBlock
+    rows: list[int]  # of the block's features
+    positions: list[int]  # of the same images among all that are chosen of their class
 
 
 def features(
@@ -34,19 +55,19 @@ def features(
     """(features of the arms, features of the real images); what is not stored is extracted first.
 
     wanted: arm -> its blocks, of this run or of others with the same seeds. Row i of each arm has
-    the same seed, and the order is random. Memory: at most MOST_REPLICATES x (number of real
-    images) rows per arm, however large the corpus is.
+    the same seed, and the order is random. The images are chosen before anything is read, and a
+    block with none of them is neither extracted nor read. Memory: at most MOST_REPLICATES x (number
+    of real images) rows per arm, however large the corpus is.
     """
-    # Two arms may read one object, which is then extracted once.
-    missing: dict[tuple[str, str], ImageBlock] = {}
-    for blocks in wanted.values():
-        for block in blocks:
-            if not block.store.exists(block.key):
-                missing[block.store.url, block.key] = block
-    to_extract = [*missing.values(), *missing_real_blocks(run, workers, extractor)]
+    chosen = _chosen_rows(run, wanted)
+    blocks: list[ImageBlock] = []
+    for parts in chosen.values():
+        blocks += [part.block for part in parts]
+    to_extract = [*not_stored(blocks), *missing_real_blocks(run, workers, extractor)]
     if to_extract:
         extract(run, workers, to_extract, extractor)
-    arms, real = _paired(run, wanted), _real_images(run, extractor)
+    arms = _read_arms(chosen)
+    real = real_features(run, extractor)
     if extractor == texture.NAME:
         # Stored as measured, since the scale depends on this run's training images.
         arms, scaled = texture.standardised(arms, real.features)
@@ -56,9 +77,10 @@ def features(
 
 def missing_real_blocks(run: Run, workers: Workers, extractor: str) -> list[ImageBlock]:
     """The blocks of real images whose features are not stored, with their pixels."""
-    blocks = []
-    for key, _, _, images in real_blocks(run, extractor):
-        if not run.store.exists(key):
+    wanted, blocks = real_blocks(run, extractor), []
+    stored = stored_among(run.store, [block.key for block in wanted])
+    for key, _, _, images in wanted:
+        if key not in stored:
             loaded = run.images.load(images)
             pixels = workers.share(loaded.pixels)
             blocks.append(ImageBlock(run.store, key, pixels=pixels, boxes=loaded.boxes, images=len(images)))
@@ -94,10 +116,23 @@ def _extract_block(compute: Features, batch_size: int, block: ImageBlock, beat: 
     put_array(block.store, block.key, np.concatenate(batches).astype(np.float32))
 
 
-def _paired(run: Run, wanted: dict[str, list[ImageBlock]]) -> Arms:
-    """Features of the chosen images, so that row i of each arm has the same seed."""
-    chosen = chosen_indices(run, wanted)
-    return {arm: _arm_features(blocks, chosen) for arm, blocks in wanted.items()}
+def _chosen_rows(run: Run, wanted: dict[str, list[ImageBlock]]) -> dict[str, list[_Chosen]]:
+    """arm -> the blocks that hold chosen images, with the rows of these: from records alone."""
+    position: dict[str, dict[int, int]] = {}
+    for name, indices in chosen_indices(run, wanted).items():
+        position[name] = {index: i for i, index in enumerate(indices)}
+    chosen: dict[str, list[_Chosen]] = {}
+    for arm, blocks in wanted.items():
+        chosen[arm] = []
+        for block in blocks:
+            rows, positions = [], []
+            for index, row in rows_of(block).items():
+                if index in position[class_of(block)]:
+                    rows.append(row)
+                    positions.append(position[class_of(block)][index])
+            if rows:
+                chosen[arm].append(_Chosen(block, rows, positions))
+    return chosen
 
 
 def chosen_indices(run: Run, wanted: dict[str, list[ImageBlock]]) -> dict[str, list[int]]:
@@ -108,9 +143,10 @@ def chosen_indices(run: Run, wanted: dict[str, list[ImageBlock]]) -> dict[str, l
     names: set[str] = set()
     for blocks in wanted.values():
         names.update(map(class_of, blocks))
+    limits = compared_images(run.config, run.dataset)
     chosen: dict[str, list[int]] = {}
     for name in sorted(names):
-        in_all = np.ones(compared_images(run.config), bool)
+        in_all = np.ones(limits[name], bool)
         for blocks in wanted.values():
             in_arm = np.zeros_like(in_all)
             for block in blocks:
@@ -124,35 +160,40 @@ def chosen_indices(run: Run, wanted: dict[str, list[ImageBlock]]) -> dict[str, l
     return chosen
 
 
-def _arm_features(blocks: list[ImageBlock], chosen: dict[str, list[int]]) -> ClassFeatures:
-    """class -> features of the chosen indices, in their order; one block in memory at a time."""
+def _read_arms(chosen: dict[str, list[_Chosen]]) -> Arms:
+    """Features of the chosen images. Row i of each arm has the same seed."""
+    return {arm: _arm_features(parts) for arm, parts in chosen.items()}
+
+
+def _arm_features(parts: list[_Chosen]) -> ClassFeatures:
+    """class -> features of the chosen images, in their order; READERS blocks in memory at once."""
+    images: dict[str, int] = {}
+    for part in parts:
+        name = class_of(part.block)
+        images[name] = images.get(name, 0) + len(part.rows)
     features: ClassFeatures = {}
-    for name, indices in chosen.items():
-        position = {index: i for i, index in enumerate(indices)}
-        for block in blocks:
-            if class_of(block) != name:
-                continue
-            rows, positions = [], []
-            for index, row in rows_of(block).items():
-                if index in position:
-                    rows.append(row)
-                    positions.append(position[index])
-            if not rows:
-                continue  # so that no object is read for nothing
-            stored = load_array(block.store, block.key)
-            if name not in features:
-                features[name] = np.empty((len(indices), stored.shape[1]), stored.dtype)
-            features[name][positions] = stored[rows]
-    return features
+    for part, rows in zip(parts, in_threads(_read_rows, parts, READERS), strict=True):
+        name = class_of(part.block)
+        if name not in features:
+            features[name] = np.empty((images[name], rows.shape[1]), rows.dtype)
+        features[name][part.positions] = rows
+    return {name: features[name] for name in sorted(features)}
 
 
-def _real_images(run: Run, extractor: str) -> RealFeatures:
-    features = of_real_images(run, lambda key, _: load_array(run.store, key), extractor)
+def _read_rows(part: _Chosen) -> np.ndarray:
+    return load_array(part.block.store, part.block.key)[part.rows]
+
+
+def real_features(run: Run, extractor: str) -> RealFeatures:
+    """The stored features of all real images, as they were measured."""
+    keys = [block.key for block in real_blocks(run, extractor)]
+    stored = dict(zip(keys, in_threads(partial(load_array, run.store), keys, READERS), strict=True))
+    features = of_real_images(run, lambda key, _: stored[key], extractor)
     return RealFeatures(features, real_units(run), extractor, run.dataset.frame, run.dataset.size)
 
 
 def real_units(run: Run) -> dict[str, ClassFeatures]:
-    """split -> class -> labels [n] of independent draws, in the order of _real_images."""
+    """split -> class -> labels [n] of independent draws, in the order of real_features."""
     return of_real_images(run, lambda _, images: [image.unit for image in images])
 
 

@@ -39,7 +39,8 @@ def generate(
         trained_classifier(run, workers, config.corpus.gate.architecture)
     job = draw_job(run, workers.device, arm, txt2img_source)
     if arm:  # no more than is compared, for the released corpus alone is given out
-        images = {name: compared_images(config) for name, c in config.classes.items() if c.images}
+        compared = compared_images(config, run.dataset)
+        images = {name: compared[name] for name, c in config.classes.items() if c.images}
     else:
         images = {name: c.images for name, c in config.classes.items()}
     # The number of images compared may change: an arm keeps those that it has.

@@ -14,7 +14,7 @@ from busray.corpus.ablation import (
     sweep_curves,
     unet_evaluations,
 )
-from busray.corpus.arms import arm_sources, arms_to_draw, compared_images
+from busray.corpus.arms import arm_sources, arms_to_draw, most_compared
 from busray.records import ContentBox, ImageSpec, UserError
 from tests.support.ablations import config
 
@@ -32,7 +32,7 @@ def test_parts_share_data_seeds_and_training_budget_and_have_equal_n() -> None:
         assert part.config.seed == whole.seed
         assert part.config.dataset == whole.dataset
         assert part.config.adapters.model_copy(update={"method": SWEPT_METHOD}) == whole.adapters
-        assert compared_images(part.config) == 24
+        assert most_compared(part.config) == 24
         assert {c.images for c in part.config.classes.values()} == {24}
 
 

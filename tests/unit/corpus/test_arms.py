@@ -1,12 +1,13 @@
 """An arm's name is what is compared; no arm is drawn that another corpus holds."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from busray.config import Config
 from busray.config_file import validate
-from busray.corpus.arms import arm_after_gate, arm_sources, arms_to_draw, compared_images, released_arm
+from busray.corpus.arms import arm_after_gate, arm_sources, arms_to_draw, compared_images, most_compared, released_arm
 from busray.records import Arm
 
 
@@ -56,5 +57,16 @@ def test_a_gated_corpus_is_an_arm_of_its_own_beside_the_first_draws_that_it_hold
 
 def test_every_arm_is_compared_at_the_smallest_classs_n() -> None:
     classes = {"benign": {"images": 10}, "malignant": {"images": 4}, "normal": {"images": 0}}
-    assert compared_images(config(classes=classes)) == 4
-    assert compared_images(config(classes=classes, evaluate={"images": 3})) == 3
+    assert most_compared(config(classes=classes)) == 4
+    assert most_compared(config(classes=classes, evaluate={"images": 3})) == 3
+
+
+def test_no_more_images_are_drawn_for_an_arm_than_figures_look_at() -> None:
+    images = [SimpleNamespace(class_name="benign")] * 20 + [SimpleNamespace(class_name="malignant")] * 7
+    dataset: Any = SimpleNamespace(split=lambda name: images)
+    classes = {"benign": {"images": 1_000_000}, "malignant": {"images": 500_000}}
+    assert compared_images(config(classes=classes), dataset) == {"benign": 200, "malignant": 70}
+    classes["malignant"] = {"images": 90}
+    assert compared_images(config(classes=classes), dataset) == {"benign": 90, "malignant": 70}
+    asked = config(classes=classes, evaluate={"images": 80})
+    assert compared_images(asked, dataset) == {"benign": 80, "malignant": 80}

@@ -12,10 +12,9 @@ from busray.corpus.commit import commit_shard
 from busray.corpus.manifest import publish_manifest
 from busray.corpus.plan import extend_plan, read_segments
 from busray.evidence.real import RealFeatures
-from busray.evidence.stats.frechet import MOST_REPLICATES
 from busray.identity import image_id
 from busray.layout import CHECK
-from busray.records import INCEPTION, Commit, Execution, Shard, Stopped, to_json
+from busray.records import INCEPTION, MOST_REPLICATES, Commit, Execution, Shard, Stopped, to_json
 from busray.run.pieces import ImageBlock, by_chance
 from busray.run.record import Run
 from busray.stages import evaluate
@@ -42,7 +41,7 @@ def run_with(store: Store, annotated: list[str], reference: str = "test") -> Any
     }
     config = SimpleNamespace(
         classes={c: SimpleNamespace(images=9) for c in CLASSES},
-        evaluate=SimpleNamespace(reference=reference, judge=None, geometry=False),
+        evaluate=SimpleNamespace(reference=reference, judge=None, geometry=False, whole_corpus=False, images=None),
         adapters=SimpleNamespace(method="lora"),
         refine=None,
         corpus=SimpleNamespace(gate=None),
@@ -157,7 +156,7 @@ def compared_with_gate(store: Store, monkeypatch: pytest.MonkeyPatch, missing: t
     corpus = SimpleNamespace(gate=object(), keep_txt2img=False)
     config = SimpleNamespace(
         classes={"b": SimpleNamespace(images=GATED_IMAGES)},
-        evaluate=SimpleNamespace(images=None, arms=["lora"]),
+        evaluate=SimpleNamespace(images=GATED_IMAGES, arms=["lora"]),
         adapters=SimpleNamespace(method="lora"),
         refine=None,
         corpus=corpus,

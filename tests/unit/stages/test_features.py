@@ -1,6 +1,7 @@
 """Which images figures look at, and the figures, are the same however the corpus was cut into
 shards."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +12,12 @@ import pytest
 
 from busray.evidence.distances import arm_figures
 from busray.evidence.real import RealFeatures
-from busray.evidence.stats.frechet import MOST_REPLICATES
 from busray.identity import image_id
-from busray.records import Commit, Execution, Figure
+from busray.records import MOST_REPLICATES, Commit, Execution, Figure
 from busray.run.pieces import ImageBlock, by_chance
-from busray.stages.features import _paired
+from busray.stages import features as stage
 from busray.storage import Store
+from tests.support.workers import InProcessWorkers
 
 CLASSES = ("benign", "malignant")
 IMAGES = 400
@@ -53,6 +54,10 @@ def pieces(store: Store, arm: str, shard_size: int, quarantined: tuple[int, ...]
     return found
 
 
+def sampled(run: Any, wanted: dict[str, list[ImageBlock]]) -> stage.Arms:
+    return stage._read_arms(stage._chosen_rows(run, wanted))
+
+
 def measured(run: Any, wanted: dict[str, list[ImageBlock]]) -> list[Figure]:
     draw = np.random.default_rng(9).standard_normal
     features = {
@@ -61,7 +66,7 @@ def measured(run: Any, wanted: dict[str, list[ImageBlock]]) -> list[Figure]:
     }
     units = {split: {name: np.arange(len(rows)) for name, rows in by.items()} for split, by in features.items()}
     return arm_figures(
-        _paired(run, wanted), RealFeatures(features, units, "inception-v3-2015", "letterbox", 64), "test"
+        sampled(run, wanted), RealFeatures(features, units, "inception-v3-2015", "letterbox", 64), "test"
     )
 
 
@@ -75,13 +80,74 @@ def test_figures_do_not_depend_on_shards_or_their_order(run: Any, tmp_path: Path
         assert replace(b, value=0.0, interval=None) == replace(a, value=0.0, interval=None)
 
 
-def test_no_more_images_are_held_than_figures_look_at_and_rows_are_seed_paired(run: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [None, IMAGES])
+def test_no_more_images_are_held_than_figures_look_at_and_rows_are_seed_paired(
+    run: Any, tmp_path: Path, asked: int | None
+) -> None:
     store = Store(str(tmp_path))
-    found = _paired(run, {"base": pieces(store, "base", 50), "lora": pieces(store, "lora", 50, (3, 17))})
-    common = [i for i in range(IMAGES) if i not in (3, 17)]
+    run.config.evaluate.images = asked
+    found = sampled(run, {"base": pieces(store, "base", 50), "lora": pieces(store, "lora", 50, (3, 17))})
+    common = [i for i in range(asked or MOST_REPLICATES * REAL) if i not in (3, 17)]
     for number, name in enumerate(CLASSES):
         order = by_chance(name, common, MOST_REPLICATES * REAL)
         whole = np.random.default_rng(number).standard_normal((IMAGES, 6)) + number
-        assert len(order) == MOST_REPLICATES * REAL < IMAGES
+        assert len(order) == min(len(common), MOST_REPLICATES * REAL) < IMAGES
         np.testing.assert_array_equal(found["base"][name], (whole + 0.5).astype(np.float32)[order])
         np.testing.assert_allclose(found["lora"][name], (whole + 0.1)[order], atol=1e-6)
+
+
+def test_only_shards_with_a_chosen_image_are_extracted_and_one_listing_finds_the_stored_ones(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path))
+    wanted = {"base": pieces(store, "base", 10), "lora": pieces(store, "lora", 10)}
+    there = wanted["base"][3]
+    for block in (*wanted["base"], *wanted["lora"]):
+        if block is not there:
+            Path(store.url, block.key).rename(Path(store.url, block.key).with_suffix(".later"))
+    extracted: list[str] = []
+
+    def extract(run: Any, workers: Any, blocks: list[ImageBlock], name: str) -> None:
+        extracted.extend(block.key for block in blocks)
+        for block in blocks:
+            Path(store.url, block.key).with_suffix(".later").rename(Path(store.url, block.key))
+
+    monkeypatch.setattr(stage, "extract", extract)
+    monkeypatch.setattr(stage, "missing_real_blocks", lambda *_: [])
+    monkeypatch.setattr(stage, "real_features", lambda *_: None)
+    monkeypatch.setattr(
+        Store,
+        "exists",
+        lambda self, key: (
+            pytest.fail(f"asked for {key} alone") if ".npy" in key and not key.startswith("digests/") else False
+        ),
+    )
+    run.config.evaluate.images = 12  # of 400: those of the first two shards of ten
+    stage.features(run, InProcessWorkers(), wanted, "x-1")
+    assert sorted(extracted) == sorted(f"{arm}/10/{c}-{n}.npy" for arm in wanted for c in CLASSES for n in (0, 10))
+    run.config.evaluate.images = 40
+    extracted.clear()
+    stage.features(run, InProcessWorkers(), wanted, "x-1")
+    assert there.key not in extracted and len(extracted) == 7
+
+
+def test_more_objects_than_readers_are_never_in_memory(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, live, most, lock = Store(str(tmp_path)), 0, 0, threading.Lock()
+    read = stage._read_rows
+
+    def counted(part: Any) -> np.ndarray:
+        nonlocal live, most
+        with lock:
+            live += 1
+            most = max(most, live)
+        rows = read(part)
+        assert len(rows) == len(part.rows)  # the rows alone are handed on
+        with lock:
+            live -= 1
+        return rows
+
+    monkeypatch.setattr(stage, "_read_rows", counted)
+    sampled(run, {"base": pieces(store, "base", 5)})
+    assert 1 <= most <= stage.READERS
