@@ -326,7 +326,12 @@ class Evaluate(Settings):
     arms: Annotated[tuple[str, ...], Field(min_length=1), Distinct] = ("base", "lora+ti", "lora+ti+refine")
     """Arms to compare: `base` or adapters.method, each also with `+refine`."""
     images: Images | None = None
-    """Images of a class in each arm. null: as many as the corpus's smallest class has."""
+    """Images of a class in each arm. null: as many as figures look at, ten for each of the class's
+    real images, or as many as the corpus's smallest class has, if these are fewer."""
+    whole_corpus: bool = False
+    """Also the Frechet distances of all images of the released corpus. Every image then goes
+    through every extractor, and Inception's features take 8 kB an image; the report says what that
+    comes to. The other figures are of a sample, which is enough for them."""
     reference: Literal["train", "val", "test", "all"] = "test"
     """Real images that the arms are compared with."""
     extractors: Annotated[tuple[Extractor, ...], Field(min_length=1), Distinct] = ("inception", "texture")

@@ -98,6 +98,11 @@ def features_key(digest: str, column: str, extractor: str) -> str:
     return f"features/{extractor}/{digest[:32]}-{column}.npy"
 
 
+def moments_key(content: str, column: str, extractor: str) -> str:
+    """Moments of the features of several shards. content: fingerprint of their digests."""
+    return f"moments/{extractor}/{content[:32]}-{column}.npy"
+
+
 def segmenter_key(identity: str) -> str:
     return f"segmenters/{identity[:16]}.json"
 

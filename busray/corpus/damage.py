@@ -39,7 +39,7 @@ from busray.storage import Store, in_threads
 Progress = Callable[[int, int], None]
 DERIVED = r"(report|audit|geometry|study|ablate|timings)\.json"
 SEGMENT = r"plan/\d+\.json"
-ARRAYS = r"(features|copies|vae)/.*\.npy"
+ARRAYS = r"(features|moments|copies|vae)/.*\.npy"
 LATENTS = r"finetune/latents-.*\.safetensors"
 SUB_RUNS = ("methods", "points")  # folders of an ablation's sub-runs
 CHECKPOINT = r"(finetune/checkpoints/\d+)(-[0-9a-f]{16}\.safetensors|\.json)"
@@ -54,7 +54,7 @@ AGAIN: tuple[tuple[str, str], ...] = (
     (TRAINED, "the next command that needs it trains it again"),
     (CHECKPOINT, "a training goes on from an older checkpoint"),
     (LATENTS, "the next `busray finetune` that trains encodes the images again"),
-    (r"features/.*", "the next `busray evaluate` computes them again"),
+    (r"(features|moments)/.*", "the next `busray evaluate` computes them again"),
     (r"copies/.*", "the next `busray audit` searches again"),
     (r"vae/.*", "the next `busray ablate` decodes again"),
     (r"study/.*", "the next `busray study` makes it again"),

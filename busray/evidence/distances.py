@@ -25,6 +25,9 @@ NEIGHBOURS = 5
 MIXTURE = "paper-mixture"
 """Protocol: all real images against the same images with the drawn ones added."""
 
+WHOLE_CORPUS = "whole-corpus"
+"""Protocol: all images that are given out alone against the reference's images."""
+
 FLOOR_SPLIT = {"train": "test", "val": "train", "test": "train"}
 """reference -> the split that its floor compares it with; `all` compares its two halves."""
 
@@ -271,6 +274,40 @@ def _in_shares(sizes: Mapping[str, int], reference: Mapping[str, Sample]) -> dic
     scale = min(sizes[name] / count for name, count in counts.items())
     # The smallest amount keeps a product that is a whole number, but for rounding, from losing one.
     return {name: max(1, int(scale * count + 1e-9)) for name, count in counts.items()}
+
+
+def whole_corpus_figures(moments: Mapping[str, Moments], real: RealFeatures, reference: str, arm: str) -> list[Figure]:
+    """Frechet distance of all images from the reference's, and the part of it that is of the means.
+
+    moments: of each class and, under CLASS_ALL, of all its classes together. There each class has
+    as many images as the corpus has of it, not its share of the reference. A class has figures
+    where there are FEWEST_UNITS images of it on both sides. There is no interval: no other images
+    of the corpus could have been chosen.
+    """
+    distance, _ = distance_names(real.extractor)
+    images = real.split(reference)
+    sides = {CLASS_ALL: Sample.joined([images[name] for name in sorted(images) if name in moments])}
+    sides |= {name: images[name] for name in sorted(images) if name in moments}
+    figures: list[Figure] = []
+    for name, others in sides.items():
+        drawn = moments[name]
+        if min(drawn.n, _units(others)) < FEWEST_UNITS:
+            continue
+        target = Moments.of(others.features)
+        values = {distance: frechet(drawn, target), f"{distance}_means": float(((drawn.mean - target.mean) ** 2).sum())}
+        for metric, value in values.items():
+            figure = real.figure(
+                metric,
+                value,
+                drawn.n,
+                target.n,
+                reference,
+                WHOLE_CORPUS,
+                class_name=name,
+                arm=arm,
+            )
+            figures.append(figure)
+    return figures
 
 
 def clean_figures(

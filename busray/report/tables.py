@@ -109,7 +109,7 @@ def class_rows(figures: Sequence[Figure]) -> Table:
     classes = classes_of(figures)
     single = [f for f in figures if f.class_name != CLASS_ALL]
     single.sort(key=lambda f: classes.index(f.class_name))
-    notes = {"paper-mixture": " (paper-mixture)"}
+    notes = {name: f" ({name})" for name in ("paper-mixture", "whole-corpus")}
     heads = ("class", "arm")
     return _wide(single, heads, lambda f: (f.class_name, f.arm + notes.get(f.protocol, "")))
 

@@ -20,6 +20,7 @@ from busray.run.pieces import ImageBlock, synthetic_blocks
 from busray.run.record import Run
 from busray.stages.classifiers import classifier_record, load_classifier, trained_classifier
 from busray.stages.features import Arms, chosen_indices, features, of_real_images, real_units
+from busray.stages.whole_corpus import evaluate_whole_corpus
 from busray.vision.extractors import Extractor
 from busray.workers import Workers
 
@@ -29,7 +30,8 @@ def evaluate(run: Run, workers: Workers) -> list[Figure]:
 
     Where these are the test images, also to those without burned-in annotations. Class consistency
     of the first draws. Where a class gate chose the released images, distances and consistency
-    after it too, and nearness to the training images before and after.
+    after it too, and nearness to the training images before and after. With evaluate.whole_corpus
+    the Frechet distance of all released images too.
     """
     figures: list[Figure] = []
     clean = _clean(run)
@@ -46,6 +48,8 @@ def evaluate(run: Run, workers: Workers) -> list[Figure]:
             before = {released: arms[released]} if released in arms else {}
             held_out = reference if reference in ("val", "test") else "test"
             figures += nearness_figures({**before, **gated}, real, held_out)
+        if run.config.evaluate.whole_corpus:
+            figures += evaluate_whole_corpus(run, workers, extractor)
     workers.report("figures", len(run.extractors), len(run.extractors))
     return [*figures, *_class_figures(run, workers)]
 

@@ -63,9 +63,7 @@ def standardised(
 
     Both are name -> class -> features [n, d].
     """
-    train = np.concatenate(list(real["train"].values())).astype(np.float64)
-    mean, sd = train.mean(0), train.std(0)
-    sd[sd == 0] = 1  # such a feature is only centred
+    mean, sd = scale_of(real)
 
     def scaled(sides: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
         result: dict[str, dict[str, np.ndarray]] = {}
@@ -74,6 +72,14 @@ def standardised(
         return result
 
     return scaled(arms), scaled(real)
+
+
+def scale_of(real: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, deviation), both [d], of the real training images: split -> class -> features."""
+    train = np.concatenate(list(real["train"].values())).astype(np.float64)
+    mean, sd = train.mean(0), train.std(0)
+    sd[sd == 0] = 1  # such a feature is only centred
+    return mean, sd
 
 
 def first_order(content: np.ndarray) -> list[float]:

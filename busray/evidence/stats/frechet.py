@@ -7,21 +7,27 @@ Pure NumPy, float64. A covariance is kept as a factor F with F'F the covariance,
 product. The product loses small eigenvalues. With 2,048 features there are many, and the sum of
 their square roots matters. With factors A and B of two covariances S and T, tr (S T)^(1/2) is the
 sum of the singular values of A B', a matrix no larger than the smaller sample.
+
+Moments of any number of features are kept in memory that does not grow with it: the factor of more
+than d rows is reduced by QR to a triangle of d rows. So moments of parts are computed where the
+parts are, and merged in any order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
 from busray.evidence.stats.intervals import symmetric, t_quantile
-from busray.records import Interval
+from busray.records import MOST_REPLICATES, Interval
 
 FEWEST_REPLICATES = 5
 """Disjoint samples from which a spread is estimated."""
 
-MOST_REPLICATES = 10
-"""More disjoint samples than these are not used."""
+ROWS_AT_ONCE = 4096
+"""Rows that Moments.of_parts adds by one QR: twice Inception's features. Fewer cost more time, as
+each QR takes the triangle again; more cost memory."""
 
 FEWEST_FOR_INFINITY = 2048
 """Images a side, as many as Inception has features, that frechet_at_infinity needs."""
@@ -56,6 +62,50 @@ class Moments:
         between = step * np.sqrt(self.n * other.n / n)
         factor = np.concatenate([self.factor, other.factor, between[None]])
         return Moments(n, self.mean + step * (other.n / n), _reduced(factor))
+
+    @staticmethod
+    def of_parts(parts: Iterable[np.ndarray]) -> "Moments":
+        """Moments of all rows of parts [n, d], in the memory of ROWS_AT_ONCE rows and one part.
+
+        ValueError as `of`, and where there is no part.
+        """
+        return Moments.merged(map(Moments.of, _in_batches(parts)))
+
+    @staticmethod
+    def merged(moments: Iterable["Moments"]) -> "Moments":
+        """All together; they are taken one by one. ValueError where there are none."""
+        rest = iter(moments)
+        first = next(rest, None)
+        if first is None:
+            raise ValueError("no features to take moments of")
+        return reduce(Moments.merge, rest, first)
+
+    def scaled(self, centre: np.ndarray, scale: np.ndarray) -> "Moments":
+        """Moments of (features - centre) / scale, both [d]."""
+        return Moments(self.n, (self.mean - centre) / scale, self.factor / scale)
+
+    def packed(self) -> np.ndarray:
+        """float64 [2 + d + d (d + 1) / 2]: n, d, the mean, the factor's triangle row by row.
+
+        For Inception's 2,048 features 16.8 MB, half of what a scatter matrix takes.
+        """
+        d = len(self.mean)
+        triangle = np.zeros((d, d))
+        reduced = np.linalg.qr(self.factor, mode="r")
+        triangle[: len(reduced)] = reduced
+        return np.concatenate([[self.n, d], self.mean, triangle[np.triu_indices(d)]])
+
+    @staticmethod
+    def unpacked(values: np.ndarray) -> "Moments":
+        """What `packed` packed. ValueError where the values cannot be that."""
+        if values.ndim != 1 or len(values) < 2 or values.dtype != np.float64 or not np.isfinite(values).all():
+            raise ValueError("no packed moments")
+        n, d = int(values[0]), int(values[1])
+        if n < 1 or d < 1 or len(values) != 2 + d + d * (d + 1) // 2:
+            raise ValueError(f"{len(values)} values are no moments of {n} rows of {d} features")
+        factor = np.zeros((d, d))
+        factor[np.triu_indices(d)] = values[2 + d :]
+        return Moments(n, values[2 : 2 + d].copy(), factor)
 
 
 def frechet(a: Moments, b: Moments) -> float:
@@ -135,6 +185,20 @@ def _distances(parts: Sequence[np.ndarray], target: Moments) -> list[float]:
 def _parts(samples: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
     """`count` disjoint parts, each with its share of every class."""
     return [np.concatenate([rows[i::count] for rows in samples]) for i in range(count)]
+
+
+def _in_batches(parts: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
+    """The rows of the parts in their order, at most ROWS_AT_ONCE together."""
+    waiting: list[np.ndarray] = []
+    for part in parts:
+        for at in range(0, len(part), ROWS_AT_ONCE):
+            rows = part[at : at + ROWS_AT_ONCE]
+            if waiting and sum(map(len, waiting)) + len(rows) > ROWS_AT_ONCE:
+                yield np.concatenate(waiting)
+                waiting = []
+            waiting.append(rows)
+    if waiting:
+        yield np.concatenate(waiting)
 
 
 def _reduced(factor: np.ndarray) -> np.ndarray:

@@ -1,9 +1,14 @@
 """The Frechet distance is that of a float64 SVD and torch-fidelity's, and moments merge in any
 order."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from busray.evidence.stats import frechet as module
 from busray.evidence.stats.frechet import Moments, frechet, frechet_at_infinity, frechet_spread
 
 D = 128
@@ -167,3 +172,60 @@ def test_at_infinity_the_bias_of_finitely_many_drawn_images_is_gone() -> None:
 def test_it_is_not_estimable_from_fewer_images_than_inception_has_features() -> None:
     assert frechet_at_infinity([gaussian(10_240, 1)], gaussian(2047, 2)) is None
     assert frechet_at_infinity([gaussian(2048, 1), gaussian(2047, 3)], gaussian(2048, 2)) is None
+
+
+@pytest.mark.parametrize("decades", [0, 9])
+@given(cuts=st.lists(st.integers(0, 400), max_size=9), order=st.randoms(use_true_random=False))
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_moments_of_parts_in_any_cut_and_order_are_those_of_one_pass_to_1e_9(
+    decades: int, cuts: list[int], order: Any
+) -> None:
+    x, reference = steep(400, 1, decades, 24), steep(60, 2, decades, 24)
+    truth = frechet(Moments.of(x), Moments.of(reference))
+    parts = [part for part in np.split(x, sorted(cuts)) if len(part)]
+    order.shuffle(parts)
+    merged = Moments.merged([Moments.of(part) for part in parts])
+    assert merged.n == len(x)
+    assert frechet(merged, Moments.of(reference)) == pytest.approx(truth, rel=1e-9, abs=1e-14)
+    through_store = Moments.unpacked(merged.packed())
+    assert frechet(through_store, Moments.of(reference)) == pytest.approx(truth, rel=1e-9, abs=1e-14)
+
+
+def test_a_stream_of_parts_is_taken_in_batches_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, seen = features(1000, 3), []
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", 150)
+    of = Moments.of
+    monkeypatch.setattr(Moments, "of", staticmethod(lambda rows: (seen.append(len(rows)), of(rows))[1]))
+    streamed = Moments.of_parts(iter(np.split(x, [3, 70, 71, 500, 900])))
+    assert sum(seen) == 1000 and max(seen) <= 150
+    np.testing.assert_allclose(streamed.mean, of(x).mean, rtol=1e-12)
+    assert frechet(streamed, of(features(40, 4))) == pytest.approx(frechet(of(x), of(features(40, 4))), rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 5, 300])
+def test_packed_moments_are_a_triangle_and_come_back(n: int) -> None:
+    moments = Moments.of(features(n, 5))
+    packed = moments.packed()
+    assert packed.shape == (2 + D + D * (D + 1) // 2,) and packed.dtype == np.float64
+    again = Moments.unpacked(packed)
+    assert again.n == n
+    np.testing.assert_array_equal(again.mean, moments.mean)
+    np.testing.assert_allclose(again.factor.T @ again.factor, moments.factor.T @ moments.factor, atol=1e-10)
+
+
+@pytest.mark.parametrize("spoil", [lambda v: v[:-1], lambda v: v * np.nan, lambda v: v[None], lambda v: v.astype("f4")])
+def test_what_are_no_packed_moments_is_refused(spoil: Any) -> None:
+    with pytest.raises(ValueError, match="moments"):
+        Moments.unpacked(spoil(Moments.of(features(5, 1)).packed()))
+
+
+def test_scaled_moments_are_those_of_scaled_features() -> None:
+    x, centre, scale = features(200, 1), np.linspace(0, 3, D), np.linspace(0.1, 4, D)
+    scaled, direct = Moments.of(x).scaled(centre, scale), Moments.of((x - centre) / scale)
+    np.testing.assert_allclose(scaled.mean, direct.mean, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(scaled.factor, direct.factor, rtol=1e-10, atol=1e-12)
+
+
+def test_no_features_have_no_moments() -> None:
+    with pytest.raises(ValueError, match="no features"):
+        Moments.of_parts([])
