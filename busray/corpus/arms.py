@@ -1,6 +1,7 @@
 # pyright: strict
 """Arms: what is compared, and where each arm's images are stored, so that none is drawn twice."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from busray.config import Config
@@ -75,13 +76,18 @@ def compared_images(config: Config, dataset: DataSet) -> dict[str, int]:
     As many as evaluate.images says. Without it as many as the smallest class has, but no more than
     MOST_REPLICATES for each real image: no figure looks at more, so they need not be drawn.
     """
-    most = most_compared(config)
-    if config.evaluate.images:
-        return dict.fromkeys(config.classes, most)
     real = dict.fromkeys(config.classes, 0)
     for image in dataset.split("all"):
         if image.class_name in real:
             real[image.class_name] += 1
+    return images_compared(config, real)
+
+
+def images_compared(config: Config, real: Mapping[str, int]) -> dict[str, int]:
+    """The same by the number of real images of each class."""
+    most = most_compared(config)
+    if config.evaluate.images:
+        return dict.fromkeys(real, most)
     return {name: min(most, MOST_REPLICATES * n) for name, n in real.items()}
 
 

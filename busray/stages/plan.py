@@ -8,7 +8,15 @@ from typing import Any
 
 from busray.config import Config
 from busray.config_file import validate
-from busray.corpus.arms import arm_sources, arms_to_draw, corpora, released_arm
+from busray.corpus.arms import (
+    Source,
+    arm_sources,
+    arms_to_draw,
+    corpora,
+    images_compared,
+    most_compared,
+    released_arm,
+)
 from busray.corpus.commit import committed_shards, sampled_commits
 from busray.corpus.cost import (
     BLOCK_REQUESTS,
@@ -125,9 +133,11 @@ def real_images(config: Config, store: Store) -> dict[str, int] | None:
 
 def compared_counts(config: Config, real: Mapping[str, int] | None) -> dict[str, int]:
     """class -> images of each arm that figures look at."""
-    from busray.corpus.arms import compared_images
-
-    return {name: compared_images(config) for name, c in config.classes.items() if c.images}
+    drawn = [name for name, c in config.classes.items() if c.images]
+    if real is None:  # as if there were enough of them
+        return dict.fromkeys(drawn, most_compared(config))
+    compared = images_compared(config, real)
+    return {name: compared[name] for name in drawn}
 
 
 def _drawing(config: Config, store: Store, name: str, images: Mapping[str, int], rate: Rate | None) -> Work:
@@ -164,12 +174,16 @@ def _features(
     real: Mapping[str, int] | None,
     rate: Rate | None,
 ) -> Work:
-    """Of every compared image of every arm, and of the real ones. What is stored already is not
-    looked for, so a resumed run may do less."""
+    """Of every compared image of every arm, and of the real ones; with evaluate.whole_corpus of
+    every released image. What is stored already is not looked for, so a resumed run may do less."""
     units: list[int] = []
-    for _ in arm_sources(config):
+    for source in arm_sources(config).values():
+        if config.evaluate.whole_corpus and source == Source("", "image"):
+            continue  # the images of the whole corpus are counted below
         for images in compared.values():
             units += _cut(images, config.corpus.shard_size)
+    for settings in config.classes.values() if config.evaluate.whole_corpus else ():
+        units += _cut(settings.images, config.corpus.shard_size)
     for images in (real or {}).values():
         units += _cut(images, REAL_IMAGES_A_BLOCK)
     cluster = config.cluster

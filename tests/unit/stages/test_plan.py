@@ -53,6 +53,17 @@ def test_features_are_of_each_arm_and_of_the_real_images(config: Config) -> None
     assert (texture.name, texture.rate, texture.bytes_an_image) == ("features texture", None, 236)
 
 
+def test_the_arms_of_a_large_corpus_are_as_large_as_figures_look_at(config: Config) -> None:
+    """Ten images for each of the 12 real ones; the released corpus is not measured whole."""
+    large = {name: c.model_copy(update={"images": 100_000}) for name, c in config.classes.items()}
+    config = config.model_copy(update={"classes": large})
+    plan = job_plan(config, Rates({}, {}))
+    assert [work.images for work in plan.drawing] == [200_000, 240]
+    assert plan.features[0].images == 3 * 240 + 24
+    whole = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"whole_corpus": True})})
+    assert job_plan(whole, Rates({}, {})).features[0].images == 2 * 240 + 24 + 200_000
+
+
 def test_what_is_drawn_already_is_not_counted_again(config: Config) -> None:
     begun(config)
     corpus, base = job_plan(config, Rates({}, {})).drawing
