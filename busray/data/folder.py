@@ -278,18 +278,27 @@ class MaskNames:
                 *(f"{f}/" for f in self.FOLDERS),
             )
         self.folders = frozenset(_flat(name[:-1]) for name in given if name.endswith("/"))
-        self.patterns = [_pattern(name) for name in given if not name.endswith("/")]
+        self.patterns = {name: _pattern(name) for name in given if not name.endswith("/")}
 
     def is_folder(self, name: str) -> bool:
         return _flat(name) in self.folders
 
     def image_stem(self, stem: str) -> str | None:
         """The name of the image that a mask of this name belongs to; None: no mask's name."""
-        for pattern in self.patterns:
+        for pattern in self.patterns.values():
             match = pattern.fullmatch(stem)
             if match:
                 return match["image"]
         return None
+
+    def written(self, file: str) -> str | None:
+        """How dataset.masks names a mask of this name: `*_mask` or `masks/`; None: not at all."""
+        *folders, name = file.split("/")
+        for folder in folders:
+            if self.is_folder(folder):
+                return f"{folder}/"
+        stem = PurePosixPath(name).stem
+        return next((given for given, pattern in self.patterns.items() if pattern.fullmatch(stem)), None)
 
 
 def _flat(name: str) -> str:

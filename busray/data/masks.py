@@ -1,9 +1,11 @@
 """Which files are masks, and of which image: by dataset.masks, by common names, by content."""
 
+import json
+import re
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 
 from busray.config import Dataset
 from busray.data.folder import Candidate, MaskNames
@@ -65,11 +67,12 @@ def find_masks(files: Sequence[Candidate], look: Look, settings: Dataset) -> Mas
         else:
             where = "lies in a folder of masks" if one.place.in_masks else "is named like a mask"
             beside = f", beside {partners[0].file}" if partners else ", and has no image"
-            doubts.append(_Doubt(one.file, f"{where}{beside}, but holds more than a mask's two levels"))
+            pattern = names.written(one.file) or ""
+            doubts.append(_Doubt(one.file, f"{where}{beside}, but holds more than a mask's two levels", pattern))
     if not names.by_names_alone:
         _by_content(images, look, found, doubts)
     if doubts:
-        raise UserError(_question(doubts))
+        raise UserError(_question(doubts, sorted({*found.images_of, *found.stray}), names))
     return found
 
 
@@ -133,31 +136,72 @@ def _by_content(images: Sequence[Candidate], look: Look, found: Masks, doubts: l
         if len(same_stem) == 1 and same_stem[0].place.beside == one.place.beside:
             found.images_of[one.file] = same_stem[0].file
             continue
-        near = _begins_with(one, pictures)
-        pattern = f"*{one.stem[len(near.stem) :]}" if near else ""
+        near, pattern = _named_after(one, pictures)
         beside = f", beside {near.file}" if near else ""
         doubts.append(_Doubt(one.file, f"has two levels as a mask has{beside}, and no name that says so", pattern))
 
 
-def _begins_with(mask: Candidate, pictures: Sequence[Candidate]) -> Candidate | None:
-    """The image of the same class whose name a file's name goes on from."""
-    best = None
+def _named_after(mask: Candidate, pictures: Sequence[Candidate]) -> tuple[Candidate | None, str]:
+    """(the image of the same class whose name is within a file's name, how dataset.masks would name
+    the file); (None, "") where there is none."""
+    best: tuple[Candidate | None, str] = (None, "")
     for one in pictures:
-        longer = mask.stem.startswith(one.stem) and len(mask.stem) > len(one.stem)
-        if one.class_name == mask.class_name and longer and (best is None or len(one.stem) > len(best.stem)):
-            best = one
+        longer = best[0] is None or len(one.stem) > len(best[0].stem)
+        if one.class_name == mask.class_name and longer:
+            pattern = _pattern_between(one, mask)
+            if pattern:
+                best = (one, pattern)
     return best
 
 
-def _question(doubts: Sequence[_Doubt]) -> str:
+def _pattern_between(image: Candidate, mask: Candidate) -> str:
+    """`*_word`, `word_*` or `folder/`, as the mask is named after the image; empty where it is not."""
+    if image.stem == mask.stem:
+        deeper = mask.place.beside[len(image.place.beside) :]
+        return f"{deeper[-1]}/" if deeper and "*" not in deeper[-1] else ""
+    before, there, after = mask.stem.partition(image.stem)
+    if not there or (before and after) or "*" in before + after:
+        return ""
+    if after:
+        return f"*{after}" if _is_end_of_word(image.stem, after) else ""
+    return f"{before}*" if _is_end_of_word(before, image.stem) else ""
+
+
+def _is_end_of_word(text: str, rest: str) -> bool:
+    """Whether a word ends between the two: `case1` + `_m` and `case1` + `m`, not `b` + `ilevel`."""
+    a, b = text[-1], rest[0]
+    return not ((a.isalpha() and b.isalpha()) or (a.isdigit() and b.isdigit()))
+
+
+def _question(doubts: Sequence[_Doubt], known: Sequence[str], names: MaskNames) -> str:
+    """What is asked. known: files that are masks without a doubt."""
     lines = [f"{len(doubts)} files: are they masks or images?"]
     lines += [f"  {one.file}: {one.reason}" for one in doubts[:10]]
     if len(doubts) > 10:
         lines.append(f"  and {len(doubts) - 10} more")
-    patterns = sorted({one.pattern for one in doubts if one.pattern})
-    example = next(iter(patterns), f"*{PurePosixPath(doubts[0].file).suffix and '_mask'}")
-    lines.append(
-        f"dataset.masks says it: --dataset.masks='[\"{example}\"]' lists how masks are named ({{image}} is `*`), "
-        "and then names alone decide; --dataset.masks='[]' if all are images"
-    )
+    # A list replaces the common names, so it has to name the masks that are known already, too.
+    doubted = _without_numbers({one.pattern for one in doubts if one.pattern})
+    used = {written for file in known if (written := names.written(file))} - doubted
+    lines.append("dataset.masks lists how all masks are named, and then names alone decide:")
+    if doubted:
+        lines.append(f"  if they are masks:  {_flag(used | doubted)}")
+    lines.append(f"  if they are images: {_flag(used)}")
+    if any(not one.pattern for one in doubts):
+        lines.append("  a mask whose name does not say its image: rename it to IMAGE_mask, such as case1_mask.png")
     return "\n".join(lines)
+
+
+def _flag(patterns: set[str]) -> str:
+    return f"--dataset.masks={shlex.quote(json.dumps(sorted(patterns), ensure_ascii=False))}"
+
+
+def _without_numbers(patterns: set[str]) -> set[str]:
+    """`*_m` for `*_m1` and `*_m2`: a number after the word does not count."""
+    words: dict[str, set[str]] = defaultdict(set)
+    for pattern in patterns:
+        words[re.sub(r"[-_. ]?\(?\d+\)?$", "", pattern)].add(pattern)
+    merged = set[str]()
+    for word, of_word in words.items():
+        usable = len(of_word) > 1 and len(word) > 1 and word.startswith("*")
+        merged |= {word} if usable else of_word
+    return merged

@@ -84,6 +84,7 @@ class _Reader:
             list(pool.map(self._look, pictures))
         masks = find_masks(candidates, self._look, self.settings)
         images = self._images(candidates, masks)
+        self._say_images_like_masks(images)
         images, patients = with_patients(images, rows, metadata, self.who, self.settings.group)
         if self.settings.phantoms:
             patients = Patients(SIMULATED)
@@ -109,6 +110,19 @@ class _Reader:
             tuple(sorted(self.flat)),
             patients,
         )
+
+    def _say_images_like_masks(self, images: Sequence[SourceImage]) -> None:
+        """Names alone decide where dataset.masks is given; a list that forgot one is seen here."""
+        like_masks = []
+        for image in images:
+            seen = self.looked.get(image.path)
+            if isinstance(seen, Picture) and seen.like_mask:
+                like_masks.append(image.path)
+        if self.settings.masks is not None and like_masks:
+            self.layout.notes.append(
+                f"{len(like_masks)} images have two grey levels only, as masks have, such as {like_masks[0]}: "
+                "dataset.masks does not name them, so they are used as images"
+            )
 
     def _images_by_content(self) -> list[Candidate]:
         """The candidates that are images by what they hold; the rest goes into the account."""
