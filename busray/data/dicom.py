@@ -18,11 +18,18 @@ from busray.data import levels
 from busray.data.levels import Levels
 from busray.records import UserError
 
+LONGEST_FIRST = 256  # bytes of a data set's first element: a character set, a type of image
+KNOWN_BITS = (1, 8, 16, 32)  # bits that pydicom decodes
+COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_422", "YBR_PARTIAL_420")
+GREYS = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
+OVERLAY_BIT = 0x60000102  # the element that says in which bit of a pixel an overlay is
+BEYOND = 0.01  # share of values beyond BitsStored that are not some pixels of padding or text
 FAR = 10**9  # a stored value outside any window of a DICOM file
 NEEDED = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored")
 # One decoder for each compression, so that the same file gives the same pixels whatever else is
 # installed. pydicom's own order would prefer gdcm also where Pillow decodes.
 DECODERS = ("pydicom", "pillow", "gdcm", "pyjpegls", "pylibjpeg")
+NOT_WHOLE = "zeros stand where its data should: it was not copied to its end; copy it again"
 INSTALL = "pip install 'busray[dicom]'"
 VIDEO = ("MPEG", "HEVC", "SMPTE")  # in the names of transfer syntaxes
 ENCAPSULATED = b"\xfe\xff\x00\xe0"  # the first bytes of compressed pixels: an item's tag
@@ -45,17 +52,28 @@ def is_dicom(path: Path) -> bool:
         start = file.read(132)
     if start[128:] == b"DICM":
         return True
-    # Without preamble a data set begins with an element of group 2 or 8, of a low number.
-    return start[:2] in (b"\x02\x00", b"\x08\x00") and start[3:4] == b"\x00" and _is_image(path)
+    return _begins_as_data_set(start) and _is_image(path)
+
+
+def _begins_as_data_set(start: bytes) -> bool:
+    """Whether these bytes can begin a file without preamble: an element of group 2 or 8, of a low
+    number and a plausible length. Any other file that begins so would be searched to its end."""
+    if len(start) < 12 or start[:2] not in (b"\x02\x00", b"\x08\x00") or start[3] != 0:
+        return False
+    if start[4:6].isalpha() and start[4:6].isupper():
+        return True  # the kind of its value is written out
+    length = int.from_bytes(start[4:8], "little")
+    return length == 4 if start[2] == 0 else length <= LONGEST_FIRST
 
 
 def _is_image(path: Path) -> bool:
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+    _pydicom()
     try:
         if _syntax(path) == DeflatedExplicitVRLittleEndian:
             return True  # nothing more is known before all of it is inflated
-        dataset = _pydicom().dcmread(path, stop_before_pixels=True, force=True)
+        dataset = _dataset(path, pixels=False)
         return bool(dataset.get("SOPClassUID") or dataset.get("Rows"))
     except Exception:  # what is no DICOM can raise anything
         return False
@@ -129,9 +147,10 @@ def _read(path: Path) -> Any:
         ImplicitVRLittleEndian,
     )
 
+    _pydicom()
     if _syntax(path) == DeflatedExplicitVRLittleEndian:
         raise UserError("a deflated DICOM file has no size until all of it is inflated: save it in another encoding")
-    dataset = _pydicom().dcmread(path, force=True)
+    dataset = _dataset(path)
     if not dataset.file_meta.get("TransferSyntaxUID"):
         if bytes(dataset.get("PixelData") or b"")[:4] == ENCAPSULATED:
             raise UserError(
@@ -142,6 +161,25 @@ def _read(path: Path) -> Any:
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
     return dataset
+
+
+def _dataset(path: Path, *, pixels: bool = True) -> Any:
+    """A file's elements. UserError where zeros stand instead, as of a download that did not end:
+    pydicom would read them one by one."""
+    from pydicom.filereader import _read_file_meta_info, read_partial, read_preamble
+
+    def ends(tag: Any, vr: str | None, length: int) -> bool:
+        if tag.group == 0:
+            raise UserError(NOT_WHOLE)
+        return not pixels and tag == 0x7FE00010
+
+    with open(path, "rb") as file:
+        read_preamble(file, force=True)
+        _read_file_meta_info(file)
+        if file.read(8) == bytes(8):
+            raise UserError(NOT_WHOLE)
+        file.seek(0)
+        return read_partial(file, stop_when=ends, force=True)
 
 
 def _refuse_without_pixels(dataset: Any) -> None:
@@ -160,6 +198,25 @@ def _refuse_without_pixels(dataset: Any) -> None:
         raise UserError(f"it does not say {', '.join(missing)}, without which its pixels mean nothing")
     if not dataset.PixelData:
         raise UserError("its pixels (PixelData) are empty")
+    _refuse_odd_kind(dataset)
+
+
+def _refuse_odd_kind(dataset: Any) -> None:
+    """UserError for values that pydicom would stumble over with a message of its own."""
+    rows, columns, samples = int(dataset.Rows), int(dataset.Columns), int(dataset.SamplesPerPixel)
+    if rows < 1 or columns < 1:
+        raise UserError(f"it says {columns} columns and {rows} rows (Columns, Rows)")
+    if int(dataset.BitsAllocated) not in KNOWN_BITS:
+        raise UserError(f"BitsAllocated is {int(dataset.BitsAllocated)}, and busray reads 1, 8, 16 and 32")
+    kind = str(dataset.PhotometricInterpretation)
+    if kind not in COLOURS + GREYS:  # of a damaged file it can be any text, so it is not quoted
+        raise UserError("its PhotometricInterpretation is none that DICOM defines: nothing says what is black")
+    if samples != (3 if kind in COLOURS else 1):
+        raise UserError(f"it says {kind} and {samples} values a pixel (SamplesPerPixel): they cannot both be true")
+    if samples == 3 and dataset.get("PlanarConfiguration") is None:
+        raise UserError("it does not say how its colours are stored (PlanarConfiguration)")
+    if kind == "PALETTE COLOR" and dataset.get("RedPaletteColorLookupTableData") is None:
+        raise UserError("it has no table of its colours (RedPaletteColorLookupTableData)")
 
 
 def _stored_pixels(dataset: Any, frame: int) -> np.ndarray:
@@ -170,7 +227,8 @@ def _stored_pixels(dataset: Any, frame: int) -> np.ndarray:
     syntax = dataset.file_meta.TransferSyntaxUID
     decoder = _decoder(syntax)
     if not syntax.is_compressed:
-        _refuse_short(dataset)
+        _refuse_wrong_length(dataset)
+        _refuse_values_beyond_bits(dataset, frame)
     if not (0 < int(dataset.BitsStored) <= int(dataset.BitsAllocated)):
         raise UserError(
             f"BitsStored is {dataset.BitsStored}, BitsAllocated {dataset.BitsAllocated}: they cannot both be true"
@@ -218,12 +276,36 @@ def _decoder(syntax: Any) -> str:
     raise UserError(f"its pixels are in {syntax.name}, for which no decoder is installed: {install}")
 
 
-def _refuse_short(dataset: Any) -> None:
+def _refuse_wrong_length(dataset: Any) -> None:
     from pydicom.pixels.utils import get_expected_length
 
     expected, there = get_expected_length(dataset), len(dataset.PixelData)
     if there < expected:
         raise UserError(f"it is cut off or says a wrong size: {there} bytes of pixels, and its size needs {expected}")
+    if there >= 2 * expected and there % expected == 0:
+        frames = max(int(dataset.get("NumberOfFrames") or 1), 1)
+        raise UserError(
+            f"it has pixels for {frames * there // expected} frames and says {frames} (NumberOfFrames): nothing says "
+            "which are meant; export it again"
+        )
+
+
+def _refuse_values_beyond_bits(dataset: Any, frame: int) -> None:
+    """UserError where many values of a frame have more bits than BitsStored says: pydicom would
+    cut the upper ones, so that bright pixels become dark."""
+    bits, allocated = int(dataset.BitsStored), int(dataset.BitsAllocated)
+    # The upper bits can hold an overlay, and those of a signed value are its sign.
+    if bits >= allocated or allocated not in (8, 16) or dataset.get("PixelRepresentation") or OVERLAY_BIT in dataset:
+        return
+    order = "<" if dataset.original_encoding[1] else ">"
+    size = int(dataset.Rows) * int(dataset.Columns) * int(dataset.SamplesPerPixel) * allocated // 8
+    data = dataset.PixelData[frame * size : (frame + 1) * size]
+    beyond = float((np.frombuffer(data[: len(data) // 2 * 2], f"{order}u{allocated // 8}") >= 2**bits).mean())
+    if beyond >= BEYOND:
+        raise UserError(
+            f"BitsStored is {bits}, and {beyond:.0%} of its values need more: it does not say what is white; "
+            "export it again"
+        )
 
 
 def _colour(pixels: np.ndarray, dataset: Any) -> tuple[np.ndarray, Levels]:

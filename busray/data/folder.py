@@ -544,7 +544,9 @@ def _sort_out(layout: Layout, inside: Sequence[Walked], depth: int, masks: MaskN
 
 
 def _in_no_class(place: Place) -> str:
-    return f"the folder {shown(place.other)} is no class of this run" if place.other else "lies in no class folder"
+    if place.other:
+        return f"the folder {shown(place.other)} is no class of this run"
+    return f"in no class's folder, but in one for {place.side} images" if place.side else "lies in no class folder"
 
 
 def _refuse_links(root: Path, files: Sequence[str]) -> None:

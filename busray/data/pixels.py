@@ -3,6 +3,7 @@
 Names and suffixes of files do not count here. data/read.py says which files belong together.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,6 +32,14 @@ FORMATS = (
 FRAME_FORMATS = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
 # First bytes of a file whose rest may be too damaged for Pillow to recognise
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
+
+LFS_POINTER = b"version https://git-lfs"
+NO_IMAGES = {
+    b"PK\3\4": "it is an archive (zip): unpack it",
+    b"\x1f\x8b": "it is compressed (gzip): unpack it",
+    b"%PDF": "it is a PDF: save its images as PNG",
+}
+"""First bytes of a file -> what it is, whatever its name says."""
 
 KINDS = {
     "1": "1-bit grey", "L": "8-bit grey", "LA": "8-bit grey with alpha", "P": "a palette", "RGB": "8-bit colour",
@@ -122,9 +131,32 @@ def _why(path: Path, error: Exception) -> str:
         return f"{error.strerror}"
     if not path.stat().st_size:
         return "it is empty (0 bytes)"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {MAX_PIXELS} pixels: a decompression bomb, or crop it"
     if isinstance(error, UnidentifiedImageError):
-        return "it is no image that busray reads, or its beginning is damaged"
+        with open(path, "rb") as file:
+            return _what_it_is(file.read(512))
     return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _what_it_is(start: bytes) -> str:
+    """Why a file that begins with these bytes, and that Pillow does not know, is no image here."""
+    if start.startswith(LFS_POINTER):
+        return "it is a Git-LFS pointer, not the image itself: run `git lfs pull` in its folder"
+    if start.startswith(b"/annex/objects/"):
+        return "it is a git-annex pointer, not the image itself: run `git annex get` in its folder"
+    if re.match(rb"\s*<(?:!doctype html|html)", start, re.IGNORECASE):
+        return "it is a web page, such as an error of the server that it was fetched from: fetch it again"
+    if not start.strip(b"\0"):
+        return "its first bytes are all zero, as in a download that did not end: fetch it again"
+    for begins, known in NO_IMAGES.items():
+        if start.startswith(begins):
+            return known
+    if start[4:8] == b"ftyp":
+        return "it is HEIC or a video, which busray does not read: save it as PNG"
+    if start.startswith(SIGNATURES):
+        return f"its kind of pixels is none that busray reads, or its beginning is damaged: {SAVE}"
+    return "it is no image that busray reads, or its beginning is damaged"
 
 
 def read_grey(path: Path, frame: int = 0) -> np.ndarray:
@@ -173,6 +205,7 @@ def _decode_picture(path: Path, frame: int) -> _Decoded:
         seen = levels.grey(stored.values, stored.low, stored.high)
         found = partial(levels.measured, stored.kind, stored.values, stored.reading)
         return _Decoded(seen, None, mode, picture.frames, found, stored.reading)
+    _refuse_negative(picture)
     # LAB says how light a pixel is; Pillow makes no grey of it.
     seen = np.array(image.getchannel("L") if image.mode == "LAB" else image.convert("L"))
     rgb = np.array(image.convert("RGB")) if image.mode in ("RGB", "P", "YCbCr", "CMYK") else None
@@ -231,6 +264,16 @@ def _deep_levels(picture: _Upright) -> _Stored:
     return _Stored(values, low, high, kind, reading)
 
 
+def _refuse_negative(picture: _Upright) -> None:
+    """UserError for signed 8-bit grey below 0, which Pillow reads as unsigned."""
+    if picture.signed and picture.bits == 8 and picture.image.mode == "L":
+        values = np.asarray(picture.image).view(np.int8)
+        if values.min() < 0:
+            raise UserError(
+                f"8-bit signed grey with values {values.min()} to {values.max()} does not say what is black: {SAVE}"
+            )
+
+
 def _float_levels(values: np.ndarray) -> _Stored:
     kind = "floating-point grey"
     if not np.isfinite(values).all():
@@ -269,9 +312,10 @@ def _open_upright(path: Path, frame: int = 0) -> _Upright:
     grey = "L" if image.mode in ("1", "L", "LA") else "RGB"
     opaque = image.convert("RGBA")
     alpha = opaque.getchannel("A")
-    most = alpha.getextrema()[1]
-    if most == 0:  # such a channel says nothing; all would be black
-        return replace(picture, image=opaque.convert(grey), reading="opaque, as its alpha channel is 0 everywhere")
+    least, most = alpha.getextrema()
+    if least == most < 255:  # such a channel says nothing; all would be black, or darker by one factor
+        said = f"opaque, as its alpha channel is {most} everywhere"
+        return replace(picture, image=opaque.convert(grey), reading=said)
     on_black = Image.new(grey, opaque.size)
     on_black.paste(opaque.convert(grey), mask=alpha)
     return replace(picture, image=on_black)

@@ -141,7 +141,7 @@ class _Reader:
                 self.uses.append(FileUse(one.file, "left out", "an index of DICOM files"))
             else:
                 what = f"({shown(suffix)})" if suffix else "(no suffix)"
-                self.uses.append(FileUse(one.file, "left out", f"not an image {what}"))
+                self.uses.append(FileUse(one.file, "left out", f"no image that busray reads {what}"))
         return found
 
     def _look(self, one: Candidate) -> Picture | None:

@@ -66,7 +66,7 @@ def test_what_is_no_image_is_left_out_with_its_reason(tmp_path: Path) -> None:
         "benign/DICOMDIR": "an index of DICOM files",
         "benign/video.mp4": "a video: save the frames that you need as images (.mp4)",
         "benign/x.zip": "an archive: unpack it (.zip)",
-        "benign/plain": "not an image (no suffix)",
+        "benign/plain": "no image that busray reads (no suffix)",
         "benign/pipe.png": "a pipe, socket or device, not a file",
         "list.csv": "lies in no class folder",
         "other/a.png": "the folder other is no class of this run",

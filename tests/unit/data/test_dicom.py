@@ -182,7 +182,7 @@ def test_what_pydicom_says_of_a_broken_file_is_not_passed_on(tmp_path: Path, mon
     def complain(path: Path, **options: Any) -> None:
         raise ValueError("invalid value for PN: Roentgen^Bertha")
 
-    monkeypatch.setattr(pydicom, "dcmread", complain)
+    monkeypatch.setattr(pydicom.filereader, "read_partial", complain)
     ((file, reason),) = scan(tmp_path, ["benign"]).unreadable
     assert file == "benign/a.dcm"
     assert reason == "pydicom cannot read it (ValueError): it is damaged; export it again"
@@ -272,6 +272,13 @@ def test_a_dicom_without_a_transfer_syntax_is_read(tmp_path: Path, grey: np.ndar
         ({"syntax": "1.2.840.10008.1.2.4.102"}, "it is a video (MPEG-4 AVC/H.264 High Profile / Level 4.1)"),
         ({"syntax": "1.2.840.10008.1.2.4.201"}, "no decoder is installed: pip install pylibjpeg pylibjpeg-openjpeg"),
         ({"syntax": "1.2.840.10008.1.2.4.50"}, "its pixels cannot be decoded (JPEG Baseline (Process 1), pillow: "),
+        ({"Rows": 0}, "it says 56 columns and 0 rows"),
+        ({"BitsAllocated": 12}, "BitsAllocated is 12"),
+        ({"PhotometricInterpretation": "ID-4711"}, "PhotometricInterpretation is none that DICOM defines"),
+        ({"SamplesPerPixel": 3}, "it says MONOCHROME2 and 3 values a pixel"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "it has no table of its colours"),
+        ({"Rows": 10}, "it has pixels for 4 frames and says 1 (NumberOfFrames)"),
+        ({"BitsStored": 6}, "BitsStored is 6, and 76% of its values need more"),
         ({"syntax": "1.2.3.4"}, "its transfer syntax (TransferSyntaxUID) is none that DICOM defines"),
     ],
 )
@@ -294,6 +301,26 @@ def test_each_failure_of_a_dicom_has_its_true_reason(
     reason = unreadable(tmp_path / "a.dcm")
     assert said in reason
     assert "4711" not in reason and "Roentgen" not in reason
+
+
+@pytest.mark.parametrize("begins", ["\2\0\0\0", "\x08\0\0\0", "\x08\0\5\0"])
+def test_a_file_of_numbers_is_not_searched_for_dicom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: str
+) -> None:
+    def searched(path: Path) -> bool:
+        raise AssertionError("pydicom would read all of it")
+
+    monkeypatch.setattr(dicom, "_is_image", searched)
+    (tmp_path / "a.bin").write_bytes(begins.encode("latin-1") + b"\0\0\1\0" * 100)
+    assert kind_of(tmp_path / "a.bin") is None
+
+
+def test_a_dicom_that_ends_in_zeros_is_said_to_be_not_whole(tmp_path: Path, grey: np.ndarray) -> None:
+    write_dicom(tmp_path / "a.dcm", grey)
+    whole = (tmp_path / "a.dcm").read_bytes()
+    for kept in (132, whole.index(b"Roentgen")):
+        (tmp_path / "a.dcm").write_bytes(whole[:kept] + bytes(len(whole) * 3))
+        assert "it was not copied to its end" in unreadable(tmp_path / "a.dcm")
 
 
 def test_compressed_pixels_without_a_transfer_syntax_are_refused(tmp_path: Path, grey: np.ndarray) -> None:

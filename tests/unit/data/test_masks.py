@@ -125,7 +125,7 @@ def test_a_name_that_only_begins_with_the_same_letters_is_no_masks_name(tmp_path
     mask(tmp_path / "benign" / "bilevel.png")
     with pytest.raises(UserError) as caught:
         scan(tmp_path, ["benign"])
-    assert "ilevel\"" not in str(caught.value) and "rename it to IMAGE_mask" in str(caught.value)
+    assert 'ilevel"' not in str(caught.value) and "rename it to IMAGE_mask" in str(caught.value)
 
 
 def test_images_with_two_levels_that_no_list_names_are_said(tmp_path: Path) -> None:

@@ -123,8 +123,10 @@ def test_what_is_transparent_is_black(tmp_path: Path, mode: str) -> None:
 
 
 def test_what_is_half_transparent_is_half_as_bright(tmp_path: Path) -> None:
-    Image.new("RGBA", (4, 4), (200, 200, 200, 128)).save(tmp_path / "a.png")
-    assert np.abs(read_grey(tmp_path / "a.png").astype(int) - 100).max() <= 1
+    picture = Image.new("RGBA", (4, 4), (200, 200, 200, 128))
+    picture.putpixel((0, 0), (200, 200, 200, 255))
+    picture.save(tmp_path / "a.png")
+    assert np.abs(read_grey(tmp_path / "a.png").astype(int).ravel()[1:] - 100).max() <= 1
 
 
 def test_masks_are_foreground_above_half(tmp_path: Path) -> None:
@@ -231,13 +233,46 @@ def test_a_16_bit_tiff_whose_white_is_0_is_turned_over(tmp_path: Path, grey: np.
     assert np.array_equal(read_grey(tmp_path / "a.tif"), grey)
 
 
-def test_an_alpha_channel_that_is_0_everywhere_is_ignored(tmp_path: Path, grey: np.ndarray) -> None:
+@pytest.mark.parametrize("alpha", [0, 1, 128])
+def test_an_alpha_channel_that_is_the_same_everywhere_is_ignored(tmp_path: Path, grey: np.ndarray, alpha: int) -> None:
     for mode in ("RGBA", "LA"):
         picture = Image.fromarray(grey).convert(mode)
-        picture.putalpha(0)
+        picture.putalpha(alpha)
         picture.save(tmp_path / "a.png")
         assert np.array_equal(read_grey(tmp_path / "a.png"), grey)
-        assert "alpha channel is 0 everywhere" in described(tmp_path / "a.png").reading
+        assert f"alpha channel is {alpha} everywhere" in described(tmp_path / "a.png").reading
+
+
+def test_signed_8_bit_grey_below_0_is_refused(tmp_path: Path, grey: np.ndarray) -> None:
+    write_tiff(tmp_path / "a.tif", (grey.astype(np.int16) - 128).astype(np.int8))
+    assert "8-bit signed grey with values -128 to 127 does not say what is black" in unreadable(tmp_path / "a.tif")
+    write_tiff(tmp_path / "b.tif", (grey // 2).astype(np.int8))
+    assert np.array_equal(read_grey(tmp_path / "b.tif"), grey // 2)
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\n", "git lfs pull"),
+        (b"/annex/objects/SHA256E-s1--aa.png\n", "git annex get"),
+        (b"<!DOCTYPE html><html>404</html>", "a web page"),
+        (b"\n <html>", "a web page"),
+        (bytes(600), "all zero"),
+        (b"PK\3\4" + bytes(100), "an archive"),
+        (b"\x1f\x8b\x08" + bytes(100), "gzip"),
+        (b"%PDF-1.4", "a PDF"),
+        (b"\0\0\0\x18ftypheic" + bytes(100), "HEIC"),
+        (b"something", "no image that busray reads"),
+    ],
+)
+def test_what_stands_under_an_images_name_is_said(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    assert said in unreadable(tmp_path / "a.png")
+
+
+def test_a_tiff_of_pixels_that_nobody_reads_says_so(tmp_path: Path, grey: np.ndarray) -> None:
+    write_tiff(tmp_path / "a.tif", grey.astype(np.float64) / 255)
+    assert "its kind of pixels is none that busray reads" in unreadable(tmp_path / "a.tif")
 
 
 def test_the_lightness_of_a_lab_picture_is_its_grey(tmp_path: Path, grey: np.ndarray) -> None:
@@ -300,7 +335,7 @@ def test_a_picture_is_known_by_its_bytes_and_not_by_its_name(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"text", bytes(300), b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\0\5\x16\7" + bytes(300)]
+    "content", [b"", b"text", b"\1" * 300, b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\0\5\x16\7" + bytes(300)]
 )
 def test_what_is_no_picture_is_of_no_kind(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
