@@ -160,9 +160,9 @@ class Dataset(Settings):
     then val and test below do not count. An image that is also in test, or whose patient is, is
     left out of train and val."""
     group: Text | None = None
-    """Which images show one patient: a column of dataset.metadata, `dicom` (PatientID and study) or
-    `none` (nobody knows). null: the column `group` and DICOM's own; where another column seems to
-    say it, busray asks."""
+    """Which images show one patient: a column of dataset.metadata, `dicom` (PatientID and study),
+    `folder` (each folder below a class) or `none` (nobody knows). null: the column `group` and
+    DICOM's own; where another column, or folders, seem to say it, busray asks."""
     unreadable: Literal["refuse", "leave_out"] = "refuse"
     """`leave_out`: go on without the images that cannot be read or show nothing (all pixels equal);
     they are counted, with the reason."""

@@ -155,7 +155,7 @@ def _named_after(mask: Candidate, pictures: Sequence[Candidate]) -> tuple[Candid
 
 
 def _pattern_between(image: Candidate, mask: Candidate) -> str:
-    """`*_word`, `word_*` or `folder/`, as the mask is named after the image; empty where it is not."""
+    """`*_word`, `word_*` or `folder/`, as a mask is named after an image; else empty."""
     if image.stem == mask.stem:
         deeper = mask.place.beside[len(image.place.beside) :]
         return f"{deeper[-1]}/" if deeper and "*" not in deeper[-1] else ""

@@ -14,10 +14,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from busray.places import hidden_character
 from busray.records import UserError
 
-DELIMITERS = ",;\t"
+DELIMITERS = ",;\t|"
 # Names of the column that says which image a row is about, without case, spaces and separators
 FILE_COLUMNS = ("file", "filename", "filepath", "path", "image", "imagefile", "imagename", "imagepath")
 CSV_UTF_8 = "in Excel, save it as `CSV UTF-8 (Comma delimited)`"
+LFS_POINTER = b"version https://git-lfs"
 SHOWN = 3  # wrong names of files that are shown; the rest is counted
 
 
@@ -27,10 +28,12 @@ def metadata_rows(path: Path, folder: Path, images: Sequence[str]) -> dict[str, 
     images: the files of the folder that may be images, relative to it.
     """
     rows = _csv_rows(path)
-    header = list(rows[0]) if rows else []
+    header = [name for name in rows[0] if name is not None] if rows else []
     column = _file_column(path, header) if rows else None
     if column is None:
-        there = f"; its columns are {', '.join(map(repr, header))}" if header else ""
+        there = (
+            f"; its columns are {', '.join(map(repr, header))}: rename the one that names the images" if header else ""
+        )
         if any(re.search(r"/|\\|\.\w{2,5}$", name) for name in header):
             there = "; its first line looks like a row"  # which could have a patient's number in it
         raise UserError(f"dataset.metadata: {path} needs a header with the column `file` and at least one row{there}")
@@ -127,7 +130,7 @@ def plain_name(column: str) -> str:
 
 
 def _csv_rows(path: Path) -> list[dict[str, str]]:
-    text = _text(path)
+    text = _table(_text(path))
     try:
         first = next(iter(text.splitlines()), "")
         reader = csv.DictReader(
@@ -135,17 +138,29 @@ def _csv_rows(path: Path) -> list[dict[str, str]]:
         )  # else `, "group"` keeps its quotes
         header = [name.strip() for name in reader.fieldnames or ()]
         reader.fieldnames = header
-        rows = list(reader)
+        rows = [row for row in reader if any(map(_has_text, row.values()))]  # a sheet's empty rows
     except csv.Error as error:
         raise UserError(f"dataset.metadata: {path} is not a CSV file in UTF-8: {error}; {CSV_UTF_8}") from error
     problems = [f"{name!r} is there twice" for name, n in Counter(header).items() if name and n > 1]
     if problems:
         raise UserError(f"dataset.metadata: {path}, header: {', '.join(problems)}")
     wide = sum(None in row for row in rows)
-    if wide:
+    if wide and _file_column(path, header) is not None:
         # A value with the delimiter in it and no quotes would move what follows into other columns.
         raise UserError(f"dataset.metadata: {path}: {wide} rows have more values than the header has columns")
     return rows
+
+
+def _has_text(value: str | list[str] | None) -> bool:
+    """value: of a row; a list of what goes beyond the header."""
+    return any(map(str.strip, value)) if isinstance(value, list) else bool(value and value.strip())
+
+
+def _table(text: str) -> str:
+    """Text from its header on: without empty lines before it, and without Excel's line `sep=;`."""
+    text = text.lstrip("\r\n")
+    first, _, rest = text.partition("\n")
+    return rest.lstrip("\r\n") if re.fullmatch(r"sep=.\r?", first, re.IGNORECASE) else text
 
 
 def _text(path: Path) -> str:
@@ -153,6 +168,8 @@ def _text(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"dataset.metadata: {path}: {error.strerror}") from error
+    if content.startswith(LFS_POINTER):
+        raise UserError(f"dataset.metadata: {path} is a Git-LFS pointer, not the table: run `git lfs pull` there")
     if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
         raise UserError(f"dataset.metadata: {path} is a workbook, not a CSV file: {CSV_UTF_8}")
     encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"

@@ -6,6 +6,7 @@ are all that is stored. No message quotes an identifier.
 """
 
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,12 +17,25 @@ from busray.data.duplicates import connected
 from busray.data.metadata import plain_name
 from busray.records import SourceImage, UserError
 
-NOBODY, DICOM = "none", "dicom"  # values of dataset.group that are no columns
+NOBODY, DICOM, FOLDER = "none", "dicom", "folder"  # values of dataset.group that are no columns
 SIMULATED = "simulation"
 GROUP = "group"  # the column that is used without a setting
-PERSON = "patients?|patienten|paciente|subjects?|subj|participants?|persons?|individuals?|volunteers?|mrn|pid|pat"
-EVENT = "cases?|stud(?:y|ies)|exams?|examinations?|accessions?|visits?|encounters?|lesions?|series"
-NUMBER = "ids?|identifiers?|no|nr|num|numbers?|nummer|codes?|keys?|uids?|instanceuids?|hash|index|names?"
+# English, and what the same is called elsewhere, as plain names (metadata.plain_name)
+PERSON = (
+    "patients?|patienten|patientin|patientes?|pacientes?|pazient[ei]|subjects?|subj|sujets?|participants?|persons?"
+    "|personen|individuals?|volunteers?|proband(?:en)?|mrn|pid|pat|hn|nhs|ssn|wom[ae]n|病人|患者|受试者|被験者|환자|пациент"
+)
+EVENT = (
+    "cases?|stud(?:y|ies)|exams?|examinations?|accessions?|visits?|encounters?|lesions?|series|fall|faelle|casos?|caso"
+    "|dossiers?|records?|medicalrecords?|hospital|anon|pseudo|users?|clients?|病例|症例"
+)
+NUMBER = (
+    "ids?|identifiers?|no|nr|num|numbers?|nummer|numero|codes?|keys?|uids?|instanceuids?|hash|index|names?"
+    "|identifiants?|identificador|kennung|pseudonym(?:e|es|s)?|编号|番号|号"
+)
+# Values that look like codes of something: P012, 1048576, a UUID; and dates, which do not count
+CODE = re.compile(r"[^\W\d_]+[-_. ]?\d{2,}\w*|\d{5,}|[0-9a-f]{8}[0-9a-f-]*", re.IGNORECASE)
+DATE = re.compile(r"\d{2,4}[-./]?\d{2}[-./]?\d{2,4}")
 # Columns, by their plain names, that tell patients apart whatever their values look like
 IDENTIFIER = re.compile(f"(?:(?:id)?(?:{PERSON})(?:{NUMBER})?|groups?(?:{NUMBER})?|(?:id)?(?:{EVENT})(?:{NUMBER}))")
 # Those that do so where their values look like numbers of something
@@ -31,6 +45,8 @@ PERSONAL = re.compile(
     f"(?:id)?(?:{PERSON})(?:{NUMBER})?|(?:first|last|full|given|family|sur)?names?|birthda(?:te|y)|dateofbirth|dob|ssn"
     f"|address|e?mail|phone"
 )
+PATIENT_FOLDER = re.compile(rf"(?:{PERSON}|{EVENT}|p|s|c|id)?(?:{NUMBER})?\d+\w?")  # patient_12, P012, 7
+ENDS_IN_ID = re.compile(r"[\W_](?i:u?ids?)$|[a-z](?:ID|Id|UID)s?$")  # busi_id, AnonID
 Link = tuple[str, str]  # two files of one patient
 
 
@@ -73,28 +89,45 @@ def with_patients(
     table: Path | None,
     who: Mapping[str, tuple[str, str]],
     setting: str | None,
+    folder_of: Mapping[str, str] | None = None,
 ) -> tuple[list[SourceImage], Patients]:
     """The images with their patient (`group`) and the other columns of the table.
 
     rows: path of a file -> its columns in the table. who: path -> (PatientID, StudyInstanceUID).
-    setting: dataset.group. UserError where a column may say who is who and nobody said so, for a
-    setting that does not fit, and for images without a row.
+    folder_of: path -> its folder below its class, which may be empty. setting: dataset.group.
+    UserError where a column or folders may say who is who and nobody said so, for a setting that
+    does not fit, and for images without a row.
     """
-    columns = {name for row in rows.values() for name in row}
-    _refuse_setting(setting, columns, table, who)
+    columns, folder_of = {name for row in rows.values() for name in row}, folder_of or {}
+    _refuse_setting(setting, columns, table, who, folder_of)
     column = setting if setting in columns else None
     if setting is None:
         column = GROUP if GROUP in columns else _one_image_each(images, rows, columns)
     if column:
         _refuse_without_row(images, table, rows, column)
+        if not any(rows.get(image.path, {}).get(column) for image in images):
+            if setting is not None:
+                raise UserError(
+                    f"dataset.group: the column {column!r} of {table} is empty in all rows: name another one, or "
+                    "`none` if nobody knows who is who"
+                )
+            column = None
     by_column = _by_column(images, rows, column) if column else []
     dicom_links: list[Link] = []
     dicom_known: set[str] = set()
     notes: list[str] = []
     if setting in (None, DICOM):
         dicom_links, dicom_known, notes = _by_dicom(images, who)
+    if column:
+        notes += _alike(column, {rows.get(image.path, {}).get(column, "") for image in images})
+    folder_links: list[Link] = []
+    if setting == FOLDER and not column:
+        folders = {image.file: folder_of.get(image.path, "") for image in images}
+        folder_links, dicom_known = _links(folders), {file for file, folder in folders.items() if folder}
     known = dicom_known | {image.file for image in images if column and rows.get(image.path, {}).get(column)}
-    patient_of = _numbered(images, by_column + dicom_links, known)
+    patient_of = _numbered(images, by_column + dicom_links + folder_links, known)
+    if setting is None and not known:
+        _refuse_folders(images, folder_of)
     if setting is None:
         _refuse_identifiers(images, rows, table, columns - {column}, patient_of)
     grouped = []
@@ -106,7 +139,9 @@ def with_patients(
             kept.pop(column or "", None)
         grouped.append(replace(image, group=patient_of.get(image.file), columns=kept))
     sources = [f"column `{column}` of {table.name}"] if column and table else []
-    if dicom_known:
+    if folder_links:
+        sources.append("the folders below the classes")
+    elif dicom_known:
         sources.append("DICOM's PatientID and StudyInstanceUID")
     sizes: dict[str, int] = defaultdict(int)
     for patient in patient_of.values():
@@ -147,13 +182,21 @@ def is_personal(column: str) -> bool:
 
 
 def _refuse_setting(
-    setting: str | None, columns: set[str], table: Path | None, who: Mapping[str, tuple[str, str]]
+    setting: str | None,
+    columns: set[str],
+    table: Path | None,
+    who: Mapping[str, tuple[str, str]],
+    folder_of: Mapping[str, str],
 ) -> None:
     if setting is None or setting == NOBODY or setting in columns:
         return
     if setting == DICOM:
         if not any(any(ids) for ids in who.values()):
             raise UserError("dataset.group: dicom, but no image is DICOM with a PatientID or StudyInstanceUID")
+        return
+    if setting == FOLDER:
+        if not any(folder_of.values()):
+            raise UserError("dataset.group: folder, but no image lies in a folder below its class's folder")
         return
     there = f"{table} has the columns {', '.join(sorted(columns))}" if table else "there is no dataset.metadata"
     raise UserError(f"dataset.group: no column {setting!r}: {there}; `none` says that nobody knows who is who")
@@ -211,6 +254,21 @@ def _by_dicom(
     return _links(patients) + _links(studies), known, notes
 
 
+def _alike(column: str, values: set[str]) -> list[str]:
+    """A note on identifiers that may be one written in two ways, each a patient of its own."""
+    ways: dict[str, int] = defaultdict(int)
+    for value in values:
+        if value:
+            ways[plain_name(re.sub(r"\.0$", "", value)).lstrip("0")] += 1
+    twice = sum(n > 1 for n in ways.values())
+    if not twice:
+        return []
+    return [
+        f"In column `{column}` {twice} values are written in more than one way (case, spaces, leading zeros), and "
+        "each way counts as another patient: write them alike if they are one."
+    ]
+
+
 def _links(value_of: Mapping[str, str]) -> list[Link]:
     """Pairs that join the files of one value; an empty value joins nothing."""
     files_of: dict[str, list[str]] = defaultdict(list)
@@ -255,21 +313,45 @@ def _refuse_identifiers(
                 n += 1
                 units_of[value].add(patient_of.get(image.file, f"file {image.path}"))
         repeats = any(len(units) > 1 for units in units_of.values())
-        if repeats and _is_identifier(column, list(units_of)):
+        if repeats and _is_identifier(column, list(units_of), n):
             torn[column] = f"`{column}` ({len(units_of)} values for {n} images)"
     if torn:
-        first = next(iter(torn))
+        flag = shlex.quote(f"--dataset.group={next(iter(torn))}")
         raise UserError(
             f"dataset.metadata: {table} has {'a column' if len(torn) == 1 else 'columns'} that may say which images "
             f"show one patient: {', '.join(torn.values())}. Images of one patient must not be on two sides of the "
-            f"split. Add --dataset.group={first} if it is the patient, or --dataset.group=none if nobody knows who "
-            "is who"
+            f"split. Add {flag} if it is the patient, or --dataset.group=none if nobody knows who is who"
         )
 
 
-def _is_identifier(column: str, values: Sequence[str]) -> bool:
+def _refuse_folders(images: Sequence[SourceImage], folder_of: Mapping[str, str]) -> None:
+    """UserError where the folders below the classes are named as patients are."""
+    files_of: dict[str, set[str]] = defaultdict(set)
+    for image in images:
+        if folder_of.get(image.path):
+            files_of[folder_of[image.path]].add(image.path)
+    files = sum(map(len, files_of.values()))
+    names = [re.sub(r"[\W_]+", "", folder.rpartition("/")[2].casefold()) for folder in files_of]
+    like_patients = sum(bool(PATIENT_FOLDER.fullmatch(name)) for name in names)
+    if len(names) > 2 and files > len(names) and 20 * len(names) >= files and 10 * like_patients >= 9 * len(names):
+        raise UserError(
+            f"images lie in folders below their class that may be one patient each ({len(names)} folders for {files} "
+            "images). Images of one patient must not be on two sides of the split. Add --dataset.group=folder if each "
+            "is a patient, or --dataset.group=none if nobody knows who is who"
+        )
+
+
+def _is_identifier(column: str, values: Sequence[str], images: int) -> bool:
+    """values: distinct ones of the column, in so many images."""
     name = plain_name(column)
     if IDENTIFIER.fullmatch(name):
         return True
+    if len(values) <= 2:
+        return False
     numbered = sum(any(character.isdigit() for character in value) for value in values)
-    return bool(MAYBE_IDENTIFIER.fullmatch(name)) and len(values) > 2 and 2 * numbered >= len(values)
+    if MAYBE_IDENTIFIER.fullmatch(name) and 2 * numbered >= len(values):
+        return True
+    # A name that nobody thought of. Devices and hospitals have few values for many images.
+    few_each = 20 * len(values) >= images
+    codes = sum(bool(CODE.fullmatch(value)) and not DATE.fullmatch(value) for value in values)
+    return few_each and (bool(ENDS_IN_ID.search(column)) or 10 * codes >= 9 * len(values))

@@ -85,7 +85,8 @@ class _Reader:
         masks = find_masks(candidates, self._look, self.settings)
         images = self._images(candidates, masks)
         self._say_images_like_masks(images)
-        images, patients = with_patients(images, rows, metadata, self.who, self.settings.group)
+        folder_of = {one.file: "/".join(one.place.beside) for one in candidates}
+        images, patients = with_patients(images, rows, metadata, self.who, self.settings.group, folder_of)
         if self.settings.phantoms:
             patients = Patients(SIMULATED)
         taken = names & {image.file for image in images if image.frame}

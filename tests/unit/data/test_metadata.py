@@ -94,6 +94,19 @@ def test_tables_of_spreadsheets_are_read(named: Path, header: str, separator: st
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "sep=;\r\nfile;größe\r\nbenign/a.png;3\r\n",
+        "\n\nfile,größe\nbenign/a.png,3\n",
+        "file,größe\nbenign/a.png,3\n\n,,\n,\n",
+        "file|größe\nbenign/a.png|3\n",
+    ],
+)
+def test_what_spreadsheets_add_around_a_table_is_left_alone(named: Path, text: str) -> None:
+    assert rows_of(named, text.encode()) == ["benign/a.png"]
+
+
+@pytest.mark.parametrize(
     "written",
     [
         "benign/a.png",
@@ -128,6 +141,8 @@ def test_a_file_that_is_written_otherwise_is_found_where_only_one_can_be_meant(n
         (b"PK\x03\x04 a workbook", "is a workbook, not a CSV file: in Excel, save it as"),
         (b"file,birads\nbenign/a.png,4,5\n", "1 rows have more values than the header has columns"),
         (b"f\0ile\nbenign/a.png\n", "zero bytes"),
+        (b"# of our ward\nfile,birads\nbenign/a.png,4\n", "the column `file` .*; its columns are '# of our ward'"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\n", "Git-LFS pointer"),
         (
             b"benign/a.png,P-4711\nbenign/b.png,P-4712\n",
             "at least one row; its first line looks like a row$",

@@ -1,5 +1,6 @@
 """Patients: who says which images show one, when busray asks, and that no identifier comes out."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,8 @@ TWO_EACH = ["Q1", "Q1", "Q2", "Q2", "Q3", "Q3", "Q4", "Q4"]
     "column",
     ["patient", "patient_id", "PatientID", "Patient ID", "Case", "case_id", "subject", "Subject-ID", "groups", "Group",
      "id", "ID", "study_id", "StudyInstanceUID", "AccessionNumber", "MRN", "participant_no", "id_patient",
-     "patient_name"],
+     "patient_name", "HN", "nhs_number", "Patientennummer", "Fallnummer", "paziente", "hospital number", "BUSI_ID",
+     "anonID", "pseudonym_id", "患者ID", "病人"],
 )  # fmt: skip
 def test_a_column_of_identifiers_that_is_not_the_group_is_asked_about(column: str) -> None:
     with pytest.raises(UserError) as caught:
@@ -37,7 +39,7 @@ def test_a_column_of_identifiers_that_is_not_the_group_is_asked_about(column: st
     said = str(caught.value)
     assert said.startswith("dataset.metadata: table.csv has a column that may say which images show one patient")
     assert f"`{column}` (4 values for 8 images)" in said
-    assert f"--dataset.group={column}" in said and "--dataset.group=none" in said
+    assert shlex.quote(f"--dataset.group={column}") in said and "--dataset.group=none" in said
     assert "Q1" not in said
 
 
@@ -145,3 +147,49 @@ def test_numbers_of_patients_are_the_same_whatever_the_order_of_the_images() -> 
     one, _ = with_patients(images(), rows(group=TWO_EACH), TABLE, {}, None)
     other, _ = with_patients(images()[::-1], rows(group=TWO_EACH), TABLE, {}, None)
     assert {image.file: image.group for image in one} == {image.file: image.group for image in other}
+
+
+def test_codes_in_a_column_of_any_name_are_asked_about_and_dates_are_not() -> None:
+    codes = ["P012", "P012", "P013", "P013", "P014", "P014", "P015", "P015"]
+    with pytest.raises(UserError, match=r"`what` .4 values for 8 images"):
+        with_patients(images(), rows(what=codes), TABLE, {}, None)
+    dates = [f"2020-01-0{1 + i // 2}" for i in range(8)]
+    _, found = with_patients(images(), rows(what=dates), TABLE, {}, None)
+    assert found.source == ""
+
+
+def test_a_column_without_any_value_says_nothing() -> None:
+    with pytest.raises(UserError, match=r"the column 'case' of table.csv is empty in all rows"):
+        with_patients(images(), rows(case=[""] * 8), TABLE, {}, "case")
+    _, found = with_patients(images(), rows(group=[""] * 8), TABLE, {}, None)
+    assert (found.source, found.patients) == ("", 0)
+
+
+def test_identifiers_that_are_written_in_two_ways_are_said() -> None:
+    written = ["P1", "p1", "P 2", "P2", "3.0", "3", "004", "4"]
+    _, found = with_patients(images(), rows(group=written), TABLE, {}, None)
+    assert found.patients == 8
+    assert found.notes[0].startswith("In column `group` 4 values are written in more than one way")
+    _, found = with_patients(images(), rows(group=TWO_EACH), TABLE, {}, None)
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize("name", ["patient_{}", "P{:03}", "{}", "Case {}a", "series/{}"])
+def test_folders_that_may_be_patients_are_asked_about_and_can_be_the_group(name: str) -> None:
+    folder_of = {image.path: name.format(i // 2) for i, image in enumerate(images())}
+    with pytest.raises(UserError, match=r"4 folders for 8 images.*--dataset.group=folder.*--dataset.group=none"):
+        with_patients(images(), {}, None, {}, None, folder_of)
+    grouped, found = with_patients(images(), {}, None, {}, "folder", folder_of)
+    assert [image.group for image in grouped] == [f"patient {1 + i // 2}" for i in range(8)]
+    assert found.source == "the folders below the classes"
+    grouped, _ = with_patients(images(), {}, None, {}, "none", folder_of)
+    assert grouped[0].group is None
+
+
+def test_other_folders_are_not_asked_about() -> None:
+    for names in (["", "", "", "", "more", "more", "more", "more"], ["left", "right"] * 4, [f"p{i}" for i in range(8)]):
+        folder_of = {image.path: name for image, name in zip(images(), names, strict=True)}
+        _, found = with_patients(images(), {}, None, {}, None, folder_of)
+        assert found.source == ""
+    with pytest.raises(UserError, match="no image lies in a folder below"):
+        with_patients(images(), {}, None, {}, "folder", {})
