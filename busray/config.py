@@ -402,6 +402,10 @@ class Cluster(Settings):
     there is a place for it."""
     gpus_per_actor: Annotated[float, Field(ge=0, le=16)] = 0
     cpus_per_actor: Annotated[float, Field(ge=0, le=256)] = 1
+    cpu_nodes: bool = False
+    """The cluster has machines without a GPU that offer Ray's custom resource `cpu_node`, as those
+    of cluster.yaml and kuberay.yaml do. Work that needs no GPU then runs on these alone, and keeps
+    no GPU machine. A Ray of busray's own is one machine, and does not look at this."""
     threads: Annotated[int, Field(ge=1, le=1024)] = 2
     """CPU threads of torch in each actor. Pixels repeat exactly only with the same number."""
     max_gpu_hours: PositiveFloat | None = None

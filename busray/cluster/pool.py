@@ -15,6 +15,7 @@ from busray.cluster.draw import draw_and_commit
 from busray.cluster.liveness import Heartbeat, carrying_errors, monitored
 from busray.cluster.session import device_of, session, use_threads
 from busray.cluster.train import fit
+from busray.cluster_address import address_of
 from busray.records import Shard
 from busray.workers import Drawing, Kind, Report, Shared, Training
 
@@ -146,7 +147,13 @@ class RayWorkers:
         """Of one worker."""
         cluster = self.settings
         cpus = 1 if kind == "core" else cluster.cpus_per_actor
-        return {"num_cpus": cpus, "num_gpus": cluster.gpus_per_actor if kind == "model" else 0}
+        if kind == "model":
+            return {"num_cpus": cpus, "num_gpus": cluster.gpus_per_actor}
+        resources: dict[str, Any] = {"num_cpus": cpus, "num_gpus": 0}
+        if cluster.cpu_nodes and address_of(cluster) != "local":
+            # A little of it: it only says where, and the CPUs say how many.
+            resources["resources"] = {"cpu_node": 0.001}
+        return resources
 
     def _threads(self, kind: Kind) -> int | None:
         """torch's threads; None where torch is not used, since to set them imports it."""
