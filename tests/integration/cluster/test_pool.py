@@ -92,6 +92,26 @@ def test_a_map_over_one_core_each_does_every_item_and_loads_no_torch(workers: Ra
     assert [(tmp_path / f"{item}").read_text() for item in range(5)] == ["value False"] * 5
 
 
+def test_a_map_over_more_items_than_are_handed_out_together_does_each_once(
+    workers: RayWorkers, progress: Progress, tmp_path: Path
+) -> None:
+    """Items hold references, as real images do; a worker never gets all items."""
+    shared = workers.share("value")
+    items = [(number, shared) for number in range(150)]
+
+    def start() -> Any:
+        def note(item: tuple[int, Any], beat: Beat) -> None:
+            beat(1)
+            with open(tmp_path / f"{item[0]}", "a") as file:
+                file.write(item[1].get())
+
+        return note
+
+    workers.map("notes", len(items), start, items, "core")
+    assert {path.name: path.read_text() for path in tmp_path.glob("[0-9]*")} == {str(n): "value" for n in range(150)}
+    assert progress[-1] == ("notes", 150, 150)
+
+
 class Plan:
     """Shards of which some are committed; a commit leaves a file with what was drawn."""
 
