@@ -303,8 +303,12 @@ class Gate(Settings):
 
 
 class Corpus(Settings):
-    shard_size: Annotated[int, Field(ge=1, le=100_000)] = 256
-    """Images of a shard, which is the unit of work, retry and output."""
+    shard_seconds: Annotated[float, Field(ge=1, le=86_400)] = 75
+    """About how long one worker draws at a shard, which is the unit of work, retry and output. A
+    lost worker costs so much; a spot machine can finish it after its notice. How many images that
+    are is measured once and kept with the plan."""
+    shard_size: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Images of a shard, whatever they take. null: whole batches, by shard_seconds."""
     format: Literal["parquet", "png"] = "parquet"
     keep_txt2img: bool = True
     """Keep the image before refinement too."""

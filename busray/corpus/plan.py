@@ -2,12 +2,18 @@
 """The plan: create-only segments, and the shards that follow from them."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import zip_longest
 
+from busray import config
 from busray.layout import segment_key
 from busray.records import Segment, Shard, UserError, to_json
 from busray.storage import Store
+
+SMALL = 16
+"""Batches an actor, below which a plan's shards are single batches and no speed is measured."""
+SHARDS_AN_ACTOR = 4
+"""So many at least, where the plan has them: the last ones then end at about the same time."""
 
 
 def read_segments(store: Store) -> list[Segment]:
@@ -26,30 +32,47 @@ def segment_of(data: bytes) -> Segment:
     return segment
 
 
+def shard_size(corpus: config.Corpus, batch_size: int, actors: int, missing: int, seconds: Callable[[], float]) -> int:
+    """Images of a shard of a new segment. missing: images that it and its like are to have.
+    seconds(): of drawing one image; called only where it decides.
+
+    Whole batches, so that an image's place in its batch does not depend on the shard's size.
+    """
+    if corpus.shard_size is not None:
+        return corpus.shard_size
+    if missing <= SMALL * batch_size * actors:
+        return batch_size
+    by_time = corpus.shard_seconds / (seconds() * batch_size)
+    by_width = missing / (SHARDS_AN_ACTOR * batch_size * actors)
+    return batch_size * max(1, int(min(by_time, by_width)))
+
+
 def extend_plan(
-    store: Store, images: Mapping[str, int], shard_size: int, *, never_shrink: bool = False
+    store: Store, images: Mapping[str, int], shard_size: int | Callable[[int], int], *, never_shrink: bool = False
 ) -> list[Segment]:
     """Append what the plan lacks of `images` (class -> images); returns the whole plan.
 
-    never_shrink: a class that is planned with more images keeps them. Otherwise UserError, and
-    nothing is appended for any class.
+    shard_size: of new segments, or what gives it for the number of images that they have; it is
+    kept with them. never_shrink: a class that is planned with more images keeps them. Otherwise
+    UserError, and nothing is appended for any class.
     """
     segments = read_segments(store)
-    while missing := _missing(store, segments, images, shard_size, never_shrink):
-        won = store.put_checked(segment_key(len(segments)), to_json(missing[0]))
+    while missing := _missing(store, segments, images, never_shrink):
+        if not isinstance(shard_size, int):
+            shard_size = shard_size(sum(shard.count for shard in missing))
+        new = Segment(missing[0].class_name, missing[0].first, missing[0].count, shard_size)
+        won = store.put_checked(segment_key(len(segments)), to_json(new))
         # Another driver may have taken the number: read what it planned, and look again.
-        segments = [*segments, missing[0]] if won else read_segments(store)
+        segments = [*segments, new] if won else read_segments(store)
     return segments
 
 
-def _missing(
-    store: Store, segments: Iterable[Segment], images: Mapping[str, int], shard_size: int, never_shrink: bool
-) -> list[Segment]:
-    """What the plan lacks, one segment per class."""
+def _missing(store: Store, segments: Iterable[Segment], images: Mapping[str, int], never_shrink: bool) -> list[Shard]:
+    """What the plan lacks, in one piece per class."""
     planned = dict.fromkeys(images, 0)
     for segment in segments:
         planned[segment.class_name] = planned.get(segment.class_name, 0) + segment.count
-    missing: list[Segment] = []
+    missing: list[Shard] = []
     for class_name, wanted in images.items():
         first = planned[class_name]
         if wanted < first and not never_shrink:
@@ -58,7 +81,7 @@ def _missing(
                 "a corpus only grows; give another output for a smaller one"
             )
         if wanted > first:
-            missing.append(Segment(class_name, first, wanted - first, shard_size))
+            missing.append(Shard(class_name, first, wanted - first))
     return missing
 
 

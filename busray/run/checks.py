@@ -49,6 +49,7 @@ MAY_CHANGE = (
     "dataset.metadata",
     "dataset.links",
     "sampling.batch_size",
+    "corpus.shard_seconds",
     "corpus.shard_size",
     "corpus.max_quarantined",
     "adapters.num_workers",

@@ -17,6 +17,7 @@ from busray.model.checkpoints import read_adapters
 from busray.records import Arm, UserError
 from busray.run.record import Run
 from busray.stages.classifiers import classifier_record, load_classifier, trained_classifier
+from busray.stages.shard_size import sized_shards
 from busray.storage import Store
 from busray.workers import Workers
 
@@ -45,7 +46,7 @@ def generate(
         images = {name: c.images for name, c in config.classes.items()}
     # The number of images compared may change: an arm keeps those that it has.
     keep = never_shrink or arm is not None
-    segments = extend_plan(job.store, images, config.corpus.shard_size, never_shrink=keep)
+    segments = extend_plan(job.store, images, sized_shards(run, workers, job.refine is not None), never_shrink=keep)
     plan = shards(segments)
     # Only the records say what is done. So a rerun draws what an interrupted one left open.
     todo = pending(plan, committed_shards(job.store))

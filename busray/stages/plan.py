@@ -30,7 +30,7 @@ from busray.corpus.cost import (
     total,
     whole_gpu_hours,
 )
-from busray.corpus.plan import pending, read_segments, shards
+from busray.corpus.plan import pending, read_segments, shard_size, shards
 from busray.corpus.record import differences
 from busray.data.read import scan
 from busray.layout import CONFIG, DATASET, arm_prefix
@@ -40,6 +40,7 @@ from busray.storage import Store
 from busray.workers import Report
 
 RECORDS_READ = 200  # of an earlier run's corpus, chosen by chance, for its rate
+USUAL_SECONDS = 0.4  # of drawing an image, where nobody knows it and shards are counted all the same
 FEATURES = {"inception": 2048, "texture": 59}  # numbers (float32) of an image; DINOv2's depend on its weights
 
 
@@ -145,10 +146,12 @@ def _drawing(config: Config, store: Store, name: str, images: Mapping[str, int],
     planned = dict.fromkeys(images, 0)
     for segment in segments:
         planned[segment.class_name] = planned.get(segment.class_name, 0) + segment.count
+    missing = sum(max(0, wanted - planned[class_name]) for class_name, wanted in images.items())
+    size = _shard_size(config, missing, rate)
     for class_name, wanted in images.items():
         if wanted > planned[class_name]:
             first = planned[class_name]
-            segments.append(Segment(class_name, first, wanted - first, config.corpus.shard_size))
+            segments.append(Segment(class_name, first, wanted - first, size))
     plan = shards(segments)
     left = pending(plan, committed_shards(store))
     units = tuple(shard.count for shard in left)
@@ -177,13 +180,15 @@ def _features(
     """Of every compared image of every arm, and of the real ones; with evaluate.whole_corpus of
     every released image. What is stored already is not looked for, so a resumed run may do less."""
     units: list[int] = []
+    size = _shard_size(config, sum(compared.values()), None)
     for source in arm_sources(config).values():
         if config.evaluate.whole_corpus and source == Source("", "image"):
             continue  # the images of the whole corpus are counted below
         for images in compared.values():
-            units += _cut(images, config.corpus.shard_size)
-    for settings in config.classes.values() if config.evaluate.whole_corpus else ():
-        units += _cut(settings.images, config.corpus.shard_size)
+            units += _cut(images, size)
+    whole = [settings.images for settings in config.classes.values()] if config.evaluate.whole_corpus else []
+    for images in whole:
+        units += _cut(images, _shard_size(config, sum(whole), None))
     for images in (real or {}).values():
         units += _cut(images, REAL_IMAGES_A_BLOCK)
     cluster = config.cluster
@@ -199,6 +204,12 @@ def _features(
         requests=BLOCK_REQUESTS * len(units),
         bytes_an_image=4.0 * FEATURES[name] if name in FEATURES else None,
     )
+
+
+def _shard_size(config: Config, missing: int, rate: Rate | None) -> int:
+    """As `generate` will choose it; where the speed is not known, by the number of images alone."""
+    batch, actors = config.sampling.batch_size, config.cluster.actors
+    return shard_size(config.corpus, batch, actors, missing, lambda: rate.seconds if rate else USUAL_SECONDS)
 
 
 def _cut(images: int, size: int) -> list[int]:

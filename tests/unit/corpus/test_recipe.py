@@ -61,7 +61,7 @@ def test_what_decides_pixels_is_part_of_the_identity(changes: dict[str, Any]) ->
         {"output": "elsewhere"},
         {"name": "other"},
         {"sampling": {"batch_size": 3}},
-        {"corpus": {"shard_size": 5}},
+        {"corpus": {"shard_size": 5, "shard_seconds": 20}},
         {"cluster": {"actors": 4}},
         {"evaluate": {"reference": "train"}},
     ],

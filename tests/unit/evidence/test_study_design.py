@@ -192,4 +192,4 @@ def test_the_repositorys_configs_declare_a_study_that_their_corpus_can_feed(name
 @pytest.mark.parametrize("name", ["demo", "busi-tiny", "busi-ablate"])
 def test_the_repositorys_shards_fill_their_batches(name: str) -> None:
     config = shipped(name)
-    assert config.corpus.shard_size % config.sampling.batch_size == 0
+    assert config.corpus.shard_size is not None and config.corpus.shard_size % config.sampling.batch_size == 0

@@ -30,7 +30,7 @@ def test_an_arm_keeps_its_images_where_a_class_is_added_with_fewer(run: Run) -> 
     commit_black(arm, Shard("malignant", 0, 3))
     fewer = run.config.classes["malignant"].model_copy(update={"images": 3}).model_dump(mode="json")
     generate(with_settings(run, classes={"malignant": fewer}), InProcessWorkers(), "base")
-    size = run.config.corpus.shard_size
+    size = run.config.sampling.batch_size  # of a small plan: a shard is a batch
     assert read_segments(arm) == [Segment("benign", 0, 6, 4), Segment("malignant", 0, 3, size)]
     assert sum(row["rows"] for row in published_rows(arm).values()) == 9
 

@@ -218,7 +218,12 @@ def test_with_a_price_and_rates_the_command_says_the_cost(
     monkeypatch.setattr(probe, "probe_drawing", lambda *_: (drawing, np.zeros((1, 8, 8))))
     extracted = {"inception": Rate(0.01, "a probe", 8192.0), "texture": Rate(0.002, "a probe", 236.0)}
     monkeypatch.setattr(probe, "probe_extractors", lambda *_: extracted)
-    flags = ["--cluster.gpus_per_actor=1", "--cluster.actors=100", "--cluster.cpus_per_actor=4"]
+    flags = [
+        "--cluster.gpus_per_actor=1",
+        "--cluster.actors=100",
+        "--cluster.cpus_per_actor=4",
+        "--corpus.shard_size=256",
+    ]
     assert main(["plan", str(file), "--probe", "--price=2.5", *flags]) == 0
     shown = capsys.readouterr().out
     assert max(map(len, shown.splitlines())) <= 80

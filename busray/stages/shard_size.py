@@ -1,0 +1,60 @@
+"""How many images a shard of a new part of the plan has: as many as take corpus.shard_seconds."""
+
+from collections.abc import Callable
+
+from busray.config import Config
+from busray.corpus.ablation import unet_evaluations
+from busray.corpus.arms import corpora, released_arm
+from busray.corpus.commit import committed_shards, sampled_commits
+from busray.corpus.plan import shard_size
+from busray.layout import arm_prefix
+from busray.records import Arm
+from busray.run.record import Run
+from busray.stages.probe import probe_drawing
+from busray.storage import Store
+from busray.workers import Beat, Workers
+
+RECORDS_READ = 200  # of a corpus, chosen by chance, for its speed
+
+
+def sized_shards(run: Run, workers: Workers, refined: bool) -> Callable[[int], int]:
+    """For extend_plan: missing images -> images of a shard."""
+    config = run.config
+
+    def seconds() -> float:
+        known = recorded_seconds(config, run.store, workers.device, refined)
+        return probed_seconds(config, workers, refined) if known is None else known
+
+    def size(missing: int) -> int:
+        return shard_size(config.corpus, config.sampling.batch_size, config.cluster.actors, missing, seconds)
+
+    return size
+
+
+def recorded_seconds(config: Config, store: Store, device: str, refined: bool) -> float | None:
+    """Seconds of drawing an image, by the records of the run's corpora on such a device; None
+    without any. With or without refinement, images take as long as they have UNet evaluations."""
+    wanted = unet_evaluations(config.sampling, config.refine if refined else None)
+    found: dict[bool, float] = {}
+    for prefix, corpus in corpora(store).items():
+        arm = Arm.parse(prefix.removeprefix(arm_prefix("")) or released_arm(config))
+        commits, _ = sampled_commits(corpus, committed_shards(corpus), RECORDS_READ)
+        commits = [commit for commit in commits if commit.execution.device.startswith(f"{device}:")]
+        images = sum(commit.count for commit in commits)
+        if images:
+            had = unet_evaluations(config.sampling, config.refine if arm.refined else None)
+            found.setdefault(arm.refined, sum(commit.seconds for commit in commits) / images * wanted / had)
+    return found.get(refined, next(iter(found.values()), None))
+
+
+def probed_seconds(config: Config, workers: Workers, refined: bool) -> float:
+    """Seconds of drawing an image, by one batch in a worker."""
+    return workers.call("probe", 2, _probe, config, workers.device, kind="model")[refined]
+
+
+def _probe(beat: Beat, config: Config, device: str) -> dict[bool, float]:
+    def report(stage: str, done: int, total: int) -> None:
+        beat(min(done, 1))
+
+    rates, _ = probe_drawing(config, device, report)
+    return {refined: rate.seconds for refined, rate in rates.items()}
