@@ -2,20 +2,27 @@
 
 import json
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
+from aiobotocore.client import AioBaseClient
+from moto.server import ThreadedMotoServer
 
 from busray.cli import main
 from busray.corpus.plan import extend_plan
 from busray.layout import CONFIG, RUN, commit_key, progress_key
 from busray.records import DriverProgress, Shard, UserError, to_json
+from busray.run.progress import telling
 from busray.stages import status as module
 from busray.stages.status import read_status
 from busray.storage import Store
 from tests.support.corpora import commit_black, fill
 from tests.support.pinned_run import unpack
-from tests.support.runs import settings
+from tests.support.runs import quiet, settings
 
 NOW = 1_800_000_000.0
 
@@ -127,6 +134,62 @@ def test_a_run_of_an_older_busray_has_a_status(tmp_path: Path) -> None:
     released, base = status.corpora
     assert [(row.planned, row.committed) for row in (*released.classes, *base.classes)] == [(6, 6)] * 4
     assert released.quarantined.value == 1 and status.drivers == ()
+
+
+# ---- in object storage
+
+
+@pytest.fixture(scope="module")
+def bucket(one_creator_wins: None) -> Iterator[str]:
+    """URL of an empty bucket on a loopback server; its address and keys are in the environment."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL_S3", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        boto3.client("s3").create_bucket(Bucket="busray-status")
+        yield "s3://busray-status"
+    server.stop()
+
+
+def requests_of_status(store: Store, monkeypatch: pytest.MonkeyPatch) -> int:
+    asked: list[str] = []
+    real = AioBaseClient._make_api_call
+
+    async def counted(self: Any, operation: str, parameters: Any) -> Any:
+        asked.append(operation)
+        return await real(self, operation, parameters)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AioBaseClient, "_make_api_call", counted)
+        read_status(store, time.time())
+    return len(asked)
+
+
+def test_of_a_run_in_object_storage_the_status_is_the_same_and_its_requests_do_not_grow(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(f"{bucket}/run")
+    store.put_checked(CONFIG, to_json(settings(store.url).model_dump(mode="json")))
+    extend_plan(store, {"benign": 400, "malignant": 400}, 4)
+    monkeypatch.setattr(module, "RECORDS_READ", 5)
+    counts: list[int] = []
+    for shards in (range(0, 24, 4), range(24, 104, 4)):
+        for first in shards:
+            commit_black(store, Shard("benign", first, 4))
+        counts.append(requests_of_status(store, monkeypatch))
+    assert counts[0] == counts[1] <= 25
+    with telling(store, quiet) as report:
+        report("generate corpus", 104, 800)
+    assert main(["status", store.url, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    benign = told["corpora"][0]["classes"][0]
+    assert (benign["planned"], benign["committed"]) == (400, 104)
+    assert benign["per_hour"] == pytest.approx(624)  # 104 in the last ten minutes
+    assert told["drivers"][0]["word"]["ended"] == "done" and told["drivers"][0]["age"] < 60
 
 
 def test_repair_does_not_move_anything_beside_a_living_driver(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
