@@ -4,7 +4,7 @@ import io
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -152,57 +152,68 @@ def print_status(status: "RunStatus") -> None:
         for row in corpus.classes:
             share = f"{100 * row.committed / row.planned:.0f} %" if row.planned else "-"
             left = "-" if row.hours_left is None else duration(3600 * row.hours_left)
+            left = "" if row.committed >= row.planned else left
             counts = (f"{row.planned:,}", f"{row.committed:,}", share, f"{row.per_hour:,.0f}", left)
             rows.append((corpus.name, row.class_name, *counts))
     columns = ("corpus", "class", "planned", "done", "", "images/h", "left")
     print_table(f"{status.url}; images/h over the last ten minutes", columns, rows)
+    lines: list[str] = []
     for corpus in status.corpora:
-        _print_corpus(corpus, status)
+        lines += _corpus_lines(corpus, status)
     if status.checkpoint:
         step, time_of = status.checkpoint
-        print(f"newest checkpoint: step {step:,}{_ago(time_of, status.now)}")
+        lines.append(f"newest checkpoint: step {step:,}{_ago(time_of, status.now)}")
     if not any(driver.lives for driver in status.drivers):
-        seen = "" if status.drivers else " (this run has no progress: an older busray drew it, or none yet)"
-        print(f"driver: none works on it{seen}")
+        seen = "" if status.drivers else " (none has left a word here: an older busray drew it, or nobody yet)"
+        lines.append(f"driver: none works on it{seen}")
     for driver in status.drivers:
         if driver.lives or driver is status.drivers[0]:
-            _print_driver(driver)
-    for time_of, message in status.errors:
-        print(f"error{_ago(time_of, status.now)}: {message}")
+            lines += _driver_lines(driver)
+    lines += [f"error{_ago(time_of, status.now)}: {message}" for time_of, message in status.errors]
+    _print_wrapped(lines)
 
 
-def _print_corpus(corpus: "CorpusStatus", status: "RunStatus") -> None:
+def _print_wrapped(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(textwrap.fill(line, 80, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))
+
+
+def _corpus_lines(corpus: "CorpusStatus", status: "RunStatus") -> list[str]:
+    lines: list[str] = []
     if not corpus.is_planned:
-        print(f"{corpus.name}: not planned yet; the settings ask for these images")
-    if not corpus.shards:
-        return
-    rejects = corpus.quarantined
-    print(
-        f"{corpus.name}: {corpus.shards:,} shards, the newest{_ago(corpus.newest, status.now)}; "
-        f"{rejects.value:,.0f} images quarantined{_sample(rejects)}"
-    )
+        lines.append("not planned yet; the settings ask for these images")
+    if corpus.shards:
+        rejects = corpus.quarantined
+        lines.append(
+            f"{corpus.shards:,} shards, the newest{_ago(corpus.newest, status.now)}; "
+            f"quarantined images: {rejects.value:,.0f}{_sample(rejects)}"
+        )
     for device, hours in corpus.hours.items():
-        unit, value = ("GPU-hours", hours.value * status.gpus_per_actor) if device.startswith("cuda") else (
-            "actor-hours", hours.value
-        )  # fmt: skip
-        print(f"{corpus.name}: {value:,.2f} {unit} of drawing{_sample(hours)} on {device}")
-    for image_id, reason in corpus.reasons:
-        print(f"{corpus.name}: quarantined {image_id}: {reason}")
-    for key in corpus.unreadable:
-        print(f"{corpus.name}: {key} cannot be read")
+        unit, value = "actor-hours", hours.value
+        if device.startswith("cuda"):
+            unit, value = "GPU-hours", hours.value * status.gpus_per_actor
+        lines.append(f"{value:,.2f} {unit} of drawing{_sample(hours)} on {device}")
+    lines += [f"quarantined {image_id}: {reason}" for image_id, reason in corpus.reasons]
+    lines += [f"{key} cannot be read" for key in corpus.unreadable]
+    return [f"{corpus.name}: {line}" for line in lines]
 
 
-def _print_driver(driver: "Driver") -> None:
+def _driver_lines(driver: "Driver") -> list[str]:
     word = driver.word
     state = "works"
     if word.ended is not None:
         state = "has ended"
     elif not driver.lives:
         state = "is gone without an end"
-    print(f"driver: process {word.process} on {word.host} {state}; its last word is {duration(driver.age)} old")
-    print(f"    {word.command}")
-    if word.stage:
-        print(f"    {word.stage}: {word.done:,}/{word.total:,}")
+    lines = [
+        f"driver: process {word.process} on {word.host} {state}; its last word is {duration(driver.age)} old",
+        f"    {word.command}",
+    ]
+    if word.total:
+        lines.append(f"    {word.stage}: {word.done:,}/{word.total:,}")
+    elif word.stage:
+        lines.append(f"    {word.stage}")
+    return lines
 
 
 def _sample(sum_of: "Sampled") -> str:
@@ -225,17 +236,18 @@ def print_plan(plan: "JobPlan", price: float | None, warnings: Sequence[str]) ->
     """What a job takes; in at most 80 columns."""
     estimates, sums = plan.estimates(), plan.total(price)
     uses_gpus = any(work.gpus for work in (*plan.drawing, *plan.features))
-    hours_name = "GPU-h" if uses_gpus else "actor-h"
-    rows = [("left to do", "images", "shards", "each", hours_name, "wall", "bytes", "requests")]
+    rows = [
+        ("left to do", "images", "shards", "each", "GPU-h" if uses_gpus else "actor-h", "wall", "bytes", "requests")
+    ]
     for one in estimates:
         hours = one.gpu_hours if uses_gpus else one.worker_hours
-        rows.append((one.name, f"{one.images:,}", f"{one.units:,}", *_times(one.unit_seconds, hours, one.wall_seconds),
-                     _bytes(one.bytes), f"{one.requests:,}"))  # fmt: skip
-    images = sum(one.images for one in estimates)
-    hours = sums.gpu_hours if uses_gpus else sums.worker_hours
-    rows.append(("all", f"{images:,}", f"{sum(one.units for one in estimates):,}", "",
-                 _at_least(f"{hours:,.1f}", sums.times_known), _at_least(duration(sums.wall_seconds), sums.times_known),
-                 _at_least(_bytes(sums.bytes), sums.bytes_known), f"{sums.requests:,}"))  # fmt: skip
+        times = (_time(one.unit_seconds), _hours(hours), _time(one.wall_seconds))
+        rows.append((one.name, f"{one.images:,}", f"{one.units:,}", *times, _bytes(one.bytes), f"{one.requests:,}"))
+    images, units = sum(one.images for one in estimates), sum(one.units for one in estimates)
+    hours, known = sums.gpu_hours if uses_gpus else sums.worker_hours, sums.times_known
+    times = ("", _at_least(hours, known, _hours), _at_least(sums.wall_seconds, known, _time))
+    size = _at_least(sums.bytes, sums.bytes_known, _bytes)
+    rows.append(("all", f"{images:,}", f"{units:,}", *times, size, f"{sums.requests:,}"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         cells = [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))]
@@ -257,8 +269,7 @@ def print_plan(plan: "JobPlan", price: float | None, warnings: Sequence[str]) ->
         lines.append("> and ?: the stages without a rate are not in it")
     lines += plan.notes
     lines += [f"warning: {warning}" for warning in warnings]
-    for line in lines:
-        print(textwrap.fill(line, 80, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))
+    _print_wrapped(lines)
 
 
 def short_plan(plan: "JobPlan") -> str:
@@ -278,17 +289,19 @@ def short_plan(plan: "JobPlan") -> str:
     return f"{drawn}\n    {least}{duration(sums.wall_seconds)}{hours}, by {source}"
 
 
-def _times(*seconds_hours_wall: float | None) -> tuple[str, str, str]:
-    unit, hours, wall = seconds_hours_wall
-    return (
-        "?" if unit is None else duration(unit),
-        "?" if hours is None else f"{hours:,.1f}",
-        "?" if wall is None else duration(wall),
-    )
+def _time(seconds: float | None) -> str:
+    return "?" if seconds is None else duration(seconds)
 
 
-def _at_least(text: str, known: bool) -> str:
-    return text if known else f">{text}"
+def _hours(hours: float | None) -> str:
+    return "?" if hours is None else f"{hours:,.1f}"
+
+
+def _at_least(amount: float, known: bool, text: Callable[[float | None], str]) -> str:
+    """A sum; `>` before one that lacks a part, `?` where nothing of it is known."""
+    if known:
+        return text(amount)
+    return f">{text(amount)}" if amount else "?"
 
 
 def _bytes(size: float | None) -> str:
