@@ -62,11 +62,14 @@ class SleepingDrawing:
         beat(shard.count)
         return shard
 
-    def commit(self, shard: Shard) -> object:
+    def commit(self, shard: Shard) -> Any:
         # An actor may commit in several threads: this stays as it is in this process.
         commit.encode_parquet = few_bytes
         rows: Any = [shard] * shard.count
         return commit.commit_shard(self.store, shard, rows, (), {}, EXECUTION, "parquet", self.seconds)
+
+    def quarantine(self, shard: Shard, reason: str) -> Any:
+        raise AssertionError(f"{shard} was not drawn: {reason}")
 
 
 def few_bytes(rows: Sequence[Shard], provenance: Any) -> bytes:
@@ -87,6 +90,8 @@ def one(url: str, images: int, count: int, actors: int, seconds: float) -> dict[
     head: Counter[str] = Counter()
 
     def report(stage: str, done: int, total: int) -> None:
+        if not total:  # a message
+            return
         seen.append((time.perf_counter(), done))
         if done >= total:  # the actors of the head are still there
             head.clear()
