@@ -16,6 +16,7 @@ from busray.config import Card, Config
 from busray.corpus.arms import arm_after_gate, released_arm
 from busray.data.split import SPLITS
 from busray.evidence.classes import AFTER_GATE, FIRST_DRAW, SEEN_AS
+from busray.evidence.distances import WHOLE_CORPUS
 from busray.layout import MANIFEST
 from busray.records import REAL, SEPARABILITY_AUC, Figure
 from busray.report.audit import of_now
@@ -26,7 +27,7 @@ TEMPLATE = Path(__file__).with_name("card.md").read_text("utf-8")
 
 UNDECLARED = "undeclared"
 
-PROTOCOLS = ("synthetic-only", "real-against-real")
+PROTOCOLS = ("synthetic-only", WHOLE_CORPUS, "real-against-real")
 """Without the mixture of real and synthetic images, which describes the synthetic ones poorly."""
 
 FLOORS = (REAL, *(f"{REAL} {split}" for split in SPLITS))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import starmap
 
+from busray.evidence.distances import WHOLE_CORPUS
 from busray.records import CLASS_ALL, Figure
 from busray.report import html, tables
 from busray.report.metrics import DISTANCES, METRICS, SPREAD
@@ -11,6 +12,12 @@ from busray.report.tables import distinct, first, select
 MIXTURE_NOTE = (
     "paper-mixture: real images against the same real images with the synthetic ones added, so "
     "these distances are smaller by construction."
+)
+
+WHOLE_CORPUS_NOTE = (
+    "whole-corpus: all images that are given out, however many. FID falls as n grows, so compare "
+    "these with no row of another n. There is no interval, since no images were chosen. Over all "
+    "classes each class has its share of the corpus, not of the reference."
 )
 
 NEIGHBOURHOODS = (
@@ -65,6 +72,8 @@ def _extractor_section(extractor: str, figures: Sequence[Figure]) -> str:
     inside += html.folded("Each class", each_class) + _statements(figures)
     if select(figures, protocol="paper-mixture"):
         inside += html.paragraph(MIXTURE_NOTE, "soft")
+    if select(figures, protocol=WHOLE_CORPUS):
+        inside += html.paragraph(WHOLE_CORPUS_NOTE, "soft")
     if pairs := html.table(*tables.difference_rows(figures)):
         inside += html.heading("Pairs of arms") + pairs
     if clean:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from busray.evidence.distances import WHOLE_CORPUS
 from busray.records import CLASS_ALL, CLEAN_TEST, Figure
 from busray.report.metrics import (
     DISTANCES,
@@ -109,7 +110,7 @@ def class_rows(figures: Sequence[Figure]) -> Table:
     classes = classes_of(figures)
     single = [f for f in figures if f.class_name != CLASS_ALL]
     single.sort(key=lambda f: classes.index(f.class_name))
-    notes = {name: f" ({name})" for name in ("paper-mixture", "whole-corpus")}
+    notes = {name: f" ({name})" for name in ("paper-mixture", WHOLE_CORPUS)}
     heads = ("class", "arm")
     return _wide(single, heads, lambda f: (f.class_name, f.arm + notes.get(f.protocol, "")))
 

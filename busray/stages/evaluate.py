@@ -1,6 +1,7 @@
 """The figures of a run: distances, nearness and class consistency of every arm."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -17,10 +18,10 @@ from busray.evidence.stats.samples import FEWEST_UNITS
 from busray.layout import CHECK
 from busray.records import Figure, StoppedForGood, json_object
 from busray.run.pieces import ImageBlock, synthetic_blocks
-from busray.run.record import Run
+from busray.run.record import Run, timed
 from busray.stages.classifiers import classifier_record, load_classifier, trained_classifier
 from busray.stages.features import Arms, chosen_indices, features, of_real_images, real_units
-from busray.stages.whole_corpus import evaluate_whole_corpus
+from busray.stages.whole_corpus import evaluate_whole_corpus, whole_corpus_stage
 from busray.vision.extractors import Extractor
 from busray.workers import Workers
 
@@ -49,7 +50,8 @@ def evaluate(run: Run, workers: Workers) -> list[Figure]:
             held_out = reference if reference in ("val", "test") else "test"
             figures += nearness_figures({**before, **gated}, real, held_out)
         if run.config.evaluate.whole_corpus:
-            figures += evaluate_whole_corpus(run, workers, extractor)
+            work = partial(evaluate_whole_corpus, run, workers, extractor)
+            figures += timed(run, whole_corpus_stage(extractor), work)
     workers.report("figures", len(run.extractors), len(run.extractors))
     return [*figures, *_class_figures(run, workers)]
 

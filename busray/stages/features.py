@@ -192,6 +192,12 @@ def real_features(run: Run, extractor: str) -> RealFeatures:
     return RealFeatures(features, real_units(run), extractor, run.dataset.frame, run.dataset.size)
 
 
+def feature_bytes(run: Run, extractor: str) -> int:
+    """Bytes of an image's features, as those of the real images have them."""
+    array = load_array(run.store, real_blocks(run, extractor)[0].key)
+    return array.itemsize * array.shape[1]
+
+
 def real_units(run: Run) -> dict[str, ClassFeatures]:
     """split -> class -> labels [n] of independent draws, in the order of real_features."""
     return of_real_images(run, lambda _, images: [image.unit for image in images])

@@ -7,6 +7,7 @@ from itertools import zip_longest
 from typing import Any
 
 from busray import __version__, layout
+from busray.corpus.arms import compared_images
 from busray.corpus.commit import committed_shards, each_commit, read_commit, read_rows
 from busray.corpus.encode import png_bytes
 from busray.corpus.manifest import published_rows
@@ -18,6 +19,7 @@ from busray.model.checkpoints import read_adapters
 from busray.records import DataSet, Figure, Shard, json_object, to_json
 from busray.report.audit import copies_section, of_now
 from busray.report.classes import consistency_section, consistency_sentences
+from busray.report.coverage import coverage_sentences, measured_whole, whole_corpus_sentences
 from busray.report.lesions import geometry_section, geometry_sentences
 from busray.report.page import GalleryRow, report_html
 from busray.report.study import study_section
@@ -26,6 +28,8 @@ from busray.report.verdicts import distance_sentences
 from busray.run.record import Run, read_timings
 from busray.stages.classifiers import classifier_record
 from busray.stages.evaluate import class_gate_counts, no_clean_figures_sentences
+from busray.stages.features import feature_bytes
+from busray.stages.whole_corpus import whole_corpus_stage
 from busray.storage import Store
 
 GALLERY_ROWS = 4  # images a class that the page shows
@@ -39,10 +43,26 @@ def report_sentences(run: Run, figures: list[Figure]) -> list[str]:
     """What the figures say."""
     return [
         *distance_sentences(figures),
+        *_coverage(run, figures),
         *no_clean_figures_sentences(run),
         *consistency_sentences(figures),
         *geometry_sentences(figures, (_geometry(run) or {}).get("reason")),
     ]
+
+
+def _coverage(run: Run, figures: list[Figure]) -> list[str]:
+    """How many images the figures look at, and what those of all images cost."""
+    compared = compared_images(run.config, run.dataset)
+    corpus = _images_by_class(published_rows(run.store), list(run.config.classes))
+    whole = run.config.evaluate.whole_corpus
+    measured = measured_whole(figures) if whole else list(run.extractors)
+    if not whole and all(compared[name] >= n for name, n in corpus.items()):
+        return []
+    sizes = {name: feature_bytes(run, name) for name in measured}
+    said = coverage_sentences(compared, corpus, {} if whole else sizes, asked=bool(run.config.evaluate.images))
+    timings = read_timings(run.store)
+    seconds = {name: timings[whole_corpus_stage(name)] for name in measured if whole_corpus_stage(name) in timings}
+    return [*said, *whole_corpus_sentences(figures, sizes, seconds)]
 
 
 def write_report(run: Run, figures: list[Figure]) -> None:
@@ -146,12 +166,10 @@ def _execution(store: Store, published: Published) -> dict[str, Any]:
 
 
 def _corpus(store: Store, published: Published, classes: Sequence[str]) -> dict[str, Any]:
-    images, totals = dict.fromkeys(classes, 0), dict.fromkeys(("rows", "rejects", "bytes"), 0)
+    totals = dict.fromkeys(("rows", "rejects", "bytes"), 0)
     for row in published.values():
         for column in totals:
             totals[column] += row[column]
-        if row["class"] in images:
-            images[row["class"]] += row["rows"]
     return {
         "planned": sum(shard.count for shard in shards(read_segments(store))),
         "committed": totals["rows"],
@@ -159,8 +177,17 @@ def _corpus(store: Store, published: Published, classes: Sequence[str]) -> dict[
         "shards": len(published),
         "bytes": totals["bytes"],
         "manifest": layout.MANIFEST,
-        "classes": images,
+        "classes": _images_by_class(published, classes),
     }
+
+
+def _images_by_class(published: Published, classes: Sequence[str]) -> dict[str, int]:
+    """class -> images of the released corpus that are not quarantined."""
+    images = dict.fromkeys(classes, 0)
+    for row in published.values():
+        if row["class"] in images:
+            images[row["class"]] += row["rows"]
+    return images
 
 
 def _training(adapters: Mapping[str, Any]) -> dict[str, Any] | None:

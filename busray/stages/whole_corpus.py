@@ -59,6 +59,11 @@ Node = MomentsBlock | Shared[np.ndarray]
 """Moments on their way to the driver: yet to be read, or packed with a worker."""
 
 
+def whole_corpus_stage(extractor: str) -> str:
+    """The name under which its seconds are in timings.json."""
+    return f"whole corpus {extractor}"
+
+
 def evaluate_whole_corpus(run: Run, workers: Workers, extractor: str) -> list[Figure]:
     """The Frechet distance (FID by Inception) of all images of each class, and of all together.
 

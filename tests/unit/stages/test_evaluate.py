@@ -46,6 +46,7 @@ def run_with(store: Store, annotated: list[str], reference: str = "test") -> Any
         refine=None,
         corpus=SimpleNamespace(gate=None),
     )
+    images["all"] = [image for split in images.values() for image in split]
     dataset = SimpleNamespace(split=lambda name: images[name], frame="letterbox", size=64)
     return SimpleNamespace(config=config, store=store, dataset=dataset, extractors={"x-1": None}, tell=lambda *_: None)
 

@@ -15,7 +15,7 @@ from busray.evidence.stats import frechet as stats
 from busray.evidence.stats.frechet import Moments, frechet
 from busray.identity import fingerprint
 from busray.layout import CONFIG, features_key
-from busray.records import CLASS_ALL, INCEPTION, Damaged, Shard
+from busray.records import CLASS_ALL, INCEPTION, Damaged, Shard, Stopped
 from busray.run.pieces import put_array
 from busray.stages import whole_corpus as stage
 from busray.storage import Store
@@ -110,6 +110,25 @@ def test_a_grown_corpus_costs_its_new_shards_and_one_unfinished_block(store: Sto
     moments = stage.moments_of_all(grown, corpus(store, {"benign": 420}, 10))
     assert grown.images == 100 and moments["benign"].n == 420
     expected = Moments.of(rows("benign", 420))
+    np.testing.assert_allclose(moments["benign"].mean, expected.mean, rtol=1e-12)
+
+
+class Dying(InProcessWorkers):
+    """Workers that are lost after the first item."""
+
+    def map(self, stage: str, total: int, start: Any, items: Any, kind: Any) -> None:
+        super().map(stage, total, start, items[:1], kind)
+        raise Stopped("the cluster is gone")
+
+
+def test_a_stopped_command_goes_on_from_the_moments_that_it_kept(store: Store) -> None:
+    blocks = corpus(store, {"benign": 230}, 10)
+    with pytest.raises(Stopped):
+        stage.moments_of_all(Dying(), blocks)
+    again = Counting()
+    moments = stage.moments_of_all(again, blocks)
+    assert again.images == 150
+    expected = Moments.of(rows("benign", 230))
     np.testing.assert_allclose(moments["benign"].mean, expected.mean, rtol=1e-12)
 
 
