@@ -242,12 +242,13 @@ def print_plan(plan: "JobPlan", price: float | None, warnings: Sequence[str]) ->
     for one in estimates:
         hours = one.gpu_hours if uses_gpus else one.worker_hours
         times = (_time(one.unit_seconds), _hours(hours), _time(one.wall_seconds))
-        rows.append((one.name, f"{one.images:,}", f"{one.units:,}", *times, _bytes(one.bytes), f"{one.requests:,}"))
-    images, units = sum(one.images for one in estimates), sum(one.units for one in estimates)
+        rows.append((one.name, f"{one.images:,}", _count(one.units), *times, _bytes(one.bytes), _count(one.requests)))
+    images, units = sum(one.images for one in estimates), sum(one.units or 0 for one in estimates)
     hours, known = sums.gpu_hours if uses_gpus else sums.worker_hours, sums.times_known
     times = ("", _at_least(hours, known, _hours), _at_least(sums.wall_seconds, known, _time))
     size = _at_least(sums.bytes, sums.bytes_known, _bytes)
-    rows.append(("all", f"{images:,}", f"{units:,}", *times, size, f"{sums.requests:,}"))
+    counts = [_at_least(count, sums.units_known, _count) for count in (units, sums.requests)]
+    rows.append(("all", f"{images:,}", counts[0], *times, size, counts[1]))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         cells = [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))]
@@ -276,7 +277,11 @@ def short_plan(plan: "JobPlan") -> str:
     """What `run` says of it before it starts, in one or two lines."""
     from busray.corpus.cost import estimate, total
 
-    left = [f"{work.name} {work.images:,} images ({len(work.units):,} shards)" for work in plan.drawing if work.units]
+    left: list[str] = []
+    for work in plan.drawing:
+        if work.units:
+            cut = f" ({len(work.units):,} shards)" if work.is_cut else ""
+            left.append(f"{work.name} {work.images:,} images{cut}")
     if not left:
         return "plan: every image is drawn"
     drawn = f"plan: to draw: {', '.join(left)}, on {plan.drawing[0].workers} actors"
@@ -291,6 +296,10 @@ def short_plan(plan: "JobPlan") -> str:
 
 def _time(seconds: float | None) -> str:
     return "?" if seconds is None else duration(seconds)
+
+
+def _count(count: float | None) -> str:
+    return "?" if count is None else f"{count:,.0f}"
 
 
 def _hours(hours: float | None) -> str:

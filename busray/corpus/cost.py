@@ -43,6 +43,7 @@ class Work:
     rate: Rate | None  # None where nobody knows it
     requests: int
     bytes_an_image: float | None = None  # where it is known without a rate
+    is_cut: bool = True  # False: the shards' size follows from a rate that is not known
 
     @property
     def images(self) -> int:
@@ -55,12 +56,12 @@ class Estimate:
 
     name: str
     images: int
-    units: int
+    units: int | None
     unit_seconds: float | None  # of the largest one
     worker_hours: float | None  # that workers are held, all together
     gpu_hours: float | None
     bytes: float | None
-    requests: int
+    requests: int | None
     wall_seconds: float | None
 
 
@@ -75,6 +76,7 @@ class Total:
     wall_seconds: float
     times_known: bool  # hours and wall time of every stage
     bytes_known: bool
+    units_known: bool  # shards and requests of every stage
     cost: float | None  # GPU-hours x price; None without a price, and where no rate is known
 
 
@@ -93,19 +95,19 @@ def estimate(work: Work) -> Estimate:
     wall = hours = unit = None
     if not work.units:
         wall = hours = unit = 0.0
-    elif rate is not None:
+    elif rate is not None and work.is_cut:
         wall = rate.seconds * longest_worker(work.units, work.workers)
         hours = wall * min(work.workers, len(work.units)) / 3600
         unit = rate.seconds * max(work.units)
     return Estimate(
         name=work.name,
         images=work.images,
-        units=len(work.units),
+        units=len(work.units) if work.is_cut else None,
         unit_seconds=unit,
         worker_hours=hours,
         gpu_hours=None if hours is None else hours * work.gpus,
         bytes=None if size is None else size * work.images,
-        requests=work.requests,
+        requests=work.requests if work.is_cut else None,
         wall_seconds=wall,
     )
 
@@ -126,10 +128,11 @@ def total(estimates: Sequence[Estimate], price: float | None = None) -> Total:
         worker_hours=sum(one.worker_hours or 0.0 for one in estimates),
         gpu_hours=hours,
         bytes=sum(one.bytes or 0.0 for one in estimates),
-        requests=sum(one.requests for one in estimates),
+        requests=sum(one.requests or 0 for one in estimates),
         wall_seconds=sum(one.wall_seconds or 0.0 for one in estimates),
         times_known=known,
         bytes_known=all(one.bytes is not None for one in estimates),
+        units_known=all(one.units is not None for one in estimates),
         cost=None if price is None or (hours == 0 and not known) else hours * price,
     )
 
@@ -224,8 +227,8 @@ def width_warnings(
             f"cluster.threads={settings.threads} is above cluster.cpus_per_actor={settings.cpus_per_actor:g}: "
             "actors on one node share CPUs, so each is slower than alone"
         )
-    most = max((one.units for one in drawing), default=0)
-    if 0 < most < width:
+    most = max((one.units or 0 for one in drawing), default=0)
+    if 0 < most < width and all(one.units is not None for one in drawing):
         lines.append(
             f"no stage has more than {most} shards, so at most {most} of cluster.actors={width} actors draw at once"
         )

@@ -40,7 +40,6 @@ from busray.storage import Store
 from busray.workers import Report
 
 RECORDS_READ = 200  # of an earlier run's corpus, chosen by chance, for its rate
-USUAL_SECONDS = 0.4  # of drawing an image, where nobody knows it and shards are counted all the same
 FEATURES = {"inception": 2048, "texture": 59}  # numbers (float32) of an image; DINOv2's depend on its weights
 
 
@@ -61,7 +60,7 @@ class JobPlan:
 
     def to_dict(self, price: float | None, warnings: Sequence[str]) -> dict[str, Any]:
         works = (*self.drawing, *self.features)
-        stages = [{**asdict(work), **asdict(estimate(work)), "units": len(work.units)} for work in works]
+        stages = [{**asdict(work), **asdict(estimate(work))} for work in works]
         sums = asdict(self.total(price))
         return {"url": self.url, "stages": stages, "total": sums, "notes": self.notes, "warnings": warnings}
 
@@ -102,9 +101,7 @@ def job_plan(config: Config, rates: Rates) -> JobPlan:
         prefix = arm_prefix(arm)
         rate = rates.drawing.get(Arm.parse(arm).refined)
         drawing.append(_drawing(config, store.sub(prefix), f"arm {arm}", compared, rate))
-    features = [
-        _features(config, name, compared, real, rates.extractors.get(name)) for name in config.evaluate.extractors
-    ]
+    features = [_features(config, name, compared, real, rates) for name in config.evaluate.extractors]
     if real is None:
         notes.append("not counted: features of real images, since dataset.path is not given")
     if config.corpus.gate:
@@ -146,12 +143,11 @@ def _drawing(config: Config, store: Store, name: str, images: Mapping[str, int],
     planned = dict.fromkeys(images, 0)
     for segment in segments:
         planned[segment.class_name] = planned.get(segment.class_name, 0) + segment.count
-    missing = sum(max(0, wanted - planned[class_name]) for class_name, wanted in images.items())
-    size = _shard_size(config, missing, rate)
-    for class_name, wanted in images.items():
-        if wanted > planned[class_name]:
-            first = planned[class_name]
-            segments.append(Segment(class_name, first, wanted - first, size))
+    missing = {class_name: max(0, wanted - planned[class_name]) for class_name, wanted in images.items()}
+    size = _shard_size(config, sum(missing.values()), rate)
+    for class_name, count in missing.items():
+        if count:
+            segments.append(Segment(class_name, planned[class_name], count, size or count))
     plan = shards(segments)
     left = pending(plan, committed_shards(store))
     units = tuple(shard.count for shard in left)
@@ -167,6 +163,7 @@ def _drawing(config: Config, store: Store, name: str, images: Mapping[str, int],
         gpus=config.cluster.gpus_per_actor,
         rate=rate,
         requests=requests,
+        is_cut=size is not None,
     )
 
 
@@ -175,22 +172,30 @@ def _features(
     name: str,
     compared: Mapping[str, int],
     real: Mapping[str, int] | None,
-    rate: Rate | None,
+    rates: Rates,
 ) -> Work:
     """Of every compared image of every arm, and of the real ones; with evaluate.whole_corpus of
-    every released image. What is stored already is not looked for, so a resumed run may do less."""
-    units: list[int] = []
-    size = _shard_size(config, sum(compared.values()), None)
-    for source in arm_sources(config).values():
+    every released image. What is stored already is not looked for, so a resumed run may do less.
+
+    The blocks are shards, cut as they are if all of them were drawn now.
+    """
+    parts: list[tuple[Rate | None, dict[str, int]]] = []
+    for arm, source in arm_sources(config).items():
         if config.evaluate.whole_corpus and source == Source("", "image"):
             continue  # the images of the whole corpus are counted below
-        for images in compared.values():
-            units += _cut(images, size)
-    whole = [settings.images for settings in config.classes.values()] if config.evaluate.whole_corpus else []
-    for images in whole:
-        units += _cut(images, _shard_size(config, sum(whole), None))
-    for images in (real or {}).values():
-        units += _cut(images, REAL_IMAGES_A_BLOCK)
+        parts.append((rates.drawing.get(Arm.parse(arm).refined), dict(compared)))
+    if config.evaluate.whole_corpus:
+        whole = {class_name: settings.images for class_name, settings in config.classes.items()}
+        parts.append((rates.drawing.get(Arm.parse(released_arm(config)).refined), whole))
+    units: list[int] = []
+    is_cut = True
+    for rate, images in parts:
+        size = _shard_size(config, sum(images.values()), rate)
+        is_cut &= size is not None
+        for count in images.values():
+            units += _cut(count, size or max(1, count))
+    for count in (real or {}).values():
+        units += _cut(count, REAL_IMAGES_A_BLOCK)
     cluster = config.cluster
     is_plain = name == "texture"  # arithmetic on one CPU
     workers = cluster.actors * max(1, int(cluster.cpus_per_actor)) if is_plain else cluster.actors
@@ -200,16 +205,29 @@ def _features(
         done=0,
         workers=workers,
         gpus=0.0 if is_plain else cluster.gpus_per_actor,
-        rate=rate,
+        rate=rates.extractors.get(name),
         requests=BLOCK_REQUESTS * len(units),
         bytes_an_image=4.0 * FEATURES[name] if name in FEATURES else None,
+        is_cut=is_cut,
     )
 
 
-def _shard_size(config: Config, missing: int, rate: Rate | None) -> int:
-    """As `generate` will choose it; where the speed is not known, by the number of images alone."""
-    batch, actors = config.sampling.batch_size, config.cluster.actors
-    return shard_size(config.corpus, batch, actors, missing, lambda: rate.seconds if rate else USUAL_SECONDS)
+def _shard_size(config: Config, missing: int, rate: Rate | None) -> int | None:
+    """As `generate` will choose it; None where it follows from a speed that is not known."""
+
+    def seconds() -> float:
+        if rate is None:
+            raise _Unknown
+        return rate.seconds
+
+    try:
+        return shard_size(config.corpus, config.sampling.batch_size, config.cluster.actors, missing, seconds)
+    except _Unknown:
+        return None
+
+
+class _Unknown(Exception):
+    """The speed is asked for, and nobody knows it."""
 
 
 def _cut(images: int, size: int) -> list[int]:
@@ -220,14 +238,12 @@ def _cut(images: int, size: int) -> list[int]:
 # ---- rates of records
 
 DECIDES_TIME = (
-    "base.path",
-    "base.revision",
-    "base.size",
-    "base.dtype",
+    "base",
     "sampling",
     "refine",
     "corpus.gate",
     "cluster.threads",
+    "cluster.gpus_per_actor",
 )
 """Settings by which one image takes longer than another; an adapter is fused and costs nothing."""
 

@@ -64,6 +64,14 @@ def test_without_a_rate_times_are_not_known_and_the_rest_is() -> None:
     assert estimate(work((10, 5), rate=None, bytes_an_image=8192.0)).bytes == 15 * 8192
 
 
+def test_of_a_stage_that_is_not_cut_yet_only_images_and_bytes_are_known() -> None:
+    got = estimate(work((10, 5), rate=None, bytes_an_image=100.0, is_cut=False))
+    assert (got.images, got.bytes) == (15, 1500.0)
+    assert (got.units, got.requests, got.wall_seconds) == (None, None, None)
+    sums = total([got, estimate(work((1800,)))])
+    assert (sums.requests, sums.units_known) == (7, False)
+
+
 def test_a_stage_with_nothing_left_takes_nothing_even_without_a_rate() -> None:
     got = estimate(work((), rate=None, requests=0))
     assert (got.images, got.gpu_hours, got.wall_seconds) == (0, 0.0, 0.0)
@@ -159,6 +167,8 @@ def test_more_threads_than_cpus_and_more_actors_than_shards_are_named() -> None:
 
 def test_a_fitting_cluster_gets_no_warning() -> None:
     assert width_warnings(cluster(), [Machine(96, 8)], "the cluster", [estimate(work((10,) * 9))]) == []
+    uncut = estimate(work((10,), rate=None, is_cut=False))
+    assert width_warnings(cluster(), [Machine(96, 8)], "the cluster", [uncut]) == []
 
 
 def test_a_shard_longer_than_a_spot_notice_is_named() -> None:

@@ -78,6 +78,17 @@ def test_a_corpus_that_grows_is_charged_for_what_is_new(config: Config) -> None:
     assert (sorted(corpus.units), corpus.done) == ([1, 1, 4, 4], 12)
 
 
+def test_shards_that_are_sized_by_an_unknown_speed_are_not_counted(config: Config) -> None:
+    """100,000 images by corpus.shard_seconds=75: at 2 s an image 37 images, in batches of 4: 36."""
+    large = {name: c.model_copy(update={"images": 50_000}) for name, c in config.classes.items()}
+    corpus = config.corpus.model_copy(update={"shard_size": None})
+    config = config.model_copy(update={"classes": large, "corpus": corpus})
+    unknown = job_plan(config, Rates({}, {}))
+    assert [(one.images, one.units) for one in unknown.estimates()[:1]] == [(100_000, None)]
+    known = job_plan(config, Rates({True: FAST}, {})).drawing[0]
+    assert known.is_cut and max(known.units) == 36
+
+
 def test_pngs_cost_a_request_each(config: Config) -> None:
     plain, _ = job_plan(config, Rates({}, {})).drawing
     png = config.model_copy(update={"corpus": config.corpus.model_copy(update={"format": "png"})})
