@@ -7,6 +7,7 @@ ray.log among the keys, so what is stored is not computed again.
 
 import importlib.util
 import json
+import shutil
 import zipfile
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -44,6 +45,11 @@ WRITTEN_ANEW = (REPORT_JSON, "timings.json")
 """By `evaluate`, and not the same."""
 RENAMED = ("min_actors", "max_actors")
 """Settings of `cluster` that are read under their old names and written as `actors`."""
+SINCE = {
+    ("told_apart_auc_floor", "inception-v3-2015"): {"value": 103 / 150, "interval": [0.2929478748, 0.9159567788]},
+}
+"""(metric, extractor) -> the figure that rounding decided about when the run was made: the penalty
+of `separability` depended on the kind of processor, and does no more."""
 TOLERANCE = 2.0
 """Grey values, of the mean difference of an image that another kind of processor draws."""
 
@@ -114,8 +120,8 @@ def test_stored_features_give_the_same_figures(evaluated: Path) -> None:
 
     before, after = named(EXPECTED["figures"]), named(json.loads((evaluated / REPORT_JSON).read_text())["figures"])
     assert len(before) == len(EXPECTED["figures"]) and before.keys() == after.keys()
-    for name, figure in before.items():
-        again = after[name]
+    for name, stored in before.items():
+        again, figure = after[name], {**stored, **SINCE.get((stored["metric"], stored["extractor"]), {})}
         assert again["value"] == pytest.approx(figure["value"], rel=1e-6, abs=1e-9), name
         if figure["interval"] is None:
             assert again["interval"] is None, name
@@ -202,9 +208,11 @@ def test_nothing_is_stored_under_another_name_and_no_record_is_changed(stored: P
 def test_a_new_run_of_the_same_settings_is_stored_under_the_same_names_with_the_same_identity(
     stored: Path, tmp_path: Path
 ) -> None:
-    """With the old run's adapters and class gate: only the machine that trained them gets the same
-    bits again."""
+    """With the old run's images, adapters and class gate: only the kind of machine that made them
+    gets the same bits again."""
     old, config = reopened(stored), new_settings(stored, tmp_path / "new")
+    (images,) = stored.glob("phantoms-*")
+    shutil.copytree(images, tmp_path / "new" / images.name)
     run = open_run(config, quiet, needs_inception=False)
     for key in old.store.list("classifiers"):
         run.store.put_once(key, old.store.read(key))

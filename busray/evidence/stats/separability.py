@@ -86,11 +86,14 @@ def direction(features: np.ndarray, sides: np.ndarray) -> np.ndarray:
     y: Floats = np.where(sides, n / n_true, -n / (n - n_true))
     squares, left, right, largest = _singular(x)
     along: Floats = left.T @ y
-    outside = float(y @ y - along @ along)
+    # What no weights can fit is exactly 0 where the features span all labels. Computed as a
+    # difference it is rounding, and divided by a small freedom this would decide the penalty.
+    unfitted = n - 1 - len(squares)
+    outside = float(y @ y - along @ along) if unfitted else 0.0
     best, weights = np.inf, np.zeros(x.shape[1])
     for penalty in RIDGE_PENALTIES * largest:
         shrunk = penalty / (squares + penalty)
-        freedom = n - 1 - (1 - shrunk).sum()
+        freedom = unfitted + shrunk.sum()
         error = float((outside + ((shrunk * along) ** 2).sum()) / freedom**2)
         if error < best:
             best, weights = error, right @ (np.sqrt(squares) / (squares + penalty) * along)

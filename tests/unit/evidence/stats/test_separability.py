@@ -43,7 +43,8 @@ def test_it_is_the_mean_over_halves_of_pairs_in_order() -> None:
 
 @pytest.mark.parametrize("d", [8, 90])
 def test_the_direction_is_the_ridge_with_the_least_cross_validation_error(d: int) -> None:
-    """By the normal equations and the hat matrix, for fewer and for more features than images."""
+    """By inverses in the space of images, for fewer and for more features than images. The residual
+    is penalty x inverse x y: as y minus what is fitted, rounding would decide about the penalty."""
     x = np.concatenate([sample(20, 1, 0.4, d), sample(25, 2, 0.0, d)])
     sides = np.arange(45) < 20
     y = np.where(sides, 45 / 20, -45 / 25)
@@ -51,10 +52,10 @@ def test_the_direction_is_the_ridge_with_the_least_cross_validation_error(d: int
     largest = np.linalg.svd(centred, compute_uv=False)[0] ** 2
     errors, weights = [], []
     for penalty in RIDGE_PENALTIES * largest:
-        inverse = np.linalg.inv(centred.T @ centred + penalty * np.eye(d))
-        hat = centred @ inverse @ centred.T + 1 / 45
-        errors.append(((y - hat @ y) ** 2).mean() / (1 - np.trace(hat) / 45) ** 2)
-        weights.append(inverse @ centred.T @ y)
+        inverse = np.linalg.inv(centred @ centred.T + penalty * np.eye(45))
+        freedom = penalty * np.trace(inverse) - 1  # the mean is fitted, without a penalty
+        errors.append(((penalty * inverse @ y) ** 2).sum() / freedom**2)
+        weights.append(centred.T @ inverse @ y)
     np.testing.assert_allclose(direction(x, sides), weights[int(np.argmin(errors))], rtol=1e-6, atol=1e-9)
 
 
