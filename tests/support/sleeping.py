@@ -7,6 +7,7 @@ draws such a corpus, in a Ray with so many CPUs, until it is done or killed.
 """
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,8 +32,8 @@ FINGERPRINT = "f" * 64
 
 @dataclass(frozen=True)
 class SleepingCorpus:
-    """A workers.Drawing. Black images are committed as real ones are; `drawn/` beside them names
-    each shard that was drawn to its end."""
+    """A workers.Drawing. Black images are committed as real ones are; beside them `drawn/` names
+    each shard that was drawn to its end, and `workers/` each process that could draw."""
 
     store: Store
     seconds: float = 0.0  # of one image
@@ -45,6 +46,7 @@ class SleepingCorpus:
 
     def start(self) -> Callable[[Shard, Beat], tuple[Shard, list[Row]]]:
         time.sleep(self.loading)
+        self.store.put_once(f"workers/{os.getpid()}", b"can draw")
         return self.draw
 
     def draw(self, shard: Shard, beat: Beat) -> tuple[Shard, list[Row]]:
@@ -76,13 +78,15 @@ def main() -> None:
     parser.add_argument("--shards", type=int, required=True)
     parser.add_argument("--images", type=int, required=True, help="of a shard")
     parser.add_argument("--seconds", type=float, required=True, help="of an image")
+    parser.add_argument("--loading", type=float, default=0.0, help="until a worker can draw")
     parser.add_argument("--actors", type=int, required=True)
     parser.add_argument("--cpus", type=int, required=True)
     args = parser.parse_args()
-    corpus = SleepingCorpus(Store(str(args.folder)), args.seconds)
+    corpus = SleepingCorpus(Store(str(args.folder)), args.seconds, args.loading)
     shards = plan(args.shards, args.images)
     cluster = Cluster(actors=args.actors, threads=1)
     with own_ray(num_cpus=args.cpus), ray_workers(cluster, args.folder / "ray.log", quiet) as workers:
+        corpus.store.put_once("called", b"now")
         workers.draw("draw", corpus, shards, planned=args.shards * args.images)
 
 
