@@ -19,6 +19,7 @@ from tests.support.paths import SHARED
 BUSI = SHARED / "data" / "busi"
 RAY_IN_CHAOS = (
     "test_commits",
+    "test_drains",
     "test_driver_death",
     "test_million",
     "test_nodes",

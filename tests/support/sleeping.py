@@ -22,7 +22,7 @@ from busray.corpus.commit import commit_shard
 from busray.corpus.encode import Row
 from busray.identity import image_id
 from busray.layout import commit_key
-from busray.records import ContentBox, Execution, ImageSpec, Shard
+from busray.records import Commit, ContentBox, Execution, ImageSpec, Shard
 from busray.storage import Store
 from busray.workers import Beat
 from tests.support.runs import quiet
@@ -60,11 +60,11 @@ class SleepingCorpus:
         self.store.put_once(f"drawn/{shard.name}", b"drawn")
         return shard, rows
 
-    def commit(self, drawn: tuple[Shard, list[Row]]) -> None:
+    def commit(self, drawn: tuple[Shard, list[Row]]) -> Commit:
         time.sleep(self.committing)
         shard, rows = drawn
         execution = Execution("sleep", "float32", 1, 1, {})
-        commit_shard(self.store, shard, rows, (), {"fingerprint": FINGERPRINT}, execution, "parquet", self.seconds)
+        return commit_shard(self.store, shard, rows, (), {"fingerprint": FINGERPRINT}, execution, "parquet", self.seconds)
 
 
 def plan(shards: int, images: int) -> list[Shard]:

@@ -1,0 +1,123 @@
+"""A node that is drained finishes what its actor has and gets nothing new: a spot notice costs no
+shard, and a rebalance recommendation is no more than that. The sampler sleeps."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from busray import config
+from busray.cluster.draw import CALLS
+from busray.cluster.pool import ray_workers
+from busray.corpus.commit import committed_shards
+from busray.records import Shard
+from busray.storage import Store
+from busray.workers import Beat
+from tests.support import sleeping
+from tests.support.paths import ROOT
+from tests.support.sleeping import SleepingCorpus, plan
+
+sys.path.insert(0, str(ROOT / "deploy"))
+from spot_watcher import drain_command
+
+pytestmark = pytest.mark.slow
+
+for module in (sys.modules[__name__], sleeping):
+    ray.cloudpickle.register_pickle_by_value(module)  # workers cannot import a test
+
+SHARDS = 16
+IMAGE_SECONDS = 0.5
+LATE = 1
+"""Shards that the driver may hand out before it hears of a drain: it looks once a second."""
+
+
+@dataclass(frozen=True)
+class Noted(SleepingCorpus):
+    """Notes on which node a shard is begun."""
+
+    def draw(self, shard: Shard, beat: Beat) -> Any:
+        node = ray.get_runtime_context().get_node_id()
+        self.store.put_once(f"begun/{node}/{shard.name}", b"begun")
+        return super().draw(shard, beat)
+
+    def begun(self) -> dict[str, int]:
+        """node -> shards begun there."""
+        nodes = [key.split("/")[1] for key in self.store.list("begun")]
+        return {node: nodes.count(node) for node in nodes}
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head without work and two nodes of one actor each; this process is their driver."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    ray.init(address=made.address, log_to_driver=False)
+    for _ in range(2):
+        made.add_node(num_cpus=1)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+class Job(threading.Thread):
+    """Draws the corpus, and notes what was reported."""
+
+    def __init__(self, corpus: Noted, log: Path) -> None:
+        super().__init__(daemon=True)
+        self.corpus, self.log = corpus, log
+        self.again, self.error = 0, None
+        self.start()
+
+    def run(self) -> None:
+        def report(stage: str, done: int, total: int) -> None:
+            if stage == "draw, shards begun again":
+                self.again = done
+
+        try:
+            with ray_workers(config.Cluster(actors=2, threads=1), self.log, report) as workers:
+                workers.draw("draw", self.corpus, plan(SHARDS, 4), planned=4 * SHARDS)
+        except BaseException as error:
+            self.error = error
+
+    def until_both_nodes_drew(self) -> str:
+        """A node that draws, once both have committed something."""
+        while self.is_alive():
+            begun = self.corpus.begun()
+            if len(begun) == 2 and min(begun.values()) > CALLS:
+                return next(iter(begun))
+            time.sleep(0.1)
+        raise AssertionError(f"the job was over before anything could happen: {self.error}")
+
+
+def drain(cluster: Cluster, node: str, seconds: int | None) -> None:
+    command = drain_command(cluster.address, node, "a test", seconds)
+    subprocess.run([Path(sys.executable).parent / "ray", *command[1:]], check=True)
+
+
+@pytest.mark.parametrize("seconds", [None, 60], ids=["rebalance", "notice"])
+def test_a_drained_node_finishes_its_shards_and_gets_no_new_ones(
+    cluster: Cluster, tmp_path: Path, seconds: int | None
+) -> None:
+    """With a deadline the machine goes when it has come."""
+    corpus = Noted(Store(str(tmp_path / "run")), seconds=IMAGE_SECONDS)
+    job = Job(corpus, tmp_path / "ray.log")
+    node = job.until_both_nodes_drew()
+    drain(cluster, node, seconds)
+    before = corpus.begun()[node]
+    if seconds is not None:
+        time.sleep(seconds)
+        machine = next(m for m in cluster.worker_nodes if m.node_id == node)
+        cluster.remove_node(machine, allow_graceful=False)
+    job.join(600)
+    assert not job.is_alive() and job.error is None, job.error
+    assert committed_shards(corpus.store) == plan(SHARDS, 4)
+    assert job.again == 0, "a shard in flight was lost"
+    assert corpus.begun()[node] <= before + CALLS + LATE, "the drained node got new work"
+    print(f"drained with {before} of {SHARDS} shards begun there, {corpus.begun()[node]} in all")
