@@ -6,11 +6,12 @@ metrics port; where there is none, they are lost and the work goes on.
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from busray.records import Commit, Shard
+from busray.workers import Beat, Drawing
 
 log = logging.getLogger(__name__)
 
@@ -26,12 +27,43 @@ COUNTERS = {
 }
 
 
+class Measured:
+    """A drawing that tells its worker's metrics what it draws and commits."""
+
+    def __init__(self, drawing: Drawing) -> None:
+        self.inner = drawing
+        self.metrics: ShardMetrics | None = None  # of the worker, from start() on
+
+    def labels(self) -> Mapping[str, str]:
+        return self.inner.labels()
+
+    def is_committed(self, shard: Shard) -> bool:
+        return self.inner.is_committed(shard)
+
+    def start(self) -> Callable[[Shard, Beat], Any]:
+        draw = self.inner.start()
+        metrics = self.metrics = ShardMetrics(self.inner.labels())
+
+        def measured(shard: Shard, beat: Beat) -> Any:
+            with metrics.drawing(shard):
+                return draw(shard, beat)
+
+        return measured
+
+    def commit(self, drawn: Any) -> Any:
+        began = time.monotonic()
+        commit = self.inner.commit(drawn)
+        if self.metrics is not None:
+            self.metrics.committed(commit, time.monotonic() - began)
+        return commit
+
+
 class ShardMetrics:
     """The metrics of one sampling actor. Nothing here raises: the first failure is logged, and
     ends the metrics of this actor."""
 
-    def __init__(self, arm: str, device: str) -> None:
-        self.tags = {"arm": arm, "device": device}
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        self.tags = dict(labels)
         self.instruments: dict[str, Any] = {}
         self.broken = False
         self.idle_since = time.monotonic()
@@ -62,23 +94,13 @@ class ShardMetrics:
         self._safely(lambda: self.instruments["shard"].observe(now - began, tags=tags))
         self._safely(lambda: self.instruments["busy"].set(share, tags=tags))
 
-    @contextmanager
-    def storing(self, shard: Shard) -> Iterator[None]:
-        """Around the commit of a shard."""
-        began = time.monotonic()
-        yield
-        seconds = time.monotonic() - began
-        tags = {**self.tags, "class": shard.class_name}
-        self._safely(lambda: self.instruments["store"].observe(seconds, tags=tags))
-
-    def committed(self, commit: Any) -> None:
-        """Count what a commit holds. Another drawing's result than a Commit is not looked into."""
-        if not isinstance(commit, Commit):
-            return
+    def committed(self, commit: Commit, seconds: float) -> None:
+        """Count what a commit holds that took so many seconds to encode and store."""
         tags = {**self.tags, "class": commit.class_name}
         self._count("committed", commit.rows, tags)
         self._count("quarantined", len(commit.rejects), tags)
         self._count("redrawn", len(commit.redrawn), tags)
+        self._safely(lambda: self.instruments["store"].observe(seconds, tags=tags))
 
     def _count(self, name: str, images: int, tags: dict[str, str]) -> None:
         if images > 0:

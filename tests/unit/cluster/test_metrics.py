@@ -2,13 +2,16 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from busray.cluster import metrics as module
-from busray.cluster.metrics import ShardMetrics
+from busray.cluster.metrics import Measured, ShardMetrics
 from busray.records import Commit, Execution, Redrawn, Shard
+from busray.storage import Store
+from tests.support.sleeping import SleepingCorpus
 
 SHARD = Shard("benign", 0, 10)
 COMMIT = Commit(
@@ -36,7 +39,7 @@ def metrics(monkeypatch: pytest.MonkeyPatch) -> ShardMetrics:
         self.instruments = {name: Instrument() for name in (*module.COUNTERS, "shard", "store", "busy")}
 
     monkeypatch.setattr(ShardMetrics, "_create", create)
-    return ShardMetrics("lora+ti", "cuda: one")
+    return ShardMetrics({"arm": "lora+ti", "device": "cuda: one"})
 
 
 def told(metrics: ShardMetrics, name: str) -> list[float]:
@@ -46,32 +49,29 @@ def told(metrics: ShardMetrics, name: str) -> list[float]:
 
 
 def test_a_commit_counts_its_rows_rejects_and_redraws(metrics: ShardMetrics) -> None:
-    metrics.committed(COMMIT)
+    metrics.committed(COMMIT, 4.0)
     counts = {name: told(metrics, name) for name in module.COUNTERS}
     assert counts == {"drawn": [], "committed": [8], "quarantined": [2], "redrawn": [1]}
+    assert told(metrics, "store") == [4.0]
 
 
 def test_nothing_is_counted_of_a_kind_that_a_shard_lacks(metrics: ShardMetrics) -> None:
-    metrics.committed(replace(COMMIT, rows=10, rejects=(), redrawn=()))
+    metrics.committed(replace(COMMIT, rows=10, rejects=(), redrawn=()), 4.0)
     assert (told(metrics, "committed"), told(metrics, "quarantined"), told(metrics, "redrawn")) == ([10], [], [])
-    metrics.committed(None)
-    assert told(metrics, "committed") == [10]
 
 
 def test_seconds_and_the_busy_share_are_those_of_the_clock(
     metrics: ShardMetrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Idle for 20 s, drawing for 60, storing for 4."""
+    """Idle for 20 s, drawing for 60."""
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     metrics.idle_since = 0.0
     now[0] = 20.0
     with metrics.drawing(SHARD):
         now[0] = 80.0
-    with metrics.storing(SHARD):
-        now[0] = 84.0
     assert told(metrics, "drawn") == [10]
-    assert (told(metrics, "shard"), told(metrics, "store"), told(metrics, "busy")) == ([60.0], [4.0], [0.75])
+    assert (told(metrics, "shard"), told(metrics, "busy")) == ([60.0], [0.75])
 
 
 def test_a_shard_that_fails_is_not_counted_and_its_error_goes_on(metrics: ShardMetrics) -> None:
@@ -88,8 +88,21 @@ def test_broken_metrics_are_said_once_and_the_work_goes_on(
 
     monkeypatch.setattr(ShardMetrics, "_create", fail)
     with caplog.at_level(logging.WARNING):
-        metrics = ShardMetrics("base", "cpu")
-        with metrics.drawing(SHARD), metrics.storing(SHARD):
+        metrics = ShardMetrics({"arm": "base", "device": "cpu"})
+        with metrics.drawing(SHARD):
             pass
-        metrics.committed(COMMIT)
+        metrics.committed(COMMIT, 1.0)
     assert caplog.text.count("no metrics of this actor from now on: no agent") == 1
+
+
+def test_a_measured_drawing_is_the_drawing_with_its_numbers_told(
+    metrics: ShardMetrics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = SleepingCorpus(Store(str(tmp_path)))
+    measured = Measured(corpus)
+    assert not measured.is_committed(SHARD) and measured.labels() == corpus.labels()
+    monkeypatch.setattr(module, "ShardMetrics", lambda labels: metrics)
+    drawn = measured.start()(SHARD, lambda n=0: None)
+    commit = measured.commit(drawn)
+    assert commit.rows == 10 and measured.is_committed(SHARD)
+    assert (told(metrics, "drawn"), told(metrics, "committed"), len(told(metrics, "store"))) == ([10], [10], 1)
