@@ -51,6 +51,9 @@ class SleepingDrawing:
     def __init__(self, store: Store, seconds: float) -> None:
         self.store, self.seconds = store, seconds
 
+    def labels(self) -> dict[str, str]:
+        return {"arm": "none", "device": "none"}
+
     def is_committed(self, shard: Shard) -> bool:
         return self.store.exists(commit_key(shard))
 

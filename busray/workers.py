@@ -3,7 +3,7 @@
 `cluster/` has the Workers that run on Ray; those of tests/support/workers.py need one process.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
 from busray.records import Shard
@@ -36,6 +36,10 @@ class Shared(Protocol[T_co]):
 
 class Drawing(Protocol):
     """One corpus to draw; travels pickled to the workers. Its drawn shards are of any type."""
+
+    def labels(self) -> Mapping[str, str]:
+        """`arm`, and `device` of the process that asks: tags of its metrics."""
+        ...
 
     def is_committed(self, shard: Shard) -> bool: ...
 

@@ -31,7 +31,7 @@ class Measured:
     """A drawing that tells its worker's metrics what it draws and commits."""
 
     def __init__(self, drawing: Drawing) -> None:
-        self.inner = drawing
+        self.inner: Any = drawing
         self.metrics: ShardMetrics | None = None  # of the worker, from start() on
 
     def labels(self) -> Mapping[str, str]:
@@ -51,9 +51,16 @@ class Measured:
         return measured
 
     def commit(self, drawn: Any) -> Any:
+        return self._counted(lambda: self.inner.commit(drawn))
+
+    def quarantine(self, shard: Shard, reason: str) -> Any:
+        return self._counted(lambda: self.inner.quarantine(shard, reason))
+
+    def _counted(self, put: Callable[[], Any]) -> Any:
         began = time.monotonic()
-        commit = self.inner.commit(drawn)
-        if self.metrics is not None:
+        commit = put()
+        # A commit that was lost to another driver's is counted here too.
+        if self.metrics is not None and isinstance(commit, Commit):
             self.metrics.committed(commit, time.monotonic() - began)
         return commit
 

@@ -13,6 +13,7 @@ import ray.data
 from busray import config
 from busray.cluster.draw import draw_and_commit
 from busray.cluster.liveness import Heartbeat, carrying_errors, monitored
+from busray.cluster.metrics import Measured
 from busray.cluster.session import device_of, session, use_threads
 from busray.cluster.train import fit
 from busray.cluster_address import address_of
@@ -131,7 +132,7 @@ class RayWorkers:
     def draw(self, stage: str, drawing: Drawing, shards: Sequence[Shard], planned: int) -> None:
         done = planned - sum(shard.count for shard in shards)
         again = self._monitored(
-            stage, planned, lambda liveness: draw_and_commit(self.settings, drawing, shards, liveness), done
+            stage, planned, lambda liveness: draw_and_commit(self.settings, Measured(drawing), shards, liveness), done
         )
         if again:
             self.report(f"{stage}, shards begun again", again, again)

@@ -77,6 +77,10 @@ class DrawJob:
     txt2img_source: Store | None = None
     gate: ClassGate | None = None
 
+    def labels(self) -> dict[str, str]:
+        """What metrics are tagged by."""
+        return {"arm": self.provenance["arm"], "device": device_name(self.device)}
+
     def is_committed(self, shard: Shard) -> bool:
         return self.store.exists(commit_key(shard))
 

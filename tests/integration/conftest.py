@@ -48,6 +48,6 @@ def local_ray(bucket: str) -> Iterator[None]:
     """Four logical CPUs whatever the machine has: two training workers beside Ray's own actors.
     Workers are as nice as the unit tests beside them, by Ray's default of 15 they would wait
     for those."""
-    config = {"worker_niceness": 0}
+    config = {"worker_niceness": 0, "metrics_report_interval_ms": 1000}
     with own_ray(num_cpus=4, _system_config=config):
         yield

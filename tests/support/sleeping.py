@@ -9,7 +9,7 @@ draws such a corpus, in a Ray with so many CPUs, until it is done or killed.
 import argparse
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,10 @@ class SleepingCorpus:
     loading: float = 0.0  # seconds until a worker can draw
     committing: float = 0.0  # seconds of a commit, besides its work
     side: int = 8  # pixels of an image's side
+    arm: str = "base"
+
+    def labels(self) -> dict[str, str]:
+        return {"arm": self.arm, "device": "sleep"}
 
     def is_committed(self, shard: Shard) -> bool:
         return self.store.exists(commit_key(shard))
@@ -63,8 +67,15 @@ class SleepingCorpus:
     def commit(self, drawn: tuple[Shard, list[Row]]) -> Commit:
         time.sleep(self.committing)
         shard, rows = drawn
-        execution = Execution("sleep", "float32", 1, 1, {})
-        return commit_shard(self.store, shard, rows, (), {"fingerprint": FINGERPRINT}, execution, "parquet", self.seconds)
+        return self.record(shard, rows, ())
+
+    def quarantine(self, shard: Shard, reason: str) -> Commit:
+        images = range(shard.first, shard.first + shard.count)
+        return self.record(shard, (), [(image_id(FINGERPRINT, shard.class_name, i), reason) for i in images])
+
+    def record(self, shard: Shard, rows: Sequence[Row], rejects: Sequence[tuple[str, str]]) -> Commit:
+        execution, provenance = Execution("sleep", "float32", 1, 1, {}), {"fingerprint": FINGERPRINT}
+        return commit_shard(self.store, shard, rows, rejects, provenance, execution, "parquet", self.seconds)
 
 
 def plan(shards: int, images: int) -> list[Shard]:

@@ -14,7 +14,7 @@ from tests.support.runs import quiet
 from tests.support.sleeping import SleepingCorpus, plan
 
 SECONDS = 120.0
-"""Limit for the numbers to arrive: Ray's workers send them every ten seconds."""
+"""Limit for the numbers to arrive: Ray's workers send them every second here, else every ten."""
 
 
 def exported(name: str) -> dict[str, float]:
@@ -32,7 +32,7 @@ def exported(name: str) -> dict[str, float]:
 
 def test_the_nodes_metrics_port_has_what_was_drawn_committed_and_how_long_it_took(tmp_path: Path) -> None:
     shards = plan(6, 5)
-    corpus = SleepingCorpus(Store(str(tmp_path)), seconds=1.0, arm="asleep")
+    corpus = SleepingCorpus(Store(str(tmp_path)), seconds=0.2, arm="asleep")
     cluster = Cluster(actors=1, threads=1)
     with ray_workers(cluster, tmp_path / "ray.log", quiet) as workers:
         assert isinstance(workers, RayWorkers)
@@ -41,11 +41,11 @@ def test_the_nodes_metrics_port_has_what_was_drawn_committed_and_how_long_it_too
     while not exported("ray_busray_committed_images_total") and time.monotonic() < until:
         time.sleep(1)
     committed = exported("ray_busray_committed_images_total")["benign"]
-    assert 0 < committed <= 30  # the last ten seconds of an actor may be lost with it
+    assert 0 < committed <= 30  # an actor's last second may be lost with it
     assert committed <= exported("ray_busray_drawn_images_total")["benign"] <= 30
     shards_seen = exported("ray_busray_shard_seconds_count")["benign"]
     assert 0 < shards_seen <= 6
-    assert exported("ray_busray_shard_seconds_sum")["benign"] >= 5.0 * shards_seen
+    assert exported("ray_busray_shard_seconds_sum")["benign"] >= 1.0 * shards_seen
     assert exported("ray_busray_store_seconds_count")["benign"] > 0
     assert 0 < exported("ray_busray_busy_share")["benign"] <= 1
     assert exported("ray_busray_quarantined_images_total") == {}

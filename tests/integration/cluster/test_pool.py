@@ -118,6 +118,9 @@ class Plan:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def labels(self) -> dict[str, str]:
+        return {"arm": "none", "device": "none"}
+
     def is_committed(self, shard: Shard) -> bool:
         return (self.folder / shard.name).exists()
 
