@@ -303,7 +303,7 @@ def _resume(run: Any) -> Callable[[], Any]:
 
     from busray.stages import generate
 
-    job = SimpleNamespace(store=run.store)
+    job = SimpleNamespace(store=run.store, refine=None)
 
     def work() -> None:
         with patch.object(generate, "draw_job", lambda *_, **__: job):

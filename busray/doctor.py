@@ -15,7 +15,7 @@ from pathlib import Path
 
 from busray.failures import explain
 from busray.records import StoreError, UserError
-from busray.storage import Store, describe_error
+from busray.storage import Store, describe_error, store_answer
 
 PROBE_RETRY_SECONDS = 30.0
 """How long `examine` retries: far less than a run, so that a wrong address is reported soon."""
@@ -24,12 +24,62 @@ ROUNDS = 5
 CREATORS = 8
 """Threads that create one key at the same moment, in each round of the race."""
 
-S3_ACTIONS = {"write": "s3:PutObject", "read": "s3:GetObject", "list": "s3:ListBucket", "delete": "s3:DeleteObject"}
-KEYS_REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed")
-NO_KEYS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError")
+
+@dataclass(frozen=True)
+class _Maker:
+    """How the maker of a kind of store names things."""
+
+    actions: dict[str, str]  # check -> the permission that it needs
+    keys: str  # how a user gives credentials
+
+
+AWS = _Maker(
+    {"write": "s3:PutObject", "read": "s3:GetObject", "list": "s3:ListBucket", "delete": "s3:DeleteObject"},
+    "set AWS_ACCESS_KEY_ID and its like, or give a role",
+)
+GOOGLE = _Maker(
+    {
+        "write": "storage.objects.create",
+        "read": "storage.objects.get",
+        "list": "storage.objects.list",
+        "delete": "storage.objects.delete",
+    },
+    "run `gcloud auth application-default login`, or give the machine a service account",
+)
+# The role Storage Blob Data Contributor has them all.
+MICROSOFT = _Maker(
+    {"write": "blobs/write", "read": "blobs/read", "list": "blobs/read", "delete": "blobs/delete"},
+    "set AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY, or give the machine a managed identity",
+)
+MAKERS = {
+    "s3": AWS, "s3a": AWS, "gs": GOOGLE, "gcs": GOOGLE,
+    "az": MICROSOFT, "abfs": MICROSOFT, "abfss": MICROSOFT,
+}  # fmt: skip
+"""Scheme -> maker."""
+KEYS_REFUSED = (
+    "AuthenticationFailed",
+    "Invalid Credentials",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "InvalidToken",
+    "RequestTimeTooSkewed",
+)
+NO_KEYS = (
+    "DefaultCredentialsError",
+    "RefreshError",
+    "ClientAuthenticationError",
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "CredentialRetrievalError",
+    "TokenRetrievalError",
+)
 
 TWICE = "two drivers of one run would overwrite each other's records silently"
-SAFE_STORE = "use a store that honours If-None-Match on writes, such as AWS S3, or a folder on a local disk"
+SAFE_STORE = (
+    "use a store that honours If-None-Match on writes, such as AWS S3, Google Cloud Storage or Azure Blob Storage, "
+    "or a folder on a local disk"
+)
 ANOTHER_STORE = "use another store: a run on this one cannot know which shards are done"
 
 
@@ -110,9 +160,9 @@ def unproven(store: Store) -> str | None:
         return None
     return (
         f"of two writers at the same moment exactly one wins. In {ROUNDS} rounds of {CREATORS} writers it was so, "
-        "but a server that looks for an object and then writes it can pass by luck. AWS S3 and Google Cloud "
-        "Storage promise it; of other servers ask the maker (If-None-Match on PutObject, atomic). Until you "
-        "know, start one command at a time on a run"
+        "but a server that looks for an object and then writes it can pass by luck. AWS S3, Google Cloud "
+        "Storage and Azure Blob Storage promise it; of other servers ask the maker (If-None-Match on PutObject, "
+        "atomic). Until you know, start one command at a time on a run"
     )
 
 
@@ -214,8 +264,18 @@ STORE_CHECKS = {
 
 
 def _title(store: Store, name: str) -> str:
-    title, on_s3 = STORE_CHECKS[name].title, store.url.startswith(("s3:", "s3a:"))
-    return f"{title} ({S3_ACTIONS[name]})" if on_s3 and name in S3_ACTIONS else title
+    title, action = STORE_CHECKS[name].title, _action(store, name)
+    return f"{title} ({action})" if action else title
+
+
+def _action(store: Store, name: str) -> str | None:
+    """The permission that a check needs, as the store's maker calls it."""
+    maker = _maker(store)
+    return maker.actions.get(name) if maker else None
+
+
+def _maker(store: Store) -> _Maker | None:
+    return MAKERS.get(store.url.partition("://")[0])
 
 
 def _run_check(probe: Store, name: str, check: _Check) -> tuple[Finding, bool]:
@@ -240,10 +300,12 @@ def _explain(store: Store, doing: str, error: Exception) -> tuple[str, str]:
         return (failure.what if failure.is_known else text), fix
     # S3 answers wrong keys with 403 too; that must not look like a missing permission.
     if any(code in text for code in KEYS_REFUSED) or type(error).__name__ in NO_KEYS:
-        fix = "set AWS_ACCESS_KEY_ID and its like, or give a role"
+        fix = (_maker(store) or AWS).keys
         return f"the keys are missing or not accepted ({text})", fix
-    if isinstance(error, PermissionError):
-        action = S3_ACTIONS.get(doing, "a permission")
+    # gcsfs says Forbidden in an error of its own, Azure by the status alone.
+    refused = "Forbidden:" in text or (store_answer(error) or (0,))[0] == 403
+    if isinstance(error, PermissionError) or refused:
+        action = _action(store, doing) or "a permission"
         fix = f"allow {action} in the bucket's or the role's policy"
         return f"no permission {action} ({text})", fix
     if isinstance(error, FileNotFoundError):

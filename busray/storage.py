@@ -69,6 +69,14 @@ S3_CLIENT = {
 """botocore's settings (seconds, attempts) for one request, such as a page of a listing."""
 
 TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
+OTHER_NETWORK_ERRORS = {
+    ("requests.exceptions", "ConnectionError"),
+    ("requests.exceptions", "Timeout"),
+    ("google.auth.exceptions", "TransportError"),
+    ("azure.core.exceptions", "ServiceRequestError"),
+    ("azure.core.exceptions", "ServiceResponseError"),
+}
+"""Errors of gs:// and az:// that mean no answer, by name: their clients may be missing here."""
 TRANSIENT_CODES = {"ConditionalRequestConflict", "IncompleteBody", "OperationAborted", "RequestTimeout", "SlowDown"}
 """S3's error codes to retry whose HTTP status (400, 409) also has permanent errors."""
 
@@ -95,12 +103,14 @@ def is_transient(error: BaseException) -> bool:
     # Refused and closed connections, timeouts, broken bodies.
     connection = (TimeoutError, ConnectionError, boto.HTTPClientError, boto.ConnectionError)
     body = (NetworkError, boto.IncompleteReadError, boto.FlexibleChecksumError)
+    if any((kind.__module__, kind.__name__) in OTHER_NETWORK_ERRORS for kind in type(error).__mro__):
+        return True
     busy = (errno.EBUSY, errno.EREMOTEIO)  # s3fs's for SlowDown and InternalError
     return isinstance(error, connection + body) or getattr(error, "errno", None) in busy
 
 
 def store_answer(error: BaseException) -> tuple[int, str, str] | None:
-    """(HTTP status, S3's code, its message) if S3 answered; else None."""
+    """(HTTP status, the store's code, its message) if the store answered; else None."""
     cause, seen = error, set[int]()
     while cause is not None and id(cause) not in seen:  # s3fs translates botocore's errors and keeps them as the cause
         response = getattr(cause, "response", None)
@@ -108,6 +118,11 @@ def store_answer(error: BaseException) -> tuple[int, str, str] | None:
             answer, metadata = response["Error"], response.get("ResponseMetadata", {})
             status = metadata.get("HTTPStatusCode", 0)
             return status, answer.get("Code", ""), answer.get("Message", "")
+        # gcsfs's HttpError has `code`, Azure's HttpResponseError `status_code`.
+        status = getattr(cause, "status_code", None) or getattr(cause, "code", None)
+        if isinstance(status, int | str) and str(status).isdigit() and 300 <= int(status) < 600:
+            message = str(getattr(cause, "message", cause)).splitlines()
+            return int(status), str(getattr(cause, "error_code", None) or ""), message[0] if message else ""
         seen.add(id(cause))
         cause = cause.__cause__
     return None
@@ -119,7 +134,7 @@ def describe_error(error: BaseException) -> str:
     if answer:
         status, code, message = answer
         # The answer to a HEAD request has no body: S3's code is then the status again.
-        text = f"{status}: {message}" if code == str(status) else f"{status} {code}: {message}"
+        text = f"{status}: {message}" if code in (str(status), "") else f"{status} {code}: {message}"
     return " ".join(text.split()).rstrip(": ")[:300]
 
 
@@ -183,8 +198,8 @@ class Store:
     @property
     def decides_alone(self) -> bool:
         """Whether the maker of the store promises that one of two writers at once wins: a local
-        disk, Google Cloud Storage, and S3 at Amazon's own addresses."""
-        if self.local or self.url.startswith(("gs://", "gcs://")):
+        disk, Google Cloud Storage, Azure Blob Storage, and S3 at Amazon's own addresses."""
+        if self.local or self.url.startswith(("gs://", "gcs://", "az://", "abfs://", "abfss://")):
             return True
         if not self._s3:
             return False
