@@ -1,6 +1,7 @@
 """The Frechet distance of a whole corpus through the real Ray path, on made-up features.
 
     python benchmarks/fid.py --folder FOLDER
+    OMP_NUM_THREADS=1 python benchmarks/fid.py --arithmetic
 
 Prints the tables of scale-fid.md. Features [n, 2048] are made up by seed, in shards of 256 rows of
 two classes, and stored as `busray evaluate` stores Inception's. Each row of the first table is a
@@ -8,6 +9,9 @@ driver and a Ray of its own: `moments_of_all` of stages/whole_corpus.py computes
 pool of workers, keeps them, and merges them. The second table compares what came out with one pass
 over the same rows in one process, which sums x x' about the mean and takes no QR; the smallest size
 also with torch-fidelity. FOLDER needs 9 GB for a million rows while this runs.
+
+--arithmetic: why moments keep a factor by QR and not the sum of x x'. What each costs on one core,
+and how far a distance moves when the same rows are summed in another cut and order.
 """
 
 import argparse
@@ -16,6 +20,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -28,7 +33,7 @@ import psutil
 
 from busray import processes
 from busray.config import Cluster
-from busray.evidence.stats.frechet import Moments, frechet
+from busray.evidence.stats.frechet import ROWS_AT_ONCE, Moments, frechet
 from busray.identity import fingerprint
 from busray.layout import features_key
 from busray.records import CLASS_ALL
@@ -53,7 +58,8 @@ FEW = 20_000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--arithmetic", action="store_true")
     parser.add_argument("--rows", type=int, nargs="+", default=SIZES)
     parser.add_argument("--child", choices=("make", "merge"))
     options = parser.parse_args()
@@ -61,6 +67,8 @@ def main() -> None:
         make(options.folder, options.rows)
     elif options.child == "merge":
         print(json.dumps(merge(options.folder, options.rows[0])))
+    elif options.arithmetic:
+        arithmetic()
     else:
         folder = options.folder / "busray-fid"
         try:
@@ -287,6 +295,56 @@ def by_torch_fidelity(folder: Path, rows: int, reference: np.ndarray) -> float:
     drawn = np.concatenate(list(stored(folder, rows))).astype(np.float32)
     sides = [fid_features_to_statistics(torch.from_numpy(x)) for x in (drawn, reference)]
     return fid_statistics_to_metric(sides[0], sides[1], False)["frechet_inception_distance"]
+
+
+# ---- QR or sums of products
+
+
+def arithmetic() -> None:
+    rng = np.random.default_rng(0)
+    triangle, x = np.triu(rng.standard_normal((D, D))), rng.standard_normal((ROWS_AT_ONCE, D))
+    stacked = np.concatenate([triangle, x])
+    speeds = []
+    for name, work in (("QR", lambda: np.linalg.qr(stacked, mode="r")), ("x'x", lambda: x.T @ x)):
+        started = time.process_time()
+        for _ in range(3):
+            work()
+        speeds.append([name, f"{3 * len(x) / (time.process_time() - started):,.0f}"])
+    print(markdown_table(["of 2,048 features", "rows/s of CPU"], speeds))
+    lines = []
+    for decades in (1, 3, 5):
+        drawn, reference = steep(6000, 1, decades), steep(4000, 2, decades)
+        cut = np.array_split(drawn, 7)[::-1]
+        target = Moments.of(reference)
+        by_qr = [frechet(Moments.merged(map(Moments.of, parts)), target) for parts in ([drawn], cut)]
+        by_sums = [of_covariances(summed(parts), summed([reference])) for parts in ([drawn], cut)]
+        moved = [f"{abs(values[1] / values[0] - 1):.1e}" for values in (by_qr, by_sums)]
+        lines.append([str(2 * decades), f"{by_qr[0]:.6f}", *moved])
+    heads = ["decades of the covariance's eigenvalues", "distance", "moves by QR", "moves by x'x"]
+    print(markdown_table(heads, lines))
+
+
+def steep(n: int, seed: int, decades: float, d: int = 256) -> np.ndarray:
+    """[n, d] in a basis that all have, with standard deviations from 1 down to 10^-decades."""
+    basis = np.linalg.qr(np.random.default_rng(99).standard_normal((d, d)))[0]
+    return np.random.default_rng(seed).standard_normal((n, d)) * np.logspace(0, -decades, d) @ basis
+
+
+def summed(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, covariance) of sums about the first part's mean."""
+    centre, n = parts[0].mean(0), sum(map(len, parts))
+    total = sum((part - centre).sum(0) for part in parts)
+    products = sum((part - centre).T @ (part - centre) for part in parts)
+    return centre + total / n, (products - np.outer(total, total) / n) / (n - 1)
+
+
+def of_covariances(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:
+    """The distance with roots by eigenvalues."""
+    values, vectors = np.linalg.eigh(a[1])
+    half = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    root = np.sqrt(np.clip(np.linalg.eigvalsh(half @ b[1] @ half), 0, None)).sum()
+    step = a[0] - b[0]
+    return float(step @ step + np.trace(a[1]) + np.trace(b[1]) - 2 * root)
 
 
 if __name__ == "__main__":

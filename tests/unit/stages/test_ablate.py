@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from busray.config import Config
 from busray.corpus.ablation import ARMS, SubRunPlan, plan_sub_runs
 from busray.corpus.commit import read_commits, read_rows
 from busray.model.checkpoints import commit_adapters
-from busray.records import UserError
+from busray.records import INCEPTION, MOST_REPLICATES, UserError
 from busray.run.checks import open_run
 from busray.run.record import Run
-from busray.stages.ablate import ablate, draw_sub_run, open_sub_run
+from busray.stages.ablate import ablate, check_ablation, draw_sub_run, open_sub_run
 from busray.storage import Store
 from tests.support.corpora import fill, with_settings
 from tests.support.runs import quiet, settings
@@ -35,6 +36,19 @@ def test_every_sub_run_keeps_its_images_where_fewer_are_compared(run: Run, prefi
     sub_run = open_sub_run(run, InProcessWorkers(), plan)
     draw_sub_run(sub_run, [sub_run])
     assert store.read("manifest.parquet") == before
+
+
+def test_sub_runs_draw_what_figures_look_at_and_no_more(run: Run) -> None:
+    real = max(sum(image.class_name == name for image in run.dataset.split("all")) for name in run.config.classes)
+    classes = {name: c.model_copy(update={"images": 100_000}) for name, c in run.config.classes.items()}
+    changes = {"classes": classes, "refine": settings("elsewhere", refine={"steps": 20}).refine}
+    large = replace(run, config=run.config.model_copy(update=changes), extractors={INCEPTION: None})
+    plans = check_ablation(large)
+    assert {plan.config.evaluate.images for plan in plans} == {MOST_REPLICATES * real}
+    assert {c.images for plan in plans for c in plan.config.classes.values()} == {MOST_REPLICATES * real}
+    asked = run.config.evaluate.model_copy(update={"images": 50_000})
+    plans = check_ablation(replace(large, config=large.config.model_copy(update={"evaluate": asked})))
+    assert {plan.config.evaluate.images for plan in plans} == {50_000}
 
 
 def test_a_sub_runs_progress_is_reported_under_its_own_name(run: Run) -> None:
