@@ -85,7 +85,7 @@ class _Teller:
         self.word = DriverProgress(
             driver=secrets.token_hex(8),
             busray=__version__,
-            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            command=shlex.join([_program(), *sys.argv[1:]]),
             host=socket.gethostname(),
             process=os.getpid(),
             machine=this_machine(),
@@ -128,6 +128,11 @@ class _Warnings(logging.Handler):
         self.note(record.getMessage())
         if not logging.getLogger().handlers and logging.lastResort is not None:
             logging.lastResort.handle(record)  # on standard error, as without this handler
+
+
+def _program() -> str:
+    name = Path(sys.argv[0]).name
+    return "busray" if name == "__main__.py" else name  # `python -m busray`
 
 
 def this_machine() -> str:
@@ -193,8 +198,9 @@ def refuse_beside_drivers(store: Store) -> None:
     living = [driver for driver in drivers(store, time.time()) if driver.lives]
     if living:
         word, age = living[0].word, living[0].age
+        others = f" and {len(living) - 1} more" if len(living) > 1 else ""
         raise UserError(
-            f"{store.url}: {len(living)} driver(s) work on this run, such as process {word.process} on {word.host} "
-            f"({word.command}; last word {age:.0f} s ago, {progress_key(word.driver)}): end it first; a driver that "
-            f"was killed on another machine counts as gone {SILENT_AFTER / 60:.0f} minutes after its last word"
+            f"{store.url}: a driver works on this run: process {word.process} on {word.host}{others}, its last word "
+            f"{age:.0f} s ago ({progress_key(word.driver)}). End it first. One that was killed on another machine "
+            f"counts as gone {SILENT_AFTER / 60:.0f} minutes after its last word: then the same command goes on"
         )

@@ -60,7 +60,7 @@ def test_a_driver_at_work_lives_and_its_stage_is_told(store: Store, monkeypatch:
         assert driver.lives
         assert (driver.word.stage, driver.word.done, driver.word.total) == ("generate corpus", 4, 9)
         assert driver.word.process == os.getpid() and driver.word.machine == this_machine()
-        with pytest.raises(UserError, match=r"1 driver\(s\) work on this run.*end it first"):
+        with pytest.raises(UserError, match="a driver works on this run: process .* End it first"):
             refuse_beside_drivers(store)
     assert seen == [("generate corpus", 4, 9)]
     (driver,) = drivers(store, module.time.time())
@@ -123,6 +123,13 @@ def test_drivers_beside_each_other_have_a_word_each_and_the_newest_come_first(
         os.utime(Path(store.url, progress_key(f"{i:016}")), (100 + i, 100 + i))
     monkeypatch.setattr(module, "DRIVERS_READ", 3)
     assert [driver.word.driver[-1] for driver in drivers(store, 104.0)] == ["3", "2", "1"]
+
+
+def test_of_several_drivers_one_is_named_and_the_others_are_counted(store: Store) -> None:
+    for i in range(3):
+        put(store, word(driver=f"{i:016}"))
+    with pytest.raises(UserError, match="process 12 on gpu-7 and 2 more"):
+        refuse_beside_drivers(store)
 
 
 def test_a_word_that_cannot_be_read_is_left_out_and_said(store: Store, caplog: pytest.LogCaptureFixture) -> None:
