@@ -60,7 +60,7 @@ def test_a_driver_at_work_lives_and_its_stage_is_told(store: Store, monkeypatch:
         assert driver.lives
         assert (driver.word.stage, driver.word.done, driver.word.total) == ("generate corpus", 4, 9)
         assert driver.word.process == os.getpid() and driver.word.machine == this_machine()
-        with pytest.raises(UserError, match="a driver works on this run: process .* End it first"):
+        with pytest.raises(UserError, match=r"a driver works on this run: process .* End it first"):
             refuse_beside_drivers(store)
     assert seen == [("generate corpus", 4, 9)]
     (driver,) = drivers(store, module.time.time())

@@ -177,18 +177,18 @@ def test_of_a_run_in_object_storage_the_status_is_the_same_and_its_requests_do_n
     extend_plan(store, {"benign": 400, "malignant": 400}, 4)
     monkeypatch.setattr(module, "RECORDS_READ", 5)
     counts: list[int] = []
-    for shards in (range(0, 24, 4), range(24, 104, 4)):
+    for shards in (range(0, 24, 4), range(24, 64, 4)):
         for first in shards:
             commit_black(store, Shard("benign", first, 4))
         counts.append(requests_of_status(store, monkeypatch))
     assert counts[0] == counts[1] <= 25
     with telling(store, quiet) as report:
-        report("generate corpus", 104, 800)
+        report("generate corpus", 64, 800)
     assert main(["status", store.url, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     benign = told["corpora"][0]["classes"][0]
-    assert (benign["planned"], benign["committed"]) == (400, 104)
-    assert benign["per_hour"] == pytest.approx(624)  # 104 in the last ten minutes
+    assert (benign["planned"], benign["committed"]) == (400, 64)
+    assert benign["per_hour"] == pytest.approx(384)  # 64 in the last ten minutes
     assert told["drivers"][0]["word"]["ended"] == "done" and told["drivers"][0]["age"] < 60
 
 
