@@ -123,6 +123,26 @@ def test_the_report_has_every_arm_with_its_protocol_and_n(finished: Run) -> None
     assert "data:image/png;base64," in page
 
 
+def test_all_images_are_measured_beside_the_sample_where_that_is_wanted(finished: Run, tmp_path: Path) -> None:
+    """Here the sample is all images, so the two distances of a class are the same number."""
+    copy = shutil.copytree(finished.store.url, tmp_path / "run")
+    wanted = finished.config.evaluate.model_copy(update={"whole_corpus": True})
+    config = finished.config.model_copy(update={"evaluate": wanted})
+    run = replace(finished, config=config, store=Store(str(copy)))
+    figures = evaluate(run, InProcessWorkers())
+    for metric in ("fid", "fd-texture"):
+        for name in config.classes:
+            of_class = [f for f in figures if (f.metric, f.class_name, f.arm) == (metric, name, "lora+ti+refine")]
+            sample, whole = (next(f for f in of_class if f.protocol == p) for p in ("synthetic-only", "whole-corpus"))
+            assert whole.n == sample.n == 6 and whole.n_reference == sample.n_reference
+            assert whole.value == pytest.approx(sample.value, rel=1e-9)
+    write_report(run, figures)
+    verdicts = json.loads(run.store.read("report.json"))["verdicts"]
+    assert any(line.startswith("FID of all images of lora+ti+refine: ") and "(n = 12)" in line for line in verdicts)
+    assert "whole-corpus" in run.store.read("report.html").decode()
+    assert not list(run.store.list("moments"))  # so few images fill no block
+
+
 def test_texture_features_are_stored_a_shard_and_are_of_each_images_content(finished: Run) -> None:
     boxes = []
     for commit in read_commits(finished.store):
