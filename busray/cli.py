@@ -74,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser = _parser()
         own, flags = split_settings(given, parser)
         options, rest = parser.parse_known_args(own)
+        _refuse_words(rest)
         status = COMMAND_FUNCTIONS[options.command](options, [*rest, *flags])
         sys.stdout.flush()  # a full disk or a closed pipe may show only here
         return status
@@ -239,6 +240,13 @@ def split_settings(arguments: Sequence[str], parser: argparse.ArgumentParser) ->
         else:
             flags.append(f"{argument}={rest.pop(0)}")
     return own, flags
+
+
+def _refuse_words(rest: Sequence[str]) -> None:
+    """UserError for an argument too many. What has a dash or `=` is told as a setting."""
+    for word in rest:
+        if "=" not in word and word[:1] not in ("-", "–", "—", "−"):
+            raise UserError(f"{word}: one argument too many; a name with spaces needs quotes; see --help")
 
 
 def _options_of(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[set[str], str | None]:

@@ -365,6 +365,8 @@ def _check(options: argparse.Namespace, flags: list[str]) -> int:
     settings = dataset_settings(flags)
     if options.json and not options.json.absolute().parent.is_dir():
         raise missing_folder("--json", options.json.parent, "make it first, or name another")
+    if options.json and options.json.is_dir():
+        raise UserError(f"--json: {options.json} is a folder: name a file in it")
     with terminal.reporter() as report:
         checked = check(options.data, None, options.metadata, partial(report, "check"), settings)
     for table in checked.tables():

@@ -487,11 +487,12 @@ class Config(Settings):
             return value
         named: dict[Any, Any] = {}
         for key, settings in value.items():
+            settings = {} if settings is None else settings  # `benign:` alone: all defaults
             name = safe_name(key) if isinstance(key, str) else None
-            if name is None or name == key or not isinstance(settings, dict | None):
+            if name is None or name == key or not isinstance(settings, dict):
                 name = key
             else:
-                settings = {**(settings or {}), "folder": (settings or {}).get("folder", key)}
+                settings = {**settings, "folder": settings.get("folder", key)}
             if name in named:
                 raise ValueError(f"two classes would be named {name!r}: name one otherwise, and give its `folder`")
             named[name] = settings

@@ -1,6 +1,8 @@
 """A Config from a YAML file and `--a.b=c` flags; every mistake as one readable line."""
 
 import difflib
+import json
+import shlex
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from busray.yaml_text import DECIMAL, HEXADECIMAL, SPECIAL, Plain, read_yaml, re
 
 T = TypeVar("T")
 
+NULLS = ("null", "Null", "NULL")
 LARGEST_FILE = 1_000_000
 """Bytes of a config file; more than that is another file."""
 
@@ -109,6 +112,9 @@ def _read(path: Path) -> str:
     except UnicodeDecodeError as error:
         if data.startswith((b"\xff\xfe", b"\xfe\xff")):
             fix = "it is UTF-16: save it as UTF-8"
+        else:
+            line = data[: error.start].count(b"\n") + 1
+            fix = f"line {line} has other bytes, such as an umlaut of Latin-1: save it as UTF-8"
         raise UserError(f"config file {path}: not UTF-8 text: {fix}") from error
 
 
@@ -219,13 +225,17 @@ class _Given:
         """The value of a flag. A text is taken as it is: no word, colon or brace in it is YAML."""
         if kind is None:
             return text  # an unknown setting, whatever its value
-        if not kind.text or kind.number:
+        if kind.inner and kind.inner.text and text and text[0] not in "[{" and text not in NULLS:
+            items = json.dumps([item.strip(" '\"") for item in text.split(",")], ensure_ascii=False)
+            self.problems[at] = f"a list is expected: write {shlex.quote(f'--{_dotted(at)}={items}')}"
+            return text
+        if text and (not kind.text or kind.number):
             return self.read(read_yaml(text, _shown(flag)), kind, at)
         if not text:
             null = ", or null to unset it" if kind.null else ""
             self.problems[at] = f"it is empty: give a value after the `=`{null}"
             return text
-        if text in ("null", "Null", "NULL") or (text == "~" and not kind.place):
+        if text in NULLS or (text == "~" and not kind.place):
             return None
         if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
             text = str(read_yaml(text, _shown(flag)))
@@ -249,6 +259,10 @@ class _Given:
         else:
             return
         self.problems[("output",)] = f"{why}: give --output=FOLDER beside it"
+
+
+def _dotted(at: Sequence[str]) -> str:
+    return ".".join(at)
 
 
 def _looks_like_another_number(text: str) -> bool:

@@ -9,11 +9,21 @@ from pydantic import BaseModel
 from busray.config import Config
 from busray.places import credentials_in
 
+BOUNDS = {
+    "greater_than_equal": "at least",
+    "greater_than": "more than",
+    "less_than_equal": "at most",
+    "less_than": "less than",
+    "multiple_of": "a multiple of",
+}
+"""Kind of pydantic's error -> how its bound is said."""
 LONGEST_QUOTE = 80
 KIND_TRIED = re.compile(r"literal\[|constrained-|function-")
 
 NO_NEGATIVE = "busray draws without a negative prompt: say in classes.<class>.prompts what the image shows"
 FULL_STRENGTH = "adapters are always used at their full strength"
+MAY_BE_NULL = ("refine", "gate", "geometry", "phantoms", "primary")
+"""Groups of settings that can be switched off."""
 VAE = "the base brings its own autoencoder: the folder vae in base.path"
 CONSTANT = "the learning rate is constant after adapters.warmup"
 OWN_NAMES = {
@@ -64,7 +74,7 @@ def explain(item: Any) -> str:
     # Where several kinds of value are allowed, pydantic also names the kind that it tried.
     location = shortened(".".join(str(part) for part in item["loc"] if not KIND_TRIED.match(str(part))))
     if item["type"] == "extra_forbidden":
-        return f"{location}: no such setting; {_nearest_setting(item['loc'])}"
+        return f"{location or repr('')}: no such setting; {_nearest_setting(item['loc'])}"
     message = _message(item)
     if not location:
         return message
@@ -158,12 +168,23 @@ def _message(item: Any) -> str:
         return "a text is expected, and one with braces, brackets or a colon needs quotes"
     if kind == "string_type":
         return "a text is expected" + ("" if given is None else ": write it in quotes")
+    if kind in ("model_type", "model_attributes_type", "dict_type") and name in MAY_BE_NULL:
+        return f"a group of settings is expected, such as {name}: {{...}}, or null for none"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return f"a group of settings is expected, such as {name}: {{...}}"
     if kind == "tuple_type":
         return f"a list is expected, such as {name}: [...]"
     if kind == "too_short":
         return "at least 1 value is needed"
+    if kind == "too_long":
+        return f"at most {item['ctx']['max_length']} values are allowed"
+    if kind in ("int_type", "int_parsing", "int_from_float"):
+        return "a whole number is expected"
+    if kind in ("float_type", "float_parsing"):
+        return "a number is expected"
+    if kind in BOUNDS:
+        bound = next(iter(item["ctx"].values()))
+        return f"{BOUNDS[kind]} {bound if isinstance(bound, int) else f'{bound:g}'} is expected"
     if kind == "bool_parsing":
         return "true or false is expected"
     return message

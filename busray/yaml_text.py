@@ -147,6 +147,13 @@ def _tag(node: yaml.Node) -> str:
     return node.tag.replace("tag:yaml.org,2002:", "!!")
 
 
+ODD_SIGNS = {
+    "\u201c": "typographic quotes", "\u201d": "typographic quotes", "\u201e": "typographic quotes",
+    "\u2018": "typographic quotes", "\u2019": "typographic quotes", "\u00a0": "spaces that do not break (U+00A0)",
+}  # fmt: skip
+"""What word processors and web pages put in the place of plain signs."""
+
+
 def _explain(error: yaml.MarkedYAMLError) -> str:
     """One line with the place, and the fix of what people often write."""
     mark, problem = error.problem_mark, " ".join((error.problem or str(error)).split())
@@ -155,8 +162,11 @@ def _explain(error: yaml.MarkedYAMLError) -> str:
     where, line = f"line {mark.line + 1}, column {mark.column + 1}", _text_at(mark)
     if "expected a single document" in str(error.context):
         return f"{where}: a second document begins (`---`): give one file for each run"
-    fix = ""
-    if "<stream end>" in problem:
+    fix, before = "", _text_at(mark, lines_before=1)  # where the error began, at times
+    odd = next((name for sign, name in ODD_SIGNS.items() if sign in before + line), "")
+    if odd:
+        fix = f"; this line or the one before has {odd}: write plain ones"
+    elif "<stream end>" in problem:
         fix = "; a bracket, a brace or a quote is not closed"
     elif "undefined alias" in problem:
         fix = "; a text that starts with `*` needs quotes"
@@ -171,10 +181,14 @@ def _explain(error: yaml.MarkedYAMLError) -> str:
     return f"{where}: {problem}{fix}"
 
 
-def _text_at(mark: Any) -> str:
-    """The line of the text that a mark is in."""
+def _text_at(mark: Any, lines_before: int = 0) -> str:
+    """The line of the text that a mark is in, or one before it; empty where there is none."""
     buffer = mark.buffer
     if buffer is None:
         return ""
-    start = max(buffer.rfind("\n", 0, mark.pointer) + 1, 0)
+    start = buffer.rfind("\n", 0, mark.pointer) + 1
+    for _ in range(lines_before):
+        if not start:
+            return ""
+        start = buffer.rfind("\n", 0, start - 1) + 1
     return buffer[start:].split("\n", 1)[0].rstrip("\0")

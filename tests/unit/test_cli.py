@@ -127,7 +127,7 @@ def test_too_few_images_to_compare_are_refused(capsys: pytest.CaptureFixture, fo
 def test_a_value_out_of_bounds_is_named_with_the_bound(capsys: pytest.CaptureFixture, folder: Path) -> None:
     message = refused(capsys, folder, "run", write_config(folder), "--refine.strength=1.5")
     assert "refine.strength" in message
-    assert "less than or equal to 1" in message
+    assert "at most 1 is expected" in message
 
 
 def test_a_class_name_that_leaves_the_folder_is_refused(capsys: pytest.CaptureFixture, folder: Path) -> None:
@@ -227,7 +227,9 @@ def test_an_option_without_its_value_or_of_no_command_is_named(arguments: list[s
         (["doctor", ""], "it is empty"),
         (["audit", "https://host/run"], "https:// is not supported"),
         (["run", "c.yaml", "—seed=3"], "it starts with a long dash: write --seed=3"),
-        (["run", "c.yaml", "d.yaml"], "d.yaml: settings are given as --a.b=value"),
+        (["check", "My", "Data"], "Data: one argument too many; a name with spaces needs quotes"),
+        (["check", ".", "--json", "."], "--json: . is a folder: name a file in it"),
+        (["run", "c.yaml", "d.yaml"], "d.yaml: one argument too many; a name with spaces needs quotes"),
     ],
 )
 def test_what_is_no_place_or_no_setting_ends_with_status_2_and_one_message(

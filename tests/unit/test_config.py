@@ -155,9 +155,9 @@ def test_an_unknown_setting_gets_the_list_of_known_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "flag, named, allowed",
     [
-        ("--sampling.steps=0", "sampling.steps", "greater than or equal to 1"),
-        ("--sampling.steps=many", "sampling.steps", "valid integer"),
-        ("--refine.strength=0", "refine.strength", "greater than 0"),
+        ("--sampling.steps=0", "sampling.steps", "at least 1 is expected"),
+        ("--sampling.steps=many", "sampling.steps", "a whole number is expected"),
+        ("--refine.strength=0", "refine.strength", "more than 0 is expected"),
         ("--dataset.val=0.5", "dataset.val", "less than 0.5"),
         ("--base.size=100", "base.size", "multiple of 8"),
         ("--sampling.scheduler=ddpm", "sampling.scheduler", "'ddim'"),

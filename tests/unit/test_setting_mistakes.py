@@ -1,5 +1,6 @@
 """What is said about settings and values that busray does not have."""
 
+import shlex
 from typing import Any
 
 import pytest
@@ -76,6 +77,34 @@ def test_a_wrong_kind_of_value_is_told_how_to_write_it() -> None:
         with pytest.raises(UserError) as caught:
             validate({**TREE, **tree})
         assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "flag, hint",
+    [
+        ("evaluate.arms=base,lora", """write '--evaluate.arms=["base", "lora"]'"""),
+        ("dataset.masks=*_lbl", """write '--dataset.masks=["*_lbl"]'"""),
+        ("adapters.num_workers=[1, 2, 3]", "at most 2 values are allowed"),
+        ("refine=none", "such as refine: {...}, or null for none"),
+        ("corpus.gate=true", "such as gate: {...}, or null for none"),
+        ("seed=", "seed: it is empty: give a value after the `=`"),
+        ("seed=-1", "seed: at least 0 is expected"),
+        ("seed=99999999999999999999", "seed: less than 9223372036854775808 is expected"),
+        ("adapters.rank=4.5", "adapters.rank: a whole number is expected"),
+    ],
+)
+def test_a_wrong_value_of_a_flag_is_told_how_to_write_it(flag: str, hint: str) -> None:
+    assert hint in said(f"--{flag}")
+
+
+def test_the_list_that_is_advised_is_taken() -> None:
+    advised = said("--dataset.masks=*_lbl,'*_seg'").partition("write ")[2]
+    assert with_flags({**TREE}, shlex.split(advised)).dataset.masks == ("*_lbl", "*_seg")
+
+
+def test_a_class_without_settings_has_the_defaults() -> None:
+    config = validate({**TREE, "classes": {"benign": None, "fibroadénome": None}})
+    assert config.folders() == {"benign": "benign", "fibroadenome": "fibroadénome"}
 
 
 def test_a_setting_of_several_kinds_is_named_as_the_user_writes_it() -> None:

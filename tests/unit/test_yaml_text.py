@@ -87,6 +87,8 @@ def test_aliases_that_grow_without_end_are_refused() -> None:
         ("a: 1\n---\na: 2", "line 2, column 1: a second document begins"),
         ("prompts: [{token} scan]", "line 1.*a text with braces or brackets needs quotes"),
         ("caption: {token} scan", "line 1.*a text with braces or brackets needs quotes"),
+        ("a: {b: \u201cc: {d}\u201d}", "line 1.*typographic quotes: write plain ones"),
+        ("a: 1\nb:\u00a01\nc: 2", "spaces that do not break .U.00A0.: write plain ones"),
         ("caption: a: b", "line 1.*a text with a colon needs quotes"),
         ("a: @x", "line 1.*a text that starts with a sign needs quotes"),
         ("a: !!python/object/apply:os.getcwd []", "is not YAML.*line 1: the tag !!python/object/apply:os.getcwd"),
