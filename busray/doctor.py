@@ -6,6 +6,7 @@ write temporary objects under a fresh name and remove them.
 """
 
 import secrets
+import shlex
 import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -114,7 +115,7 @@ def require_create_only(store: Store) -> None:
     if created_twice:
         raise UserError(
             f"output: {store.url} is unsafe: it lets an object be created twice, so that {TWICE}; "
-            f"{SAFE_STORE} (`busray doctor {store.url}` tells more)"
+            f"{SAFE_STORE} (`busray doctor {shlex.quote(store.url)}` tells more)"
         )
 
 

@@ -6,6 +6,7 @@ adapters may also be in object storage.
 
 import os
 import re
+import shlex
 import unicodedata
 from importlib.util import find_spec
 from urllib.parse import unquote, urlsplit
@@ -197,7 +198,9 @@ def _problem_of_url(scheme: str, rest: str) -> str | None:
         return f"two slashes in a row: write {name}://{'/'.join(parts)}"
     package = PACKAGES[name]
     if find_spec(package) is None:
-        return f"{name}:// needs the package {package}: `pip install {package}`, then `busray doctor {whole}`"
+        return (
+            f"{name}:// needs the package {package}: `pip install {package}`, then `busray doctor {shlex.quote(whole)}`"
+        )
     return None
 
 

@@ -19,11 +19,14 @@ import logging
 import os
 import random
 import secrets
+import shlex
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -267,7 +270,22 @@ class Store:
         # One request and not a HEAD and ranges: it is cheaper, and an object that is replaced
         # meanwhile cannot be read half old and half new.
         whole = {"max_concurrency": 1} if self._s3 else {}
+        if self.local:
+            return partial(self._read_local, key, path)
         return lambda: self.fs.cat_file(path, **whole, **self._limit)
+
+    def _read_local(self, key: str, path: str) -> bytes:
+        """The file's bytes. Damaged where something else stands in its place: a pipe would be
+        waited for without end."""
+        try:
+            kind = os.stat(path).st_mode
+            if stat.S_ISREG(kind):
+                return self.fs.cat_file(path)
+        except OSError as error:
+            if error.errno != errno.ELOOP or not os.path.islink(path):  # a folder of the run may loop
+                raise
+            raise self.damaged(key, "a symbolic link to itself stands in its place") from error
+        raise self.damaged(key, f"{'a folder' if stat.S_ISDIR(kind) else 'no file'} stands in its place")
 
     def read_or_none(self, key: str) -> bytes | None:
         """The object's bytes, or None if there is no such object."""
@@ -482,7 +500,7 @@ class Store:
     def damaged(self, key: str, reason: str) -> Damaged:
         """The error that names an object, what is wrong with it, and the command that helps."""
         run = self.url.rpartition("/arms/")[0] or self.url
-        fix = f"`busray repair {run}` says what is damaged, moves it aside and says what makes it again"
+        fix = f"`busray repair {shlex.quote(run)}` says what is damaged, moves it aside and says what makes it again"
         error = Damaged(f"{self.url}/{key} is damaged: {reason}", fix)
         error.key, error.reason = key, reason
         return error
@@ -494,6 +512,9 @@ class Store:
         def rename() -> None:
             if self.local:
                 Path(target).parent.mkdir(parents=True, exist_ok=True)
+                if os.path.isdir(source) and not os.path.islink(source):  # in the place of an object
+                    os.rename(source, target)  # of folders, onto an empty one at most
+                    return
                 os.link(source, target)  # unlike a rename, it never overwrites
                 os.unlink(source)
                 return
@@ -595,9 +616,16 @@ def _files_under(folder: str) -> list[str]:
             raise error
 
     paths: list[str] = []
-    for parent, _, names in os.walk(folder, onerror=fail, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        folders[:] = [name for name in folders if not _leads_back(parent, name)]
         paths += [f"{parent}/{name}" for name in names]
     return paths
+
+
+def _leads_back(parent: str, name: str) -> bool:
+    """Whether a folder is a link to one that it lies in: a walk would not end."""
+    path = f"{parent}/{name}"
+    return os.path.islink(path) and f"{os.path.realpath(parent)}/".startswith(f"{os.path.realpath(path)}/")
 
 
 @contextmanager

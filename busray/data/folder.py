@@ -150,6 +150,8 @@ def lay_out(folder: Path, classes: "Classes", settings: Dataset) -> Layout:
     for one in around:
         layout.left_out.append((f"{'../' * depth}{shown(one.file)}", one.reason or "beside the folder of the classes"))
     _sort_out(layout, inside, depth, masks, settings)
+    if classes is None:
+        _say_same_folders(layout)
     _refuse_empty(layout, inside, depth)
     return layout
 
@@ -442,8 +444,37 @@ def _names(root: Path, found: Sequence[str], wanted: Mapping[str, str] | None, m
         hint = f"; --classes.{name}.folder={close[0]!r} names the one there" if close else ""
         problems.append(f"class {name}: no folder {root / folder}; folders there: {_tree(root)}{hint}")
     if problems:
+        if together := _in_several_folders(root, list(wanted.values())):
+            problems.append(together)
         raise UserError("\n".join(problems))
     return names
+
+
+def _in_several_folders(root: Path, folders: Sequence[str]) -> str:
+    """Commands that put classes together of which several folders hold one each; empty where they
+    do not."""
+    lines = []
+    for folder in folders:
+        holders = sorted(entry.name for entry in root.iterdir() if (entry / folder).is_dir())
+        if len(holders) < 2 or any(hidden_character(name) for name in holders):
+            return ""
+        moves = [f"mv {_quoted(root / name / folder)} {_quoted(root / folder / name)}" for name in holders]
+        lines.append(" && ".join([f"mkdir {_quoted(root / folder)}", *moves]))
+    return "\n".join(("the classes lie in several folders; put them together:", *lines))
+
+
+def _say_same_folders(layout: "Layout") -> None:
+    """A note where what is taken for classes seems to be patients or sites, with classes below."""
+    inside = {folder: set[str]() for folder in layout.classes.values()}
+    for one in layout.candidates:
+        if one.place.class_folder is not None:
+            inside[one.place.class_folder].add(one.place.beside[0] if one.place.beside else "")
+    first = next(iter(inside.values()), set[str]())
+    if len(inside) > 1 and len(first) > 1 and "" not in first and all(names == first for names in inside.values()):
+        layout.notes.append(
+            f"the folders {_some(sorted(inside))} are taken for classes, and each holds {_some(sorted(first))}: "
+            "if these are the classes, put the images of each class into one folder"
+        )
 
 
 def _no_classes(root: Path, masks: MaskNames) -> str:
@@ -459,13 +490,18 @@ def _no_classes(root: Path, masks: MaskNames) -> str:
     folders = [name for name in names if (root / name).is_dir()]
     if pictures:
         there += (
-            f"\nif it is one class, give the folder above: busray check {root.absolute().parent}; "
-            f"else move the images: mkdir {root}/benign && mv {root}/IMAGE... {root}/benign/"
+            f"\nif it is one class, give the folder above: busray check {_quoted(root.absolute().parent)}; "
+            f"else move the images: mkdir {_quoted(root / 'benign')} && mv IMAGE... {_quoted(root / 'benign')}"
         )
     elif moved := [name for name in folders if _has_role(name, masks) and not hidden_character(name)]:
-        into, what = shlex.quote(str(root / "benign")), shlex.join(str(root / name) for name in moved)
+        into, what = _quoted(root / "benign"), shlex.join(str(root / name) for name in moved)
         there += f"\nif all are of one class, such as benign: mkdir {into} && mv {what} {into}"
     return there
+
+
+def _quoted(path: Path) -> str:
+    """A path as a shell needs it."""
+    return shlex.quote(str(path))
 
 
 def _tree(root: Path) -> str:
@@ -554,7 +590,7 @@ def _refuse_links(root: Path, files: Sequence[str]) -> None:
     raise UserError(
         f"{root}: {len(files)} symbolic links, such as {shown(files[0])}: each leads out of the data folder "
         f"(that one to {shown(target)}). If that is meant, follow them: --dataset.links=true "
-        f"(busray check {root} --dataset.links=true)"
+        f"(busray check {_quoted(root)} --dataset.links=true)"
     )
 
 
@@ -576,24 +612,52 @@ def _settle_sides(layout: Layout, inner: Mapping[str, Side], settings: Dataset) 
         layout.sides = dict(inner)
     count = Counter(layout.sides[one.file] for one in images if one.file in layout.sides)
     sides = {side: count[side] for side in ("train", "val", "test") if count[side]}
+    there = ", ".join(f"{side} {n}" for side, n in sides.items())
     if settings.split == "folders":
         without = [one.file for one in images if one.file not in layout.sides]
-        if without or len(sides) < 3:
-            there = ", ".join(f"{side} {n}" for side, n in sides.items()) or "none of them"
-            also = f"; {len(without)} files, such as {without[0]}, are in none" if without else ""
-            raise UserError(
-                f"dataset.split: folders: {layout.root} needs the folders train, val and test above the classes "
-                f"(files there: {there}{also}); --dataset.split=shares splits images of plain class folders"
+        problems = []
+        if len(sides) < 3:
+            problems.append(f"{there or 'none of them'} files are there; {_missing_sides(sides)}")
+        if without:
+            problems.append(
+                f"{len(without)} files, such as {without[0]}, are in none of them: move them out of the data folder, "
+                "or into one"
             )
-    elif len(sides) > 1:
-        there = ", ".join(f"{side} {n}" for side, n in sides.items())
+        if problems:
+            raise UserError(
+                f"dataset.split: folders: {layout.root} needs the folders train, val and test above or below the "
+                f"classes: {'; '.join(problems)}"
+            )
+    elif len(sides) == 3:
         raise UserError(
             f"{layout.root}: this data set is split already, into folders ({there} files). Use that split: "
-            f"--dataset.split=folders (busray check {layout.root} --dataset.split=folders). For a new split, put the "
-            "images of each class into one folder"
+            f"--dataset.split=folders (busray check {_quoted(layout.root)} --dataset.split=folders). For a new split, "
+            f"{TOGETHER}"
+        )
+    elif len(sides) == 2:
+        raise UserError(
+            f"{layout.root}: this data set is split already, into folders ({there} files). {_missing_sides(sides)}. "
+            f"Or, for a new split, {TOGETHER}"
         )
     else:
         layout.sides = {}
+
+
+TOGETHER = "put the images of each class into one folder"
+
+
+def _missing_sides(sides: Mapping[str, int]) -> str:
+    """What to do where folders of a given split are missing."""
+    missing = [side for side in ("train", "val", "test") if side not in sides]
+    if len(missing) > 1:
+        return "without them --dataset.split=shares splits the images of plain class folders"
+    if missing == ["train"]:
+        return "A folder train is missing: without it there is nothing to train on"
+    other = "train" if missing == ["val"] else "val"
+    return (
+        f"A folder {missing[0]} is missing: move some images of each class out of {other} into {missing[0]}/CLASS, all "
+        "of a patient together, and use --dataset.split=folders"
+    )
 
 
 def _refuse_empty(layout: Layout, inside: Sequence[Walked], depth: int) -> None:

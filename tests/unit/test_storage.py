@@ -380,3 +380,28 @@ def test_the_listing_of_a_folder_says_when_each_file_was_written(tmp_path: Path)
     os.utime(tmp_path / "commits/a.json", (1000, 1000))
     assert store.modified("commits") == {"commits/a.json": 1000.0}
     assert store.modified("nothing") == {}
+
+
+@pytest.mark.parametrize("stands", ["a folder", "no file", "a symbolic link to itself"])
+def test_what_stands_in_the_place_of_an_object_is_damage(tmp_path: Path, stands: str) -> None:
+    store = Store(str(tmp_path / "my run"))
+    path = tmp_path / "my run" / "a" / "b.json"
+    path.parent.mkdir(parents=True)
+    if stands == "a folder":
+        (path / "inside").mkdir(parents=True)
+    elif stands == "no file":
+        os.mkfifo(path)  # which would be waited for without end
+    else:
+        path.symlink_to(path.name)
+    with pytest.raises(Damaged, match=f"{stands} stands in its place") as caught:
+        store.read("a/b.json")
+    assert f"busray repair '{tmp_path / 'my run'}'" in caught.value.fix
+    store.move("a/b.json", "damaged/now/a/b.json")
+    assert not os.path.lexists(path) and os.path.lexists(tmp_path / "my run/damaged/now/a/b.json")
+
+
+def test_a_link_that_leads_back_ends_no_listing(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.put_once("a/b", b"x")
+    (tmp_path / "a" / "back").symlink_to(tmp_path)
+    assert list(store.list()) == ["a/b"]

@@ -1,6 +1,7 @@
 """Folders as people have them: each is read, or answered with the setting that reads it."""
 
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from busray.cli import main
 from busray.config import Dataset
 from busray.config_file import validate
 from busray.data.check import check
@@ -296,3 +298,56 @@ def test_the_data_set_of_a_plain_folder_is_what_it_was(tmp_path: Path) -> None:
     for image in found.images:
         assert image.sha256 == sha256_file(tmp_path / image.file)
         assert image.masks == (image.file.replace(".png", "_mask.png"),) and image.frame == 0
+
+
+def test_advice_about_a_split_that_lacks_a_side_is_one_that_works(tmp_path: Path) -> None:
+    data = tmp_path / "a b"
+    for side, n in (("train", 5), ("test", 3)):
+        for k, name in enumerate(CLASSES):
+            for i in range(n):
+                picture(data / side / name / f"{i}.png", 100 * (side == "test") + 10 * k + i)
+    for given in (settings(), settings(split="folders")):
+        with pytest.raises(UserError) as caught:
+            scan(data, CLASSES, settings=given)
+        said = str(caught.value)
+        assert "train 10, test 6" in said
+        assert "A folder val is missing: move some images of each class out of train into val/CLASS" in said
+        assert "busray check" not in said  # it would be refused
+    for name in CLASSES:
+        (data / "val" / name).mkdir(parents=True)
+        (data / "train" / name / "0.png").rename(data / "val" / name / "0.png")
+    assert len(scan(data, CLASSES, settings=settings(split="folders")).sides) == 16
+    with pytest.raises(UserError) as caught:
+        scan(data, CLASSES)
+    command = str(caught.value).partition("(busray ")[2].partition(")")[0]
+    assert main(shlex.split(command)) == 0  # the folder's name has a space
+
+
+def test_files_beside_a_given_split_are_said_with_what_to_do(tmp_path: Path) -> None:
+    for k, side in enumerate(("train", "val", "test", "unlabelled")):
+        picture(tmp_path / side / "benign" / "a.png", k)
+    with pytest.raises(UserError) as caught:
+        scan(tmp_path, None, settings=settings(split="folders"))
+    assert "1 files, such as unlabelled/benign/a.png, are in none of them: move them out" in str(caught.value)
+
+
+def test_classes_in_several_folders_are_told_how_to_be_put_together(tmp_path: Path) -> None:
+    for k, site in enumerate(("site A", "site B")):
+        for j, name in enumerate(CLASSES):
+            picture(tmp_path / site / name / "a.png", 10 * k + j)
+    with pytest.raises(UserError) as caught:
+        scan(tmp_path, CLASSES)
+    commands = [line for line in str(caught.value).splitlines() if line.startswith("mkdir ")]
+    for command in commands:
+        assert os.system(command) == 0
+    files = [image.file for image in scan(tmp_path, CLASSES).images]
+    assert files == [f"{name}/{site}/a.png" for name in CLASSES for site in ("site A", "site B")]
+    assert "2 folders have the same folders" not in str(caught.value)
+
+
+def test_folders_that_all_hold_the_same_folders_are_said_to_be_no_classes(tmp_path: Path) -> None:
+    for k, site in enumerate(("P1", "P2")):
+        for j, name in enumerate(CLASSES):
+            picture(tmp_path / site / name / "a.png", 10 * k + j)
+    (said,) = scan(tmp_path, None).account.remarks()
+    assert said.startswith("the folders P1, P2 are taken for classes, and each holds benign, malignant")
