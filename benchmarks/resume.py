@@ -108,7 +108,8 @@ def drive(url: str, images: int, shard_size: int) -> dict[str, Any]:
     )
     calls_before = Counter[str]()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(patch.object(driver, "draw_job", lambda *_: SimpleNamespace(store=store)))
+        stack.enter_context(patch.object(driver, "draw_job", lambda *_: SimpleNamespace(store=store, refine=None)))
+        stack.enter_context(patch.object(driver, "sized_shards", lambda *_: shard_size))
         for name in ("read", "list", "put_once", "replace"):
             stack.enter_context(patch.object(Store, name, counted(name)))
         started = time.perf_counter()
