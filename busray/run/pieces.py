@@ -103,15 +103,6 @@ def block_pixels(block: ImageBlock, most: int | None = None) -> tuple[np.ndarray
     return pixels, [ContentBox(**row) for row in table.select(BOX).to_pylist()]
 
 
-def stored_among(store: Store, keys: Iterable[str]) -> set[str]:
-    """Those of the keys that have an object. One listing for each folder, and no request a key."""
-    wanted = set(keys)
-    stored: set[str] = set()
-    for folder in sorted({key.rpartition("/")[0] for key in wanted}):
-        stored.update(key for key in store.list(folder) if key in wanted)
-    return stored
-
-
 def not_stored(blocks: Iterable[ImageBlock]) -> list[ImageBlock]:
     """The blocks whose features are not stored. Two arms may read one object: it is named once."""
     by_store: dict[str, dict[str, ImageBlock]] = {}
@@ -120,7 +111,7 @@ def not_stored(blocks: Iterable[ImageBlock]) -> list[ImageBlock]:
     missing: list[ImageBlock] = []
     for by_key in by_store.values():
         store = next(iter(by_key.values())).store
-        stored = stored_among(store, by_key)
+        stored = store.present(by_key)
         missing += [block for key, block in by_key.items() if key not in stored]
     return missing
 

@@ -26,7 +26,6 @@ from busray.run.pieces import (
     put_array,
     real_blocks,
     rows_of,
-    stored_among,
 )
 from busray.run.record import Run
 from busray.vision import texture
@@ -78,7 +77,7 @@ def features(
 def missing_real_blocks(run: Run, workers: Workers, extractor: str) -> list[ImageBlock]:
     """The blocks of real images whose features are not stored, with their pixels."""
     wanted, blocks = real_blocks(run, extractor), []
-    stored = stored_among(run.store, [block.key for block in wanted])
+    stored = run.store.present(block.key for block in wanted)
     for key, _, _, images in wanted:
         if key not in stored:
             loaded = run.images.load(images)

@@ -29,7 +29,7 @@ from busray.evidence.stats.frechet import Moments
 from busray.identity import fingerprint
 from busray.layout import features_key, moments_key
 from busray.records import CLASS_ALL, Figure, Shard
-from busray.run.pieces import ImageBlock, load_array, put_array, stored_among
+from busray.run.pieces import ImageBlock, load_array, put_array
 from busray.run.record import Run
 from busray.stages.features import extract, missing_real_blocks, real_features
 from busray.storage import Store
@@ -124,7 +124,7 @@ def _extract_missing(run: Run, workers: Workers, blocks: Sequence[MomentsBlock],
     wanted: list[str] = []
     for block in _not_computed(run.store, blocks):
         wanted += block.features
-    missing = set(wanted) - stored_among(run.store, wanted)
+    missing = set(wanted) - run.store.present(wanted)
     shards: list[Shard] = []
     for shard, row in published_rows(run.store).items() if missing else ():
         if features_key(row["digest"], COLUMN, extractor) in missing:
@@ -139,7 +139,7 @@ def _extract_missing(run: Run, workers: Workers, blocks: Sequence[MomentsBlock],
 
 def _not_computed(store: Store, blocks: Sequence[MomentsBlock]) -> list[MomentsBlock]:
     """The blocks whose moments are not stored: also those whose moments are never kept."""
-    stored = stored_among(store, [block.key for block in blocks if block.key])
+    stored = store.present(block.key for block in blocks if block.key)
     return [block for block in blocks if block.key not in stored]
 
 

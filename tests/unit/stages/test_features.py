@@ -115,6 +115,7 @@ def test_only_shards_with_a_chosen_image_are_extracted_and_one_listing_finds_the
     monkeypatch.setattr(stage, "extract", extract)
     monkeypatch.setattr(stage, "missing_real_blocks", lambda *_: [])
     monkeypatch.setattr(stage, "real_features", lambda *_: None)
+    monkeypatch.setattr("busray.storage.FEW_KEYS", 1)  # these objects are few, a corpus's are not
     monkeypatch.setattr(
         Store,
         "exists",
