@@ -41,6 +41,7 @@ DERIVED = r"(report|audit|geometry|study|ablate|timings)\.json"
 SEGMENT = r"plan/\d+\.json"
 ARRAYS = r"(features|moments|copies|vae)/.*\.npy"
 LATENTS = r"finetune/latents-.*\.safetensors"
+READERS = 16  # objects that are read at once: most are small, some have a hundred megabytes
 SUB_RUNS = ("methods", "points")  # folders of an ablation's sub-runs
 CHECKPOINT = r"(finetune/checkpoints/\d+)(-[0-9a-f]{16}\.safetensors|\.json)"
 TRAINED = r"((classifiers|segmenters)/[0-9a-f]{16})(-[0-9a-f]{16}\.safetensors|\.json)"
@@ -207,7 +208,7 @@ def _check_records(store: Store, keys: Sequence[str], found: Findings, progress:
     # A shard's record was read with its corpus.
     wanted = [key for key in sorted(known.keys() | there) if _mends(_in_arm(key))]
     look = partial(_problem, store, known, there)
-    for done, (key, problem) in enumerate(zip(wanted, in_threads(look, wanted, 4), strict=True), 1):
+    for done, (key, problem) in enumerate(zip(wanted, in_threads(look, wanted, READERS), strict=True), 1):
         progress(done, len(wanted))
         has_digest = key in known
         found.compared += has_digest

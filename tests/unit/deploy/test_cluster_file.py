@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from fnmatch import fnmatch
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from busray.cli import _parser, split_settings
 from busray.cluster.pool import RayWorkers
 from busray.config import Cluster
 from busray.config_file import load_config
@@ -290,6 +292,19 @@ def test_a_stopping_worker_drains_within_its_grace_and_the_notice(manifests: dic
         hook = container["lifecycle"]["preStop"]["exec"]["command"][-1]
         stopping, sleep = (int(re.search(rf"{word} (\d+)", hook)[1]) for word in ("--stopping-in", "sleep"))  # type: ignore[index]
         assert sleep < stopping < worker["terminationGracePeriodSeconds"] < 120
+
+
+def test_busray_accepts_the_commands_of_the_kubernetes_job_and_of_the_readme(
+    manifests: dict[str, dict[str, Any]],
+) -> None:
+    submitted = re.search(r"ray job submit.+?-- \\\n(.+?)\n\n", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert submitted
+    for command in (manifests["RayJob/busray"]["spec"]["entrypoint"], submitted[1].replace("\\\n", " ")):
+        program, job, *words = shlex.split(command)
+        assert (program, job) == ("python", "jobs/pipeline.py") and (ROOT / job).is_file()
+        own, flags = split_settings(["run", *words], _parser())
+        config = load_config(ROOT / _parser().parse_args(own).config, flags)
+        assert config.cluster.cpu_nodes and config.base.path == "/home/ray/stable-diffusion-v1-5"
 
 
 # ---- images and roles ----
