@@ -184,14 +184,15 @@ class DriverProgress:
     stage: str = ""  # the one that moved last, with items done of all
     done: int = 0
     total: int = 0
-    errors: tuple[tuple[float, str], ...] = ()  # (time, message), the newest last
+    # (time, message) of its warnings and of what its stages said, the newest last
+    notes: tuple[tuple[float, str], ...] = ()
     ended: str | None = None  # how the command ended: `done` or its error; None while it works
 
     @staticmethod
     def from_json(data: bytes) -> "DriverProgress":
         value = json.loads(data)
         known = {name: value[name] for name in DriverProgress.__dataclass_fields__ if name in value}
-        known["errors"] = tuple((time, message) for time, message in known["errors"])
+        known["notes"] = tuple((time, message) for time, message in known.get("notes", ()))
         return DriverProgress(**known)
 
 

@@ -169,7 +169,7 @@ def print_status(status: "RunStatus") -> None:
     for driver in status.drivers:
         if driver.lives or driver is status.drivers[0]:
             lines += _driver_lines(driver)
-    lines += [f"error{_ago(time_of, status.now)}: {message}" for time_of, message in status.errors]
+    lines += [f"said{_ago(time_of, status.now)}: {message}" for time_of, message in status.notes]
     _print_wrapped(lines)
 
 

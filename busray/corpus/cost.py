@@ -150,6 +150,8 @@ class Budget:
 
     def add(self, commit: Commit) -> str | None:
         """Why the work must end after this shard; None where it need not."""
+        if not commit.seconds:  # quarantined without being drawn
+            return None
         self.seconds += commit.seconds
         self.seen += commit.count
         hours = self.hours + self.images * self.seconds / self.seen * self.gpus / 3600

@@ -7,6 +7,7 @@ leaves an end mark. One that is killed leaves none, and its word grows old.
 import hashlib
 import logging
 import os
+import re
 import secrets
 import shlex
 import socket
@@ -34,7 +35,8 @@ SILENT_AFTER = 300.0
 """Age in seconds from which a driver's word no longer shows that it lives: several words are lost
 before that, and the clocks of two machines may differ by minutes."""
 RETRY_SECONDS = 30.0  # a store that is away must not hold up a driver's end
-ERRORS_KEPT = 5
+NOTES_KEPT = 8
+LONGEST_NOTE = 500
 DRIVERS_READ = 20  # newest words that are read: a run that was restarted often has many
 
 
@@ -48,11 +50,14 @@ def telling(store: Store, report: Report) -> Iterator[Report]:
     Yields the report to use inside: it also notes the stage for the next word.
     """
     teller = _Teller(store)
-    handler = _Warnings(teller.add_error)
+    handler = _Warnings(teller.note)
     logger = logging.getLogger("busray")
 
     def noting(stage: str, done: int, total: int) -> None:
-        teller.stage = (stage, done, total)
+        if total:
+            teller.stage = (stage, done, total)
+        else:  # a message, such as of quarantined images
+            teller.note(stage)
         report(stage, done, total)
 
     stop = threading.Event()
@@ -79,7 +84,7 @@ class _Teller:
         self.store = store.sub(PROGRESS)
         self.store.retry_seconds = RETRY_SECONDS
         self.stage: tuple[str, int, int] = ("", 0, 0)  # (stage, done, total)
-        self.errors: deque[tuple[float, str]] = deque(maxlen=ERRORS_KEPT)
+        self.notes: deque[tuple[float, str]] = deque(maxlen=NOTES_KEPT)
         self.failed = False
         now = time.time()
         self.word = DriverProgress(
@@ -93,15 +98,16 @@ class _Teller:
             time=now,
         )
 
-    def add_error(self, message: str) -> None:
-        self.errors.append((time.time(), message))
+    def note(self, message: str) -> None:
+        self.notes.append((time.time(), _plain(message)))
 
     def tell(self, ended: str | None = None) -> None:
         """Replace the word. A store that refuses it is said once: the work goes on without."""
         stage, done, total = self.stage
         now = time.time()
+        ended = None if ended is None else _plain(ended)
         word = replace(self.word, time=now, stage=stage, done=done, total=total, ended=ended)
-        word = replace(word, errors=tuple(self.errors))
+        word = replace(word, notes=tuple(self.notes))
         try:
             self.store.replace(f"{self.word.driver}.json", to_json(word))
             self.failed = False
@@ -128,6 +134,12 @@ class _Warnings(logging.Handler):
         self.note(record.getMessage())
         if not logging.getLogger().handlers and logging.lastResort is not None:
             logging.lastResort.handle(record)  # on standard error, as without this handler
+
+
+def _plain(text: str) -> str:
+    """One line without a terminal's colours, at most LONGEST_NOTE characters."""
+    line = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())
+    return line if len(line) <= LONGEST_NOTE else f"{line[: LONGEST_NOTE - 3]}..."
 
 
 def _program() -> str:

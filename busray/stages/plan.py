@@ -88,9 +88,10 @@ def rates_of(config: Config, run: str | None, report: Report, *, probe: bool) ->
     return Rates(drawing, probe_extractors(config, images, device, report))
 
 
-def job_plan(config: Config, rates: Rates) -> JobPlan:
-    """The work that is left, with these rates. UserError where the data folder has a mistake."""
-    store = Store(config.output)
+def job_plan(config: Config, rates: Rates, store: Store | None = None) -> JobPlan:
+    """The work that is left, with these rates. store: of the run, by default config.output.
+    UserError where the data folder has a mistake."""
+    store = store or Store(config.output)
     real = real_images(config, store)
     notes = [*rates.notes]
     released = Arm.parse(released_arm(config))
@@ -286,6 +287,7 @@ def _slower_or_faster(theirs: Config, ours: Config) -> dict[str, str]:
 def _rate_of_records(store: Store) -> Rate | None:
     done = committed_shards(store)
     commits, _ = sampled_commits(store, done, RECORDS_READ)
+    commits = [commit for commit in commits if commit.seconds]  # else quarantined without being drawn
     images = sum(commit.count for commit in commits)
     if not images:
         return None
@@ -312,13 +314,13 @@ def refuse_above(config: Config, plan: JobPlan) -> None:
         )
 
 
-def gpu_budget(config: Config, arm: str | None) -> Budget | None:
+def gpu_budget(config: Config, store: Store, arm: str | None) -> Budget | None:
     """What watches the GPU-hours while an arm, or the released corpus, is drawn; None without a
     limit or without GPUs. Arms that take as long an image, refined or not, are counted with it."""
     limit = config.cluster.max_gpu_hours
     if limit is None or not config.cluster.gpus_per_actor:
         return None
-    plan = job_plan(config, recorded_rates(config, Store(config.output)))
+    plan = job_plan(config, recorded_rates(config, store), store)
     released = released_arm(config)
     refined = Arm.parse(arm or released).refined
     alike: list[Work] = []

@@ -21,7 +21,7 @@ from busray.storage import Store
 
 RECORDS_READ = 200
 """Records of a corpus that are read, chosen by chance, for seconds, devices and quarantine."""
-ERRORS_SHOWN = 5
+NOTES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,18 @@ class RunStatus:
     gpus_per_actor: float
 
     @property
-    def errors(self) -> list[tuple[float, str]]:
-        """(time, message) of the last errors and warnings of drivers, the newest first."""
+    def notes(self) -> list[tuple[float, str]]:
+        """(time, message) of drivers' last errors, warnings and messages, the newest first."""
         found: list[tuple[float, str]] = []
         for driver in self.drivers:
             word = driver.word
-            found += word.errors
+            found += word.notes
             if word.ended not in (None, "done"):
                 found.append((word.time, f"ended: {word.ended}"))
-        return sorted(found, reverse=True)[:ERRORS_SHOWN]
+        return sorted(found, reverse=True)[:NOTES_SHOWN]
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "errors": self.errors, "lives": any(driver.lives for driver in self.drivers)}
+        return {**asdict(self), "notes": self.notes, "lives": any(driver.lives for driver in self.drivers)}
 
 
 def read_status(store: Store, now: float) -> RunStatus:
@@ -129,7 +129,7 @@ def _corpus_status(store: Store, name: str, wanted: Mapping[str, int], now: floa
         shards=records,
         newest=newest,
         quarantined=quarantined(commits, images, records),
-        reasons=tuple(reasons[:ERRORS_SHOWN]),
+        reasons=tuple(reasons[:NOTES_SHOWN]),
         hours=drawing_hours(commits, images, records),
         unreadable=tuple(map(commit_key, unreadable)),
     )

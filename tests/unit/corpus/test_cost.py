@@ -126,6 +126,12 @@ def test_a_budget_holds_until_the_shards_show_that_it_does_not() -> None:
     assert "cluster.max_gpu_hours=11.5" in why
 
 
+def test_a_shard_that_was_quarantined_undrawn_tells_no_rate() -> None:
+    budget = Budget(limit=9.0, images=36_000, gpus=1.0)
+    assert budget.add(shard_of(0.0)) is None and budget.seen == 0
+    assert budget.add(shard_of(100.0)) is not None  # 10 GPU-hours, not 5
+
+
 def test_a_budget_counts_other_arms_and_parts_of_a_gpu() -> None:
     assert Budget(limit=6.0, images=36_000, gpus=0.5, hours=1.0).add(shard_of(100.0)) is None  # 1 + 5
     assert Budget(limit=5.9, images=36_000, gpus=0.5, hours=1.0).add(shard_of(100.0)) is not None

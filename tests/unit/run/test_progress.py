@@ -37,7 +37,7 @@ def put(store: Store, told: DriverProgress, age: float = 0.0) -> float:
 
 
 def test_a_word_is_read_back_as_it_was_written(store: Store) -> None:
-    told = word(stage="generate corpus", done=3, total=9, errors=((150.0, "slow"),), ended="done")
+    told = word(stage="generate corpus", done=3, total=9, notes=((150.0, "slow"),), ended="done")
     assert DriverProgress.from_json(to_json(told)) == told
 
 
@@ -83,8 +83,19 @@ def test_warnings_are_kept_with_the_word_and_still_printed(store: Store, capfd: 
     )
     subprocess.run([sys.executable, "-c", script, store.url], check=True)
     (driver,) = drivers(store, 0.0)
-    assert [message for _, message in driver.word.errors] == [f"the store is slow {i}" for i in range(4, 9)]
+    assert [message for _, message in driver.word.notes] == [f"the store is slow {i}" for i in range(1, 9)]
     assert "the store is slow 0" in capfd.readouterr().err
+
+
+def test_messages_of_stages_are_kept_in_one_plain_line_and_are_no_stage(store: Store) -> None:
+    with telling(store, quiet) as report:
+        report("generate corpus", 3, 9)
+        report("generate corpus: \x1b[36mshard 7\x1b[39m\n  is quarantined", 0, 0)
+        report("x" * 9999, 0, 0)
+    (driver,) = drivers(store, 0.0)
+    assert driver.word.stage == "generate corpus"
+    (_, first), (_, long) = driver.word.notes
+    assert first == "generate corpus: shard 7 is quarantined" and len(long) == 500
 
 
 def test_a_store_that_refuses_the_word_costs_one_warning_and_not_the_work(

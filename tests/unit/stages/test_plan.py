@@ -172,9 +172,9 @@ def test_nothing_is_refused_where_a_rate_is_not_known(config: Config) -> None:
 
 def test_the_budget_counts_arms_that_take_as_long_an_image(config: Config) -> None:
     """The released corpus is refined (12 images), the arm base is not (12)."""
-    assert gpu_budget(config, None) is None
-    assert gpu_budget(limited(config, 1.0, gpus=0.0), None) is None
-    budget = gpu_budget(limited(config, 1.0), None)
+    assert gpu_budget(config, Store(config.output), None) is None
+    assert gpu_budget(limited(config, 1.0, gpus=0.0), Store(config.output), None) is None
+    budget = gpu_budget(limited(config, 1.0), Store(config.output), None)
     assert budget is not None and (budget.images, budget.hours, budget.gpus) == (12, 0.0, 1.0)
 
 
@@ -182,7 +182,7 @@ def test_the_budget_of_an_arm_counts_what_the_corpus_took(config: Config) -> Non
     """12 images of a second each: 12 GPU-seconds."""
     with_limit = limited(config, 1.0)
     begun(with_limit)
-    budget = gpu_budget(with_limit, "base")
+    budget = gpu_budget(with_limit, Store(config.output), "base")
     assert budget is not None and budget.images == 12
     assert budget.hours == pytest.approx(12 / 3600)
 

@@ -101,9 +101,9 @@ def test_the_newest_checkpoint_is_named(store: Store) -> None:
 
 def test_last_errors_are_those_of_all_drivers_the_newest_first(store: Store) -> None:
     for i, ended in ((0, None), (1, "done"), (2, "the disk is full")):
-        word = DriverProgress(f"{i:016}", "1", "busray run x", "h", 1, "m", 0.0, 50.0 + i, errors=((i, f"slow {i}"),))
+        word = DriverProgress(f"{i:016}", "1", "busray run x", "h", 1, "m", 0.0, 50.0 + i, notes=((i, f"slow {i}"),))
         store.replace(progress_key(word.driver), to_json({**word.__dict__, "ended": ended}))
-    told = read_status(store, NOW).errors
+    told = read_status(store, NOW).notes
     assert told == [(52.0, "ended: the disk is full"), (2, "slow 2"), (1, "slow 1"), (0, "slow 0")]
 
 
