@@ -22,6 +22,9 @@ from busray.storage import Store
 RECORDS_READ = 200
 """Records of a corpus that are read, chosen by chance, for seconds, devices and quarantine."""
 NOTES_SHOWN = 5
+RELEASED = "released"
+SUB_RUNS = ("methods", "points")
+"""Folders of an ablation's sub-runs."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,11 @@ def read_status(store: Store, now: float) -> RunStatus:
     spoke = drivers(store, now)
     began = min((driver.word.started for driver in spoke if driver.lives), default=None)
     found: list[CorpusStatus] = []
-    for prefix, corpus in corpora(store).items():
-        # An arm's plan is the first that is stored of it.
-        wanted = {} if prefix else {name: settings.images for name, settings in config.classes.items()}
-        found.append(_corpus_status(corpus, prefix.removeprefix("arms/") or "released", wanted, now, began))
+    for name, corpus in _all_corpora(store).items():
+        wanted: dict[str, int] = {}  # of the others, the plan is the first that is stored
+        if name == RELEASED:
+            wanted = {class_name: settings.images for class_name, settings in config.classes.items()}
+        found.append(_corpus_status(corpus, name, wanted, now, began))
     return RunStatus(
         url=store.url,
         now=now,
@@ -97,6 +101,17 @@ def read_status(store: Store, now: float) -> RunStatus:
         checkpoint=_newest_checkpoint(store),
         gpus_per_actor=config.cluster.gpus_per_actor,
     )
+
+
+def _all_corpora(store: Store) -> dict[str, Store]:
+    """name -> corpus: the released one, the arms, and those of an ablation's sub-runs."""
+    found = {prefix.removeprefix("arms/") or RELEASED: corpus for prefix, corpus in corpora(store).items()}
+    for folder in SUB_RUNS:
+        for name in store.folders(folder):
+            below = store.sub(f"{folder}/{name}")
+            for prefix, corpus in corpora(below).items():
+                found[f"{name} {prefix.removeprefix('arms/')}".strip()] = corpus
+    return found
 
 
 def _corpus_status(store: Store, name: str, wanted: Mapping[str, int], now: float, began: float | None) -> CorpusStatus:

@@ -67,6 +67,13 @@ def test_arms_are_counted_apart(store: Store) -> None:
     assert [row.committed for row in base.classes] == [4, 4]
 
 
+def test_an_ablations_sub_runs_are_counted_too(store: Store) -> None:
+    fill(store.sub("methods/lora"), {"benign": 4})
+    fill(store.sub("points/strength-0.5/arms/base"), {"benign": 4})
+    names = [corpus.name for corpus in read_status(store, NOW).corpora if corpus.shards]
+    assert names == ["released", "lora", "strength-0.5 base"]
+
+
 def test_a_large_corpus_costs_a_bounded_number_of_reads(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(store.sub("arms/base"), {"benign": 40})
     monkeypatch.setattr(module, "RECORDS_READ", 3)
