@@ -40,6 +40,19 @@ PROGRESS = "progress"
 LOG = "ray.log"
 """Beside a local run: Ray's messages, and the tracebacks of commands that failed."""
 
+LEFT_BY_SYSTEMS = re.compile(
+    r"\._.*|\.ds_store|\.localized|__macosx|\.appledouble|\.trashes|\.spotlight-v100|icon\r"
+    r"|thumbs.*\.db|ehthumbs.*\.db|desktop\.ini|folder\.htt|\$recycle\.bin|system volume information"
+    r"|@eadir|#recycle|lost\+found"
+)
+"""Names, in lower case, of what operating systems leave in folders that they show: macOS, Windows,
+network disks. None is an object of a run or an image."""
+
+
+def left_by_a_system(name: str) -> bool:
+    """Whether an operating system leaves files or folders of this name (one part of a path)."""
+    return LEFT_BY_SYSTEMS.fullmatch(name.lower()) is not None
+
 
 def digest_key(key: str, digest: str) -> str:
     """Says that an object with this SHA-256 may be under this key. The name alone counts."""

@@ -36,7 +36,7 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.spec import AbstractFileSystem
 
 from busray.identity import sha256_bytes
-from busray.layout import CONFIG, DIGESTS, digest_key
+from busray.layout import CONFIG, DIGESTS, digest_key, left_by_a_system
 from busray.records import Damaged, StoreError, UserError
 
 T = TypeVar("T")
@@ -45,9 +45,6 @@ R = TypeVar("R")
 log = logging.getLogger(__name__)
 
 TEMPORARY_PREFIX = ".tmp-"  # of unfinished files on a local disk; no listing shows them
-STRAY_FILES = {".DS_Store", "Thumbs.db", "ehthumbs.db", "desktop.ini"}
-STRAY_FOLDERS = {"__MACOSX", ".AppleDouble", "@eaDir", ".Trashes", ".Spotlight-V100"}
-"""What operating systems leave in folders; no listing shows it."""
 RETRY_SECONDS = 600.0
 """How long an operation is retried: 40 refusals in a row fit in, with room for slow answers."""
 LONGEST_ATTEMPT = 600.0
@@ -374,7 +371,7 @@ class Store:
             return [entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory"]
 
         try:
-            return sorted(name for name in self._with_retries("list", prefix, look) if name not in STRAY_FOLDERS)
+            return sorted(name for name in self._with_retries("list", prefix, look) if not left_by_a_system(name))
         except (FileNotFoundError, NotADirectoryError):
             return []
 
@@ -579,10 +576,8 @@ def in_threads(work: Callable[[T], R], items: Sequence[T], threads: int = REQUES
 
 def _is_stray(key: str) -> bool:
     """Whether a key is no object: an unfinished file, or one that an operating system left."""
-    *folders, name = key.split("/")
-    if name.startswith((TEMPORARY_PREFIX, "._")) or name in STRAY_FILES:
-        return True
-    return any(folder in STRAY_FOLDERS for folder in folders)
+    parts = key.split("/")
+    return parts[-1].startswith(TEMPORARY_PREFIX) or any(map(left_by_a_system, parts))
 
 
 def _publish(path: Path, data: bytes, publish: Callable[[Path, Path], None]) -> None:

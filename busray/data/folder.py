@@ -16,6 +16,7 @@ from typing import Literal
 from busray.config import Dataset, safe_name
 from busray.data.pixels import kind_of
 from busray.failures import missing_folder
+from busray.layout import left_by_a_system
 from busray.places import hidden_character
 from busray.records import UserError
 
@@ -57,10 +58,8 @@ NO_IMAGE = {
 REASON_OF_SUFFIX = {suffix: reason for reason, suffixes in NO_IMAGE.items() for suffix in suffixes.split()}
 
 LEFTOVER = "left behind by an operating system or a program"
-LEFTOVERS = re.compile(
-    r"thumbs.*\.db|ehthumbs.*\.db|desktop\.ini|icon\r|__macosx|__pycache__|@eadir|#recycle|\$recycle\.bin"
-    r"|system volume information|lost\+found|folder\.htt|~\$.*|.*\.(?:crdownload|part|tmp|swp)|.*~"
-)
+OF_PROGRAMS = re.compile(r"__pycache__|~\$.*|.*\.(?:crdownload|part|tmp|swp)|.*~")
+"""Names that programs leave, in lower case; layout.py knows those of operating systems."""
 HIDDEN = "hidden: its name, or its folder's, begins with a dot"
 
 SIDES: dict[str, Side] = {"train": "train", "training": "train", "val": "val", "valid": "val", "dev": "val"}
@@ -232,7 +231,7 @@ def _is_below(path: str, top: str) -> bool:
 
 
 def _leftover(name: str) -> str:
-    if name.startswith("._") or name in (".DS_Store", ".localized") or LEFTOVERS.fullmatch(name.lower()):
+    if left_by_a_system(name) or OF_PROGRAMS.fullmatch(name.lower()):
         return LEFTOVER
     return HIDDEN if name.startswith(".") else ""
 
