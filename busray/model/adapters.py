@@ -134,13 +134,6 @@ class Offered:
     remark: str = ""  # what is not wrong and yet may not be what the user means
 
 
-def check_adapters(
-    folder: Path, method: str, tokens: Mapping[str, str], base: BaseIdentity, dataset_hash: str | None
-) -> dict[str, Any]:
-    """The record of what offered_adapters found."""
-    return offered_adapters(folder, method, tokens, base, dataset_hash).record
-
-
 def offered_adapters(
     folder: Path,
     method: str,

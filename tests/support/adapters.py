@@ -1,15 +1,24 @@
-"""What a run's adapters do: how they change the UNet's predictions."""
+"""What is found of adapters in a folder, and what they do: how they change predictions."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from busray.model.adapters import load_adapters
-from busray.model.base import load_pipeline
+from busray.model.adapters import load_adapters, offered_adapters
+from busray.model.base import BaseIdentity, load_pipeline
 from busray.model.checkpoints import fetch_adapters
 from busray.run.record import Run
+
+
+def check_adapters(
+    folder: Path, method: str, tokens: Mapping[str, str], base: BaseIdentity, dataset_hash: str | None
+) -> dict[str, Any]:
+    """The record of the adapters in a folder."""
+    return offered_adapters(folder, method, tokens, base, dataset_hash).record
 
 
 def effect(run: Run) -> np.ndarray:

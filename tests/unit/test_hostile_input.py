@@ -23,11 +23,12 @@ from busray.config_file import validate
 from busray.data.pixels import MAX_PIXELS, read_grey, read_rgb
 from busray.data.read import scan
 from busray.layout import commit_key, data_key
-from busray.model.adapters import LORA_FILE, check_adapters, load_adapters
+from busray.model.adapters import LORA_FILE, load_adapters
 from busray.model.base import TINY, base_folder, identify_base, load_pipeline
 from busray.places import hidden_character
 from busray.records import Shard, UserError
 from busray.storage import Store
+from tests.support.adapters import check_adapters
 
 HIDDEN = {
     "right-to-left override": "be\u202enign",

@@ -15,7 +15,6 @@ from busray.model.adapters import (
     adapter_files,
     adapter_sha256,
     attach_lora,
-    check_adapters,
     load_adapters,
     lora_bytes,
     offered_adapters,
@@ -24,6 +23,7 @@ from busray.model.adapters import (
 from busray.model.base import BaseIdentity, identify_base
 from busray.model.lora import LoraFile, written_anew
 from busray.records import UserError
+from tests.support.adapters import check_adapters
 from tests.support.paths import SHARED
 from tests.support.pipelines import tiny_pipeline
 
