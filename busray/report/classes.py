@@ -89,10 +89,10 @@ def _confusion(arm: str, figures: Sequence[Figure]) -> str:
     marks = html.text(0, 12, "true class" if arm == REAL else "requested", "soft")
     marks += html.text(html.WIDTH, 12, "seen as", "soft", "end")
     for j, name in enumerate(seen):
-        short = html.shortened(name, int(width / 7))
+        short = html.clipped(name, int(width / 7))
         marks += html.text(left + (j + 0.5) * width, 30, short, "head", "middle")
     for i, name in enumerate(rows):
-        marks += html.text(left - 8, 60 + i * CELL_HEIGHT, html.shortened(name, 16), "head", "end")
+        marks += html.text(left - 8, 60 + i * CELL_HEIGHT, html.clipped(name, 16), "head", "end")
     for f in figures:
         j = seen.index(f.metric.removeprefix(SEEN_AS))
         y = 36 + rows.index(f.class_name) * CELL_HEIGHT

@@ -92,7 +92,8 @@ def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") 
     return f"<text {place}>{escape(words)}</text>"
 
 
-def shortened(name: str, most: int) -> str:
+def clipped(name: str, most: int) -> str:
+    """A label of at most `most` characters: the end of a longer one is cut off."""
     return name if len(name) <= most else f"{name[: max(most - 1, 1)]}…"
 
 
@@ -195,7 +196,7 @@ def row_plot(groups: Sequence[RowGroup], axis: str, label: str, bars: bool = Fal
     plot.x_axis(ticks(*across), axis, rules=True)
     y = 0
     for group in groups:
-        plot.text(0, y + 15, shortened(group.title, 40), "head")
+        plot.text(0, y + 15, clipped(group.title, 40), "head")
         y += head
         if group.floor:
             value, number = group.floor
