@@ -1,4 +1,5 @@
-"""Corpora that tests commit themselves in place of a worker."""
+"""Corpora of black images in runs of tests. fake_corpus.py commits to stores without a run, and its
+pixels follow from index and shade."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,11 +11,10 @@ from busray.corpus.commit import commit_shard
 from busray.corpus.encode import Row
 from busray.corpus.manifest import publish_manifest
 from busray.corpus.plan import extend_plan, shards
-from busray.records import ContentBox, Execution, ImageSpec, Shard
+from busray.records import ContentBox, ImageSpec, Shard
 from busray.run.record import Run
 from busray.storage import Store
-
-EXECUTION = Execution("cpu", "float32", 2, 1, {})
+from tests.support.fake_corpus import EXECUTION
 
 
 def with_settings(run: Run, **changes: dict[str, Any]) -> Run:
