@@ -28,7 +28,7 @@ def main(folder: str, flags: list[str]) -> None:
 
     with tempfile.TemporaryDirectory() as output:
         config = load_config(CONFIG, [f"--dataset.path={folder}", f"--output={output}/run", *flags])
-        run = open_run(config, report, needs_inception=False)
+        run = open_run(config, report, measures=False)
         with ray_workers(config.cluster, run.log_file, report) as workers:
             figures = geometry(run, workers)
         segmenter = json.loads(run.store.read(GEOMETRY_JSON))["segmenter"]

@@ -83,7 +83,7 @@ def _whole_job(file: Path, flags: list[str], command: str) -> int:
 
 def _finetune(options: argparse.Namespace, flags: list[str]) -> int:
     config = _load(options.config, flags)
-    with _opened(config, needs_inception=False) as (run, workers):
+    with _opened(config, measures=False) as (run, workers):
         from busray.run.record import timed
         from busray.stages.finetune import finetune
 
@@ -94,7 +94,7 @@ def _finetune(options: argparse.Namespace, flags: list[str]) -> int:
 
 def _generate(options: argparse.Namespace, flags: list[str]) -> int:
     config = _load(options.config, flags)
-    with _opened(config, needs_inception=False) as (run, workers):
+    with _opened(config, measures=False) as (run, workers):
         from busray.run.record import timed
         from busray.stages.generate import generate
 
@@ -133,7 +133,7 @@ def _ablate(options: argparse.Namespace, flags: list[str]) -> int:
 
 def _study(options: argparse.Namespace, flags: list[str]) -> int:
     config = _load(options.config, flags)
-    with _opened(config, needs_inception=False) as (run, workers):
+    with _opened(config, measures=False) as (run, workers):
         from busray.run.record import timed
         from busray.stages.study import study
 
@@ -418,7 +418,7 @@ def _open(config: "Config", report: "Report", **options: Any) -> "Run":
 
 def _open_to_read(url: str, flags: list[str], report: "Report") -> "Run":
     """A stored run for work that neither writes into it nor measures anything."""
-    return _open(_stored_config(url, flags), report, needs_inception=False, writes=False)
+    return _open(_stored_config(url, flags), report, measures=False, writes=False)
 
 
 def _load(file: Path, flags: list[str]) -> "Config":

@@ -58,12 +58,10 @@ MAY_CHANGE = (
 """Settings that a rerun may change."""
 
 
-def open_run(
-    config: Config, report: Report, *, needs_inception: bool = True, writes: bool = True, command: str = ""
-) -> Run:
+def open_run(config: Config, report: Report, *, measures: bool = True, writes: bool = True, command: str = "") -> Run:
     """Check the settings and the files that they name, and prepare the data set, once.
 
-    needs_inception: the work measures images. writes: it writes into the run.
+    measures: the work measures images. writes: it writes into the run.
     """
     store = Store(config.output)
     read_run(store)  # a newer stored format is refused before anything else is read
@@ -73,9 +71,9 @@ def open_run(
         check_rank(config)
         inspect_base(config.base)
     # First what settings and weights show in moments, then what has to read every image.
-    extractors = find_extractors(config.evaluate) if needs_inception else {}
-    check_classifier_weights(config, judges=needs_inception, gates=writes)
-    check_image_counts(config, compares=needs_inception)
+    extractors = find_extractors(config.evaluate) if measures else {}
+    check_classifier_weights(config, judges=measures, gates=writes)
+    check_image_counts(config, compares=measures)
     with image_folder(config, store) as folder:
         dataset, findings, account = checked_dataset(store, config, folder, report)
         root = class_root(folder, config.folders(), config.dataset)
@@ -85,7 +83,7 @@ def open_run(
         vectors, remark = checked_vectors(run)
         check_texts(run, vectors)
         run = replace(run, account="\n".join(filter(None, (run.account, remark))))
-        check_independent_images(run, compares=needs_inception)
+        check_independent_images(run, compares=measures)
     # This check writes, so it is the last one: a mistake in the settings leaves nothing behind.
     if writes:
         require_create_only(store)

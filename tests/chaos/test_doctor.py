@@ -121,7 +121,7 @@ def test_a_run_is_refused_at_its_start_and_leaves_nothing(rclone: Path) -> None:
     flags = ["--output=s3://unsafe/run", "--dataset.phantoms.images=8"]
     config = load_config(ROOT / "configs" / "demo.yaml", flags)
     with pytest.raises(UserError, match=r"output: s3://unsafe/run is unsafe: .* created twice.*If-None-Match"):
-        open_run(config, silent, needs_inception=False)
+        open_run(config, silent, measures=False)
     assert list(Store("s3://unsafe/run").list()) == []
 
 

@@ -186,7 +186,7 @@ def test_a_run_checks_the_store_before_it_writes_its_first_object(
     monkeypatch.setattr(opening, "require_create_only", refused)
     config = opening.Config.model_validate(demo_settings(store))
     with pytest.raises(UserError, match="output: unsafe"):
-        opening.open_run(config, lambda *progress: None, needs_inception=False)
+        opening.open_run(config, lambda *progress: None, measures=False)
     simulated = "phantoms-"  # the simulated images that a local run starts from
     assert [key for key in store.list() if not key.startswith(simulated)] == []
 

@@ -99,7 +99,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def reopened(run: Path) -> Run:
     config = validate({**json.loads((run / CONFIG).read_text()), "output": str(run)})
-    return open_run(config, quiet, needs_inception=False, writes=False)
+    return open_run(config, quiet, measures=False, writes=False)
 
 
 def test_verify_finds_every_image_and_the_same_manifests(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,7 +213,7 @@ def test_a_new_run_of_the_same_settings_is_stored_under_the_same_names_with_the_
     old, config = reopened(stored), new_settings(stored, tmp_path / "new")
     (images,) = stored.glob("phantoms-*")
     shutil.copytree(images, tmp_path / "new" / images.name)
-    run = open_run(config, quiet, needs_inception=False)
+    run = open_run(config, quiet, measures=False)
     for key in old.store.list("classifiers"):
         run.store.put_once(key, old.store.read(key))
     workers = InProcessWorkers()

@@ -87,7 +87,7 @@ def test_secrets_of_the_environment_are_in_no_record(tmp_path: Path, monkeypatch
             "classes": {"benign": {"images": 4}, "malignant": {"images": 4}},
         }
     )
-    run = open_run(config, lambda *_: None, needs_inception=False, command="busray run c.yaml")
+    run = open_run(config, lambda *_: None, measures=False, command="busray run c.yaml")
     open_corpus(run.store, {"settings": config.model_dump(mode="json"), "base": run.base.to_dict()})
     records = {path.name: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert {"config.json", "dataset.json", "check.json", "run.json"} <= records.keys()

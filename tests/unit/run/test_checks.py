@@ -34,7 +34,7 @@ def settings(folder: Path, output: Path, **changes: Any) -> dict[str, Any]:
 
 
 def opened(tree: dict[str, Any]) -> Run:
-    return open_run(validate(tree), quiet, needs_inception=False)
+    return open_run(validate(tree), quiet, measures=False)
 
 
 def test_a_run_from_before_a_setting_opens_with_that_settings_default_and_with_no_other(

@@ -10,7 +10,10 @@ from busray.config_file import validate
 from busray.run.checks import open_run
 from busray.run.record import Run
 from busray.storage import Store
+from tests.support.finished import finished, one_thread
 from tests.support.runs import quiet
+
+__all__ = ["finished", "one_thread"]
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +28,7 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "evaluate": {"arms": ["base"]},
         "cluster": {"threads": 1},
     }
-    return open_run(validate(tree), quiet, needs_inception=False)
+    return open_run(validate(tree), quiet, measures=False)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def opened(output: Path, folder: Path, names: tuple[str, ...] = WRITTEN) -> Run:
         "evaluate": {"judge": None},
         "study": {"primary": {"metric": "accuracy", "arm": "mixed@0.5"}},
     }
-    return open_run(validate(tree), lambda *_: None, needs_inception=False)
+    return open_run(validate(tree), lambda *_: None, measures=False)
 
 
 def test_the_classifier_of_a_run_is_found_by_its_stored_config(
@@ -37,7 +37,7 @@ def test_the_classifier_of_a_run_is_found_by_its_stored_config(
     classifier_record(run, "cnn")
     monkeypatch.undo()
     stored = validate(json.loads(run.store.read(CONFIG)))  # as `busray reproduce` opens it
-    again = open_run(stored, lambda *_: None, needs_inception=False)
+    again = open_run(stored, lambda *_: None, measures=False)
     monkeypatch.setattr(type(run.store), "read_record_or_none", lambda _, key, parse: asked.append(key))
     classifier_record(again, "cnn")
     assert len(asked) == 2 and asked[0] == asked[1]

@@ -227,7 +227,7 @@ def opened_for_study(run: Run, output: Path, **changes: Any) -> Run:
     primary = {"metric": "macro_f1", "arm": f"mixed@{RATIO}"}
     settings = {"primary": primary, "ratios": [RATIO], "seeds": 2, "steps": 10, "batch_size": 4, **changes}
     config = validate({**run.config.model_dump(), "output": str(output), "study": settings})
-    return open_run(config, quiet, needs_inception=False)
+    return open_run(config, quiet, measures=False)
 
 
 def trainings(run: Run) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def settings(output: Path, **changes: Any) -> Config:
 
 
 def opened(output: Path, **changes: Any) -> Run:
-    return open_run(settings(output, **changes), quiet, needs_inception=False)
+    return open_run(settings(output, **changes), quiet, measures=False)
 
 
 def run_study(run: Run) -> tuple[list[Figure], list[str]]:
@@ -159,15 +159,22 @@ def test_the_primary_cannot_change_once_it_was_declared(copy: Path, monkeypatch:
         run_study(opened(copy, study={"primary": {"metric": "auc", "arm": "mixed@0.5"}}))
 
 
-def test_every_configuration_tried_is_listed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def two_arms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies train these alone."""
     two = [arm for arm in module.study_arms([0.5], False) if arm.name in ("real", "mixed@0.5")]
     monkeypatch.setattr(module, "study_arms", lambda ratios, gated: two)
+
+
+def test_every_configuration_tried_is_listed(copy: Path, two_arms: None) -> None:
     run_study(opened(copy, study={"steps": 20, "seeds": 2}))
     tried = json.loads((copy / "study.json").read_bytes())["tried"]
     assert sorted((t["training"]["steps"], t["trainings"]) for t in tried) == [(10, 14), (20, 4)]
 
 
-def test_an_external_set_of_one_class_is_tested_on_and_never_trained_on(copy: Path, tmp_path: Path) -> None:
+def test_an_external_set_of_one_class_is_tested_on_and_never_trained_on(
+    copy: Path, two_arms: None, tmp_path: Path
+) -> None:
     write_dataset(tmp_path / "elsewhere", 4, seed=77)
     shutil.rmtree(tmp_path / "elsewhere" / "malignant")
     figures, _ = run_study(opened(copy, study={"external": str(tmp_path / "elsewhere"), "ratios": [0.5]}))
@@ -303,7 +310,7 @@ def of_classes(output: Path, folder: Path, names: tuple[str, ...]) -> Run:
         "base": {"size": 64},
         "study": {"primary": {"metric": "accuracy", "arm": "mixed@0.5"}},
     }
-    return open_run(validate(tree), quiet, needs_inception=False)
+    return open_run(validate(tree), quiet, measures=False)
 
 
 @pytest.mark.parametrize("now", [WRITTEN, ("malignant", "benign", "normal")])
