@@ -10,6 +10,9 @@ from moto.server import ThreadedMotoServer
 
 from busray.cluster.own import own_ray
 from busray.stages import classifiers as classify
+from tests.support.finished import CLASSIFIER_STEPS, finished, one_thread
+
+__all__ = ["finished", "one_thread"]
 
 BUCKET = "busray-integration"
 PLANTED_KEY, PLANTED_SECRET = "AKIAPLANTED0000EXAMPLE", "planted/Secret+0123456789abcdefghijklmn"
@@ -39,7 +42,7 @@ def short_trainings() -> Iterator[None]:
     """Of the class gate and the judge: what they say of a few simulated images is not what
     these tests look at."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classify, "STEPS", 40)
+        patch.setattr(classify, "STEPS", CLASSIFIER_STEPS)
         yield
 
 
