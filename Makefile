@@ -16,11 +16,15 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 demo: .venv/runtime
 	$(BIN)/busray demo
 
+# Each process of a test has one thread, because threads of processes that share cores wait for each
+# other with a busy loop.
+test slow chaos unit: export OMP_NUM_THREADS = 1
+test slow chaos unit: export OPENBLAS_NUM_THREADS = 1
+
 # Two processes: one runs the tests that start Ray, one after the other; the other takes file after
-# file (tests/conftest.py). Each has one thread, because threads of processes that share cores wait
-# for each other with a busy loop.
+# file (tests/conftest.py).
 test: .venv/dev
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: .venv/dev
 	$(BIN)/python -m pytest -m slow
