@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import os
+import resource
 import select
 import shlex
 import signal
@@ -32,6 +33,9 @@ exit status:
   130  stopped by Ctrl-C; 143 by SIGTERM, 129 by SIGHUP
   141  the program that reads the output ended first, such as `| head`
 """
+
+LEAST_MEMORY = 2**30
+"""Bytes of addresses (`ulimit -v`): with 0.7 GB `busray verify` aborts within a library."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What ends a command: Ctrl-C; docker stop, Slurm, `ray job stop`; a terminal that is closed."""
@@ -75,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         own, flags = split_settings(given, parser)
         options, rest = parser.parse_known_args(own)
         _refuse_words(rest)
+        _refuse_small_memory()
         status = COMMAND_FUNCTIONS[options.command](options, [*rest, *flags])
         sys.stdout.flush()  # a full disk or a closed pipe may show only here
         return status
@@ -247,6 +252,16 @@ def _refuse_words(rest: Sequence[str]) -> None:
     for word in rest:
         if "=" not in word and word[:1] not in ("-", "–", "—", "−"):
             raise UserError(f"{word}: one argument too many; a name with spaces needs quotes; see --help")
+
+
+def _refuse_small_memory() -> None:
+    """UserError for a limit of memory at which native threads of libraries abort or hang."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < LEAST_MEMORY:
+        raise UserError(
+            f"a process may use {limit // 2**20} MiB of memory here (`ulimit -v`), too little for the libraries that "
+            f"busray loads: allow at least {LEAST_MEMORY // 2**20} MiB, such as `ulimit -v unlimited`"
+        )
 
 
 def _options_of(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[set[str], str | None]:

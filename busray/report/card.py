@@ -21,6 +21,7 @@ from busray.layout import MANIFEST
 from busray.records import REAL, SEPARABILITY_AUC, Figure
 from busray.report.audit import of_now
 from busray.report.metrics import NONE
+from busray.report.page import patients_sentence
 from busray.report.tables import Json, figures_of, markdown_table, select
 
 TEMPLATE = Path(__file__).with_name("card.md").read_text("utf-8")
@@ -98,6 +99,7 @@ def data_card(report: Json, config: Config, shards: Sequence[Mapping[str, Any]],
         images=images,
         shards=len(shards),
         left_out=len(report["dataset"]["left_out"]),
+        patients=patients_sentence(report["dataset"]) or "How many patients they show is not recorded.",
         counts=_counts(report["dataset"]["counts"], counts),
         license=config.card.license or UNDECLARED,
         source=config.card.source or UNDECLARED,

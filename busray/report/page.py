@@ -173,7 +173,7 @@ def _data_set(dataset: Json, check: Json) -> str:
         rows.append([split, *(of_split.get(c, 0) for c in classes), sum(of_split.values())])
     title = f"Images in each split ({dataset.get('size')} px, {dataset.get('frame')})"
     inside = html.folded(title, html.table(["split", *classes, "all"], rows))
-    if said := _patients(dataset.get("patients") or {}):
+    if said := patients_sentence(dataset):
         inside += html.paragraph(said)
     reasons = html.table(["file", "reason"], left_out, "words")
     inside += html.folded(f"Left out ({len(left_out)})", reasons)
@@ -196,8 +196,11 @@ def _copies(check: Json) -> str:
     return html.paragraph(f"{words} Not looked for: {'; '.join(others)}.")
 
 
-def _patients(patients: Json) -> str:
-    """Whether a patient is on two sides of the split; empty for a report of an older busray."""
+def patients_sentence(dataset: Json) -> str:
+    """Whether a patient is on two sides of the split; empty for a report of an older busray.
+
+    dataset: of report.json."""
+    patients = dataset.get("patients") or {}
     if not patients:
         return ""
     n, crossing = patients["patients"], patients["crossing"]

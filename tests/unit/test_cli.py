@@ -1,5 +1,6 @@
 """A user's mistake ends before work starts: one message names it, status 2, nothing written."""
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -280,3 +281,12 @@ def test_jobs_differ_in_nothing_but_the_stage() -> None:
 
 def test_every_command_has_its_function() -> None:
     assert list(COMMAND_FUNCTIONS) and COMMAND_FUNCTIONS.keys() == COMMANDS.keys()
+
+
+def test_a_limit_of_memory_at_which_libraries_abort_is_said(
+    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (600_000 * 1024, resource.RLIM_INFINITY))
+    assert main(["verify", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "may use 585 MiB of memory here (`ulimit -v`)" in said and "at least 1024 MiB" in said

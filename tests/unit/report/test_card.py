@@ -145,6 +145,16 @@ def test_what_is_not_stated_reads_undeclared_and_what_is_stated_is_printed() -> 
     assert (own["license"], own["license_name"]) == ("other", "Our Own Terms")
 
 
+def test_the_card_says_what_is_known_of_patients() -> None:
+    assert "- Patients: How many patients they show is not recorded." in card()
+    given = report()
+    given["dataset"]["patients"] = {"patients": 6, "crossing": 0}
+    said = "- Patients: The images show 6 known patients. None of them is in more than one split."
+    assert said in card(report=given)
+    given["dataset"]["patients"] = {"patients": 0, "crossing": 0}
+    assert "- Patients: Nobody said which images show one patient." in card(report=given)
+
+
 def test_the_seven_cs_are_there_in_their_order() -> None:
     text = card()
     places = [text.index(f"\n## {name}\n") for name in SEVEN]
