@@ -381,6 +381,9 @@ def reporter() -> Iterator["Report"]:
         tasks: dict[str, Any] = {}
 
         def report(stage: str, done: int, total: int) -> None:
+            if not total:
+                console.print(stage, markup=False, highlight=False)
+                return
             if stage not in tasks:
                 tasks[stage] = progress.add_task(stage, total=total, completed=done, rate="")
             speed = progress.tasks[tasks[stage]].speed
@@ -405,7 +408,7 @@ def _plain_lines() -> "Report":
         last[stage] = now
         # Over the whole stage: items come in batches, and the last batch of a shard may be small.
         rate = (done - already_done) / (now - started) if now > started else 0.0
-        line = f"{stage}: {done}/{total}"
+        line = f"{stage}: {done}/{total}" if total else stage
         if done >= total:
             finished.add(stage)
         elif rate:

@@ -12,10 +12,14 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 Report = Callable[[str, int, int], None]
-"""Progress for people: report(stage, done, total)."""
+"""Progress for people: report(stage, done, total); report(words, 0, 0) for a message."""
 Kind = Literal["model", "cpu", "core"]
 """What one worker gets: an actor's CPUs and GPUs; its CPUs alone; one CPU (then there are as many
 workers as the actors have CPUs)."""
+
+
+def ignored(commit: Any) -> None:
+    """A `seen` of Workers.draw that looks at nothing."""
 
 
 class Beat(Protocol):
@@ -47,8 +51,11 @@ class Drawing(Protocol):
         """Load the models, once in each worker; the result draws one shard."""
         ...
 
-    def commit(self, drawn: Any) -> object:
-        """Encode, hash, put and record a drawn shard."""
+    def commit(self, drawn: Any) -> Any:
+        """Encode, hash, put and record a drawn shard; the result travels to `seen` of draw."""
+
+    def quarantine(self, shard: Shard, reason: str) -> Any:
+        """Record a shard that cannot be drawn: it is done, and all its images are quarantined."""
 
 
 class TrainingLoop(Protocol):
@@ -129,9 +136,21 @@ class Workers(Protocol):
     def map(self, stage: str, total: int, start: Callable[[], Work], items: Sequence[Any], kind: Kind) -> None:
         """start() once in each worker of a pool, then its result for each item."""
 
-    def draw(self, stage: str, drawing: Drawing, shards: Sequence[Shard], planned: int) -> None:
+    def draw(
+        self,
+        stage: str,
+        drawing: Drawing,
+        shards: Sequence[Shard],
+        planned: int,
+        first: Sequence[Shard] = (),
+        seen: Callable[[Any], None] = ignored,
+    ) -> None:
         """Draw and commit shards. `planned`: images of the whole corpus, for the progress, which
-        counts an image when it is committed."""
+        counts an image when it is committed.
+
+        first: of the shards, those that are drawn before any other. seen: called here with what
+        each commit returned; an error that it raises ends the stage.
+        """
 
     def train(self, stage: str, training: Training, *, done: int) -> None:
         """Train to the end once. Raises TrainingFailed where workers were lost or failed."""

@@ -105,6 +105,13 @@ class DrawJob:
             drawn.first_draws,
         )
 
+    def quarantine(self, shard: Shard, reason: str) -> Commit:
+        """Record a shard as quarantined, image by image, since its workers die; returns the commit
+        that won. It is as final as any other."""
+        rejects = tuple((spec.image_id, reason) for spec in self.recipe.specs(shard))
+        batch_size, device = self.sampling.batch_size, device_name(self.device)
+        return self.commit(DrawnShard(shard, (), rejects, (), (), batch_size, device, seconds=0.0))
+
 
 class ShardDrawer:
     """A worker's loaded models, which draw shard after shard."""

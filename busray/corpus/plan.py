@@ -95,6 +95,13 @@ def shards(segments: Iterable[Segment]) -> list[Shard]:
     return found
 
 
+def first_of_each_class(plan: Iterable[Shard]) -> list[Shard]:
+    found: dict[str, Shard] = {}
+    for shard in plan:
+        found.setdefault(shard.class_name, shard)
+    return list(found.values())
+
+
 def in_class_order(plan: Iterable[Shard]) -> list[Shard]:
     """Shards by class, then by their first image: the order of the manifest."""
     return sorted(plan, key=lambda shard: (shard.class_name, shard.first))

@@ -1,25 +1,29 @@
 """Generation: draw the planned shards that are not committed yet; draw one image again."""
 
+import math
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from busray.corpus.arms import arm_after_gate, compared_images, corpora, released_arm
-from busray.corpus.commit import committed_shards, find_image
+from busray.corpus.breaker import Breaker
+from busray.corpus.commit import committed_shards, find_image, read_commit
 from busray.corpus.draw import ClassGate, DrawJob, redraw
 from busray.corpus.encode import png_pixels
 from busray.corpus.manifest import publish_manifest
-from busray.corpus.plan import extend_plan, pending, shards
+from busray.corpus.plan import extend_plan, first_of_each_class, pending, shards
 from busray.corpus.recipe import corpus_identity, make_recipe
 from busray.corpus.record import claim_corpus, read_run
 from busray.layout import RUN, arm_prefix
 from busray.model.checkpoints import read_adapters
-from busray.records import Arm, UserError
+from busray.records import Arm, Commit, Damaged, Shard, StoppedForGood, UserError
 from busray.run.record import Run
 from busray.stages.classifiers import classifier_record, load_classifier, trained_classifier
 from busray.stages.shard_size import sized_shards
 from busray.storage import Store
-from busray.workers import Workers
+from busray.workers import Report, Workers
 
 
 def generate(
@@ -49,11 +53,63 @@ def generate(
     segments = extend_plan(job.store, images, sized_shards(run, workers, job.refine is not None), never_shrink=keep)
     plan = shards(segments)
     # Only the records say what is done. So a rerun draws what an interrupted one left open.
-    todo = pending(plan, committed_shards(job.store))
+    done = committed_shards(job.store)
+    todo = pending(plan, done)
     if todo:
         planned = sum(shard.count for shard in plan)
-        workers.draw(f"generate {arm or 'corpus'}", job, todo, planned)
+        stage = f"generate {arm or 'corpus'}"
+        watch = Watch(job, config.corpus.max_quarantined, stage, workers.report)
+        proven = watch.look_back(done)
+        canaries = [shard for shard in first_of_each_class(todo) if shard.class_name not in proven]
+        workers.draw(stage, job, todo, planned, canaries, watch)
+        watch.say()
     return publish_manifest(job.store, segments, drawn=todo)
+
+
+WORDS_SECONDS = 30.0  # least time between two messages of a Watch
+
+
+class Watch:
+    """The circuit breaker of one stage: it is called with every commit, and ends what is broken."""
+
+    def __init__(self, job: DrawJob, allowed: float, stage: str, report: Report) -> None:
+        self.breaker = Breaker(allowed, job.gate.settings.attempts if job.gate else None)
+        self.store, self.stage, self.report = job.store, stage, report
+        self.said, self.said_at = "", -math.inf
+
+    def __call__(self, commit: Commit) -> None:
+        why = self.breaker.add(commit)
+        if why:
+            raise StoppedForGood(
+                f"{self.stage}: stopped early, {why}",
+                f"what is drawn stays in {self.store.url}; look at it, then give another recipe (base, adapters, "
+                "sampling, prompts) another output, or allow more by corpus.max_quarantined",
+            )
+        if time.monotonic() - self.said_at > WORDS_SECONDS:
+            self.say()
+
+    def look_back(self, done: Sequence[Shard]) -> set[str]:
+        """Count the first committed shard of each class, as the canary of an earlier command.
+        Returns these classes."""
+        proven: set[str] = set()
+        for shard in done:
+            if shard.class_name in proven:
+                continue
+            try:
+                commit = read_commit(self.store, shard)
+            except Damaged:  # the manifest and `verify` say so
+                continue
+            if commit.seconds:  # not quarantined without being drawn
+                proven.add(shard.class_name)
+                self(commit)
+        return proven
+
+    def say(self) -> None:
+        """Report what was quarantined and redrawn, where that is news."""
+        words = self.breaker.words()
+        if words and words != self.said:
+            self.said, self.said_at = words, time.monotonic()
+            self.report(f"{self.stage}: of {self.breaker.seen.images} images {words}", 0, 0)
 
 
 def draw_job(run: Run, device: str, arm: str | None = None, txt2img_source: Store | None = None) -> DrawJob:
