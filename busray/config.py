@@ -418,7 +418,11 @@ class Cluster(Settings):
     the work ends. null: no limit."""
     hang_seconds: Annotated[float, Field(ge=5, le=86_400)] = 900
     """A worker that reports no progress for so long (a batch, an optimiser step) is killed, and
-    another gets its work. With no progress at all for four times as long, the exit status is 1."""
+    another gets its work. With no progress at all for four times as long, although workers came,
+    the exit status is 1."""
+    patience: Annotated[float, Field(ge=0, le=1000)] = 6
+    """Hours that a stage waits where a cluster has no worker for it, as without spot capacity, or a
+    model hub is busy; then the exit status is 1."""
 
     _old_names: tuple[str, ...] = PrivateAttr(())
 

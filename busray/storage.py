@@ -81,13 +81,13 @@ TRANSIENT_CODES = {"ConditionalRequestConflict", "IncompleteBody", "OperationAbo
 """S3's error codes to retry whose HTTP status (400, 409) also has permanent errors."""
 
 
-def retry_delays() -> Iterator[float]:
+def retry_delays(first: float = FIRST_DELAY, most: float = LONGEST_DELAY) -> Iterator[float]:
     """Seconds to wait before each further attempt, without end: exponential back-off, jittered."""
-    longest = FIRST_DELAY
+    longest = first
     while True:
         # Jitter: workers that were throttled at the same moment must not return at the same one.
         yield random.uniform(longest / 2, longest)
-        longest = min(2 * longest, LONGEST_DELAY)
+        longest = min(2 * longest, most)
 
 
 def is_transient(error: BaseException) -> bool:

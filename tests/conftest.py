@@ -21,6 +21,7 @@ RAY_IN_CHAOS = (
     "test_commits",
     "test_drains",
     "test_driver_death",
+    "test_faults",
     "test_independent_drivers",
     "test_million",
     "test_nodes",

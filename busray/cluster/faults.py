@@ -28,8 +28,9 @@ FAILURES_IN_A_ROW = 12
 """Failures without success between them, of all places together, after which nothing helps; where
 there are more places, as many as there are places."""
 
-Begin = Literal["draw", "leave", "quarantine"]
-"""What a worker does with a shard: draw it, hand it back, or record it as quarantined."""
+Begin = Literal["draw", "leave", "quarantine", "raise"]
+"""What a worker does with a shard: draw it, hand it back, record it as quarantined, or end the
+stage."""
 Load = Literal["load", "wait"]
 """What a new worker does: load its models, or wait, since its place is avoided."""
 After = Literal["again", "raise"]
@@ -60,6 +61,8 @@ class Faults:
     """Place that failed again and again -> its last failure."""
     starts: Counter[str] = field(default_factory=Counter[str])
     """Shard -> how often it was begun."""
+    has_drawn: bool = False
+    """Whether any shard was drawn. Before that no shard is quarantined: all may fail alike."""
     in_a_row: int = 0
     last: Death | None = None
     _at_work: dict[str, tuple[str, Place]] = field(default_factory=dict[str, tuple[str, Place]])
@@ -67,7 +70,7 @@ class Faults:
     _loading: dict[str, Place] = field(default_factory=dict[str, Place])
     """Actor that loads its models -> its place."""
     _said: dict[str, str] = field(default_factory=dict[str, str])
-    """Actor -> the error for which it ends its process."""
+    """Shard, or actor that loads, -> the error with which it ended."""
     _deaths: dict[str, list[Death]] = field(default_factory=lambda: defaultdict[str, list[Death]](list))
     """Shard -> its workers' deaths."""
     _left_at: dict[str, int] = field(default_factory=dict[str, int])
@@ -97,16 +100,21 @@ class Faults:
         if not any(self._failed[place]):  # only to load failed there, and now it did not
             self._failed[place].clear()
 
+    def pause(self, actor: str) -> None:
+        """An actor tries later to load its models, which is no failure."""
+        self._loading.pop(actor, None)
+
     def begin(self, shard: str, actor: str, place: Place, is_alive: IsAlive) -> tuple[Begin, str]:
         """An actor has got a shard: what it does, and why."""
         self._bury(shard, is_alive)
         if place in self.avoided:
             return "leave", self.avoided[place]
         charged = [death for death in self._deaths[shard] if death.place not in self.avoided]
+        give_up: Begin = "quarantine" if self.has_drawn else "raise"
         if len(charged) >= DEATHS_OF_A_SHARD:
-            return "quarantine", f"its workers failed {len(charged)} times, at last so: {charged[-1].what}"
+            return give_up, f"its workers failed {len(charged)} times, at last so: {charged[-1].what}"
         if self.starts[shard] >= MOST_STARTS:
-            return "quarantine", f"it was begun {MOST_STARTS} times, and its workers or their nodes were lost"
+            return give_up, f"it was begun {MOST_STARTS} times, and its workers or their nodes were lost"
         if len(charged) - self._left_at.get(shard, 0) >= TRIES:
             self._left_at[shard] = len(charged)
             return "leave", charged[-1].what
@@ -118,22 +126,23 @@ class Faults:
         """A shard that begins is still at work: the worker that drew it died."""
         if shard not in self._at_work:
             return
-        actor, place = self._at_work.pop(shard)
-        what = self._said.pop(actor, DIED)
+        _, place = self._at_work.pop(shard)
+        what = self._said.pop(shard, DIED)
         if is_alive(place[0]):
             self._deaths[shard].append(Death(place, what))
             self._failure(shard, place, what)
 
     def drawn(self, shard: str) -> None:
-        """A shard was drawn."""
+        """A shard was drawn and committed."""
         if shard in self._at_work:
             _, place = self._at_work.pop(shard)
             self._failed[place].clear()
-        self.in_a_row = 0
+        self.in_a_row, self.has_drawn = 0, True
 
-    def is_failing(self, actor: str, place: Place, what: str) -> After:
-        """An actor says why it ends its process; counted when its work begins again."""
-        self._said[actor] = what
+    def is_failing(self, work: str, place: Place, what: str) -> After:
+        """An actor says why its work fails, a shard or, by the actor's name, loading; counted when
+        that begins again."""
+        self._said[work] = what
         self.last = Death(place, what)
         return "raise" if self.in_a_row + 1 >= self._most_in_a_row() else "again"
 

@@ -1,33 +1,51 @@
-"""Progress from workers, and what is done about those that hang.
+"""Progress from workers, and what is done about those that hang or fail.
 
-An actor counts finished items and keeps the time of each worker's last beat. The driver reports
-the count to people. It kills a worker that hangs, and Ray gives that work to another worker. It
-ends the stage if nothing moves at all.
+An actor counts finished items and keeps the time of each worker's last beat, and who failed where
+(faults.py). The driver reports the count to people. It kills a worker that hangs, and Ray gives
+that work to another worker. It waits for workers for as long as there are none, and ends the stage
+if workers come and nothing moves.
 """
 
 import math
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from busray.failures import cause_in_words
-from busray.records import Stopped, UserError
+from busray.cluster.faults import After, Begin, Faults, Load, Place
+from busray.failures import cause_in_words, is_device_error, is_transient
+from busray.records import Stopped, StoppedForGood, UserError
+from busray.storage import retry_delays
 from busray.workers import Report
 
 T = TypeVar("T")
 
+FIRST_PAUSE, LONGEST_PAUSE = 5.0, 300.0
+"""Seconds before models are loaded again, at first and later."""
+QUIET_POLL_SECONDS = 2.0
+
 POLL_SECONDS = 0.5
 
 STALLED_AFTER = 4
-"""Multiples of cluster.hang_seconds without any progress after which the stage ends."""
+"""Multiples of cluster.hang_seconds without any progress after which the stage ends, if workers
+came in that time."""
+
+WAIT_SAID_AFTER, WAIT_SAID_EVERY = 60.0, 600.0
+"""Seconds without a worker after which people are told so, and between further times."""
+
+HOPELESS_SECONDS = 30.0
+"""How long a worker has to raise its own error before the driver ends a hopeless stage."""
+
+QUIET_SECONDS = 10.0
+"""Seconds without any worker at work after which those in avoided places hand back what they hold:
+nobody else can take it before the stream has ended."""
 
 BEAT_SECONDS = 1.0
 """Least time between two messages of a Heartbeat: many fast workers must not flood the actor."""
@@ -44,7 +62,10 @@ class Liveness:
         self.count = 0
         self.moves = 0
         self.last_beat: dict[Worker, float] = {}
-        self.starts: Counter[str] = Counter()
+        self.faults = Faults()
+        self.busy_at = time.monotonic()
+        self.joins = 0
+        self.pauses: dict[str, str] = {}
 
     def add(self, n: int, worker: Worker | None = None, for_all: bool = False) -> None:
         """n more are done; 0 is a beat alone. for_all: the other workers wait for this one."""
@@ -61,17 +82,59 @@ class Liveness:
         self.moves += count != self.count or worker in self.last_beat
         self.count = count
         if worker is not None:
+            self.joins += worker not in self.last_beat
             self.last_beat[worker] = time.monotonic()
 
-    def start(self, what: str, worker: Worker) -> int:
-        """How often this piece of work was started, this time included."""
-        self.add(0, worker)
-        self.starts[what] += 1
-        return self.starts[what]
-
     def restarts(self) -> int:
-        """Starts beyond the first, over all pieces of work: the cost of lost workers."""
-        return self.starts.total() - len(self.starts)
+        """Shards begun beyond their first time: the cost of lost workers."""
+        return self.faults.starts.total() - len(self.faults.starts)
+
+    def load(self, actor: str, place: Place) -> Load:
+        """An actor's process is up: what it does."""
+        self.joins += 1
+        return self._noted(self.faults.load(actor, place, _is_alive))
+
+    def loaded(self, actor: str, place: Place) -> None:
+        self.pauses.pop(actor, None)
+        self.faults.loaded(actor, place)
+        self._noted(None)
+
+    def pause(self, actor: str, words: str) -> None:
+        """An actor tries later to load its models: what it waits for."""
+        self.faults.pause(actor)
+        self.pauses[actor] = words
+
+    def begin(self, shard: str, actor: str, place: Place, worker: Worker) -> tuple[Begin, str]:
+        """An actor has got a shard: what it does, and why."""
+        self.add(0, worker)
+        return self._noted(self.faults.begin(shard, actor, place, _is_alive))
+
+    def finish(self, shard: str) -> None:
+        """A shard was drawn and committed."""
+        self._noted(self.faults.drawn(shard))
+
+    def is_failing(self, work: str, place: Place, what: str) -> After:
+        """An actor says why it will begin a shard, or its loading, again."""
+        return self._noted(self.faults.is_failing(work, place, what))
+
+    def cannot_load(self, actor: str, place: Place, what: str) -> After:
+        return self._noted(self.faults.cannot_load(actor, place, what))
+
+    def succeed(self) -> None:
+        """Earlier commands drew shards of this corpus."""
+        self.faults.has_drawn = True
+
+    def avoided(self) -> dict[Place, str]:
+        """Places that take no more work, and why."""
+        return self.faults.avoided
+
+    def is_quiet(self) -> bool:
+        """Whether nobody has been at work for a while."""
+        return not self.faults.is_busy and time.monotonic() - self.busy_at > QUIET_SECONDS
+
+    def _noted(self, answer: T) -> T:
+        self.busy_at = time.monotonic()
+        return answer
 
     def idle(self, worker: Worker) -> None:
         """Mark the worker idle so that silence is not taken for a hang."""
@@ -84,6 +147,18 @@ class Liveness:
         """A number that changes whenever a worker gets on with its work."""
         return self.moves
 
+    def state(self) -> "State":
+        hopeless = self.faults.hopeless()
+        pauses = list(self.pauses.values())
+        return State(
+            self.moves,
+            self.joins,
+            len(self.last_beat),
+            pauses[0] if pauses else "",
+            f"workers fail again and again, at last so: {hopeless.what}" if hopeless else "",
+            tuple(self.faults.avoided.values()),
+        )
+
     def stalled(self, seconds: float) -> list[Worker]:
         """Workers at work without a beat for so long; each is named once."""
         now = time.monotonic()
@@ -91,6 +166,27 @@ class Liveness:
         for worker in silent:
             del self.last_beat[worker]
         return silent
+
+
+@dataclass(frozen=True)
+class State:
+    """What a driver wants to know of its workers."""
+
+    progress: int  # see Liveness.progress
+    joins: int  # workers that came, counted
+    at_work: int  # those that beat
+    waits_for: str  # what keeps a worker from loading its models; empty for nothing
+    hopeless: str  # why no worker can go on; empty where one can
+    avoided: tuple[str, ...]  # the last failure of each place that takes no more work
+
+
+def _is_alive(node: str) -> bool:
+    return any(each["NodeID"] == node and each["Alive"] for each in ray.nodes())
+
+
+def _address() -> str:
+    """Of this node."""
+    return ray.util.get_node_ip_address()
 
 
 def this_worker(part: str = "") -> Worker:
@@ -122,15 +218,97 @@ class Heartbeat:
         """`count` are done in all, by all workers."""
         self.liveness.set.remote(count, self.worker)
 
-    def start(self, what: str) -> int:
-        """Start a piece of work; returns how often any worker did so, this time included."""
-        return ray.get(self.liveness.start.remote(what, self.worker))
-
     def idle(self) -> None:
         """The work is done: what was counted is sent, and silence is no hang."""
         self.liveness.add.remote(self.unsent, self.worker)
         self.unsent, self.last_sent = 0, -math.inf
         self.liveness.idle.remote(self.worker)
+
+
+class Site:
+    """An actor and its place: the worker's end of a Liveness's faults."""
+
+    def __init__(self, liveness: Any) -> None:
+        context = ray.get_runtime_context()
+        self.liveness = liveness
+        self.actor: str = context.get_actor_id() or str(os.getpid())
+        self.place: Place = (context.get_node_id(), tuple(map(str, ray.get_gpu_ids())))
+        self.worker = this_worker()
+
+    def load(self, start: Callable[[], T], patience: float) -> T | None:
+        """start(), tried again for as long as that can help; None where this place is avoided.
+
+        What a busy hub or store answers is tried again with growing pauses for `patience` seconds.
+        A broken device ends this process, and Ray starts another one. Raises what does not pass.
+        """
+        began, pauses = time.monotonic(), retry_delays(FIRST_PAUSE, LONGEST_PAUSE)
+        while True:
+            if ray.get(self.liveness.load.remote(self.actor, self.place)) == "wait":
+                return None
+            try:
+                loaded = start()
+            except (UserError, StoppedForGood):
+                raise
+            except Exception as error:
+                if is_transient(error) and time.monotonic() - began < patience:
+                    pause = next(pauses)
+                    words = f"{self.words(error)}; it tries again in {pause:.0f} s"
+                    ray.get(self.liveness.pause.remote(self.actor, words))
+                elif is_device_error(error):
+                    self.end_or_raise(error, self.actor)
+                elif ray.get(self.liveness.cannot_load.remote(self.actor, self.place, self.words(error))) == "raise":
+                    raise
+                else:
+                    pause = next(pauses)
+            else:
+                ray.get(self.liveness.loaded.remote(self.actor, self.place))
+                return loaded
+            time.sleep(pause)
+
+    def begin(self, shard: str) -> tuple[Begin, str]:
+        """What to do with a shard, and why."""
+        return ray.get(self.liveness.begin.remote(shard, self.actor, self.place, self.worker))
+
+    def load_here(self, start: Callable[[], T], patience: float) -> T:
+        """load(), for an actor whose work cannot be handed back."""
+        loaded = self.load(start, patience)
+        if loaded is None:
+            self.wait_until_quiet()
+            raise Stopped(f"a machine failed again and again, and its work is left (node {_address()})")
+        return loaded
+
+    def begin_here(self, what: str) -> None:
+        """begin(), for work that cannot be handed back: it is tried here until it must be given up,
+        which raises Stopped."""
+        order, why = self.begin(what)
+        if order == "leave":
+            order, why = self.begin(what)
+        if order != "draw":
+            raise Stopped(f"{what}: {why}")
+
+    def finish(self, shard: str) -> None:
+        ray.get(self.liveness.finish.remote(shard))
+
+    def raise_or_again(self, error: Exception, work: str) -> None:
+        """Return where the work that failed may be begun again, else raise."""
+        if ray.get(self.liveness.is_failing.remote(work, self.place, self.words(error))) == "raise":
+            raise error
+
+    def end_or_raise(self, error: Exception, work: str) -> NoReturn:
+        """End this process, whose device is broken: Ray starts it again. Raise where that is no
+        help."""
+        self.raise_or_again(error, work)
+        os._exit(1)
+
+    def wait_until_quiet(self) -> None:
+        """Hold what this actor has until no other worker has anything to do."""
+        while not ray.get(self.liveness.is_quiet.remote()):
+            time.sleep(QUIET_POLL_SECONDS)
+
+    def words(self, error: Exception) -> str:
+        """An error's innermost cause and where it is."""
+        gpus = f", GPU {' and '.join(self.place[1])}" if self.place[1] else ""
+        return f"{cause_in_words(error)} (node {_address()}{gpus})"
 
 
 class WorkError(Exception):
@@ -153,21 +331,33 @@ def carrying_errors() -> Iterator[None]:
 
 
 def monitored(
-    report: Report, stage: str, total: int, hang_seconds: float, work: Callable[[Any], T], done: int = 0
+    report: Report,
+    stage: str,
+    total: int,
+    hang_seconds: float,
+    work: Callable[[Any], T],
+    done: int = 0,
+    patience: float = 0.0,
 ) -> T:
     """work(liveness), with its progress reported and its hanging workers killed.
 
     `total` and `done`: items of the whole stage, and those of them that were done before.
     Raises UserError for a mistake that a worker found, and Stopped for any other failure on Ray or
-    where there is no progress for STALLED_AFTER times hang_seconds.
+    where there is no progress for STALLED_AFTER times hang_seconds; where no worker came in that
+    time, for `patience` seconds, if they are more.
     """
+
+    def tell(words: str) -> None:
+        report(f"{stage}: {words}", 0, 0)
+
     with _reported(report, stage, total, done) as liveness:
+        watch = Watch(stage, hang_seconds, patience, tell)
         try:
-            return _killing_what_hangs(liveness, stage, hang_seconds, lambda: work(liveness))
+            return _watched(watch, liveness, lambda: work(liveness))
         except RayError as error:
             cause = getattr(error, "cause", None) or error  # what the worker raised, if it did
             cause = cause.error if isinstance(cause, WorkError) else cause
-            if isinstance(cause, UserError):
+            if isinstance(cause, (UserError, StoppedForGood)):
                 raise cause from error
             raise Stopped(f"{stage}: {cause_in_words(error)}") from error
 
@@ -200,7 +390,7 @@ def _reported(report: Report, stage: str, total: int, done: int) -> Iterator[Any
         ray.kill(liveness)
 
 
-def _killing_what_hangs(liveness: Any, stage: str, hang_seconds: float, work: Callable[[], T]) -> T:
+def _watched(watch: "Watch", liveness: Any, work: Callable[[], T]) -> T:
     """work() in a thread of its own: a Ray stream that never ends could not be left otherwise."""
     outcome: list[Any] = []
 
@@ -212,34 +402,82 @@ def _killing_what_hangs(liveness: Any, stage: str, hang_seconds: float, work: Ca
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    progress, moved_at, looked_at = -1, time.monotonic(), time.monotonic()
+    looked_at = time.monotonic()
     while thread.is_alive():
         thread.join(POLL_SECONDS)
-        now = time.monotonic()
-        if now - looked_at < min(hang_seconds / 10, 10):
+        if time.monotonic() - looked_at < min(watch.hang_seconds / 10, 10):
             continue
-        looked_at = now
-        latest, stalled = _look(liveness, hang_seconds, progress)
-        if latest != progress:
-            progress, moved_at = latest, now
-        elif now - moved_at > STALLED_AFTER * hang_seconds:
-            raise Stopped(f"{stage}: nothing moved for {STALLED_AFTER * hang_seconds:.0f} s")
-        for node, pid, _ in stalled:
+        looked_at = time.monotonic()
+        state = _ask(liveness.state.remote())
+        watch.look(state, looked_at)
+        for node, pid, _ in _ask(liveness.stalled.remote(watch.hang_seconds)) or []:
             _kill(node, pid)
     result, error = outcome[0]
     if error is not None:
         raise error
+    watch.tell_avoided(_ask(liveness.state.remote()))
     return result
 
 
-def _look(liveness: Any, hang_seconds: float, progress: int) -> tuple[int, list[Worker]]:
-    """(progress, workers that hang); nothing new while the actor restarts, or where Ray is gone."""
+def _ask(answer: Any) -> Any:
+    """What a Liveness answers; None while it restarts, or where Ray is gone."""
     try:
-        answers = [liveness.progress.remote(), liveness.stalled.remote(hang_seconds)]
-        latest, stalled = ray.get(answers, timeout=30)
+        return ray.get(answer, timeout=30)
     except RayError:
-        return progress, []
-    return latest, stalled
+        return None
+
+
+class Watch:
+    """Decides when a stage must end since nothing moves, and says what it waits for."""
+
+    def __init__(self, stage: str, hang_seconds: float, patience: float, tell: Callable[[str], None]) -> None:
+        self.stage, self.hang_seconds, self.tell = stage, hang_seconds, tell
+        self.most_silent = STALLED_AFTER * hang_seconds
+        self.patience = max(patience, self.most_silent)
+        self.moved_at = self.said_at = time.monotonic()
+        self.joined_at, self.hopeless_at = -math.inf, math.inf
+        self.state = State(-1, 0, 0, "", "", ())
+
+    def look(self, state: State | None, now: float) -> None:
+        """Raise Stopped where the stage must end. state: None where it is not known now."""
+        state = state or self.state
+        if state.progress != self.state.progress:
+            self.moved_at = self.said_at = now
+        if state.joins > self.state.joins:
+            self.joined_at = now
+        self.tell_avoided(state)
+        self.hopeless_at = min(self.hopeless_at, now) if state.hopeless else math.inf
+        self.state = state
+        if now - self.hopeless_at > HOPELESS_SECONDS:
+            raise Stopped(f"{self.stage}: {state.hopeless}")
+        silent = now - self.moved_at
+        nobody_came = not state.at_work and now - self.joined_at > 2 * self.hang_seconds
+        limit = self.patience if nobody_came or state.waits_for else self.most_silent
+        if silent > limit:
+            raise Stopped(f"{self.stage}: nothing moved for {limit:.0f} s{self._why(nobody_came)}")
+        # At first after a minute, then ever more seldom.
+        pause = max(WAIT_SAID_AFTER, min(WAIT_SAID_EVERY, silent / 2))
+        if not state.at_work and now - self.said_at > pause:
+            self.said_at = now
+            self.tell(f"waits, {silent / 60:.0f} min of at most {self.patience / 60:.0f}{self._why(True)}")
+
+    def tell_avoided(self, state: State | None) -> None:
+        """Say which places are avoided that were not before."""
+        for words in state.avoided[len(self.state.avoided) :] if state else ():
+            self.tell(f"a machine gets no more work of this stage: {words}")
+
+    def _why(self, nobody_came: bool) -> str:
+        if self.state.waits_for:
+            return f": {self.state.waits_for}"
+        if not nobody_came:
+            return ": workers came, but got on with nothing"
+        return f": {self._capacity()}"
+
+    def _capacity(self) -> str:
+        has, free = ray.cluster_resources(), ray.available_resources()
+        nodes = sum(each["Alive"] for each in ray.nodes())
+        parts = [f"{free.get(kind, 0):g} of {has.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU") if kind in has]
+        return f"no worker came; the cluster has {nodes} nodes, with {' and '.join(parts) or 'no CPU'} free"
 
 
 def _kill(node: str, pid: int) -> None:

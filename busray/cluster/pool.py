@@ -12,13 +12,14 @@ import ray.data
 
 from busray import config
 from busray.cluster.draw import draw_and_commit
-from busray.cluster.liveness import Heartbeat, carrying_errors, monitored
+from busray.cluster.liveness import Heartbeat, Site, carrying_errors, monitored
 from busray.cluster.metrics import Measured
-from busray.cluster.session import device_of, session, use_threads
+from busray.cluster.session import device_of, is_own, session, use_threads
 from busray.cluster.train import fit
 from busray.cluster_address import address_of
+from busray.failures import is_device_error
 from busray.records import Shard
-from busray.workers import Drawing, Kind, Report, Shared, Training
+from busray.workers import Drawing, Kind, Report, Shared, Training, ignored
 
 T = TypeVar("T")
 
@@ -116,7 +117,7 @@ class RayWorkers:
             size = -(-len(items) // MOST_BUNDLES)
             bundles = [ray.put(list(items[at : at + size])) for at in range(0, len(items), size)]
             rows = _handfuls(len(items), size, ROWS_A_WORKER * most)
-            arguments = (self._threads(kind), liveness, start, bundles)
+            arguments = (self._threads(kind), liveness, start, bundles, 3600 * cluster.patience)
             stream = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
                 _PoolWorker,  # pyright: ignore[reportArgumentType] (Ray's types leave callable classes out)
                 fn_constructor_args=arguments,
@@ -129,11 +130,26 @@ class RayWorkers:
         if items:
             self._monitored(stage, total, work)
 
-    def draw(self, stage: str, drawing: Drawing, shards: Sequence[Shard], planned: int) -> None:
+    def draw(
+        self,
+        stage: str,
+        drawing: Drawing,
+        shards: Sequence[Shard],
+        planned: int,
+        first: Sequence[Shard] = (),
+        seen: Callable[[Any], None] = ignored,
+    ) -> None:
         done = planned - sum(shard.count for shard in shards)
-        again = self._monitored(
-            stage, planned, lambda liveness: draw_and_commit(self.settings, Measured(drawing), shards, liveness), done
-        )
+
+        def tell(words: str) -> None:
+            self.report(f"{stage}: {words}", 0, 0)
+
+        def work(liveness: Any) -> int:
+            if done:
+                ray.get(liveness.succeed.remote())
+            return draw_and_commit(self.settings, Measured(drawing), shards, first, seen, tell, liveness)
+
+        again = self._monitored(stage, planned, work, done)
         if again:
             self.report(f"{stage}, shards begun again", again, again)
 
@@ -142,7 +158,10 @@ class RayWorkers:
 
     def _monitored(self, stage: str, total: int, work: Callable[[Any], T], done: int = 0) -> T:
         self.start_session()
-        return monitored(self.report, stage, total, self.settings.hang_seconds, work, done)
+        cluster = self.settings
+        # In a Ray of busray's own no machine can be added.
+        patience = 0.0 if is_own(cluster) else 3600 * cluster.patience
+        return monitored(self.report, stage, total, cluster.hang_seconds, work, done, patience)
 
     def _resources(self, kind: Kind) -> dict[str, Any]:
         """Of one worker."""
@@ -194,19 +213,42 @@ def _handfuls(items: int, size: int, rows: int) -> list[dict[str, int]]:
 class _PoolWorker:
     """An actor of the pool: loads once what its work needs, then takes item after item."""
 
-    def __init__(self, threads: int | None, liveness: Any, start: Callable[[], Any], bundles: Sequence[Any]) -> None:
+    def __init__(
+        self,
+        threads: int | None,
+        liveness: Any,
+        start: Callable[[], Any],
+        bundles: Sequence[Any],
+        patience: float,
+    ) -> None:
         if threads is not None:
             use_threads(threads)
         self.bundles = bundles
-        self.work = start()
+        self.site = Site(liveness)
         self.beat = Heartbeat(liveness)
+        self.work: Any = None
+        self.error: Exception | None = None
+        try:  # see cluster/draw.py: a constructor raises nothing
+            self.work = self.site.load_here(start, patience)
+        except Exception as error:
+            self.error = error
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         with carrying_errors():
+            if self.error is not None:
+                raise self.error
             self.beat()
             # No worker holds all items: of a large corpus they are many.
             items = ray.get(self.bundles[int(row["bundle"])])
-            for item in items[int(row["start"]) : int(row["end"])]:
-                self.work(item, self.beat)
+            name = f"items {row['bundle']}/{row['start']}"
+            self.site.begin_here(name)
+            try:
+                for item in items[int(row["start"]) : int(row["end"])]:
+                    self.work(item, self.beat)
+            except Exception as error:
+                if is_device_error(error):
+                    self.site.end_or_raise(error, name)
+                raise
+            self.site.finish(name)
             self.beat.idle()
         return row

@@ -67,6 +67,11 @@ def machines(settings: config.Cluster) -> tuple[str, list[tuple[float, float]]]:
     return f"the cluster at {address} now", [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes]
 
 
+def is_own(settings: config.Cluster) -> bool:
+    """Whether Ray is one of busray's own on this machine, and no cluster that the user names."""
+    return address_of(settings) == "local"
+
+
 def _join(settings: config.Cluster) -> None:
     """Join the user's cluster, which stays as it is."""
     import ray
@@ -141,6 +146,8 @@ def _quieten(log_file: Path) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # else a WorkError is lost on the way
+    # An actor whose process dies while it loads is replaced; cluster/faults.py counts such deaths.
+    context.max_consecutive_actor_init_deaths = -1
     log_file.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(log_file, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

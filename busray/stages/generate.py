@@ -58,7 +58,7 @@ def generate(
     if todo:
         planned = sum(shard.count for shard in plan)
         stage = f"generate {arm or 'corpus'}"
-        watch = Watch(job, config.corpus.max_quarantined, stage, workers.report)
+        watch = Watch(job, todo, config.corpus.max_quarantined, stage, workers.report)
         proven = watch.look_back(done)
         canaries = [shard for shard in first_of_each_class(todo) if shard.class_name not in proven]
         workers.draw(stage, job, todo, planned, canaries, watch)
@@ -72,14 +72,16 @@ WORDS_SECONDS = 30.0  # least time between two messages of a Watch
 class Watch:
     """The circuit breaker of one stage: it is called with every commit, and ends what is broken."""
 
-    def __init__(self, job: DrawJob, allowed: float, stage: str, report: Report) -> None:
+    def __init__(self, job: DrawJob, todo: Sequence[Shard], allowed: float, stage: str, report: Report) -> None:
         self.breaker = Breaker(allowed, job.gate.settings.attempts if job.gate else None)
         self.store, self.stage, self.report = job.store, stage, report
         self.said, self.said_at = "", -math.inf
+        self.left = sum(shard.count for shard in todo)
 
     def __call__(self, commit: Commit) -> None:
+        self.left -= commit.count
         why = self.breaker.add(commit)
-        if why:
+        if why and self.left > 0:
             raise StoppedForGood(
                 f"{self.stage}: stopped early, {why}",
                 f"what is drawn stays in {self.store.url}; look at it, then give another recipe (base, adapters, "
@@ -101,6 +103,7 @@ class Watch:
                 continue
             if commit.seconds:  # not quarantined without being drawn
                 proven.add(shard.class_name)
+                self.left += commit.count
                 self(commit)
         return proven
 

@@ -23,7 +23,7 @@ def drawing(faults: Faults, shard: str, place: Place, dies: Callable[[str, Place
         if not dies(shard, place):
             faults.drawn(shard)
             return "drawn"
-        faults.is_failing(actor, place, ECC)
+        faults.is_failing(shard, place, ECC)
 
 
 def fleet(*places: Place) -> Faults:
@@ -78,10 +78,17 @@ def test_success_between_failures_keeps_a_place() -> None:
 def test_a_lost_node_is_no_fault_of_its_shard_or_its_place() -> None:
     faults = fleet(GOOD, BAD)
     gone = lambda node: node != "node-b"  # noqa: E731
+    faults.has_drawn = True
     for number in range(MOST_STARTS):
         assert faults.begin("unlucky", f"{number}", BAD, gone)[0] == "draw"
     assert faults.begin("unlucky", "last", BAD, gone)[0] == "quarantine", "but not for ever"
     assert not faults.avoided and faults.in_a_row == 0
+
+
+def test_no_shard_is_quarantined_before_any_was_drawn() -> None:
+    faults = fleet(GOOD)
+    drawing(faults, "one", GOOD, lambda shard, place: True)
+    assert drawing(faults, "one", GOOD, lambda shard, place: True) == "raise"
 
 
 def test_the_only_place_is_not_avoided_for_its_shards() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from busray.cluster import liveness as module
-from busray.cluster.liveness import BEAT_SECONDS, Heartbeat
+from busray.cluster.liveness import BEAT_SECONDS, HOPELESS_SECONDS, Heartbeat, State, Watch
+from busray.records import Stopped
 
 ONE, TWO = ("node", 1, ""), ("node", 2, "")
 
@@ -44,7 +45,7 @@ def test_a_beat_of_a_worker_at_work_is_progress_and_its_first_one_is_not(livenes
     assert not progresses(liveness, lambda: liveness.add(0, ONE))
     assert progresses(liveness, lambda: liveness.add(0, ONE))
     assert liveness.done() == 0
-    assert not progresses(liveness, lambda: liveness.start("a shard", TWO))
+    assert not progresses(liveness, lambda: liveness.begin("a shard", "actor", ("node", ()), TWO))
     assert progresses(liveness, lambda: liveness.add(0, TWO))
 
 
@@ -62,9 +63,13 @@ def test_finished_work_is_progress_and_an_idle_worker_that_had_none_is_not(liven
     assert not progresses(liveness, lambda: liveness.add(0, ONE))
 
 
-def test_workers_that_start_one_after_the_other_and_fall_silent_are_no_progress(liveness: Any, clock: Clock) -> None:
+def test_workers_that_start_one_after_the_other_and_fall_silent_are_no_progress(
+    liveness: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_is_alive", lambda node: False)
     for pid in range(9):
-        assert not progresses(liveness, lambda pid=pid: liveness.start("a shard", ("node", pid, "")))
+        worker = ("node", pid, "")
+        assert not progresses(liveness, lambda worker=worker: liveness.begin("a shard", "actor", ("node", ()), worker))
         clock.now += 11
         assert liveness.stalled(10) == [("node", pid, "")]
     assert liveness.restarts() == 8
@@ -120,3 +125,87 @@ def test_counts_add_up_until_they_are_sent_and_none_is_lost_when_idle(
     assert sent[1] == ("add", 3, ONE, True) and sent[-1] == ("idle", ONE)
     beat()
     assert sent[-1] == ("add", 0, ONE, False), "the first beat of the next work came too late"
+
+
+HANG = 10.0
+"""4 x HANG seconds without progress end a stage to which workers came."""
+
+
+class Stage:
+    """A Watch whose clock and workers a test sets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, patience: float) -> None:
+        self.clock, self.told = Clock(), list[str]()
+        monkeypatch.setattr(module, "time", self.clock)
+        monkeypatch.setattr(module.Watch, "_capacity", lambda watch: "no worker came")
+        self.watch = Watch("draw", HANG, patience, self.told.append)
+        self.look(state())
+
+    def look(self, state: State | None, seconds: float = 0.0) -> None:
+        for _ in range(max(1, int(seconds))):
+            self.clock.now += 1 if seconds else 0
+            self.watch.look(state, self.clock.now)
+
+
+def state(progress: int = 0, joins: int = 0, at_work: int = 0, **more: Any) -> State:
+    values: dict[str, Any] = {"waits_for": "", "hopeless": "", "avoided": ()} | more
+    return State(progress, joins, at_work, **values)
+
+
+def test_a_stage_without_a_worker_waits_for_its_patience_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch, patience=3600)
+    stage.look(state(progress=5, joins=2, at_work=2))
+    stage.look(state(progress=5, joins=2), 3500)
+    assert stage.told[0] == "waits, 1 min of at most 60: no worker came"
+    assert 5 <= len(stage.told) <= 12, "not every minute"
+    with pytest.raises(Stopped, match=r"^draw: nothing moved for 3600 s: no worker came$"):
+        stage.look(state(progress=5, joins=2), 200)
+
+
+def test_a_worker_that_comes_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch, patience=100)
+    for progress in range(5):
+        stage.look(state(progress=progress, joins=progress), 90)
+
+
+def test_workers_that_come_and_get_on_with_nothing_end_a_stage_before_its_patience(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = Stage(monkeypatch, patience=3600)
+    with pytest.raises(Stopped, match="nothing moved for 40 s: workers came, but got on with nothing"):
+        for joins in range(100):
+            stage.look(state(joins=joins), HANG)
+
+
+def test_a_worker_at_work_that_is_silent_ends_a_stage_before_its_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch, patience=3600)
+    with pytest.raises(Stopped, match="nothing moved for 40 s"):
+        stage.look(state(joins=1, at_work=1), 100)
+
+
+def test_what_a_worker_waits_for_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch, patience=3600)
+    stage.look(state(joins=1, waits_for="429 Too Many Requests; it tries again in 40 s"), 70)
+    assert stage.told == ["waits, 1 min of at most 60: 429 Too Many Requests; it tries again in 40 s"]
+
+
+def test_a_machine_that_is_avoided_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch, patience=0)
+    for progress in range(3):
+        stage.look(state(progress=progress, avoided=("ECC (node 10.0.0.7)",)))
+    assert stage.told == ["a machine gets no more work of this stage: ECC (node 10.0.0.7)"]
+
+
+def test_failures_that_nothing_helps_end_a_stage_when_no_worker_could_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch, patience=3600)
+    stage.look(state(hopeless="workers fail"), HOPELESS_SECONDS - 1)
+    stage.look(state(progress=1))
+    with pytest.raises(Stopped, match=r"^draw: workers fail$"):
+        stage.look(state(progress=1, hopeless="workers fail"), HOPELESS_SECONDS + 5)
+
+
+def test_a_liveness_that_does_not_answer_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch, patience=0)
+    stage.look(None, 39)
+    with pytest.raises(Stopped):
+        stage.look(None, 3)

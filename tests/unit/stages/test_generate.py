@@ -2,16 +2,20 @@
 it is."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from busray.corpus.commit import committed_shards
+from busray.corpus.draw import DrawnShard
 from busray.corpus.manifest import published_rows
 from busray.corpus.plan import read_segments
-from busray.records import Commit, ImageSpec, Segment, Shard, UserError
+from busray.records import Commit, ImageSpec, Segment, Shard, StoppedForGood, UserError
 from busray.run.record import Run
 from busray.stages import generate as module
 from busray.stages.generate import DrawJob, draw_job, generate, reproduce
+from busray.workers import Beat
 from tests.support.corpora import commit_black, fill, with_settings
 from tests.support.workers import InProcessWorkers
 
@@ -22,6 +26,41 @@ def test_an_arm_keeps_its_images_where_fewer_are_compared(run: Run) -> None:
     before = arm.read("manifest.parquet")
     generate(with_settings(run, evaluate={"images": 4}), InProcessWorkers(), "base")
     assert arm.read("manifest.parquet") == before
+
+
+def broken(job: DrawJob) -> Any:
+    """A worker all of whose images are broken."""
+
+    def draw(shard: Shard, beat: Beat) -> DrawnShard:
+        rejects = tuple((spec.image_id, "latents or pixels are not finite") for spec in job.recipe.specs(shard))
+        return DrawnShard(shard, (), rejects, (), (), 16, "cpu", seconds=1.0)
+
+    return draw
+
+
+def test_a_recipe_of_broken_images_stops_after_a_shard_of_a_class_and_a_rerun_at_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DrawJob, "start", broken)
+    wide = with_settings(run, evaluate={"images": 400}, corpus={"shard_size": 16})
+    store = run.store.sub("arms/base")
+    with pytest.raises(StoppedForGood, match=r"stopped early, 16 of 16 images .* \(such as .*: latents") as stopped:
+        generate(wide, InProcessWorkers(), "base")
+    assert "give another recipe" in stopped.value.fix
+    assert len(committed_shards(store)) == 1, "what is committed stays"
+    with pytest.raises(StoppedForGood):
+        generate(wide, InProcessWorkers(), "base")
+    assert len(committed_shards(store)) == 1
+
+
+def test_a_broken_corpus_that_is_drawn_to_its_end_is_published(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is saved by stopping then; the exit status says it."""
+    monkeypatch.setattr(DrawJob, "start", broken)
+    small = with_settings(run, evaluate={"images": 2}, corpus={"shard_size": 16})
+    said: list[str] = []
+    generate(small, InProcessWorkers(lambda stage, done, total: said.append(stage)), "base")
+    assert published_rows(run.store.sub("arms/base"))
+    assert any("quarantined" in line for line in said)
 
 
 def test_an_arm_keeps_its_images_where_a_class_is_added_with_fewer(run: Run) -> None:
