@@ -142,7 +142,9 @@ class DrawShards:
                 return result | {"left": "its machine failed again and again"}
             with self.drawing_one:
                 order, drawn = self._drawn(shard)
-            if order == "leave":
+            if order == "hold":
+                self.site.wait_until_quiet()
+            if order in ("leave", "hold"):
                 result["left"] = drawn
             elif order == "quarantine":
                 result["quarantined"] = drawn
@@ -157,6 +159,7 @@ class DrawShards:
         committed already."""
         while True:
             if self.drawing.is_committed(shard):  # by another driver, or before its node was lost
+                self.site.finish(_name(shard))
                 self.beat(shard.count)
                 self.beat.idle()
                 return None, None

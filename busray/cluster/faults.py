@@ -28,9 +28,9 @@ FAILURES_IN_A_ROW = 12
 """Failures without success between them, of all places together, after which nothing helps; where
 there are more places, as many as there are places."""
 
-Begin = Literal["draw", "leave", "quarantine", "raise"]
-"""What a worker does with a shard: draw it, hand it back, record it as quarantined, or end the
-stage."""
+Begin = Literal["draw", "leave", "hold", "quarantine", "raise"]
+"""What a worker does with a shard: draw it, hand it back, hand it back once nobody has other work,
+record it as quarantined, or end the stage."""
 Load = Literal["load", "wait"]
 """What a new worker does: load its models, or wait, since its place is avoided."""
 After = Literal["again", "raise"]
@@ -88,6 +88,12 @@ class Faults:
         before = self._loading.pop(actor, None)
         if before is not None and is_alive(before[0]):
             self._failure(LOADING, before, self._said.pop(actor, DIED))
+        # A shard before the last one was drawn, and its commit was in progress: it is not to blame.
+        mine = [shard for shard, (other, _) in self._at_work.items() if other == actor]
+        for shard in mine[:-1]:
+            del self._at_work[shard]
+        for shard in mine[-1:]:
+            self._bury(shard, is_alive)
         self.places.add(place)
         if place in self.avoided:
             return "wait"
@@ -108,7 +114,7 @@ class Faults:
         """An actor has got a shard: what it does, and why."""
         self._bury(shard, is_alive)
         if place in self.avoided:
-            return "leave", self.avoided[place]
+            return "hold", self.avoided[place]
         charged = [death for death in self._deaths[shard] if death.place not in self.avoided]
         give_up: Begin = "quarantine" if self.has_drawn else "raise"
         if len(charged) >= DEATHS_OF_A_SHARD:
@@ -123,7 +129,7 @@ class Faults:
         return "draw", ""
 
     def _bury(self, shard: str, is_alive: IsAlive) -> None:
-        """A shard that begins is still at work: the worker that drew it died."""
+        """A shard that begins is still at work: whoever drew it failed."""
         if shard not in self._at_work:
             return
         _, place = self._at_work.pop(shard)

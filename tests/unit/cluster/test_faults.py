@@ -51,10 +51,10 @@ def test_a_place_that_fails_is_avoided_after_its_second_shard_and_both_are_drawn
     faults = fleet(GOOD, BAD)
     fails = lambda shard, place: place == BAD  # noqa: E731
     assert drawing(faults, "one", BAD, fails) == "leave"
-    assert drawing(faults, "two", BAD, fails) == "leave"
+    assert drawing(faults, "two", BAD, fails) == "hold"
     assert faults.avoided == {BAD: ECC} and faults.starts.total() == FAILURES_OF_A_PLACE
     assert faults.load("new", BAD, alive) == "wait"
-    assert faults.begin("three", "x", BAD, alive) == ("leave", ECC)
+    assert faults.begin("three", "x", BAD, alive) == ("hold", ECC)
     assert [drawing(faults, shard, GOOD, fails) for shard in ("one", "two", "three")] == ["drawn"] * 3
 
 
@@ -129,3 +129,24 @@ def test_failures_everywhere_without_any_success_are_hopeless() -> None:
         drawing(faults, f"{number}", places[number % 4], lambda shard, place: faults.hopeless() is None)
     last = faults.hopeless()
     assert last is not None and last.what == ECC
+
+
+def test_a_worker_that_comes_up_again_is_charged_for_the_shard_that_it_drew_last() -> None:
+    faults = fleet(GOOD, BAD)
+    for shard in ("committing", "drawing"):
+        faults.begin(shard, "actor", BAD, alive)
+    assert faults.is_busy
+    assert faults.load("actor", BAD, alive) == "load"
+    faults.loaded("actor", BAD)
+    assert not faults.is_busy and faults.in_a_row == 1
+    assert faults.begin("committing", "actor", BAD, alive)[0] == "draw"
+
+
+def test_a_worker_waits_in_a_place_where_it_failed_and_holds_no_others_up() -> None:
+    faults = fleet(GOOD, BAD)
+    for shard in ("one", "one", "two"):
+        faults.begin(shard, "actor", BAD, alive)
+        faults.is_failing(shard, BAD, ECC)
+        order = faults.load("actor", BAD, alive)
+        faults.loaded("actor", BAD)
+    assert order == "wait" and not faults.is_busy
