@@ -81,7 +81,10 @@ def drive(url: str, images: int, shard_size: int) -> dict[str, Any]:
 
         device = "cpu"
 
-        def draw(self, stage: str, drawing: Any, shards: Sequence[Shard], planned: int) -> None:
+        def report(self, stage: str, done: int, total: int) -> None:
+            pass
+
+        def draw(self, stage: str, drawing: Any, shards: Sequence[Shard], planned: int, *rest: Any) -> None:
             seconds["plan, list, find what is pending"] = time.perf_counter() - started
             seconds["peak_mb"] = peak_mb()
             calls_before.update(calls)
@@ -103,12 +106,14 @@ def drive(url: str, images: int, shard_size: int) -> dict[str, Any]:
     run = SimpleNamespace(
         config=SimpleNamespace(
             classes={name: SimpleNamespace(images=n) for name, n in share_out(images).items()},
-            corpus=SimpleNamespace(shard_size=shard_size, gate=None),
+            corpus=SimpleNamespace(gate=None, max_quarantined=0.01),
         ),
     )
     calls_before = Counter[str]()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(patch.object(driver, "draw_job", lambda *_: SimpleNamespace(store=store, refine=None)))
+        stack.enter_context(
+            patch.object(driver, "draw_job", lambda *_: SimpleNamespace(store=store, refine=None, gate=None))
+        )
         stack.enter_context(patch.object(driver, "sized_shards", lambda *_: shard_size))
         for name in ("read", "list", "put_once", "replace"):
             stack.enter_context(patch.object(Store, name, counted(name)))

@@ -94,9 +94,7 @@ class Watch:
         """Count the first committed shard of each class, as the canary of an earlier command.
         Returns these classes."""
         proven: set[str] = set()
-        for shard in done:
-            if shard.class_name in proven:
-                continue
+        for shard in first_of_each_class(done):
             try:
                 commit = read_commit(self.store, shard)
             except Damaged:  # the manifest and `verify` say so

@@ -40,18 +40,21 @@ store, shade = Store(sys.argv[1]), int(sys.argv[2])
 class Workers:
     device = "cpu"
 
-    def draw(self, name, job, shards, planned):
+    def report(self, *progress):
+        pass
+
+    def draw(self, name, job, shards, planned, first, seen):
         for shard in sample(shards, len(shards)):  # as cluster/draw.py takes them
             if not store.exists(commit_key(shard)):
                 time.sleep(0.02)
                 commit(store, shard, shade)  # pixels as on a machine of another kind
                 print(shard.class_name, shard.name, flush=True)
 
-stage.draw_job = lambda *_: SimpleNamespace(store=store, refine=None)
+stage.draw_job = lambda *_: SimpleNamespace(store=store, refine=None, gate=None)
 stage.sized_shards = lambda *_: {SHARD_SIZE}
 config = SimpleNamespace(
     classes={{name: SimpleNamespace(images={EACH}) for name in {CLASSES}}},
-    corpus=SimpleNamespace(gate=None),
+    corpus=SimpleNamespace(gate=None, max_quarantined=0.01),
 )
 digest = stage.generate(SimpleNamespace(config=config), Workers())
 print("manifest digest", digest)
