@@ -4,6 +4,7 @@ early. The sampler sleeps; nodes, processes and commits are real."""
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray import cloudpickle
 from ray.cluster_utils import Cluster as Nodes
 
 from busray.cluster import liveness as liveness_module
@@ -28,8 +30,9 @@ from tests.support.sleeping import SleepingCorpus, plan
 pytestmark = pytest.mark.slow
 
 for module in (sys.modules[__name__], sleeping):
-    ray.cloudpickle.register_pickle_by_value(module)  # workers cannot import a test
+    cloudpickle.register_pickle_by_value(module)  # workers cannot import a test
 
+LONGEST_WAIT = 300.0  # seconds
 ECC = "CUDA error: uncorrectable ECC error encountered"
 
 
@@ -103,7 +106,8 @@ def test_a_device_error_ends_its_process_alone(nodes: Nodes, stage: Callable[...
 
 @dataclass(frozen=True)
 class BadNode(SleepingCorpus):
-    """On one of the nodes every draw meets a broken device."""
+    """On one of the nodes every draw meets a broken device; the other one waits for three of
+    them, so that it does not draw everything meanwhile."""
 
     node: str = ""
 
@@ -111,6 +115,10 @@ class BadNode(SleepingCorpus):
         if ray.get_runtime_context().get_node_id() == self.node:
             note(self.store, "failures")
             raise RuntimeError(ECC)
+        end = time.monotonic() + LONGEST_WAIT
+        while len(list(self.store.list("failures"))) < 3 and time.monotonic() < end:
+            time.sleep(0.2)
+            beat()
         return super().draw(shard, beat)
 
 
@@ -120,7 +128,7 @@ def test_a_node_that_fails_again_and_again_gets_no_more_work(
     bad = nodes.add_node(num_cpus=1)
     nodes.add_node(num_cpus=1)
     drawn = stage(2)
-    drawn.draw(BadNode(store, 0.5, node=bad.node_id), plan(10, 4))
+    drawn.draw(BadNode(store, 0.05, node=bad.node_id), plan(10, 4))
     assert committed_shards(store) == plan(10, 4)
     assert not any(read_commit(store, shard).rejects for shard in plan(10, 4))
     failures = len(list(store.list("failures")))
