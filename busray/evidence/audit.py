@@ -72,11 +72,16 @@ class Tally:
         self.copies += int(are_copies(rows, self.limits).sum())
         for space, counts in histograms(rows, self.edges).items():
             self.histograms[space] = self.histograms.get(space, 0) + counts
+        # Excess and not score: the scores of images and of lesions follow two laws.
         for kind, limit in self.limits.items():
             excess = rows[f"{kind}_score"] - limit.score
             for row in rows[excess > 0]:
                 original, share = int(row[f"{kind}_of"]), (row["index"] + 1) / self.planned[class_name]
+                # The smallest share over all copies: a corpus of that share already has this
+                # original.
                 self.copied[original] = min(self.copied.get(original, 1.0), float(share))
+            # The closest of each shard suffice: no other pair of it can be among the closest of
+            # all.
             for i in np.argsort(-excess, kind="stable")[:CLOSEST_PAIRS]:
                 self.closest.append(_pair(rows[i], kind, class_name, float(excess[i])))
         self.closest = sorted(self.closest, key=lambda pair: -pair.excess)[:CLOSEST_PAIRS]
@@ -130,6 +135,7 @@ class AuditEvidence:
     @property
     def detects(self) -> bool:
         """Whether every training image that was planted unchanged was found, and there was one."""
+        # -1, so that an audit without planted images detects nothing.
         return self.planted_found.get(IDENTICAL, -1) == len(self.planted.get(IDENTICAL, ()))
 
     @property
@@ -170,6 +176,7 @@ def audit_figures(of: AuditEvidence) -> list[Figure]:
     near-duplicates inside the corpus."""
     n, limits = of.tally.images, of.tally.limits
     wrong, units = of.false_positives
+    # What chance alone would give. Beside it a reader sees what the copies found are worth.
     expected = n * sum(limit.law.exceeds(limit.score) for limit in limits.values())
     figures = [
         of.figure("copies", of.tally.copies / n, wilson(of.tally.copies, n), n),
@@ -184,6 +191,7 @@ def audit_figures(of: AuditEvidence) -> list[Figure]:
         figures.append(of.figure("copy_sensitivity", hits / trials, interval, trials, f"planted {name}"))
     for share in CORPUS_SHARES:
         copied = sum(first <= share for first in of.tally.copied.values())
+        # No interval: training images are not drawn at random, and these are all of them.
         figures.append(of.figure("training_images_copied", copied / of.training, None, round(share * n)))
     duplicates, sampled = of.near_duplicates
     if sampled:

@@ -49,6 +49,7 @@ def recalls(
     for label, name in enumerate(names):
         of_class = labels == label
         if of_class.any():
+            # Units: a reader of the interval expects independent images.
             shares[name] = share_of_units(predicted[of_class] == label, units[of_class])
     return {CLASS_ALL: mean_of_estimates(list(shares.values())), **shares}
 
@@ -71,6 +72,7 @@ def consistency_figures(
 
     figures: list[Figure] = []
     if protocol == FIRST_DRAW:
+        # The figure stands for a judge trained on so many images.
         trained_on = sum(len(rows) for rows in real.features["train"].values())
         for name, estimate in accuracy.items():
             figures.append(figure(JUDGE, estimate, trained_on, name, REAL, "single-split"))
@@ -84,6 +86,7 @@ def consistency_figures(
             own = mean_of_estimates([accuracy[c] for c in drawn]) if name == CLASS_ALL else accuracy[name]
             n = sum(len(sample.units) for c, sample in drawn.items() if name in (c, CLASS_ALL))
             figures.append(figure(CONSISTENCY, agreement, n, name, arm, protocol))
+            # A judge is often wrong on real images too: what counts is the difference.
             excess = difference_of_estimates(agreement, own)
             figures.append(figure(EXCESS, excess, n, name, arm, protocol))
     return figures
@@ -155,6 +158,7 @@ def gate_figures(
     n_judged: dict[str, int] = {}
     accepted: dict[str, Estimate] = {}
     for name, of_class in counts.items():
+        # An image that could not be drawn was never shown to the gate.
         n = of_class.planned - of_class.undrawn
         if n:
             n_judged[name] = n

@@ -97,6 +97,7 @@ class Originals:
         boxes: list[SquareBox] = []
         first: list[int] = []
         for i, (content, lesion) in enumerate(zip(contents, lesions, strict=True)):
+            # A copy may be mirrored, since training may mirror images (adapters.mirror).
             for mirrored in (False, True):
                 turned = content[:, ::-1] if mirrored else content
                 small = shrink(turned)
@@ -114,6 +115,7 @@ class Originals:
                     boxes.append((1.0, 0.0, 0.0))
         known = np.zeros((1, 1)) if features is None else features
         mean, spread = known.mean(0), known.std(0)
+        # A constant feature says nothing; divided by 0 it would make every distance NaN.
         spread[spread == 0] = 1
         scaled = None if features is None else (features - mean) / spread
         return Originals(tuple(originals), np.array(vectors), tuple(boxes), np.array(first), scaled, mean, spread)
@@ -131,8 +133,10 @@ class Originals:
         correlation = squares @ self.templates.T
         best_window = correlation.argmax(0)
         best = np.take_along_axis(correlation, best_window[None], 0)[0]
+        # reduceat takes the maximum from each first template to the next one.
         scores = np.maximum.reduceat(best, self.first)
         ends = np.append(self.first[1:], len(best))
+        # Coarse first: a fine alignment costs far more than a product of two small squares.
         for kind in KINDS:
             aligned: list[tuple[float, int, Place]] = []
             for number in self._candidates(kind, scores, int(row["nearest"])):
@@ -169,6 +173,7 @@ def lesion_square(lesion: np.ndarray) -> SquareBox:
     rows, columns = np.nonzero(lesion.any(1))[0], np.nonzero(lesion.any(0))[0]
     longest = max(rows[-1] + 1 - rows[0], columns[-1] + 1 - columns[0])
     short = min(height, width)
+    # Not smaller than the smallest windows, else no window of an image could match it.
     side = min(max(MARGIN * longest, SMALLEST_PATCH * short), short)
     top = _centred(rows[0], rows[-1] + 1, side, height)
     left = _centred(columns[0], columns[-1] + 1, side, width)
@@ -196,6 +201,7 @@ class GumbelLaw:
     @staticmethod
     def fitted(scores: np.ndarray) -> "GumbelLaw":
         """The law whose quartiles are those of scores [n]."""
+        # Quartiles and not moments: a real near-duplicate among the scores must not widen the law.
         low, high = np.quantile(scores, (0.25, 0.75))
         reduced = -np.log(-np.log(np.array([0.25, 0.75])))
         spread = max((high - low) / (reduced[1] - reduced[0]), 1e-6)
@@ -203,6 +209,7 @@ class GumbelLaw:
 
     def exceeds(self, score: float) -> float:
         """Probability of a higher score."""
+        # expm1 and log1p keep probabilities far below the rounding of 1 minus a small number.
         return float(-np.expm1(-np.exp(-(score - self.middle) / self.spread)))
 
     def threshold(self, probability: float) -> float:
@@ -221,6 +228,7 @@ def thresholds(held_out: np.ndarray, images: int) -> dict[str, Threshold]:
     by_kind: dict[str, Threshold] = {}
     for kind in KINDS:
         law = GumbelLaw.fitted(held_out[f"{kind}_score"])
+        # Bonferroni: the sum over kinds and images of the false alarms expected is FALSE_ALARMS.
         by_kind[kind] = Threshold(law.threshold(FALSE_ALARMS / len(KINDS) / images), law)
     return by_kind
 
@@ -297,6 +305,7 @@ def plant_copies(
     """
     copies: dict[str, list[np.ndarray]] = {}
     for name, transformation in TRANSFORMATIONS.items():
+        # Anew for each kind: another kind added later changes none of these copies.
         rng = np.random.default_rng(seed)
         copies[name] = [np.ascontiguousarray(transformation(content, rng)) for content in contents]
     pasted_lesions: list[np.ndarray] = []

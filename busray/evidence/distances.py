@@ -86,6 +86,7 @@ class _Setup:
 def _setup(arms: Mapping[str, ClassFeatures], real: RealFeatures, reference: str) -> _Setup:
     images = real.split(reference)
     if reference == "all":
+        # All real images have no others beside them, so their halves stand in for both sides.
         floor_against, others = _halves(images)
     else:
         floor_against, others = images, real.split(FLOOR_SPLIT[reference])
@@ -93,6 +94,7 @@ def _setup(arms: Mapping[str, ClassFeatures], real: RealFeatures, reference: str
     floor: dict[str, Sample] = {}
     pooled: list[str] = []
     for name in sorted(next(iter(arms.values()))):
+        # The Frechet distance falls with n, so only equal n can be compared.
         sizes[name] = min(len(features[name]) for features in arms.values())
         if name in others:
             sizes[name] = min(sizes[name], len(others[name].units))
@@ -107,6 +109,7 @@ def _halves(images: Mapping[str, Sample]) -> tuple[dict[str, Sample], dict[str, 
     odd_half: dict[str, Sample] = {}
     even_half: dict[str, Sample] = {}
     for name, sample in images.items():
+        # By unit: near-duplicates on both sides would make the floor too low.
         odd = unit_numbers(sample.units, sample.features) % 2 == 1
         odd_half[name], even_half[name] = sample.rows(odd), sample.rows(~odd)
     return odd_half, even_half
@@ -119,6 +122,7 @@ def _samples(
     samples: dict[str, Sample] = {}
     for name, n in sizes.items():
         if units is None:
+            # Each drawn image has noise of its own: it is a unit by itself.
             samples[name] = Sample.drawn(features[name][:n], name)
         else:
             samples[name] = Sample.of(features[name][:n], units[name][:n], name)
@@ -175,6 +179,7 @@ def _drawn_figures(setup: _Setup, arm: str, features: ClassFeatures, samples: Ma
     figures: list[Figure] = []
     for name, images, others in _sides(samples, setup.images, setup.pooled):
         comparison = _Comparison(setup.real, images, others, setup.reference, SYNTHETIC_ONLY, name, arm)
+        # A class of its own is not weighted: `features` then has one class.
         classes = setup.pooled if name == CLASS_ALL else [name]
         figures += _frechet_figures(setup, comparison, {c: features[c] for c in classes})
         figures += _further_figures(comparison)
@@ -207,12 +212,14 @@ def _further_figures(comparison: _Comparison) -> Iterator[Figure]:
     images, others = comparison.images, comparison.others
     units = others.units, images.units
     yield comparison.figure(kernel, kid(*comparison.features, *units))
+    # Classes are permuted apart: a difference in class shares must not look like one in images.
     p_value = kid_p_value(*comparison.features, *units, others.classes, images.classes)
     yield comparison.figure(f"{kernel}_p_value", p_value)
     if min(len(images.features), len(others.features)) > NEIGHBOURS:
         near = neighbourhood(*comparison.features, NEIGHBOURS)
         for metric, value in asdict(near).items():
             yield comparison.figure(metric, value)
+    # Halves of units, since near-duplicates in both halves would be recognised.
     if min(len(np.unique(side)) for side in units) >= FEWEST_TO_HALVE:
         yield comparison.figure(SEPARABILITY_AUC, separability(*comparison.features, *units))
 
@@ -227,6 +234,7 @@ def _mixture_figures(setup: _Setup, arm: str, samples: Mapping[str, Sample]) -> 
             real_images, added = Sample.joined(list(all_real.values())), list(samples.values())
         else:
             real_images, added = all_real[name], [samples[name]]
+        # The real images are on both sides: this distance is small by construction.
         mixed = Sample.joined([real_images, *added])
         comparison = _Comparison(setup.real, mixed, real_images, "all", MIXTURE, name, arm)
         figures.append(comparison.figure(distance, comparison.frechet()))
@@ -247,6 +255,7 @@ def _difference_figures(
         comparison = _Comparison(
             setup.real, images, others, setup.reference, SYNTHETIC_ONLY, name, after[0], against=before[0]
         )
+        # Paired: noise that two arms share drops out, so small differences can be seen.
         difference = kid_difference(images.features, earlier.features, others.features, others.units)
         figures.append(comparison.figure(f"{kernel}_difference", difference))
     return figures

@@ -110,7 +110,9 @@ def blind(exhibits: Sequence[Exhibit], seed: int) -> tuple[dict[str, bytes], byt
     if len(shapes) != 1:
         raise ValueError(f"images of one size are needed, not of {sorted(shapes)}")
     order = list(exhibits)
+    # Sides and classes mixed: the place in the folder must tell nothing.
     random.Random(seed).shuffle(order)
+    # Leading zeros: every viewer then shows the images in this order.
     digits = len(str(len(order)))
     names = [f"{i + 1:0{digits}d}.png" for i in range(len(order))]
     images = {name: plain_png(exhibit.pixels) for name, exhibit in zip(names, order, strict=True)}
@@ -153,11 +155,13 @@ def write_study(folder: Path, files: Mapping[str, bytes], key: bytes) -> Path:
         if path.exists():
             raise UserError(f"{path}: exists already; name another folder: a study must not overwrite another's key")
     folder.mkdir(parents=True)
+    # The key first: images without a key could never be scored.
     with naming(key_path):
         key_path.write_bytes(key)
     for name, data in sorted(files.items()):
         with naming(folder / name):
             (folder / name).write_bytes(data)
+        # The time of writing would tell real images from synthetic ones.
         os.utime(folder / name, (WRITTEN, WRITTEN))
     return key_path
 
@@ -253,6 +257,7 @@ def _rows(path: Path, columns: Sequence[str], what: str) -> list[dict[str, str]]
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror or error) if isinstance(error, OSError) else "not UTF-8 text; save it as CSV UTF-8"
         raise UserError(f"{what} {path}: {reason}") from error
+    # By the first line, which has no free text. Answers may have either character.
     separator = ";" if ";" in text.partition("\n")[0] else ","
     reader = csv.DictReader(io.StringIO(text), delimiter=separator, strict=True)
     try:

@@ -36,6 +36,7 @@ class RealFeatures:
         """class -> the images of a split, or of all three for `all`."""
         samples: dict[str, list[Sample]] = {}
         for split in self.features if name == "all" else [name]:
+            # Classes of a split may be missing in another one: join what there is.
             for class_name, rows in self.features[split].items():
                 sample = Sample.of(rows, self.units[split][class_name], class_name)
                 samples.setdefault(class_name, []).append(sample)
@@ -60,6 +61,7 @@ class RealFeatures:
         against: str | None = None,
     ) -> Figure:
         """A figure by this extractor; it has an interval where the value is an Estimate."""
+        # A plain number has no interval: none is made up.
         number, interval = (value.value, value.interval) if isinstance(value, Estimate) else (value, None)
         return Figure(
             metric=metric,
