@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from busray.config_file import validate
 from busray.corpus.arms import corpora
 from busray.corpus.commit import sampled_commits
 from busray.corpus.pace import Sampled, drawing_hours, hours_left, images_per_hour, quarantined
@@ -84,14 +83,12 @@ def read_status(store: Store, now: float) -> RunStatus:
     stored = store.read_or_none(CONFIG)
     if stored is None:
         raise UserError(f"{store.url}: no run there (no {CONFIG})")
-    config = validate(store.parsed(CONFIG, stored, json_object))
+    asked, gpus = store.parsed(CONFIG, stored, _asked_for)
     spoke = drivers(store, now)
     began = min((driver.word.started for driver in spoke if driver.lives), default=None)
     found: list[CorpusStatus] = []
     for name, corpus in _all_corpora(store).items():
-        wanted: dict[str, int] = {}  # of the others, the plan is the first that is stored
-        if name == RELEASED:
-            wanted = {class_name: settings.images for class_name, settings in config.classes.items()}
+        wanted = asked if name == RELEASED else {}  # of the others, the plan is the first that is stored
         found.append(_corpus_status(corpus, name, wanted, now, began))
     return RunStatus(
         url=store.url,
@@ -99,8 +96,16 @@ def read_status(store: Store, now: float) -> RunStatus:
         corpora=tuple(found),
         drivers=tuple(spoke),
         checkpoint=_newest_checkpoint(store),
-        gpus_per_actor=config.cluster.gpus_per_actor,
+        gpus_per_actor=gpus,
     )
+
+
+def _asked_for(data: bytes) -> tuple[dict[str, int], float]:
+    """(class -> images, GPUs of an actor) of stored settings. Nothing else is looked at, so that
+    the settings of a newer busray can be read too."""
+    settings = json_object(data)
+    images = {name: int(of_class["images"]) for name, of_class in settings["classes"].items()}
+    return images, float(settings["cluster"]["gpus_per_actor"])
 
 
 def _all_corpora(store: Store) -> dict[str, Store]:

@@ -15,7 +15,7 @@ from moto.server import ThreadedMotoServer
 from busray.cli import main
 from busray.corpus.plan import extend_plan
 from busray.layout import CONFIG, RUN, commit_key, progress_key
-from busray.records import DriverProgress, Shard, UserError, to_json
+from busray.records import Damaged, DriverProgress, Shard, UserError, to_json
 from busray.run.progress import telling
 from busray.stages import status as module
 from busray.stages.status import read_status
@@ -134,6 +134,19 @@ def test_the_command_prints_json(store: Store, capsys: pytest.CaptureFixture[str
     told = json.loads(capsys.readouterr().out)
     assert told["corpora"][0]["classes"][0]["committed"] == 4
     assert told["lives"] is False
+
+
+def test_settings_of_a_newer_busray_do_not_hide_the_status(store: Store) -> None:
+    newer = json.loads(store.read(CONFIG))
+    newer["cluster"]["colour"] = "red"
+    store.replace(CONFIG, to_json(newer))
+    assert read_status(store, NOW).corpora[0].shards == 2
+
+
+def test_damaged_settings_are_named(store: Store) -> None:
+    store.replace(CONFIG, b"{}")
+    with pytest.raises(Damaged, match=r"config\.json is damaged"):
+        read_status(store, NOW)
 
 
 def test_a_run_of_an_older_busray_has_a_status(tmp_path: Path) -> None:
