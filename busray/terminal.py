@@ -162,7 +162,7 @@ def print_status(status: "RunStatus") -> None:
         lines += _corpus_lines(corpus, status)
     if status.checkpoint:
         step, time_of = status.checkpoint
-        lines.append(f"newest checkpoint: step {step:,}{_ago(time_of, status.now)}")
+        lines.append(f"newest checkpoint: step {step:,},{_ago(time_of, status.now)}".rstrip(","))
     if not any(driver.lives for driver in status.drivers):
         seen = "" if status.drivers else " (none has left a word here: an older busray drew it, or nobody yet)"
         lines.append(f"driver: none works on it{seen}")
@@ -186,7 +186,7 @@ def _corpus_lines(corpus: "CorpusStatus", status: "RunStatus") -> list[str]:
         rejects = corpus.quarantined
         lines.append(
             f"{corpus.shards:,} shards, the newest{_ago(corpus.newest, status.now)}; "
-            f"quarantined images: {rejects.value:,.0f}{_sample(rejects)}"
+            f"quarantined images: {rejects.value:,.0f}{_sample(rejects)}{_left(corpus)}"
         )
     for device, hours in corpus.hours.items():
         unit, value = "actor-hours", hours.value
@@ -218,6 +218,12 @@ def _driver_lines(driver: "Driver") -> list[str]:
 
 def _sample(sum_of: "Sampled") -> str:
     return "" if sum_of.is_exact else f" (from {sum_of.n:,} of {sum_of.of:,} records)"
+
+
+def _left(corpus: "CorpusStatus") -> str:
+    if not corpus.hours_left:
+        return ""
+    return f"; {corpus.per_hour:,.0f} images/h, {duration(3600 * corpus.hours_left)} left"
 
 
 def _ago(time_of: float | None, now: float) -> str:

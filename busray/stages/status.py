@@ -43,6 +43,8 @@ class CorpusStatus:
 
     name: str
     classes: tuple[ClassStatus, ...]
+    per_hour: float  # images of all classes
+    hours_left: float | None
     is_planned: bool  # False: no plan is stored yet, and `planned` is what the settings ask for
     shards: int  # committed
     newest: float | None  # Unix seconds of the newest record
@@ -139,12 +141,16 @@ def _corpus_status(store: Store, name: str, wanted: Mapping[str, int], now: floa
         committed = sum(count for _, count in mine)
         per_hour = images_per_hour([(time, count) for time, count in mine if time is not None], now, began)
         classes.append(ClassStatus(class_name, images, committed, per_hour, hours_left(images - committed, per_hour)))
+    pace = sum(one.per_hour for one in classes)
+    left = sum(max(0, one.planned - one.committed) for one in classes)
     commits, unreadable = sampled_commits(store, [shard for shard, _ in written], RECORDS_READ)
     images, records = sum(shard.count for shard, _ in written), len(written)
     reasons = [reject for commit in commits for reject in commit.rejects]
     return CorpusStatus(
         name=name,
         classes=tuple(classes),
+        per_hour=pace,
+        hours_left=hours_left(left, pace),
         is_planned=bool(segments),
         shards=records,
         newest=newest,

@@ -45,6 +45,7 @@ def test_a_half_drawn_run_says_planned_done_rate_and_what_is_left(store: Store) 
     assert (benign.planned, benign.committed, benign.per_hour) == (6, 4, 24.0)
     assert benign.hours_left == pytest.approx(2 / 24)
     assert (malignant.planned, malignant.committed, malignant.per_hour, malignant.hours_left) == (6, 2, 0.0, None)
+    assert (corpus.per_hour, corpus.hours_left) == (24.0, pytest.approx(6 / 24))
     assert corpus.newest == NOW - 60 and corpus.shards == 2
     assert corpus.hours["cpu"].value == pytest.approx(1.0) and corpus.hours["cpu"].is_exact
 
