@@ -31,7 +31,7 @@ from xml.sax.saxutils import escape
 
 CLASSES = ("benign", "malignant")
 BUCKET = "bucket"
-STAGES = ("resume", "manifest", "audit", "report", "gc", "verify", "repair")
+STAGES = ("resume", "again", "manifest", "audit", "report", "gc", "verify", "repair")
 PAGE = 1000
 """Keys of a page of a listing, as S3's."""
 
@@ -298,7 +298,7 @@ def drive(stage: str, url: str, data: Path, shards: int) -> dict[str, Any]:
 
 
 def _resume(run: Any) -> Callable[[], Any]:
-    """`generate` with nothing left to draw."""
+    """`generate` with nothing left to draw: the first time, and again with the manifest there."""
     from types import SimpleNamespace
 
     from busray.stages import generate
@@ -359,6 +359,7 @@ def _repair(run: Any) -> Callable[[], Any]:
 
 WORK: dict[str, Callable[[Any], Callable[[], Any]]] = {
     "resume": _resume,
+    "again": _resume,
     "manifest": _manifest,
     "audit": _audit,
     "report": _report,
