@@ -417,17 +417,21 @@ def main() -> None:
             measure(args, Path(name), base, data, shards)
 
 
+def forget_settings(folder: Path) -> None:
+    """The stages write them anew."""
+    (folder / "config.json").unlink()
+    shutil.rmtree(folder / "digests" / "config.json")
+
+
 def measure(args: argparse.Namespace, scratch: Path, base: Path, data: Path, shards: int) -> None:
     folder = scratch / f"run-{shards}"
     shutil.copytree(base, folder)
-    # run.json and config.json are the base's, but for the number of images.
-    for name in ("config.json", "digests/config.json"):
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    forget_settings(folder)
     for key, content in make_up(folder, data, shards):
         path = folder / key
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+    forget_settings(folder)  # another version has others
     stores: dict[str, tuple[str, Server | None]] = {"folder": (str(folder), None)}
     if "s3" in args.stores:
         server = Server(args.latency)
