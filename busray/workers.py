@@ -145,8 +145,8 @@ class Workers(Protocol):
         first: Sequence[Shard] = (),
         seen: Callable[[Any], None] = ignored,
     ) -> None:
-        """Draw and commit shards. `planned`: images of the whole corpus, for the progress, which
-        counts an image when it is committed.
+        """Draw and commit shards, begun in this order. `planned`: images of the whole corpus, for
+        the progress, which counts an image when it is committed.
 
         first: of the shards, those that are drawn before any other. seen: called here with what
         each commit returned; an error that it raises ends the stage.

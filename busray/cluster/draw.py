@@ -6,7 +6,6 @@ with it. So a constructor here raises nothing: what it cannot mend it raises at 
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from random import sample
 from typing import Any
 
 import ray
@@ -42,9 +41,8 @@ def draw_and_commit(
 
     first: see Workers.draw. They are a stream of their own where the others need more actors.
     """
-    later = [shard for shard in shards if shard not in set(first)]
-    # In a random order: drivers that run beside each other then share the work.
-    first, later = sample(first, len(first)), sample(later, len(later))
+    ahead = set(first)
+    later = [shard for shard in shards if shard not in ahead]
     if not first or not later or settings.actors <= len(first):
         streams = [[*first, *later]]
     else:

@@ -19,6 +19,7 @@ from busray.cluster.train import fit
 from busray.cluster_address import address_of
 from busray.failures import is_device_error
 from busray.records import Shard
+from busray.together import Together
 from busray.workers import Drawing, Kind, Report, Shared, Training, ignored
 
 T = TypeVar("T")
@@ -147,7 +148,8 @@ class RayWorkers:
         def work(liveness: Any) -> int:
             if done:
                 ray.get(liveness.succeed.remote())
-            return draw_and_commit(self.settings, Measured(drawing), shards, first, seen, tell, liveness)
+            measured = drawing.each(Measured) if isinstance(drawing, Together) else Measured(drawing)
+            return draw_and_commit(self.settings, measured, shards, first, seen, tell, liveness)
 
         again = self._monitored(stage, planned, work, done)
         if again:

@@ -73,10 +73,14 @@ def timed(run: Run, stage: str, work: Callable[[], T]) -> T:
     """Do a stage's work and keep its longest wall time in timings.json."""
     started = time.perf_counter()
     result = work()
-    seconds = time.perf_counter() - started
+    keep_seconds(run, stage, time.perf_counter() - started)
+    return result
+
+
+def keep_seconds(run: Run, stage: str, seconds: float) -> None:
+    """A stage's wall time for timings.json, which has the longest one."""
     timings = read_timings(run.store)
     # A rerun that finds everything done must not overwrite the time that the work took.
     if seconds > timings.get(stage, 0):
         timings[stage] = seconds
         run.store.replace_checked(TIMINGS, to_json(timings))
-    return result

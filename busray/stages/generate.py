@@ -3,6 +3,8 @@
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from random import sample
 from typing import Any
 
 import numpy as np
@@ -18,11 +20,12 @@ from busray.corpus.recipe import corpus_identity, make_recipe
 from busray.corpus.record import claim_corpus, read_run
 from busray.layout import RUN, arm_prefix
 from busray.model.checkpoints import read_adapters
-from busray.records import Arm, Commit, Damaged, Shard, StoppedForGood, UserError
-from busray.run.record import Run
+from busray.records import Arm, Commit, Damaged, Segment, Shard, StoppedForGood, UserError
+from busray.run.record import Run, keep_seconds, timed
 from busray.stages.classifiers import classifier_record, load_classifier, trained_classifier
-from busray.stages.shard_size import sized_shards
+from busray.stages.shard_size import ShardSizes
 from busray.storage import Store
+from busray.together import Together, placed
 from busray.workers import Report, Workers
 
 
@@ -39,6 +42,58 @@ def generate(
     arm: draw that arm's corpus instead of the released one. txt2img_source: see draw_job.
     never_shrink: see extend_plan.
     """
+    corpus = _planned(run, workers, ShardSizes(run, workers), arm, txt2img_source, never_shrink)
+    if corpus.todo:
+        corpus.draw(workers)
+    corpus.watch.say()
+    return corpus.publish()
+
+
+def generate_together(run: Run, workers: Workers, arms: Sequence[str | None]) -> None:
+    """As generate() for each of these arms (None: the released corpus), in this order, by one pool
+    of workers: they do not start again for each. Each corpus has its manifest once it is drawn."""
+    sizes = ShardSizes(run, workers)
+    corpora = [_planned(run, workers, sizes, arm) for arm in arms]
+    left = [corpus for corpus in corpora if corpus.todo]
+    published: list[_Planned] = []
+    if len(left) > 1:
+        published = _draw_together(run, workers, left)
+    elif left:
+        timed(run, left[0].timing, lambda: left[0].draw(workers))
+    for corpus in corpora:
+        corpus.watch.say()
+        if corpus not in published:
+            corpus.publish()
+
+
+@dataclass(frozen=True, eq=False)
+class _Planned:
+    """A corpus with its whole plan, and what of it is not drawn."""
+
+    stage: str
+    timing: str  # its name in timings.json
+    job: DrawJob
+    segments: list[Segment]
+    images: int  # of the whole plan
+    todo: list[Shard]  # in the order in which it is drawn
+    canaries: list[Shard]  # of these, what is drawn before all else
+    watch: "Watch"
+
+    def draw(self, workers: Workers) -> None:
+        workers.draw(self.stage, self.job, self.todo, self.images, self.canaries, self.watch)
+
+    def publish(self) -> str:
+        return publish_manifest(self.job.store, self.segments, drawn=self.todo)
+
+
+def _planned(
+    run: Run,
+    workers: Workers,
+    sizes: ShardSizes,
+    arm: str | None = None,
+    txt2img_source: Store | None = None,
+    never_shrink: bool = False,
+) -> _Planned:
     config = run.config
     if config.corpus.gate and not arm:
         trained_classifier(run, workers, config.corpus.gate.architecture)
@@ -50,20 +105,58 @@ def generate(
         images = {name: c.images for name, c in config.classes.items()}
     # The number of images compared may change: an arm keeps those that it has.
     keep = never_shrink or arm is not None
-    segments = extend_plan(job.store, images, sized_shards(run, workers, job.refine is not None), never_shrink=keep)
+    segments = extend_plan(job.store, images, sizes.of(job.refine is not None), never_shrink=keep)
     plan = shards(segments)
     # Only the records say what is done. So a rerun draws what an interrupted one left open.
     done = committed_shards(job.store)
     todo = pending(plan, done)
-    if todo:
-        planned = sum(shard.count for shard in plan)
-        stage = f"generate {arm or 'corpus'}"
-        watch = Watch(job, todo, config.corpus.max_quarantined, stage, workers.report)
-        proven = watch.look_back(done)
-        canaries = [shard for shard in first_of_each_class(todo) if shard.class_name not in proven]
-        workers.draw(stage, job, todo, planned, canaries, watch)
-        watch.say()
-    return publish_manifest(job.store, segments, drawn=todo)
+    stage = f"generate {arm or 'corpus'}"
+    watch = Watch(job, todo, config.corpus.max_quarantined, stage, workers.report)
+    proven = watch.look_back(done) if todo else set[str]()
+    canaries = [shard for shard in first_of_each_class(todo) if shard.class_name not in proven]
+    # In a random order: drivers that run beside each other then share the work.
+    todo, canaries = sample(todo, len(todo)), sample(canaries, len(canaries))
+    timing = stage if arm else "generate"
+    return _Planned(stage, timing, job, segments, sum(shard.count for shard in plan), todo, canaries, watch)
+
+
+def _draw_together(run: Run, workers: Workers, corpora: Sequence[_Planned]) -> list[_Planned]:
+    """Draw what is left of several corpora, one after the other. The canaries of the first come
+    before all else: the others differ in their models alone. Returns those that are published: a
+    corpus whose last shards another driver committed is not."""
+    waiting = [{*corpus.todo} for corpus in corpora]
+    published: list[_Planned] = []
+    since = time.perf_counter()
+
+    def report(place: int) -> None:
+        left = sum(shard.count for shard in waiting[place])
+        workers.report(corpora[place].stage, corpora[place].images - left, corpora[place].images)
+
+    def seen(commit: tuple[int, Commit]) -> None:
+        place, own = commit
+        corpora[place].watch(own)
+        waiting[place].discard(own.shard)
+        report(place)
+        if not waiting[place]:
+            end(place)
+
+    def end(place: int) -> None:
+        nonlocal since
+        now = time.perf_counter()
+        keep_seconds(run, corpora[place].timing, now - since)
+        since = now
+        corpora[place].publish()  # not only when the last corpus is drawn
+        published.append(corpora[place])
+
+    todo: list[Shard] = []
+    for place, corpus in enumerate(corpora):
+        todo += placed(corpus.todo, place)
+        report(place)
+    names = ", ".join(corpus.stage.removeprefix("generate ") for corpus in corpora)
+    together = Together(tuple(corpus.job for corpus in corpora))
+    images = sum(corpus.images for corpus in corpora)
+    workers.draw(f"generate {names}", together, todo, images, placed(corpora[0].canaries, 0), seen)
+    return published
 
 
 WORDS_SECONDS = 30.0  # least time between two messages of a Watch

@@ -7,7 +7,7 @@ from busray.records import Figure, UserError
 from busray.run.record import Run, timed
 from busray.stages.evaluate import evaluate
 from busray.stages.finetune import finetune
-from busray.stages.generate import generate
+from busray.stages.generate import generate_together
 from busray.stages.lesions import geometry
 from busray.stages.report import write_report
 from busray.workers import Workers
@@ -16,15 +16,19 @@ from busray.workers import Workers
 def run_all(run: Run, workers: Workers) -> list[Figure]:
     """`busray run`: adapters, released corpus, arms, figures, report."""
     timed(run, "finetune", lambda: finetune(run, workers))
-    timed(run, "generate", lambda: generate(run, workers))
-    return evaluate_all(run, workers)
+    generate_together(run, workers, [None, *arms_to_draw(run.config)])
+    return measure(run, workers)
 
 
 def evaluate_all(run: Run, workers: Workers) -> list[Figure]:
     """The arms besides the released corpus, all figures, the report."""
     # Arms that are columns of the released corpus are drawn already.
-    for arm in arms_to_draw(run.config):
-        timed(run, f"generate {arm}", lambda arm=arm: generate(run, workers, arm))
+    generate_together(run, workers, arms_to_draw(run.config))
+    return measure(run, workers)
+
+
+def measure(run: Run, workers: Workers) -> list[Figure]:
+    """All figures of what is drawn, and the report."""
     figures = timed(run, "evaluate", lambda: evaluate(run, workers))
     if run.config.evaluate.geometry:
         figures += timed(run, "geometry", lambda: geometry(run, workers))

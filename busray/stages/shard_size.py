@@ -17,18 +17,31 @@ from busray.workers import Beat, Workers
 RECORDS_READ = 200  # of a corpus, chosen by chance, for its speed
 
 
-def sized_shards(run: Run, workers: Workers, refined: bool) -> Callable[[int], int]:
-    """For extend_plan: missing images -> images of a shard."""
-    config = run.config
+class ShardSizes:
+    """The sizes of new shards of one run's corpora. A probe is made once at most."""
 
-    def seconds() -> float:
-        known = recorded_seconds(config, run.store, workers.device, refined)
-        return probed_seconds(config, workers, refined) if known is None else known
+    def __init__(self, run: Run, workers: Workers) -> None:
+        self.run, self.workers = run, workers
+        self.probed: dict[bool, float] = {}
 
-    def size(missing: int) -> int:
-        return shard_size(config.corpus, config.sampling.batch_size, config.cluster.actors, missing, seconds)
+    def of(self, refined: bool) -> Callable[[int], int]:
+        """For extend_plan: missing images of a corpus -> images of a shard."""
+        config = self.run.config
 
-    return size
+        def size(missing: int) -> int:
+            batch_size, actors = config.sampling.batch_size, config.cluster.actors
+            return shard_size(config.corpus, batch_size, actors, missing, lambda: self._seconds(refined))
+
+        return size
+
+    def _seconds(self, refined: bool) -> float:
+        """Of drawing one image."""
+        if not self.probed:
+            known = recorded_seconds(self.run.config, self.run.store, self.workers.device, refined)
+            if known is not None:
+                return known
+            self.probed = probed_seconds(self.run.config, self.workers)
+        return self.probed[refined]
 
 
 def recorded_seconds(config: Config, store: Store, device: str, refined: bool) -> float | None:
@@ -47,9 +60,9 @@ def recorded_seconds(config: Config, store: Store, device: str, refined: bool) -
     return found.get(refined, next(iter(found.values()), None))
 
 
-def probed_seconds(config: Config, workers: Workers, refined: bool) -> float:
-    """Seconds of drawing an image, by one batch in a worker."""
-    return workers.call("probe", 2, _probe, config, workers.device, kind="model")[refined]
+def probed_seconds(config: Config, workers: Workers) -> dict[bool, float]:
+    """Whether refined -> seconds of drawing an image, by one batch of each kind in a worker."""
+    return workers.call("probe", 2, _probe, config, workers.device, kind="model")
 
 
 def _probe(beat: Beat, config: Config, device: str) -> dict[bool, float]:

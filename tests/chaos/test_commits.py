@@ -23,6 +23,7 @@ from busray.config import Cluster
 from busray.corpus.commit import committed_shards
 from busray.records import Shard, Stopped
 from busray.storage import Store
+from busray.together import Together, placed
 from busray.workers import Beat
 from tests.support import sleeping
 from tests.support.paths import ROOT
@@ -152,6 +153,19 @@ def test_a_commit_that_hangs_is_seen_beside_a_draw_that_beats(tmp_path: Path, mo
         workers.draw("draw", FirstCommitHangs(store), plan(5, 2), planned=10)
     assert committed_shards(store) == plan(5, 2)
     assert count(store, "hanging") == 1
+
+
+def test_corpora_that_are_drawn_together_share_their_workers(tmp_path: Path) -> None:
+    corpora = [SleepingCorpus(Store(str(tmp_path / name))) for name in ("a", "b")]
+    shards = [*placed(plan(8, 2), 0), *placed(plan(8, 2), 1)]
+    seen: list[tuple[int, Shard]] = []
+    with workers_on_two_cpus(tmp_path / "ray.log", 2) as workers:
+        together = Together(tuple(corpora))
+        workers.draw("draw", together, shards, 32, seen=lambda commit: seen.append((commit[0], commit[1].shard)))
+    assert [committed_shards(corpus.store) for corpus in corpora] == [plan(8, 2)] * 2
+    first, second = ({*corpus.store.list("workers")} for corpus in corpora)
+    assert 1 <= len(second) <= 2 and second <= first, "other processes, which had to start"
+    assert {*seen} == {(shard.corpus, shard.plain) for shard in shards}
 
 
 def test_a_killed_job_keeps_all_but_the_shards_in_flight(tmp_path: Path) -> None:

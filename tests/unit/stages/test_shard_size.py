@@ -14,7 +14,7 @@ from busray.records import Shard
 from busray.run.record import Run
 from busray.stages import shard_size as module
 from busray.stages.generate import generate
-from busray.stages.shard_size import recorded_seconds, sized_shards
+from busray.stages.shard_size import ShardSizes, recorded_seconds
 from busray.storage import Store
 from tests.support import corpora
 from tests.support.corpora import commit_black, with_settings
@@ -60,15 +60,15 @@ def test_the_measured_size_is_kept_with_the_plan_and_a_rerun_measures_nothing(
     monkeypatch.setattr(plan, "SHARDS_AN_ACTOR", 1)
     probed: list[bool] = []
 
-    def probe(*arguments: Any) -> float:
+    def probe(*arguments: Any) -> dict[bool, float]:
         probed.append(True)
-        return 10.0
+        return {False: 10.0, True: 15.0}
 
     monkeypatch.setattr(module, "probed_seconds", probe)
     images = {"benign": 8, "malignant": 8}
 
     def planned(seconds: float) -> list[int]:
-        sized = sized_shards(without_size(run, shard_seconds=seconds), InProcessWorkers(), refined=False)
+        sized = ShardSizes(without_size(run, shard_seconds=seconds), InProcessWorkers()).of(refined=False)
         return [segment.shard_size for segment in extend_plan(run.store, images, sized)]
 
     assert planned(45) == [4, 4]
@@ -79,7 +79,8 @@ def test_the_measured_size_is_kept_with_the_plan_and_a_rerun_measures_nothing(
 
 def test_a_probe_draws_a_batch_and_stores_nothing(run: Run) -> None:
     before = list(run.store.list())
-    assert module.probed_seconds(without_size(run).config, InProcessWorkers(), refined=True) > 0
+    seconds = module.probed_seconds(without_size(run).config, InProcessWorkers())
+    assert seconds.keys() == {False, True} and min(seconds.values()) > 0
     assert list(run.store.list()) == before
 
 

@@ -2,7 +2,7 @@
 the models of the next, in the same process and without giving its place up."""
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +35,11 @@ class Together:
 
     drawings: tuple[Drawing, ...]
 
-    def turn(self, shard: Any) -> int:
-        return shard.corpus
+    def each(self, wrap: Callable[[Drawing], Drawing]) -> "Together":
+        return Together(tuple(map(wrap, self.drawings)))
+
+    def labels(self) -> Mapping[str, str]:
+        return self.drawings[0].labels()
 
     def is_committed(self, shard: Any) -> bool:
         return self.drawings[shard.corpus].is_committed(shard.plain)
