@@ -13,7 +13,7 @@ from busray.corpus.plan import extend_plan, shard_size
 from busray.records import Shard
 from busray.run.record import Run
 from busray.stages import shard_size as module
-from busray.stages.generate import generate
+from busray.stages.generate import generate, generate_together
 from busray.stages.shard_size import ShardSizes, recorded_seconds
 from busray.storage import Store
 from tests.support import corpora
@@ -114,3 +114,17 @@ def test_pixels_do_not_depend_on_the_size_of_a_shard_of_whole_batches(run: Run) 
         generate(replace(sized, store=here), InProcessWorkers(), "base")
         drawn.append(pixels(here.sub("arms/base")))
     assert len(drawn[0]) == 8 and drawn[0] == drawn[1]
+
+
+def test_pixels_of_arms_that_are_drawn_together_are_those_of_arms_drawn_alone(run: Run) -> None:
+    """One worker loads one set of models after the other."""
+    small = with_settings(run, sampling={"steps": 1, "batch_size": 2}, evaluate={"images": 2})
+    arms, drawn = ("base", "base+refine"), []
+    for name in ("alone", "together"):
+        here = replace(small, store=run.store.sub(name))
+        if name == "together":
+            generate_together(here, InProcessWorkers(), arms)
+        for arm in arms:
+            generate(here, InProcessWorkers(), arm)
+        drawn.append([pixels(here.store.sub(f"arms/{arm}")) for arm in arms])
+    assert [len(images) for images in drawn[0]] == [4, 4] and drawn[0] == drawn[1]
