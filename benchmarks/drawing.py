@@ -1,4 +1,4 @@
-"""What the stream of shards does with its time, by a sampler that sleeps: scale-draw.md's table.
+"""What the stream of shards does with its time, by a sampler that sleeps: scale.md's table.
 
     python benchmarks/drawing.py [--shards=24] [--actors=4]
 
