@@ -6,9 +6,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 import pytest
@@ -245,13 +245,14 @@ def test_a_time_without_any_machine_is_waited_out_and_said(
 ) -> None:
     monkeypatch.setattr(liveness_module, "STALLED_AFTER", 1)
     monkeypatch.setattr(liveness_module, "WAIT_SAID_AFTER", 3.0)
-    drawn = stage(1, hang_seconds=5, patience=1)
-    later = Timer(25, nodes.add_node, kwargs={"num_cpus": 1})
-    later.start()
-    try:
-        drawn.draw(SleepingCorpus(store, 0.05), plan(4, 2))
-    finally:
-        later.join()
+    drawn = stage(1, hang_seconds=5, patience=0.2)
+    with ThreadPoolExecutor(1) as pool:  # Ray starts nodes in main threads only
+        running = pool.submit(drawn.draw, SleepingCorpus(store, 0.05), plan(4, 2))
+        end = time.monotonic() + LONGEST_WAIT
+        while not drawn.said("waits, ") and not running.done() and time.monotonic() < end:
+            time.sleep(0.5)
+        nodes.add_node(num_cpus=1)
+        running.result()
     assert committed_shards(store) == plan(4, 2)
     assert drawn.said("waits, ") and drawn.said("no worker came; the cluster has 1 nodes")
 
