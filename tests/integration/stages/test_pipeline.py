@@ -20,7 +20,6 @@ from busray.stages.evaluate import evaluate
 from busray.stages.finetune import _training, finetune
 from busray.stages.generate import generate
 from busray.stages.pipeline import run_all
-from busray.stages.report import write_report
 from busray.storage import Store
 from tests.support.adapters import effect
 from tests.support.finished import adapters, adapters_folder, data_objects, shorter
