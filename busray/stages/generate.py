@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from random import sample
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from busray.corpus.arms import arm_after_gate, compared_images, corpora, released_arm
 from busray.corpus.breaker import Breaker
 from busray.corpus.commit import committed_shards, find_image, read_commit
+from busray.corpus.cost import Budget
 from busray.corpus.draw import ClassGate, DrawJob, redraw
 from busray.corpus.encode import png_pixels
 from busray.corpus.manifest import publish_manifest
@@ -23,6 +25,7 @@ from busray.model.checkpoints import read_adapters
 from busray.records import Arm, Commit, Damaged, Segment, Shard, StoppedForGood, UserError
 from busray.run.record import Run, keep_seconds, timed
 from busray.stages.classifiers import classifier_record, load_classifier, trained_classifier
+from busray.stages.plan import gpu_budget
 from busray.stages.shard_size import ShardSizes
 from busray.storage import Store
 from busray.together import Together, placed
@@ -111,7 +114,9 @@ def _planned(
     done = committed_shards(job.store)
     todo = pending(plan, done)
     stage = f"generate {arm or 'corpus'}"
-    watch = Watch(job, todo, config.corpus.max_quarantined, stage, workers.report)
+    # Asked for at the first commit: of a corpus before this one, the records then tell the hours.
+    budget = cache(partial(gpu_budget, config, run.store, arm))
+    watch = Watch(job, todo, config.corpus.max_quarantined, stage, workers.report, budget)
     proven = watch.look_back(done) if todo else set[str]()
     canaries = [shard for shard in first_of_each_class(todo) if shard.class_name not in proven]
     # In a random order: drivers that run beside each other then share the work.
@@ -163,11 +168,21 @@ WORDS_SECONDS = 30.0  # least time between two messages of a Watch
 
 
 class Watch:
-    """The circuit breaker of one stage: it is called with every commit, and ends what is broken."""
+    """The circuit breaker of one stage: it is called with every commit, and ends what is broken or
+    takes more GPU-hours than cluster.max_gpu_hours."""
 
-    def __init__(self, job: DrawJob, todo: Sequence[Shard], allowed: float, stage: str, report: Report) -> None:
+    def __init__(
+        self,
+        job: DrawJob,
+        todo: Sequence[Shard],
+        allowed: float,
+        stage: str,
+        report: Report,
+        budget: Callable[[], Budget | None],
+    ) -> None:
         self.breaker = Breaker(allowed, job.gate.settings.attempts if job.gate else None)
         self.store, self.stage, self.report = job.store, stage, report
+        self.budget = budget
         self.said, self.said_at = "", -math.inf
         self.left = sum(shard.count for shard in todo)
 
@@ -179,6 +194,14 @@ class Watch:
                 f"{self.stage}: stopped early, {why}",
                 f"what is drawn stays in {self.store.url}; look at it, then give another recipe (base, adapters, "
                 "sampling, prompts) another output, or allow more by corpus.max_quarantined",
+            )
+        budget = self.budget()
+        over = budget.add(commit) if budget else None
+        if over and self.left > 0:
+            raise StoppedForGood(
+                f"{self.stage}: stopped early, {over}",
+                f"what is drawn stays in {self.store.url}; raise cluster.max_gpu_hours and run the same command "
+                "again, or draw fewer images into another output",
             )
         if time.monotonic() - self.said_at > WORDS_SECONDS:
             self.say()
