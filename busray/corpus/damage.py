@@ -134,7 +134,9 @@ def _check_corpora(store: Store, found: Findings) -> None:
         name, start = prefix or "released", f"{prefix}/" if prefix else ""
         try:
             result = verify(corpus)
-        except Damaged:  # its run.json, which _check_records names
+        except Damaged as error:
+            if error.key != RUN:  # which _check_records names
+                found.damages.append(_damage(start + error.key, error.reason, set()))
             found.notes.append(f"the shards of {name}: they can be compared when {start}{RUN} is made again")
             continue
         except UserError as error:
@@ -287,7 +289,7 @@ def _damage(key: str, reason: str, there: set[str]) -> Damage:
         aside = [start + ADAPTERS, *(other for other in there if other.startswith(f"{start}adapters/"))]
     elif match := re.fullmatch(TRAINED, below) or re.fullmatch(CHECKPOINT, below):
         aside = [other for other in there if other.startswith((f"{start}{match[1]}-", f"{start}{match[1]}."))]
-    return Damage(key, reason, _mends(below), tuple(sorted(aside)))
+    return Damage(key, reason, _mends(below), tuple(sorted({*aside, key})))
 
 
 def _segment_damage(corpus: Store, start: str, key: str, reason: str) -> Damage:
@@ -318,10 +320,14 @@ def _check_named(store: Store, keys: Sequence[str], found: Findings) -> None:
     """Weights, adapters' files and states of training, as their records name them."""
     there, named = set(keys), set(keys) & {damage.key for damage in found.damages}
     for record, name, digest in _names(store, keys):
-        data = store.read_or_none(name)
-        found.compared += 1
         if name in named:
             continue  # told already
+        found.compared += 1
+        try:
+            data = store.read_or_none(name)
+        except Damaged as error:  # no file at all stands there
+            found.damages.append(_damage(name, error.reason, there))
+            continue
         if data is None:
             found.damages.append(_damage(name, f"it is not there, but {record} names it", there))
         elif sha256_bytes(data) != digest:

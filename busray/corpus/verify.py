@@ -181,7 +181,10 @@ def _first_draw_problems(commit: Commit, rows: pa.Table, fingerprint: str) -> li
 
 def _manifest_problems(store: Store, digest: str) -> list[str]:
     """Where the manifest's rows, the digest that it states and `digest` of the records differ."""
-    data = store.read_or_none(MANIFEST)
+    try:
+        data = store.read_or_none(MANIFEST)
+    except Damaged as error:  # no file at all stands there
+        return [f"{MANIFEST}: {error.reason}"]
     if data is None:
         return [f"{MANIFEST}: not there: the run is not finished"]
     try:

@@ -78,6 +78,12 @@ def delete(path: Path) -> None:
     path.unlink()
 
 
+def folder(path: Path) -> None:
+    """A folder stands in the object's place."""
+    path.unlink()
+    path.mkdir()
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A finished run with digests. A test that changes it puts it back."""
@@ -105,6 +111,8 @@ def damaged(run: Store, request: pytest.FixtureRequest) -> Iterator[tuple[str, s
     data = path.read_bytes()
     damage(path)
     yield kind, key
+    if path.is_dir():
+        path.rmdir()
     path.write_bytes(data)
 
 
@@ -121,6 +129,9 @@ def test_a_sound_run_has_no_damage_and_everything_is_covered(run: Store) -> None
 DAMAGES: dict[str, Callable[[Path], None]] = {"flip": flip, "cut": cut, "delete": delete}
 ALL = [pytest.param((kind, do), id=f"{name} {kind}") for kind in KINDS for name, do in DAMAGES.items()]
 ALL += [pytest.param((kind, empty), id=f"empty {kind}") for kind in ("commit", "shard", "features", "manifest")]
+REPLACED = ("settings", "data set", "identity of an arm", "first segment", "commit", "shard", "manifest of an arm")
+REPLACED += ("LoRA", "adapters' own record", "classifier", "features", "mask")
+ALL += [pytest.param((kind, folder), id=f"folder {kind}") for kind in REPLACED]
 
 
 @pytest.mark.parametrize("damaged", ALL, indirect=True)
@@ -135,6 +146,8 @@ def test_each_damage_is_found_named_and_mended_or_said_to_be_for_good(run: Store
     told = found.damages[mine[0]]
     assert told.then
     assert told.mendable == (kind not in NOT_MENDED)
+    if kind not in ("shard", *NOT_MENDED) and (Path(run.url) / key).exists():
+        assert key in told.aside
 
 
 @pytest.mark.parametrize("damaged", [("features", flip), ("commit", cut)], indirect=True, ids=["features", "commit"])
