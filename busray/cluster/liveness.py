@@ -435,7 +435,7 @@ class Watch:
         self.most_silent = STALLED_AFTER * hang_seconds
         self.patience = max(patience, self.most_silent)
         self.moved_at = self.said_at = time.monotonic()
-        self.joined_at, self.hopeless_at = -math.inf, math.inf
+        self.joined_at, self.alone_until, self.hopeless_at = -math.inf, -math.inf, math.inf
         self.state = State(-1, 0, 0, "", "", ())
 
     def look(self, state: State | None, now: float) -> None:
@@ -452,8 +452,12 @@ class Watch:
             raise Stopped(f"{self.stage}: {state.hopeless}")
         silent = now - self.moved_at
         nobody_came = not state.at_work and now - self.joined_at > 2 * self.hang_seconds
-        limit = self.patience if nobody_came or state.waits_for else self.most_silent
-        if silent > limit:
+        if nobody_came or state.waits_for:
+            limit, self.alone_until = self.patience, now
+        else:  # a worker that comes after hours has its time from then on
+            limit = self.most_silent
+        since = self.moved_at if limit == self.patience else max(self.moved_at, self.alone_until)
+        if now - since > limit:
             raise Stopped(f"{self.stage}: nothing moved for {limit:.0f} s{self._why(nobody_came)}")
         # At first after a minute, then ever more seldom.
         pause = max(WAIT_SAID_AFTER, min(WAIT_SAID_EVERY, silent / 2))

@@ -168,6 +168,14 @@ def test_a_worker_that_comes_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> N
         stage.look(state(progress=progress, joins=progress), 90)
 
 
+def test_a_worker_that_comes_after_hours_has_the_time_of_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch, patience=36_000)
+    stage.look(state(), 7200)
+    stage.look(state(joins=1, at_work=1), 4 * HANG - 1)
+    with pytest.raises(Stopped, match="nothing moved for 40 s"):
+        stage.look(state(joins=1, at_work=1), 5)
+
+
 def test_workers_that_come_and_get_on_with_nothing_end_a_stage_before_its_patience(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
