@@ -16,7 +16,6 @@ and how far a distance moves when the same rows are summed in another cut and or
 
 import argparse
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -247,8 +246,10 @@ def watched() -> Iterator[dict[int, tuple[float, float]]]:
 
 
 def peak_mb() -> float:
-    """The largest resident size that this process ever had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
+    """The largest resident size that this process ever had; Linux only."""
+    # Not getrusage: a new program begins there with the size of the process that started it.
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 # ---- one pass

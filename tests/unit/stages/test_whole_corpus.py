@@ -91,7 +91,8 @@ def test_it_is_torch_fidelitys_number_to_1e_5(store: Store) -> None:
 
     moments = stage.moments_of_all(InProcessWorkers(), corpus(store, {"benign": 400}, 32))
     a, b = rows("benign", 400), rows("x", 300)
-    theirs = fid_statistics_to_metric(*(fid_features_to_statistics(torch.from_numpy(x)) for x in (a, b)), False)
+    sides = [fid_features_to_statistics(torch.from_numpy(x)) for x in (a, b)]
+    theirs = fid_statistics_to_metric(sides[0], sides[1], False)
     ours = frechet(moments["benign"], Moments.of(b))
     assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
 
@@ -143,7 +144,7 @@ def test_blocks_follow_the_shards_and_only_full_ones_have_a_key(store: Store) ->
 def test_the_driver_gets_moments_and_no_features(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that workers hand on is as large as moments, whatever the number of images."""
     sizes = []
-    share = stage._merge
+    share: Any = stage._merge
 
     def merge(beat: Any, nodes: Any) -> np.ndarray:
         result = share(beat, nodes)
