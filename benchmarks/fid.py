@@ -3,7 +3,7 @@
     python benchmarks/fid.py --folder FOLDER
     OMP_NUM_THREADS=1 python benchmarks/fid.py --arithmetic
 
-Prints the tables of scale-fid.md. Features [n, 2048] are made up by seed, in shards of 256 rows of
+Prints the tables of scale.md. Features [n, 2048] are made up by seed, in shards of 256 rows of
 two classes, and stored as `busray evaluate` stores Inception's. Each row of the first table is a
 driver and a Ray of its own: `moments_of_all` of stages/whole_corpus.py computes the moments in a
 pool of workers, keeps them, and merges them. The second table compares what came out with one pass
