@@ -265,7 +265,9 @@ def print_plan(plan: "JobPlan", price: float | None, warnings: Sequence[str]) ->
         text = f"{work.rate.seconds:.3g} s an image ({work.rate.source})" if work.rate else ""
         by_rate.setdefault(text, []).append(work.name)
     for text, names in by_rate.items():
-        known = text or "not known; --probe measures it, --rates=RUN takes it from an earlier run"
+        known = text or "not known; --probe measures it"
+        if not text and any(work.rate is None for work in plan.drawing):
+            known += ", --rates=RUN takes that of drawing from an earlier run"
         lines.append(f"rate of {', '.join(names)}: {known}")
     if price is not None and sums.cost is None:
         lines.append("cost: not known without a rate")
