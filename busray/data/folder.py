@@ -149,7 +149,7 @@ def lay_out(folder: Path, classes: "Classes", settings: Dataset) -> Layout:
     for one in around:
         layout.left_out.append((f"{'../' * depth}{shown(one.file)}", one.reason or "beside the folder of the classes"))
     _sort_out(layout, inside, depth, masks, settings)
-    if classes is None:
+    if classes is None and settings.group is None:
         _say_same_folders(layout)
     _refuse_empty(layout, inside, depth)
     return layout
@@ -594,7 +594,7 @@ def _refuse_links(root: Path, files: Sequence[str]) -> None:
 
 
 def _refuse_names(root: Path, files: Sequence[tuple[str, str]]) -> None:
-    lines = [f"{root}: {file!a}: {problem} is in the name; rename it" for file, problem in files[:10]]
+    lines = [f"{root}: rename {file!a}: its name has {problem}" for file, problem in files[:10]]
     if len(files) > 10:
         lines.append(f"and {len(files) - 10} more")
     if any("not composed" in problem for _, problem in files):

@@ -312,7 +312,8 @@ def _open_upright(path: Path, frame: int = 0) -> _Upright:
     grey = "L" if image.mode in ("1", "L", "LA") else "RGB"
     opaque = image.convert("RGBA")
     alpha = opaque.getchannel("A")
-    least, most = alpha.getextrema()
+    values = np.asarray(alpha)
+    least, most = int(values.min()), int(values.max())
     if least == most < 255:  # such a channel says nothing; all would be black, or darker by one factor
         said = f"opaque, as its alpha channel is {most} everywhere"
         return replace(picture, image=opaque.convert(grey), reading=said)
