@@ -594,7 +594,7 @@ def _refuse_links(root: Path, files: Sequence[str]) -> None:
 
 
 def _refuse_names(root: Path, files: Sequence[tuple[str, str]]) -> None:
-    lines = [f"{root}: rename {file!a}: its name has {problem}" for file, problem in files[:10]]
+    lines = [f"{root}: {file!a}: its name has {problem}; rename it" for file, problem in files[:10]]
     if len(files) > 10:
         lines.append(f"and {len(files) - 10} more")
     if any("not composed" in problem for _, problem in files):
