@@ -12,10 +12,10 @@ import ray
 import ray.data
 
 from busray import config
-from busray.cluster.faults import Begin
 from busray.cluster.liveness import Heartbeat, Site, carrying_errors
 from busray.cluster.session import use_threads
 from busray.failures import is_device_error
+from busray.faults import Begin
 from busray.records import Shard, Stopped, UserError
 from busray.workers import Drawing
 

@@ -19,8 +19,8 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from busray.cluster.faults import After, Begin, Faults, Load, Place
 from busray.failures import cause_in_words, is_device_error, is_transient
+from busray.faults import After, Begin, Faults, Load, Place
 from busray.records import Stopped, StoppedForGood, UserError
 from busray.storage import retry_delays
 from busray.workers import Report

@@ -146,7 +146,7 @@ def _quieten(log_file: Path) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # else a WorkError is lost on the way
-    # An actor whose process dies while it loads is replaced; cluster/faults.py counts such deaths.
+    # An actor whose process dies while it loads is replaced; faults.py counts such deaths.
     context.max_consecutive_actor_init_deaths = -1
     log_file.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(log_file, delay=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from busray.cluster.faults import DEATHS_OF_A_SHARD, FAILURES_OF_A_PLACE, MOST_STARTS, Faults, Place
+from busray.faults import DEATHS_OF_A_SHARD, FAILURES_OF_A_PLACE, MOST_STARTS, Faults, Place
 
 GOOD: Place = ("node-a", ("0",))
 BAD: Place = ("node-b", ("0",))
