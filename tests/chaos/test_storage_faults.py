@@ -114,7 +114,12 @@ def test_a_fault_of_a_conditional_write_changes_neither_the_answer_nor_the_store
 
 
 @pytest.mark.parametrize("use", ["read", "list", "create", "create another's"])
-def test_forty_slow_downs_in_a_row_are_ridden_out(use: str, store: Store, witness: Store, proxy: FaultProxy) -> None:
+def test_forty_slow_downs_in_a_row_are_ridden_out(
+    use: str, store: Store, witness: Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With short pauses; tests/unit/test_storage_retries.py holds that the real ones last."""
+    pauses = functools.partial(storage.retry_delays, 0.05, 0.1)
+    monkeypatch.setattr(storage, "retry_delays", pauses)
     act, expected, left = USES[use]
     witness.replace("data/old", b"old")
     rule = proxy.add(Rule(error(503, "SlowDown"), times=40))
