@@ -51,12 +51,13 @@ class Workers:
                 print(shard.class_name, shard.name, flush=True)
 
 stage.draw_job = lambda *_: SimpleNamespace(store=store, refine=None, gate=None)
-stage.sized_shards = lambda *_: {SHARD_SIZE}
+stage.ShardSizes = lambda *_: SimpleNamespace(of=lambda refined: {SHARD_SIZE})
 config = SimpleNamespace(
     classes={{name: SimpleNamespace(images={EACH}) for name in {CLASSES}}},
     corpus=SimpleNamespace(gate=None, max_quarantined=0.01),
+    cluster=SimpleNamespace(max_gpu_hours=None),
 )
-digest = stage.generate(SimpleNamespace(config=config), Workers())
+digest = stage.generate(SimpleNamespace(config=config, store=store), Workers())
 print("manifest digest", digest)
 """
 

@@ -183,6 +183,7 @@ def test_an_answer_is_not_retried(name: str, store: Store, clock: Clock, monkeyp
 
 def test_a_local_disk_is_asked_once(tmp_path: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(str(tmp_path))
+    store.put_once("run.json", b"{}")
     monkeypatch.setattr(store.fs, "cat_file", failing(1, store.fs.cat_file, TimeoutError("a stale mount")))
     with pytest.raises(TimeoutError):
         store.read("run.json")
