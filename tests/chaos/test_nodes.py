@@ -213,7 +213,7 @@ def test_a_sampling_worker_that_dies_or_hangs_is_replaced_and_its_shard_drawn_ag
     cluster.add_node(num_cpus=3)
     trigger = Trigger("generate corpus", 1)
     store = begun(trained, tmp_path / "run", "commits/", "data/", "manifest")
-    run = opened(folder_of(trained), store.url, "--cluster.hang_seconds=10", "--cluster.actors=1")
+    run = opened(folder_of(trained), store.url, "--cluster.hang_seconds=30", "--cluster.actors=1")
     with on_ray(run, trigger) as workers:
         digest = trigger.during(lambda: generate(run, workers), lambda: os.kill(working("MapWorker")[0][1], sign))
     assert digest == verify(trained.store).digest == verify(run.store).digest
