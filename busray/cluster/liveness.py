@@ -351,7 +351,7 @@ def monitored(
         report(f"{stage}: {words}", 0, 0)
 
     with _reported(report, stage, total, done) as liveness:
-        watch = Watch(stage, hang_seconds, patience, tell)
+        watch = StallWatch(stage, hang_seconds, patience, tell)
         try:
             return _watched(watch, liveness, lambda: work(liveness))
         except RayError as error:
@@ -390,7 +390,7 @@ def _reported(report: Report, stage: str, total: int, done: int) -> Iterator[Any
         ray.kill(liveness)
 
 
-def _watched(watch: "Watch", liveness: Any, work: Callable[[], T]) -> T:
+def _watched(watch: "StallWatch", liveness: Any, work: Callable[[], T]) -> T:
     """work() in a thread of its own: a Ray stream that never ends could not be left otherwise."""
     outcome: list[Any] = []
 
@@ -427,7 +427,7 @@ def _ask(answer: Any) -> Any:
         return None
 
 
-class Watch:
+class StallWatch:
     """Decides when a stage must end since nothing moves, and says what it waits for."""
 
     def __init__(self, stage: str, hang_seconds: float, patience: float, tell: Callable[[str], None]) -> None:

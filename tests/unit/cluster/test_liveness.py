@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from busray.cluster import liveness as module
-from busray.cluster.liveness import BEAT_SECONDS, HOPELESS_SECONDS, Heartbeat, State, Watch
+from busray.cluster.liveness import BEAT_SECONDS, HOPELESS_SECONDS, Heartbeat, StallWatch, State
 from busray.records import Stopped
 
 ONE, TWO = ("node", 1, ""), ("node", 2, "")
@@ -132,13 +132,13 @@ HANG = 10.0
 
 
 class Stage:
-    """A Watch whose clock and workers a test sets."""
+    """A StallWatch whose clock and workers a test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, patience: float) -> None:
         self.clock, self.told = Clock(), list[str]()
         monkeypatch.setattr(module, "time", self.clock)
-        monkeypatch.setattr(module.Watch, "_capacity", lambda watch: "no worker came")
-        self.watch = Watch("draw", HANG, patience, self.told.append)
+        monkeypatch.setattr(module.StallWatch, "_capacity", lambda watch: "no worker came")
+        self.watch = StallWatch("draw", HANG, patience, self.told.append)
         self.look(state())
 
     def look(self, state: State | None, seconds: float = 0.0) -> None:
