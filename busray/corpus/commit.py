@@ -20,6 +20,7 @@ from busray.layout import commit_key, committed_shard, data_key, first_draws_key
 from busray.records import Commit, Damaged, Execution, FirstDraws, Redrawn, Shard, UserError, to_json
 from busray.storage import FEW_KEYS, Store, in_threads
 
+RECORDS_READ = 200  # records that are enough to tell a corpus's speed, devices and quarantine
 REASON_LENGTH = 200  # most characters of a quarantined image's reason
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from busray.corpus.arms import (
     most_compared,
     released_arm,
 )
-from busray.corpus.commit import committed_shards, sampled_commits
+from busray.corpus.commit import RECORDS_READ, committed_shards, sampled_commits
 from busray.corpus.cost import (
     BLOCK_REQUESTS,
     SHARD_REQUESTS,
@@ -39,7 +39,6 @@ from busray.run.pieces import REAL_IMAGES_A_BLOCK
 from busray.storage import Store
 from busray.workers import Report
 
-RECORDS_READ = 200  # of an earlier run's corpus, chosen by chance, for its rate
 FEATURES = {"inception": 2048, "texture": 59}  # numbers (float32) of an image; DINOv2's depend on its weights
 
 

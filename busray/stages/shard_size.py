@@ -5,7 +5,7 @@ from collections.abc import Callable
 from busray.config import Config
 from busray.corpus.ablation import unet_evaluations
 from busray.corpus.arms import corpora, released_arm
-from busray.corpus.commit import committed_shards, sampled_commits
+from busray.corpus.commit import RECORDS_READ, committed_shards, sampled_commits
 from busray.corpus.plan import shard_size
 from busray.layout import arm_prefix
 from busray.records import Arm
@@ -13,8 +13,6 @@ from busray.run.record import Run
 from busray.stages.probe import probe_drawing
 from busray.storage import Store
 from busray.workers import Beat, Workers
-
-RECORDS_READ = 200  # of a corpus, chosen by chance, for its speed
 
 
 class ShardSizes:
@@ -52,7 +50,8 @@ def recorded_seconds(config: Config, store: Store, device: str, refined: bool) -
     for prefix, corpus in corpora(store).items():
         arm = Arm.parse(prefix.removeprefix(arm_prefix("")) or released_arm(config))
         commits, _ = sampled_commits(corpus, committed_shards(corpus), RECORDS_READ)
-        commits = [commit for commit in commits if commit.execution.device.startswith(f"{device}:")]
+        # A shard that was quarantined without being drawn has no seconds.
+        commits = [c for c in commits if c.seconds and c.execution.device.startswith(f"{device}:")]
         images = sum(commit.count for commit in commits)
         if images:
             had = unet_evaluations(config.sampling, config.refine if arm.refined else None)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from busray.corpus.arms import corpora
-from busray.corpus.commit import sampled_commits
+from busray.corpus.commit import RECORDS_READ, sampled_commits
 from busray.corpus.pace import Sampled, drawing_hours, hours_left, images_per_hour, quarantined
 from busray.corpus.plan import read_segments
 from busray.layout import CONFIG, commit_key, committed_shard
@@ -18,8 +18,6 @@ from busray.records import Shard, UserError, json_object
 from busray.run.progress import Driver, drivers
 from busray.storage import Store
 
-RECORDS_READ = 200
-"""Records of a corpus that are read, chosen by chance, for seconds, devices and quarantine."""
 NOTES_SHOWN = 5
 RELEASED = "released"
 SUB_RUNS = ("methods", "points")

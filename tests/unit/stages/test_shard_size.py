@@ -94,6 +94,8 @@ def test_records_of_the_run_tell_the_speed_and_those_of_another_device_do_not(
     assert recorded_seconds(run.config, run.store, "cuda", refined=False) is None
     assert recorded_seconds(run.config, run.store, "cpu", refined=False) == 5.0
     assert recorded_seconds(run.config, run.store, "cpu", refined=True) == 7.5
+    commit_black(run.store.sub("arms/base"), Shard("benign", 4, 4), seconds=0.0)  # quarantined, not drawn
+    assert recorded_seconds(run.config, run.store, "cpu", refined=False) == 5.0
 
 
 def pixels(store: Store) -> dict[tuple[str, int], bytes]:
