@@ -22,6 +22,7 @@ from busray.records import Damaged, UserError, json_object
 if TYPE_CHECKING:
     from busray.config import Config
     from busray.corpus.damage import Findings
+    from busray.records import Figure
     from busray.run.record import Run
     from busray.storage import Store
     from busray.workers import Report, Workers
@@ -70,13 +71,12 @@ def _whole_job(file: Path, flags: list[str], command: str) -> int:
     with _opened(config, command=command) as (run, workers):
         from busray.stages.pipeline import run_all
         from busray.stages.plan import job_plan, recorded_rates, refuse_above
-        from busray.stages.report import report_sentences
 
         plan = job_plan(config, recorded_rates(config, run.store))
         print(terminal.short_plan(plan), file=sys.stderr)
         refuse_above(config, plan)
         figures = run_all(run, workers)
-    terminal.print_figures(figures, report_sentences(run, figures))
+    _print_figures(run, figures)
     print(f"report: {_url(config)}/report.html")
     return _quarantine_status(config, released=True, arms=True)
 
@@ -107,11 +107,10 @@ def _evaluate(options: argparse.Namespace, flags: list[str]) -> int:
     config = _load(options.config, flags)
     with _opened(config, command=_command("evaluate", options.config, *flags)) as (run, workers):
         from busray.stages.pipeline import check_finished, evaluate_all
-        from busray.stages.report import report_sentences
 
         check_finished(run)
         figures = evaluate_all(run, workers)
-    terminal.print_figures(figures, report_sentences(run, figures))
+    _print_figures(run, figures)
     print(f"report: {_url(config)}/report.html")
     return _quarantine_status(config, arms=True)
 
@@ -475,6 +474,13 @@ def _stored_run(url: str) -> "Store":
             raise store.damaged(layout.RUN, "it is not there, but records of shards are")
         raise UserError(f"{url}: no corpus there (no {layout.RUN})")
     return store
+
+
+def _print_figures(run: "Run", figures: list["Figure"]) -> None:
+    from busray.stages.report import is_simulated, report_sentences, report_warnings
+
+    said, warned = report_sentences(run, figures), report_warnings(run, figures)
+    terminal.print_figures(figures, said, warned, simulated=is_simulated(run))
 
 
 def _quarantine_status(config: "Config", *, released: bool = False, arms: bool = False) -> int:

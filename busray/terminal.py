@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from busray.corpus.verify import VerifyResult
     from busray.doctor import Finding
     from busray.evidence.reader_study import Score
+    from busray.report.tables import Table
+    from busray.report.warnings import Warned
     from busray.run.progress import Driver
     from busray.stages.plan import JobPlan
     from busray.stages.status import CorpusStatus, RunStatus
@@ -47,12 +49,20 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     sys.stdout.write(printed.read())
 
 
-def print_figures(figures: Sequence[Figure], sentences: Sequence[str]) -> None:
-    """A table for each extractor and distance, class consistency, and what the figures say."""
+def print_figures(
+    figures: Sequence[Figure], sentences: Sequence[str], warned: Sequence["Warned"], *, simulated: bool
+) -> None:
+    """A table for each extractor and distance, class consistency, what the figures say, and what
+    to know before the corpus is used: last, where it is seen.
+
+    simulated: phantoms stand in for real images.
+    """
     from busray.report.classes import consistency_rows
     from busray.report.metrics import DISTANCES, METRICS
+    from busray.report.simulated import words_for
     from busray.report.tables import by_extractor, narrow_rows, without_clean
 
+    words = words_for(simulated=simulated)
     whole, _ = without_clean(figures)
     reference = next(figure.reference for figure in figures if figure.protocol == "synthetic-only")
     for extractor, of_extractor in by_extractor(whole).items():
@@ -61,11 +71,20 @@ def print_figures(figures: Sequence[Figure], sentences: Sequence[str]) -> None:
             if metric in measured:
                 heading = f"{METRICS[metric].heading} ({extractor})"
                 title = f"{heading} against {reference} images; synthetic-only unless noted"
-                print_table(title, *narrow_rows(of_extractor, metric))
+                _print_words(title, narrow_rows(of_extractor, metric), words)
     agreement = consistency_rows(whole)
     if agreement.rows:
-        print_table("Does a classifier of real images see each drawn image's class?", *agreement)
+        _print_words("Does a classifier of real images see each drawn image's class?", agreement, words)
     print(*sentences, sep="\n")
+    if warned:
+        print("", "Read this first:", sep="\n")
+    for warning in warned:
+        print(f"- {warning.text} {warning.advice}")
+
+
+def _print_words(title: str, table: "Table", words: Callable[[str], str]) -> None:
+    """A table whose texts call images by what they are."""
+    print_table(words(title), list(map(words, table.columns)), [list(map(words, row)) for row in table.rows])
 
 
 def print_ablation(report: dict[str, Any]) -> None:

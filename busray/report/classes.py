@@ -9,7 +9,7 @@ from busray.evidence.stats.samples import FEWEST_UNITS
 from busray.records import CLASS_ALL, REAL, Figure, Interval
 from busray.report import html
 from busray.report.metrics import METRICS, NONE, excludes_zero
-from busray.report.tables import Json, Table, distinct, first, select
+from busray.report.tables import Json, Table, distinct, first, select, worst_class
 
 CELL_HEIGHT = 40
 """Of a confusion matrix."""
@@ -22,7 +22,12 @@ def consistency_sentences(figures: Sequence[Figure]) -> list[str]:
     judge = first(figures, metric=JUDGE, class_name=CLASS_ALL)
     if judge is None or not agreement:
         return []
-    named = ", ".join(f"{f.arm} {METRICS[CONSISTENCY].text(f)}" for f in agreement)
+    each = []
+    for f in agreement:
+        worst = worst_class(first_draws, CONSISTENCY, f.arm)
+        of_class = f" (worst class {worst.class_name} {METRICS[CONSISTENCY].text(worst)})" if worst else ""
+        each.append(f"{f.arm} {METRICS[CONSISTENCY].text(f)}{of_class}")
+    named = ", ".join(each)
     sentences = [
         f"Class consistency of first draws: {named}. The judge, {judge.extractor}, is right on "
         f"{METRICS[JUDGE].text(judge)} of real test images (mean over classes)."

@@ -76,7 +76,7 @@ METRICS = {
     "nearest_train_class": Metric(
         "Share whose nearest training image is of their class", 2, better="higher", floor=HELD_OUT
     ),
-    "class_consistency": Metric("agreement", 2),
+    "class_consistency": Metric("agreement", 2, better="higher"),
     "class_consistency_excess": Metric("difference", 2),
     "judge_accuracy": Metric("judge on real test images", 2, better="higher"),
     "gate_accuracy": Metric("gate on real test images", 2, better="higher"),

@@ -5,7 +5,7 @@ Whatever comes from data is escaped.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import chain, starmap
@@ -17,6 +17,7 @@ from busray.corpus.record import flatten
 from busray.records import Figure
 from busray.report import html
 from busray.report.distances import figures_section
+from busray.report.simulated import words_for
 from busray.report.tables import Json
 
 
@@ -50,14 +51,15 @@ def report_html(
     sections: HTML of further parts, after the figures. Missing parts are left out.
     """
     run = report.get("run", {})
+    words = words_for(simulated=bool((report.get("dataset") or {}).get("simulated")))
+    evidence = [figures_section(figures), *sections, _data_set(report.get("dataset") or {}, report.get("check") or {})]
     body = [
         _header(run),
+        _warnings(report.get("warnings") or []),
         _key_numbers(report.get("corpus") or {}),
-        html.sentence_list([*(report.get("verdicts") or []), *_first_sentences(report)]),
-        _gallery(galleries),
-        figures_section(figures),
-        *sections,
-        _data_set(report.get("dataset") or {}, report.get("check") or {}),
+        words(html.sentence_list([*(report.get("verdicts") or []), *_first_sentences(report)])),
+        _gallery(galleries, words),
+        *map(words, evidence),
         _training(report.get("finetune") or {}),
         _timings(report.get("timings") or []),
         _provenance(run),
@@ -94,6 +96,14 @@ def _header(run: Json) -> str:
     )
 
 
+def _warnings(warned: Sequence[Mapping[str, str]]) -> str:
+    """warned: of report.json, `text` and `advice` of each."""
+    items = ""
+    for warning in warned:
+        items += f"<li>{escape(warning['text'])} <span>{escape(warning['advice'])}</span></li>"
+    return f'<section class="warnings"><b>Read this first</b><ul>{items}</ul></section>' if items else ""
+
+
 def _key_numbers(corpus: Json) -> str:
     if not corpus:
         return ""
@@ -121,30 +131,31 @@ def _first_sentences(report: Json) -> list[str]:
     return sentences
 
 
-def _gallery(galleries: dict[str, list[GalleryRow]]) -> str:
+def _gallery(galleries: dict[str, list[GalleryRow]], words: Callable[[str], str]) -> str:
+    """words: what real images are called here; prompts stay as they are."""
     rows = list(chain.from_iterable(galleries.values()))
     # a run without refinement has no such column
     kinds = [kind for kind in GALLERY_COLUMNS if any(map(attrgetter(kind), rows))]
     if not kinds:
         return ""
-    inside = html.paragraph(
+    note = (
         "The first synthetic images of each class, not a selection. The real images beside them "
-        "are for comparison, not their sources; captions are the prompts.",
-        "soft",
+        "are for comparison, not their sources; captions are the prompts."
     )
+    inside = html.paragraph(words(note), "soft")
     for name, of_class in galleries.items():
-        shown = "".join(_gallery_row(row, kinds, name) for row in of_class)
+        shown = "".join(_gallery_row(row, kinds, name, words) for row in of_class)
         if shown:
             inside += html.heading(name) + f'<div class="columns gallery">{shown}</div>'
     return html.section("Images", inside)
 
 
-def _gallery_row(row: GalleryRow, kinds: list[str], name: str) -> str:
+def _gallery_row(row: GalleryRow, kinds: list[str], name: str, words: Callable[[str], str]) -> str:
     heads = cells = ""
     for kind in kinds:
         png = getattr(row, kind)
-        heads += f"<span>{kind}</span>"
-        cells += html.image(png, f"{kind}, {name}") if png else "<span></span>"
+        heads += f"<span>{words(kind)}</span>"
+        cells += html.image(png, f"{words(kind)}, {name}") if png else "<span></span>"
     drawing = f'<div class="row heads">{heads}</div><div class="row">{cells}</div>'
     return html.figure(drawing, row.caption)
 

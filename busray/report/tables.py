@@ -62,6 +62,18 @@ def distinct(figures: Iterable[Figure], name: str) -> list[Any]:
     return list(dict.fromkeys(getattr(figure, name) for figure in figures))
 
 
+def worst_class(figures: Sequence[Figure], metric: str, arm: str) -> Figure | None:
+    """An arm's figure of the class with the worst value; None for a single class.
+
+    figures: of one reference and protocol.
+    """
+    by_class = [f for f in select(figures, metric=metric, arm=arm, floor=False) if f.class_name != CLASS_ALL]
+    if len(distinct(by_class, "class_name")) < 2:
+        return None
+    lower_is_better = METRICS[metric].better == "lower"
+    return sorted(by_class, key=lambda f: f.value)[-1 if lower_is_better else 0]
+
+
 def classes_of(figures: Iterable[Figure]) -> list[str]:
     """In the order of the figures, `all` first."""
     return sorted(distinct(figures, "class_name"), key=lambda name: name != CLASS_ALL)

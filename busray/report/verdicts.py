@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from busray.evidence.stats.frechet import FEWEST_FOR_INFINITY
 from busray.records import CLASS_ALL, INCEPTION, SEPARABILITY_AUC, Figure
 from busray.report.metrics import METRICS, OTHER_REAL, arms_text, excludes_zero, p_text
-from busray.report.tables import distinct, first, select
+from busray.report.tables import distinct, first, select, worst_class
 
 
 def distance_sentences(figures: Sequence[Figure]) -> list[str]:
@@ -16,13 +16,14 @@ def distance_sentences(figures: Sequence[Figure]) -> list[str]:
     # Images that trained or chose the models do not show how close these come: test images only.
     # Real images decoded by an autoencoder have another protocol: they are no arm to be ranked.
     protocols = ("synthetic-only", "real-against-real")
-    tested = select(figures, class_name=CLASS_ALL, reference="test", protocol=protocols)
+    by_class = select(figures, reference="test", protocol=protocols)
+    tested = select(by_class, class_name=CLASS_ALL)
     if not tested:
         references = ", ".join(distinct(select(figures, protocol="synthetic-only"), "reference"))
         return [f"No verdict: it needs test images as the reference, and evaluate.reference is {references}."]
     sentences = []
     for metric in ("fid", "kid"):
-        if order := _order(tested, metric):
+        if order := _order(by_class, metric):
             title = METRICS[metric].title
             sentences.append(f"Order by {title} (lower is nearer to the real images): {order}.")
     sentences += _at_infinity(tested)
@@ -36,16 +37,21 @@ def distance_sentences(figures: Sequence[Figure]) -> list[str]:
         sentences.append(
             f"Probability of a KID this high if an arm's images were like the test images (permutations): {listed}."
         )
-    return [*sentences, *_kid_differences(tested), *_texture(tested)]
+    return [*sentences, *_kid_differences(tested), *_texture(by_class)]
 
 
 def _order(figures: Sequence[Figure], name: str) -> str:
-    """The arms by a metric, lowest first, with its floor; empty where no arm has it."""
-    metric = METRICS[name]
-    ranked = sorted(select(figures, metric=name, floor=False), key=lambda f: f.value)
-    order = " < ".join(f"{f.arm} {metric.number(f.value)}" for f in ranked)
+    """The arms by a metric, lowest first, each with its worst class, and the floor; empty where no
+    arm has it."""
+    metric, ranked = METRICS[name], []
+    overall = select(figures, metric=name, floor=False, class_name=CLASS_ALL)
+    for f in sorted(overall, key=lambda f: f.value):
+        worst = worst_class(figures, name, f.arm)
+        of_class = f" (worst class {worst.class_name} {metric.number(worst.value)})" if worst else ""
+        ranked.append(f"{f.arm} {metric.number(f.value)}{of_class}")
+    order = " < ".join(ranked)
     # the floor is not ranked: it only shows how low an arm could come
-    if order and (floor := first(figures, metric=name, floor=True)):
+    if order and (floor := first(figures, metric=name, floor=True, class_name=CLASS_ALL)):
         order += f"; {metric.floor} {metric.number(floor.value)}"
     return order
 
@@ -87,7 +93,7 @@ def _texture(figures: Sequence[Figure]) -> list[str]:
     order = _order(figures, "fd-texture")
     if not order:
         return []
-    pairs = select(figures, metric="kd-texture_difference")
+    pairs = select(figures, metric="kd-texture_difference", class_name=CLASS_ALL)
     different = ", ".join(map(arms_text, filter(excludes_zero, pairs))) or "no pair of arms"
     return [
         f"Order by ultrasound texture (FD-texture; lower is nearer to the real images): {order}; "

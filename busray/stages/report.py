@@ -7,7 +7,7 @@ from itertools import zip_longest
 from typing import Any
 
 from busray import __version__, layout
-from busray.corpus.arms import compared_images
+from busray.corpus.arms import compared_images, released_arm
 from busray.corpus.commit import committed_shards, each_commit, read_commit, read_rows
 from busray.corpus.encode import png_bytes
 from busray.corpus.manifest import published_rows
@@ -22,9 +22,11 @@ from busray.report.classes import consistency_section, consistency_sentences
 from busray.report.coverage import coverage_sentences, measured_whole, whole_corpus_sentences
 from busray.report.lesions import geometry_section, geometry_sentences
 from busray.report.page import GalleryRow, report_html
+from busray.report.simulated import words_for
 from busray.report.study import study_section
 from busray.report.tables import figures_of
 from busray.report.verdicts import distance_sentences
+from busray.report.warnings import SIMULATED, Warned, warnings
 from busray.run.record import Run, read_timings
 from busray.stages.classifiers import classifier_record
 from busray.stages.evaluate import class_gate_counts, no_clean_figures_sentences
@@ -41,13 +43,27 @@ Published = Mapping[Shard, Mapping[str, Any]]  # the rows of the manifest
 
 def report_sentences(run: Run, figures: list[Figure]) -> list[str]:
     """What the figures say."""
-    return [
+    sentences = [
         *distance_sentences(figures),
         *_coverage(run, figures),
         *no_clean_figures_sentences(run),
         *consistency_sentences(figures),
         *geometry_sentences(figures, (_geometry(run) or {}).get("reason")),
     ]
+    return list(map(words_for(simulated=is_simulated(run)), sentences))
+
+
+def report_warnings(run: Run, figures: list[Figure]) -> list[Warned]:
+    """What to know before the corpus is used."""
+    simulated = is_simulated(run)
+    words = words_for(simulated=simulated)
+    found = [Warned(words(w.text), words(w.advice)) for w in warnings(figures, released_arm(run.config))]
+    return [SIMULATED, *found] if simulated else found
+
+
+def is_simulated(run: Run) -> bool:
+    """Whether phantoms stand in for real images."""
+    return run.config.dataset.phantoms is not None
 
 
 def _coverage(run: Run, figures: list[Figure]) -> list[str]:
@@ -113,6 +129,7 @@ def _report(run: Run, figures: list[Figure], published: Published) -> dict[str, 
         "corpus": _corpus(store, published, list(run.config.classes)),
         "figures": [figure.to_dict() for figure in figures],
         "verdicts": report_sentences(run, figures),
+        "warnings": [asdict(warned) for warned in report_warnings(run, figures)],
         "geometry": _geometry(run),
         "gate": _gate(run),
         "finetune": _training(adapters),
@@ -143,8 +160,9 @@ def described_dataset(run: Run) -> dict[str, Any]:
         "frame": run.dataset.frame,
         "counts": run.dataset.counts(run.config.classes),
         "left_out": [list(pair) for pair in run.dataset.left_out],
+        "simulated": is_simulated(run),
     }
-    if not run.config.dataset.phantoms:
+    if not is_simulated(run):
         described["patients"] = _patients(run.dataset)
     return described
 

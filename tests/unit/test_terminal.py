@@ -12,7 +12,9 @@ from PIL import Image
 from busray import terminal
 from busray.cli import main
 from busray.records import Figure, Interval
+from busray.report.warnings import Warned
 from busray.terminal import print_figures, print_table, reporter
+from tests.support.figures import arm_and_floor_figures
 
 
 def test_a_table_written_to_a_file_folds_no_cell(capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,10 +35,17 @@ def test_figures_are_printed_with_brackets_and_each_extractor_apart(
         for extractor, value in (("inception-v3-2015", 0.625), ("texture-1", 0.875))
     ]
     fid = Figure("fid", 7.0, Interval(6.0, 8.0), 9, 9, *about, "inception-v3-2015", "all", "base", "letterbox", 64, 5)
-    print_figures([fid, *areas], ["said"])
+    print_figures([fid, *areas], ["said"], [Warned("Do not.", "Try.")], simulated=False)
     shown = " ".join(capsys.readouterr().out.split())
+    assert shown.endswith("said Read this first: - Do not. Try.")
     assert "FID [spread] (inception-v3-2015)" in shown and "7.0 [6.0, 8.0]" in shown
     assert "0.625 [0.000, 1.000]" in shown and "0.875 [0.000, 1.000]" in shown
+
+
+def test_the_tables_of_phantoms_call_no_image_real(capsys: pytest.CaptureFixture[str]) -> None:
+    print_figures(arm_and_floor_figures(), [], [], simulated=True)
+    shown = capsys.readouterr().out
+    assert "simulated" in shown and "real" not in shown
 
 
 def test_progress_is_a_plain_line_now_and_then_where_there_is_no_terminal(

@@ -187,6 +187,12 @@ def test_without_figures_of_this_corpus_nothing_counts_as_measured() -> None:
     assert section(text, "Further evidence").count("Not measured.") == 2
 
 
+def test_what_to_know_first_stands_above_the_counts() -> None:
+    warned = [{"text": "Do not train on the 'benign' images.", "advice": "Try prompts."}]
+    text = card(report={**report(), "warnings": warned})
+    assert text.index("- Do not train on the 'benign' images. Try prompts.\n") < text.index("## Congruence")
+
+
 def test_copies_that_the_audit_found_stand_in_the_card() -> None:
     told = section(card(report={**report(), "audit": audit(2)}), "Compliance")
     assert "- Copies: 2 of 6 images copy one of 17 training images (2 copied).\n" in told

@@ -45,6 +45,7 @@ def run_with(store: Store, annotated: list[str], reference: str = "test") -> Any
         adapters=SimpleNamespace(method="lora"),
         refine=None,
         corpus=SimpleNamespace(gate=None),
+        dataset=SimpleNamespace(phantoms=None),
     )
     images["all"] = [image for split in images.values() for image in split]
     dataset = SimpleNamespace(split=lambda name: images[name], frame="letterbox", size=64)
