@@ -19,7 +19,7 @@ from busray.layout import CHECK
 from busray.records import Figure, StoppedForGood, json_object
 from busray.run.pieces import ImageBlock, synthetic_blocks
 from busray.run.record import Run, timed
-from busray.stages.classifiers import classifier_record, load_classifier, trained_classifier
+from busray.stages.classifiers import load_classifier, trained_classifier
 from busray.stages.features import Arms, chosen_indices, features, of_real_images, real_units
 from busray.stages.whole_corpus import evaluate_whole_corpus, whole_corpus_stage
 from busray.vision.extractors import Extractor
@@ -125,8 +125,8 @@ def _class_figures(run: Run, workers: Workers) -> list[Figure]:
     counts = class_gate_counts(run)
     if counts:
         assert config.corpus.gate is not None
-        record = classifier_record(run, config.corpus.gate.architecture)
-        assert record is not None
+        # Trained again where its record was lost, or was damaged and moved aside by `repair`.
+        record = trained_classifier(run, workers, config.corpus.gate.architecture)
         figures += gate_figures(counts, record, released_arm(config), run.dataset.frame, run.dataset.size)
     return figures
 

@@ -11,10 +11,22 @@ import pytest
 from busray.corpus.commit import commit_shard
 from busray.corpus.manifest import publish_manifest
 from busray.corpus.plan import extend_plan, read_segments
+from busray.evidence.classes import GATE, GateCounts
 from busray.evidence.real import RealFeatures
 from busray.identity import image_id
 from busray.layout import CHECK
-from busray.records import INCEPTION, MOST_REPLICATES, Commit, Execution, Shard, Stopped, to_json
+from busray.records import (
+    INCEPTION,
+    MOST_REPLICATES,
+    ClassifierRecord,
+    Commit,
+    Execution,
+    Interval,
+    Recall,
+    Shard,
+    Stopped,
+    to_json,
+)
 from busray.run.pieces import ImageBlock, by_chance
 from busray.run.record import Run
 from busray.stages import evaluate
@@ -112,6 +124,26 @@ def test_clean_images_are_those_that_the_check_found_nothing_in(tmp_path: Path) 
         "malignant": [True, False, True],
     }
     assert clean["train"]["benign"].tolist() == [True]
+
+
+def test_a_gate_whose_record_was_lost_is_trained_again_for_its_figures(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, trained = run_with(store, []), []
+    run.config.corpus.gate = SimpleNamespace(architecture="cnn")
+    test = {"all": Recall(0.8, Interval(0.6, 0.9), 20)}
+    images = {"train": 50, "val": 10, "test": 20}
+    record = ClassifierRecord("cnn", "", ("b", "m"), {}, 0, {}, (), images, test, "key", "d" * 64)
+
+    def train(_run: Run, _workers: Any, architecture: str) -> ClassifierRecord:
+        trained.append(architecture)
+        return record
+
+    monkeypatch.setattr(evaluate, "trained_classifier", train)
+    monkeypatch.setattr(evaluate, "class_gate_counts", lambda _run: {"b": GateCounts(20, 16, 2, 1, 25)})
+    figures = evaluate._class_figures(run, InProcessWorkers())  # pyright: ignore[reportPrivateUsage]
+    assert trained == ["cnn"]
+    assert [f.value for f in figures if f.metric == GATE] == [0.8]
 
 
 GATED_IMAGES, GATED_REAL = 100, 3
