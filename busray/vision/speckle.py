@@ -1,5 +1,7 @@
 """Two measures of speckle. Pure NumPy; images are uint8 or float [n, h, w], 0..255."""
 
+from functools import lru_cache
+
 import numpy as np
 
 
@@ -11,10 +13,11 @@ def local_snr(images: np.ndarray, size: int = 8, darkest: float = 24.0) -> float
     (Wagner et al. 1983, doi 10.1109/T-SU.1983.31404).
     """
     n, h, w = images.shape
-    cut = images[:, : h - h % size, : w - w % size].astype(np.float64)
-    windows = cut.reshape(n, h // size, size, w // size, size).transpose(0, 1, 3, 2, 4)
-    windows = windows.reshape(-1, size * size)
-    mean, std = windows.mean(1), windows.std(1)
+    windows = images[:, : h - h % size, : w - w % size].astype(np.float64)
+    windows = windows.reshape(n, h // size, size, w // size, size)
+    mean = windows.sum(2).sum(-1) / size**2
+    windows -= mean[:, :, None, :, None]
+    std = np.sqrt((windows**2).sum(2).sum(-1) / size**2)
     bright = (mean >= darkest) & (std > 0)
     return float(np.median(mean[bright] / std[bright])) if bright.any() else float("nan")
 
@@ -24,12 +27,22 @@ def radial_power(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     side = images.shape[-1]
     # A Hann window, or the step between opposite borders would add power at every frequency.
     x = images.astype(np.float64) - images.mean((1, 2), keepdims=True)
-    power = np.abs(np.fft.fft2(x * np.outer(np.hanning(side), np.hanning(side)))) ** 2
-    frequency = np.fft.fftfreq(side)
-    ring = np.rint(np.hypot(frequency[:, None], frequency[None]) * side).astype(int).ravel()
-    total, count = np.bincount(ring, power.mean(0).ravel()), np.bincount(ring)
+    spectrum = np.fft.rfft2(x * np.outer(np.hanning(side), np.hanning(side)))
+    power = (spectrum.real**2 + spectrum.imag**2).mean(0)
+    # Power is the same at opposite frequencies. rfft2 gives one of the two: these count twice.
+    power[:, 1 : (side + 1) // 2] *= 2
+    ring, count = _rings(side)
+    total = np.bincount(ring, power.ravel())
     rings = np.arange(1, side // 2 + 1)
     return rings / side, total[rings] / count[rings]
+
+
+@lru_cache(maxsize=2)
+def _rings(side: int) -> tuple[np.ndarray, np.ndarray]:
+    """(the ring of each frequency of rfft2, flat; how many frequencies of fft2 each ring has)."""
+    frequency = np.fft.fftfreq(side)
+    ring = np.rint(np.hypot(frequency[:, None], frequency[None]) * side).astype(int)
+    return ring[:, : side // 2 + 1].ravel(), np.bincount(ring.ravel())
 
 
 def spectrum_slope(images: np.ndarray, low: float = 0.06, high: float = 0.5) -> float:
