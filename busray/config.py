@@ -206,7 +206,8 @@ class Class(Settings):
     token: Annotated[str, Field(pattern=f"^{TOKEN.pattern}$")] | None = None
     """Placeholder token of textual inversion; classes may share one. Default `<class name>`."""
     initializer: Text = "ultrasound"
-    """Word whose embedding the token starts from; written instead where no token is learned."""
+    """Phrase whose embeddings the token starts from, a word for each of its `adapters.vectors`;
+    written instead where no token is learned."""
     caption: str = "{token} ultrasound image of {class} breast tissue"
     """Training caption; `{token}`, `{class}` and columns of dataset.metadata are filled in."""
     prompts: Annotated[tuple[str, ...], Field(min_length=1)] = (caption,)

@@ -299,6 +299,19 @@ class FineTuner:
         return type(self.pipe)(**self.pipe.components, requires_safety_checker=False)
 
 
+def starting_vectors(words: Tensor, vectors: int) -> list[Tensor]:
+    """What the vectors of a learned token start from, in the order of the words [n, width].
+
+    With a word or more for each vector, each starts from the mean of its part of the phrase: so the
+    phrase, which the base knows, is what the untrained token says. With fewer words all start from
+    the mean of them.
+    """
+    if len(words) >= vectors:
+        return [part.mean(0) for part in words.tensor_split(vectors)]
+    # Equal vectors would get equal gradients for ever, so each starts a little longer.
+    return [words.mean(0) * (1 + 0.05 * i) for i in range(vectors)]
+
+
 class TokenRows:
     """Learned tokens: one parameter [tokens * vectors, width].
 
@@ -312,14 +325,11 @@ class TokenRows:
         self.tokens = sorted(set(tokens.values()))
         initial_vectors, names = [], []
         for token in self.tokens:
-            # Classes may share a token; it starts from the first one's word.
+            # Classes may share a token; it starts from the first one's phrase.
             class_name = next(name for name, placeholder in tokens.items() if placeholder == token)
             ids = tokenizer(initializers[class_name], add_special_tokens=False).input_ids
-            mean = table.weight[ids].mean(0)
-            for i, name in enumerate(vector_names(token, vectors)):
-                names.append(name)
-                # Equal vectors would get equal gradients for ever, so each starts a little longer.
-                initial_vectors.append(mean * (1 + 0.05 * i))
+            names += vector_names(token, vectors)
+            initial_vectors += starting_vectors(table.weight[ids], vectors)
         if tokenizer.add_tokens(names) != len(names):
             known = f"a token of {', '.join(names)} is a word of this base already"
             raise UserError(f"classes: {known}; choose another")

@@ -13,7 +13,7 @@ from busray.config import Adapters
 from busray.data.phantom import CLASSES, PROBES, phantom
 from busray.model import finetune
 from busray.model.adapters import adapter_sha256
-from busray.model.finetune import FineTuner
+from busray.model.finetune import FineTuner, starting_vectors
 from busray.model.latents import EncodedImages, encode_images
 from busray.records import ContentBox, UserError
 from tests.support.pipelines import tiny_pipeline
@@ -216,3 +216,20 @@ def test_a_caption_that_the_text_encoder_would_cut_off_is_refused_before_the_fir
     captions = ["dark"] * 5 + ["dark " * 90]
     with pytest.raises(UserError, match="this base reads 77"):
         FineTuner(tiny_pipeline(), Adapters(method="lora"), {}, WORDS, encoded, captions, seed=5)
+
+
+@pytest.mark.parametrize(
+    ("words", "vectors", "expected"),
+    [
+        ([1.0, 3.0], 2, [1.0, 3.0]),
+        ([1.0, 3.0, 5.0], 2, [2.0, 5.0]),
+        ([1.0, 3.0], 1, [2.0]),
+        ([2.0], 3, [2.0, 2.1, 2.2]),
+        ([1.0, 3.0], 3, [2.0, 2.1, 2.2]),
+    ],
+)
+def test_a_token_starts_from_its_phrase_a_word_for_each_vector(
+    words: list[float], vectors: int, expected: list[float]
+) -> None:
+    started = starting_vectors(torch.tensor(words)[:, None].expand(-1, 4), vectors)
+    assert torch.allclose(torch.stack(started), torch.tensor(expected)[:, None].expand(-1, 4))
