@@ -34,13 +34,21 @@ MOST_BUNDLES = 64
 
 
 @contextmanager
-def ray_workers(settings: config.Cluster, log_file: Path, report: Report) -> Iterator["RayWorkers"]:
+def ray_workers(
+    settings: config.Cluster, log_file: Path, report: Report, wait: Callable[[], None] = lambda: None
+) -> Iterator["RayWorkers"]:
     """Workers on Ray, started or joined at their first use and left at the end of the block.
 
-    A session that already runs in this process is used and left running.
+    A session that already runs in this process is used and left running. wait: see EarlyRay; it is
+    called before the first use.
     """
+
+    @cache
+    def start_session() -> None:
+        wait()
+        at_exit.enter_context(session(settings, log_file))
+
     with ExitStack() as at_exit:
-        start_session = cache(lambda: at_exit.enter_context(session(settings, log_file)))
         yield RayWorkers(settings, report, start_session)
 
 
