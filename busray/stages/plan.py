@@ -269,7 +269,7 @@ def recorded_rates(config: Config, store: Store, *, asked: bool = False) -> Rate
     rates: dict[bool, Rate] = {}
     for prefix, corpus in corpora(store).items():
         refined = Arm.parse(prefix.removeprefix(arm_prefix("")) or released_arm(config)).refined
-        rate = _rate_of_records(corpus)
+        rate = rate_of_records(corpus)
         if rate is not None and refined not in rates:
             rates[refined] = rate
     if asked and not rates:
@@ -283,10 +283,13 @@ def _slower_or_faster(theirs: Config, ours: Config) -> dict[str, str]:
     return {key: change for key, change in changed.items() if key.startswith(DECIDES_TIME)}
 
 
-def _rate_of_records(store: Store) -> Rate | None:
+def rate_of_records(store: Store, device: str = "") -> Rate | None:
+    """Of drawing, by the records of a corpus; None without any. device: `cpu` or `cuda`, where only
+    what was drawn there counts."""
     done = committed_shards(store)
     commits, _ = sampled_commits(store, done, RECORDS_READ)
-    commits = [commit for commit in commits if commit.seconds]  # else quarantined without being drawn
+    # A shard that was quarantined without being drawn has no seconds.
+    commits = [commit for commit in commits if commit.seconds and commit.execution.device.startswith(device)]
     images = sum(commit.count for commit in commits)
     if not images:
         return None

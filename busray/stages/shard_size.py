@@ -5,11 +5,11 @@ from collections.abc import Callable
 from busray.config import Config
 from busray.corpus.ablation import unet_evaluations
 from busray.corpus.arms import corpora, released_arm
-from busray.corpus.commit import RECORDS_READ, committed_shards, sampled_commits
 from busray.corpus.plan import shard_size
 from busray.layout import arm_prefix
 from busray.records import Arm
 from busray.run.record import Run
+from busray.stages.plan import rate_of_records
 from busray.stages.probe import probe_drawing
 from busray.storage import Store
 from busray.workers import Beat, Workers
@@ -49,13 +49,10 @@ def recorded_seconds(config: Config, store: Store, device: str, refined: bool) -
     found: dict[bool, float] = {}
     for prefix, corpus in corpora(store).items():
         arm = Arm.parse(prefix.removeprefix(arm_prefix("")) or released_arm(config))
-        commits, _ = sampled_commits(corpus, committed_shards(corpus), RECORDS_READ)
-        # A shard that was quarantined without being drawn has no seconds.
-        commits = [c for c in commits if c.seconds and c.execution.device.startswith(f"{device}:")]
-        images = sum(commit.count for commit in commits)
-        if images:
+        rate = rate_of_records(corpus, device)
+        if rate is not None:
             had = unet_evaluations(config.sampling, config.refine if arm.refined else None)
-            found.setdefault(arm.refined, sum(commit.seconds for commit in commits) / images * wanted / had)
+            found.setdefault(arm.refined, rate.seconds * wanted / had)
     return found.get(refined, next(iter(found.values()), None))
 
 
