@@ -33,7 +33,7 @@ from busray.corpus.plan import extend_plan, pending, shards
 from busray.layout import commit_key
 from busray.records import Execution, Shard
 from busray.storage import Store
-from busray.workers import Beat
+from busray.workers import Beat, DrawStage
 
 CLASSES = ("benign", "malignant", "normal")
 EXECUTION = Execution("none", "float32", 16, 1, {"torch": "0"})
@@ -104,7 +104,7 @@ def one(url: str, images: int, count: int, actors: int, seconds: float) -> dict[
         workers.share(0)  # starts Ray
         before_head = head_cpu()
         before_mb, before_cpu, began = status_mb("VmRSS"), time.process_time(), time.perf_counter()
-        workers.draw("generate corpus", SleepingDrawing(store, seconds), todo, images)
+        workers.draw(DrawStage("generate corpus", SleepingDrawing(store, seconds), todo, images))
         drawn, cpu, peak = time.perf_counter(), time.process_time() - before_cpu, status_mb("VmHWM")
     published = time.perf_counter()
     publish_manifest(store, segments, drawn=todo)

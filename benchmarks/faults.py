@@ -20,7 +20,7 @@ from busray.config import Cluster
 from busray.corpus.commit import committed_shards, read_commit
 from busray.records import Shard, Stopped
 from busray.storage import Store
-from busray.workers import Beat
+from busray.workers import Beat, DrawStage
 from tests.support.runs import quiet
 from tests.support.sleeping import SleepingCorpus, plan
 
@@ -91,7 +91,7 @@ def main() -> None:
             with ray_workers(settings, folder / "ray.log", quiet) as workers:
                 end = "to its end"
                 try:
-                    workers.draw("draw", kind(store, 0.05), plan(SHARDS, IMAGES), planned=SHARDS * IMAGES)
+                    workers.draw(DrawStage("draw", kind(store, 0.05), plan(SHARDS, IMAGES), planned=SHARDS * IMAGES))
                 except Stopped as error:
                     end = str(error)[:150]
             done = committed_shards(store)

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +27,7 @@ from busray.identity import fingerprint
 from busray.layout import commit_key, data_key
 from busray.records import Commit, Execution, Shard, to_json
 from busray.storage import Store
+from busray.workers import DrawStage
 
 CLASSES = ("benign", "malignant", "normal")
 EXECUTION = Execution("none", "float32", 8, 1, {"torch": "0"})
@@ -84,12 +85,12 @@ def drive(url: str, images: int, shard_size: int) -> dict[str, Any]:
         def report(self, stage: str, done: int, total: int) -> None:
             pass
 
-        def draw(self, stage: str, drawing: Any, shards: Sequence[Shard], planned: int, *rest: Any) -> None:
+        def draw(self, stage: DrawStage) -> None:
             seconds["plan, list, find what is pending"] = time.perf_counter() - started
             seconds["peak_mb"] = peak_mb()
             calls_before.update(calls)
-            drawn.extend(shards)
-            for shard in shards:
+            drawn.extend(stage.shards)
+            for shard in stage.shards:
                 for key, data in null_objects(shard):
                     store.put_once(key, data)
             seconds["drawn"] = time.perf_counter()

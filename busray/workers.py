@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from busray.records import Shard
@@ -19,7 +20,7 @@ workers as the actors have CPUs)."""
 
 
 def ignored(commit: Any) -> None:
-    """A `seen` of Workers.draw that looks at nothing."""
+    """A `seen` of a DrawStage that looks at nothing."""
 
 
 class Beat(Protocol):
@@ -52,7 +53,7 @@ class Drawing(Protocol):
         ...
 
     def commit(self, drawn: Any) -> Any:
-        """Encode, hash, put and record a drawn shard; the result travels to `seen` of draw."""
+        """Encode, hash, put and record a drawn shard; the result travels to `seen` of the stage."""
 
     def quarantine(self, shard: Shard, reason: str) -> Any:
         """Record a shard that cannot be drawn: it is done, and all its images are quarantined."""
@@ -109,6 +110,24 @@ class Training(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class DrawStage:
+    """What Workers.draw does."""
+
+    name: str
+    drawing: Drawing
+    shards: Sequence[Shard]  # begun in this order
+    planned: int  # images of the whole corpus, for the progress
+    first: Sequence[Shard] = ()  # of the shards, those that are drawn before any other
+    # Called in the driver with what each commit returned; an error that it raises ends the stage
+    seen: Callable[[Any], None] = ignored
+
+    @property
+    def done(self) -> int:
+        """Images that were drawn before."""
+        return self.planned - sum(shard.count for shard in self.shards)
+
+
 class Workers(Protocol):
     """Runs a stage's work elsewhere, reports its progress and ends what hangs. A call raises
     UserError for a mistake that a worker found, Stopped for anything else that failed there."""
@@ -136,21 +155,8 @@ class Workers(Protocol):
     def map(self, stage: str, total: int, start: Callable[[], Work], items: Sequence[Any], kind: Kind) -> None:
         """start() once in each worker of a pool, then its result for each item."""
 
-    def draw(
-        self,
-        stage: str,
-        drawing: Drawing,
-        shards: Sequence[Shard],
-        planned: int,
-        first: Sequence[Shard] = (),
-        seen: Callable[[Any], None] = ignored,
-    ) -> None:
-        """Draw and commit shards, begun in this order. `planned`: images of the whole corpus, for
-        the progress, which counts an image when it is committed.
-
-        first: of the shards, those that are drawn before any other. seen: called here with what
-        each commit returned; an error that it raises ends the stage.
-        """
+    def draw(self, stage: "DrawStage") -> None:
+        """Draw and commit shards, and report an image as done when it is committed."""
 
     def train(self, stage: str, training: Training, *, done: int) -> None:
         """Train to the end once. Raises TrainingFailed where workers were lost or failed."""

@@ -13,11 +13,13 @@ import ray.data
 
 from busray import config
 from busray.cluster.liveness import Heartbeat, Site, carrying_errors
+from busray.cluster.metrics import Measured
 from busray.cluster.session import use_threads
 from busray.failures import is_device_error
 from busray.faults import Begin
 from busray.records import Shard, Stopped, UserError
-from busray.workers import Drawing
+from busray.together import Together
+from busray.workers import Drawing, DrawStage
 
 CALLS = 2
 """Shards that an actor has at once: one is drawn, one is committed."""
@@ -28,21 +30,15 @@ FRUITLESS_STREAMS = 3
 Row = dict[str, Any]
 
 
-def draw_and_commit(
-    settings: config.Cluster,
-    drawing: Drawing,
-    shards: Sequence[Shard],
-    first: Sequence[Shard],
-    seen: Callable[[Any], None],
-    tell: Callable[[str], None],
-    liveness: Any,
-) -> int:
+def draw_and_commit(settings: config.Cluster, stage: DrawStage, tell: Callable[[str], None], liveness: Any) -> int:
     """Draw and commit the shards; returns how often one was begun again as its worker was lost.
 
-    first: see Workers.draw. They are a stream of their own where the others need more actors.
+    The first ones are a stream of their own where the others need more actors.
     """
+    drawing, first = stage.drawing, stage.first
+    drawing = drawing.each(Measured) if isinstance(drawing, Together) else Measured(drawing)
     ahead = set(first)
-    later = [shard for shard in shards if shard not in ahead]
+    later = [shard for shard in stage.shards if shard not in ahead]
     if not first or not later or settings.actors <= len(first):
         streams = [[*first, *later]]
     else:
@@ -59,7 +55,7 @@ def draw_and_commit(
                 elif row["quarantined"]:
                     tell(f"all images of shard {_name(row['shard'])} are quarantined: {row['quarantined']}")
                 elif row["commit"] is not None:
-                    seen(row["commit"])
+                    stage.seen(row["commit"])
             fruitless = fruitless + 1 if len(left) == len(stream) else 0
             if fruitless == FRUITLESS_STREAMS:
                 raise Stopped(f"no worker takes what is left ({len(left)} shards): {next(iter(left.values()))}")

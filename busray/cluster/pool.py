@@ -13,14 +13,11 @@ import ray.data
 from busray import config
 from busray.cluster.draw import draw_and_commit
 from busray.cluster.liveness import Heartbeat, Site, carrying_errors, monitored
-from busray.cluster.metrics import Measured
 from busray.cluster.session import device_of, is_own, session, use_threads
 from busray.cluster.train import fit
 from busray.cluster_address import address_of
 from busray.failures import is_device_error
-from busray.records import Shard
-from busray.together import Together
-from busray.workers import Drawing, Kind, Report, Shared, Training, ignored
+from busray.workers import DrawStage, Kind, Report, Shared, Training
 
 T = TypeVar("T")
 
@@ -139,29 +136,18 @@ class RayWorkers:
         if items:
             self._monitored(stage, total, work)
 
-    def draw(
-        self,
-        stage: str,
-        drawing: Drawing,
-        shards: Sequence[Shard],
-        planned: int,
-        first: Sequence[Shard] = (),
-        seen: Callable[[Any], None] = ignored,
-    ) -> None:
-        done = planned - sum(shard.count for shard in shards)
-
+    def draw(self, stage: DrawStage) -> None:
         def tell(words: str) -> None:
-            self.report(f"{stage}: {words}", 0, 0)
+            self.report(f"{stage.name}: {words}", 0, 0)
 
         def work(liveness: Any) -> int:
-            if done:
+            if stage.done:
                 ray.get(liveness.succeed.remote())
-            measured = drawing.each(Measured) if isinstance(drawing, Together) else Measured(drawing)
-            return draw_and_commit(self.settings, measured, shards, first, seen, tell, liveness)
+            return draw_and_commit(self.settings, stage, tell, liveness)
 
-        again = self._monitored(stage, planned, work, done)
+        again = self._monitored(stage.name, stage.planned, work, stage.done)
         if again:
-            self.report(f"{stage}, shards begun again", again, again)
+            self.report(f"{stage.name}, shards begun again", again, again)
 
     def train(self, stage: str, training: Training, *, done: int) -> None:
         self._monitored(stage, training.steps, lambda liveness: fit(self.settings, training, liveness, done), done)

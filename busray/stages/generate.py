@@ -29,7 +29,7 @@ from busray.stages.plan import gpu_budget
 from busray.stages.shard_size import ShardSizes
 from busray.storage import Store
 from busray.together import Together, placed
-from busray.workers import Report, Workers
+from busray.workers import DrawStage, Report, Workers
 
 
 def generate(
@@ -83,7 +83,7 @@ class _Planned:
     watch: "Watch"
 
     def draw(self, workers: Workers) -> None:
-        workers.draw(self.stage, self.job, self.todo, self.images, self.canaries, self.watch)
+        workers.draw(DrawStage(self.stage, self.job, self.todo, self.images, self.canaries, self.watch))
 
     def publish(self) -> str:
         return publish_manifest(self.job.store, self.segments, drawn=self.todo)
@@ -160,7 +160,7 @@ def _draw_together(run: Run, workers: Workers, corpora: Sequence[_Planned]) -> l
     names = ", ".join(corpus.stage.removeprefix("generate ") for corpus in corpora)
     together = Together(tuple(corpus.job for corpus in corpora))
     images = sum(corpus.images for corpus in corpora)
-    workers.draw(f"generate {names}", together, todo, images, placed(corpora[0].canaries, 0), seen)
+    workers.draw(DrawStage(f"generate {names}", together, todo, images, placed(corpora[0].canaries, 0), seen))
     return published
 
 

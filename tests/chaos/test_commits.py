@@ -24,7 +24,7 @@ from busray.corpus.commit import committed_shards
 from busray.records import Shard, Stopped
 from busray.storage import Store
 from busray.together import Together, placed
-from busray.workers import Beat
+from busray.workers import Beat, DrawStage
 from tests.support import sleeping
 from tests.support.paths import ROOT
 from tests.support.runs import quiet
@@ -86,7 +86,7 @@ def test_shards_are_committed_while_others_are_drawn_on_actors_that_take_every_c
     store, shards = Store(str(tmp_path / "run")), plan(8, 4)
     corpus = CommitsBesideDraws(store, side=side, draws=4)
     with workers_on_two_cpus(tmp_path / "ray.log", 2, **options) as workers:
-        workers.draw("draw", corpus, shards, planned=32)
+        workers.draw(DrawStage("draw", corpus, shards, planned=32))
     assert committed_shards(store) == shards
 
 
@@ -107,7 +107,7 @@ class DrawsBesideCommits(SleepingCorpus):
 def test_an_actor_draws_its_next_shard_while_it_commits_the_one_before(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "run"))
     with workers_on_two_cpus(tmp_path / "ray.log", 1) as workers:
-        workers.draw("draw", DrawsBesideCommits(store), plan(6, 2), planned=12)
+        workers.draw(DrawStage("draw", DrawsBesideCommits(store), plan(6, 2), planned=12))
     assert committed_shards(store) == plan(6, 2)
 
 
@@ -125,7 +125,7 @@ def test_a_commit_that_fails_ends_the_stage_and_loses_no_other(tmp_path: Path) -
         workers_on_two_cpus(tmp_path / "ray.log", 1) as workers,
         pytest.raises(Stopped, match=r"draw: .*No space left on device"),
     ):
-        workers.draw("draw", FullDisk(store), plan(6, 2), planned=12)
+        workers.draw(DrawStage("draw", FullDisk(store), plan(6, 2), planned=12))
     assert len(committed_shards(store)) == 2
 
 
@@ -150,7 +150,7 @@ def test_a_commit_that_hangs_is_seen_beside_a_draw_that_beats(tmp_path: Path, mo
     monkeypatch.setattr(liveness_module, "STALLED_AFTER", 30)  # a new actor may take long to start
     store = Store(str(tmp_path / "run"))
     with workers_on_two_cpus(tmp_path / "ray.log", 1, hang_seconds=10) as workers:
-        workers.draw("draw", FirstCommitHangs(store), plan(5, 2), planned=10)
+        workers.draw(DrawStage("draw", FirstCommitHangs(store), plan(5, 2), planned=10))
     assert committed_shards(store) == plan(5, 2)
     assert count(store, "hanging") == 1
 
@@ -161,7 +161,9 @@ def test_corpora_that_are_drawn_together_share_their_workers(tmp_path: Path) -> 
     seen: list[tuple[int, Shard]] = []
     with workers_on_two_cpus(tmp_path / "ray.log", 2) as workers:
         together = Together(tuple(corpora))
-        workers.draw("draw", together, shards, 32, seen=lambda commit: seen.append((commit[0], commit[1].shard)))
+        workers.draw(
+            DrawStage("draw", together, shards, 32, seen=lambda commit: seen.append((commit[0], commit[1].shard)))
+        )
     assert [committed_shards(corpus.store) for corpus in corpora] == [plan(8, 2)] * 2
     first, second = ({*corpus.store.list("workers")} for corpus in corpora)
     assert 1 <= len(second) <= 2 and second <= first, "other processes, which had to start"

@@ -20,7 +20,7 @@ from busray.cluster.pool import ray_workers
 from busray.corpus.commit import committed_shards
 from busray.records import Shard
 from busray.storage import Store
-from busray.workers import Beat
+from busray.workers import Beat, DrawStage
 from tests.support import sleeping
 from tests.support.paths import ROOT
 from tests.support.sleeping import SleepingCorpus, plan
@@ -82,7 +82,7 @@ class Job(threading.Thread):
 
         try:
             with ray_workers(config.Cluster(actors=2, threads=1), self.log, report) as workers:
-                workers.draw("draw", self.corpus, plan(SHARDS, 4), planned=4 * SHARDS)
+                workers.draw(DrawStage("draw", self.corpus, plan(SHARDS, 4), planned=4 * SHARDS))
         except BaseException as error:
             self.error = error
 

@@ -24,7 +24,7 @@ from busray.corpus.breaker import Breaker
 from busray.corpus.commit import committed_shards, read_commit
 from busray.records import Shard, Stopped, StoppedForGood
 from busray.storage import Store
-from busray.workers import Beat
+from busray.workers import Beat, DrawStage
 from tests.support import sleeping
 from tests.support.sleeping import SleepingCorpus, plan
 
@@ -63,7 +63,7 @@ class Drawn:
     told: list[str]
 
     def draw(self, corpus: SleepingCorpus, shards: list[Shard], **options: Any) -> None:
-        self.workers.draw("draw", corpus, shards, planned=sum(shard.count for shard in shards), **options)
+        self.workers.draw(DrawStage("draw", corpus, shards, planned=sum(shard.count for shard in shards), **options))
 
     def said(self, words: str) -> bool:
         return any(words in line for line in self.told)

@@ -24,7 +24,7 @@ from busray.identity import image_id
 from busray.layout import commit_key
 from busray.records import Commit, ContentBox, Execution, ImageSpec, Shard
 from busray.storage import Store
-from busray.workers import Beat
+from busray.workers import Beat, DrawStage
 from tests.support.runs import quiet
 
 FINGERPRINT = "f" * 64
@@ -98,7 +98,7 @@ def main() -> None:
     cluster = Cluster(actors=args.actors, threads=1)
     with own_ray(num_cpus=args.cpus), ray_workers(cluster, args.folder / "ray.log", quiet) as workers:
         corpus.store.put_once("called", b"now")
-        workers.draw("draw", corpus, shards, planned=args.shards * args.images)
+        workers.draw(DrawStage("draw", corpus, shards, planned=args.shards * args.images))
 
 
 if __name__ == "__main__":

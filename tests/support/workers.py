@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from busray.records import Shard, Stopped, UserError
-from busray.workers import Drawing, Kind, Report, Shared, Training, ignored
+from busray.records import Stopped, UserError
+from busray.workers import DrawStage, Kind, Report, Shared, Training
 from tests.support.runs import quiet
 
 T = TypeVar("T")
@@ -51,20 +51,12 @@ class InProcessWorkers:
             for item in items:
                 work(item, beat)
 
-    def draw(
-        self,
-        stage: str,
-        drawing: Drawing,
-        shards: Sequence[Shard],
-        planned: int,
-        first: Sequence[Shard] = (),
-        seen: Callable[[Any], None] = ignored,
-    ) -> None:
-        with self._reported(stage, planned, planned - sum(shard.count for shard in shards)) as beat:
-            draw = drawing.start()
-            for shard in sorted(shards, key=lambda shard: shard not in first):
-                if not drawing.is_committed(shard):
-                    seen(drawing.commit(draw(shard, lambda n=0: beat())))
+    def draw(self, stage: DrawStage) -> None:
+        with self._reported(stage.name, stage.planned, stage.done) as beat:
+            draw = stage.drawing.start()
+            for shard in sorted(stage.shards, key=lambda shard: shard not in stage.first):
+                if not stage.drawing.is_committed(shard):
+                    stage.seen(stage.drawing.commit(draw(shard, lambda n=0: beat())))
                 beat(shard.count)  # an image counts when it is committed
 
     def train(self, stage: str, training: Training, *, done: int) -> None:

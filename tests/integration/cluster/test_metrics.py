@@ -10,6 +10,7 @@ import ray
 from busray.cluster.pool import RayWorkers, ray_workers
 from busray.config import Cluster
 from busray.storage import Store
+from busray.workers import DrawStage
 from tests.support.runs import quiet
 from tests.support.sleeping import SleepingCorpus, plan
 
@@ -36,7 +37,7 @@ def test_the_nodes_metrics_port_has_what_was_drawn_committed_and_how_long_it_too
     cluster = Cluster(actors=1, threads=1)
     with ray_workers(cluster, tmp_path / "ray.log", quiet) as workers:
         assert isinstance(workers, RayWorkers)
-        workers.draw("draw", corpus, shards, planned=30)
+        workers.draw(DrawStage("draw", corpus, shards, planned=30))
     until = time.monotonic() + SECONDS
     while not exported("ray_busray_committed_images_total") and time.monotonic() < until:
         time.sleep(1)

@@ -12,7 +12,7 @@ import ray
 from busray.cluster.pool import RayWorkers, ray_workers
 from busray.config import Cluster
 from busray.records import Shard, Stopped, UserError
-from busray.workers import Beat
+from busray.workers import Beat, DrawStage
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
 
@@ -141,7 +141,7 @@ def test_a_stream_draws_and_commits_every_shard_that_has_no_commit(
 ) -> None:
     shards = [Shard("benign", first, 2) for first in range(0, 8, 2)]
     (tmp_path / shards[1].name).write_text("by another driver")
-    workers.draw("draw", Plan(tmp_path), shards, planned=10)
+    workers.draw(DrawStage("draw", Plan(tmp_path), shards, planned=10))
     left = [(tmp_path / shard.name).read_text() for shard in shards]
     assert left == ["(2, 300, 300) 0", "by another driver", "(2, 300, 300) 4", "(2, 300, 300) 6"]
     assert progress[0] == ("draw", 2, 10) and progress[-1] == ("draw", 10, 10)

@@ -140,9 +140,9 @@ class ResumedWorkers(InProcessWorkers):
     def labelled(self, prefix: str) -> "ResumedWorkers":
         return self
 
-    def draw(self, stage: str, drawing: Any, shards: Any, planned: int, *rest: Any) -> None:
-        self.drawn += [drawing.store.url] * len(shards)
-        super().draw(stage, drawing, shards, planned, *rest)
+    def draw(self, stage: Any) -> None:
+        self.drawn += [stage.drawing.store.url] * len(stage.shards)
+        super().draw(stage)
 
     def call(self, stage: str, *arguments: Any, **options: Any) -> Any:
         raise AssertionError(f"{stage} was done again")

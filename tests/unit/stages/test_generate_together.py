@@ -1,7 +1,6 @@
 """The released corpus and the arms are drawn by one pool of workers, and each is a corpus of its
 own all the same."""
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pytest
@@ -9,10 +8,11 @@ import pytest
 from busray.corpus.commit import committed_shards
 from busray.corpus.manifest import published_rows
 from busray.layout import MANIFEST, arm_prefix
-from busray.records import Commit, Shard, Stopped
+from busray.records import Commit, Stopped
 from busray.run.record import Run, read_timings
 from busray.stages import generate as module
 from busray.stages.generate import generate_together
+from busray.workers import DrawStage
 from tests.support.sleeping import SleepingCorpus
 from tests.support.workers import InProcessWorkers
 
@@ -52,9 +52,9 @@ class Seen(InProcessWorkers):
         self.pools = 0
         super().__init__(lambda *report: self.reports.append(report))
 
-    def draw(self, stage: str, drawing: Any, shards: Sequence[Shard], *rest: Any) -> None:
+    def draw(self, stage: DrawStage) -> None:
         self.pools += 1
-        super().draw(stage, drawing, shards, *rest)
+        super().draw(stage)
 
 
 def stores(run: Run) -> list[Any]:
