@@ -479,9 +479,10 @@ class StallWatch:
 
     def _capacity(self) -> str:
         has, free = ray.cluster_resources(), ray.available_resources()
-        nodes = sum(each["Alive"] for each in ray.nodes())
+        alive = sum(each["Alive"] for each in ray.nodes())
         parts = [f"{free.get(kind, 0):g} of {has.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU") if kind in has]
-        return f"no worker came; the cluster has {nodes} nodes, with {' and '.join(parts) or 'no CPU'} free"
+        nodes = f"{alive} node" if alive == 1 else f"{alive} nodes"
+        return f"no worker came; the cluster has {nodes}, with {' and '.join(parts) or 'no CPU'} free"
 
 
 def _kill(node: str, pid: int) -> None:
