@@ -200,17 +200,20 @@ def align_turned(image: Scan, other: Scan, guess: Pose) -> tuple[Match, Pose]:
     """Refine a guess at a pose by coarse detail, then by fine detail. (its match, the pose)"""
     ratio = COARSE / SIDE
     middle = complex(image.coarse.shape[1], image.coarse.shape[0]) / 2
+    sign = -1 if guess.inverted else 1
+    frame, picture = _Frame(image.coarse, reach=4), Image.fromarray(sign * other.coarse)
     match, pose = NO_MATCH, guess.at(ratio)
     # Few points stretch a guess by too much.
     for share in STRETCHES if guess.along and guess.across else (1.0,):
         start = guess.at(ratio).stretched(share, middle)
-        tried = _refine_pose(image.coarse, other.coarse, start, (TURNS, SCALES), reach=4)
+        tried = _refine_pose(frame, picture, start, (TURNS, SCALES))
         if tried[0].score > match.score:
             match, pose = tried
     if match.score < COARSE_MATCH:
         return NO_MATCH, guess
-    details = _detail(image.pixels, SIDE, FINE), _detail(other.pixels, SIDE, FINE)
-    return _refine_pose(*details, pose.at(1 / ratio), (FINE_TURNS, FINER_SCALES), reach=3)
+    frame = _Frame(_detail(image.pixels, SIDE, FINE), reach=3)
+    picture = Image.fromarray(sign * _detail(other.pixels, SIDE, FINE))
+    return _refine_pose(frame, picture, pose.at(1 / ratio), (FINE_TURNS, FINER_SCALES))
 
 
 # ---- the coarse search ----
@@ -334,88 +337,105 @@ def _blurred(image: np.ndarray, sigma: int) -> np.ndarray:
     return image
 
 
+class _Frame:
+    """An image's detail on which others are laid. Its spectrum is computed once for all of them."""
+
+    def __init__(self, detail: np.ndarray, reach: int) -> None:
+        """reach: what is laid on it may lie up to this many pixels off, down and across."""
+        self.detail, self.reach = detail, reach
+        size = [-(-(n + reach) // 16) * 16 for n in detail.shape]  # small prime factors: a fast FFT
+        self.size = (size[0], size[1])
+        self.spectrum = np.fft.rfft2(detail, self.size)
+
+    def matches(self, other: Image.Image, maps: Sequence[Matrix]) -> list[tuple[Match, int, int]]:
+        """Of each map: the match at its best shift, and that shift, in pixels down and across.
+
+        A shift s lays on pixel p what the map lays on p - s. One cross-correlation by FFT finds it.
+        """
+        (height, width), reach = self.detail.shape, self.reach
+        # With a margin, as far as shifts reach. NaN where the other image shows nothing.
+        laid = np.stack([_laid(other, (height, width), matrix, reach) for matrix in maps])
+        shown = ~np.isnan(laid)
+        laid[~shown] = 0
+        centres = laid[:, reach : reach + height, reach : reach + width]
+        spectra = np.fft.rfft2(centres, self.size)
+        correlation = np.fft.irfft2(self.spectrum * np.conj(spectra), self.size)
+        shifts = np.arange(-reach, reach + 1)
+        near = correlation[:, shifts[:, None], shifts].reshape(len(maps), -1).argmax(1)
+        found = []
+        for matrix, values, both, at in zip(maps, laid, shown, near.tolist(), strict=True):
+            down, right = int(shifts[at // len(shifts)]), int(shifts[at % len(shifts)])
+            part = np.s_[reach - down :, reach - right :]
+            values, both = values[part][:height, :width], both[part][:height, :width]
+            found.append((self._match(values, both, matrix, other.width * other.height), down, right))
+        return found
+
+    def _match(self, values: np.ndarray, both: np.ndarray, matrix: Matrix, other_size: int) -> Match:
+        """values: of the other image, 0 where it shows nothing. both [h, w]: where it does."""
+        a, b, _, c, d, _ = matrix
+        scale = abs(a * d - b * c) ** 0.5
+        n = np.count_nonzero(both)
+        overlap = n / min(self.detail.size, other_size / scale**2)
+        if overlap < OVERLAP:
+            return NO_MATCH
+        one, two = self.detail * both, values.copy()
+        mean_one, mean_two = float(one.sum()) / n, float(two.sum()) / n
+        common = float(np.vdot(one, two)) - n * mean_one * mean_two
+        square_one = float(np.vdot(one, one)) - n * mean_one**2
+        square_two = float(np.vdot(two, two)) - n * mean_two**2
+        overlap = min(overlap, 1.0)
+        correlation = common / max((max(square_one, 0) * max(square_two, 0)) ** 0.5, 1e-6)
+        return Match(correlation * overlap**0.5, scale, overlap)
+
+
+def _laid(other: Image.Image, shape: tuple[int, int], matrix: Matrix, margin: int) -> np.ndarray:
+    """`other` resampled on the pixels of an image of this shape and of a margin around it.
+
+    float32 [h + 2 margin, w + 2 margin]; NaN where `other` shows nothing.
+    """
+    a, b, x, c, d, y = matrix
+    moved = a, b, x - (a + b) * margin, c, d, y - (c + d) * margin
+    size = shape[1] + 2 * margin, shape[0] + 2 * margin
+    affine, resampling = Image.Transform.AFFINE, Image.Resampling.BILINEAR
+    return np.asarray(other.transform(size, affine, moved, resampling, fillcolor=np.nan))
+
+
 def _refine(image: np.ndarray, other: np.ndarray, guess: Place, scales: np.ndarray, reach: int) -> tuple[Match, Place]:
     """The best match of two details near a guess, and its place.
 
     scales: relative to the guess; the middle of the image stays fixed. Each is tried at its best
-    shift of up to `reach` pixels, which one cross-correlation by FFT finds.
+    shift of up to `reach` pixels.
     """
-    size = [-(-(n + reach) // 16) * 16 for n in image.shape]  # small prime factors: a fast FFT
-    spectrum = np.fft.rfft2(image, size)
-    shifts = np.arange(-reach, reach + 1)
+    places = []
+    for scale in (guess[0] * scales).tolist():
+        off = guess[0] - scale
+        places.append((scale, guess[1] + off * image.shape[0] / 2, guess[2] + off * image.shape[1] / 2))
+    matches = _Frame(image, reach).matches(Image.fromarray(other), [_matrix(place) for place in places])
     best = NO_MATCH, guess
-    for scale in guess[0] * scales:
-        dy = guess[1] + (guess[0] - scale) * image.shape[0] / 2
-        dx = guess[2] + (guess[0] - scale) * image.shape[1] / 2
-        warped = _warped(other, image.shape, (scale, dy, dx))
-        near = np.fft.irfft2(spectrum * np.conj(np.fft.rfft2(warped, size)), size)[np.ix_(shifts, shifts)]
-        down, right = np.unravel_index(near.argmax(), near.shape)
-        place = (float(scale), float(dy - scale * shifts[down]), float(dx - scale * shifts[right]))
-        match = _compare(image, other, place)
+    for (scale, dy, dx), (match, down, right) in zip(places, matches, strict=True):
         if match.score > best[0].score:
-            best = match, place
+            best = match, (scale, dy - scale * down, dx - scale * right)
     return best
 
 
-def _refine_pose(
-    image: np.ndarray, other: np.ndarray, guess: Pose, factors: Sequence[np.ndarray], reach: int
-) -> tuple[Match, Pose]:
+def _refine_pose(frame: _Frame, other: Image.Image, guess: Pose, factors: Sequence[np.ndarray]) -> tuple[Match, Pose]:
     """The best match of two details near a pose, and its pose.
 
     factors: by which the pose is turned and scaled about the image's middle, one list after the
-    other. Each is tried at its best shift of up to `reach` pixels.
+    other. Each is tried at its best shift of up to the frame's reach.
     """
-    size = [-(-(n + reach) // 16) * 16 for n in image.shape]
-    spectrum = np.fft.rfft2(image, size)
-    shifts = np.arange(-reach, reach + 1)
-    middle = complex(image.shape[1], image.shape[0]) / 2
-    sign = -1 if guess.inverted else 1
+    middle = complex(frame.detail.shape[1], frame.detail.shape[0]) / 2
     best = NO_MATCH, guess
     for tried in factors:
-        start = best[1]
-        for factor in tried:
-            pose = start.nudged(complex(factor), middle)
-            warped = _mapped(other, image.shape, pose.matrix()) * sign
-            near = np.fft.irfft2(spectrum * np.conj(np.fft.rfft2(warped, size)), size)[np.ix_(shifts, shifts)]
-            down, right = np.unravel_index(near.argmax(), near.shape)
-            pose = pose.moved(complex(-shifts[right], -shifts[down]))
-            match = _match(image, sign * other, pose.matrix())
+        poses = [best[1].nudged(complex(factor), middle) for factor in tried]
+        matches = frame.matches(other, [pose.matrix() for pose in poses])
+        for pose, (match, down, right) in zip(poses, matches, strict=True):
             if match.score > best[0].score:
-                best = match, pose
+                best = match, pose.moved(complex(-right, -down))
     return best
-
-
-def _compare(image: np.ndarray, other: np.ndarray, place: Place) -> Match:
-    return _match(image, other, _matrix(place))
-
-
-def _match(image: np.ndarray, other: np.ndarray, matrix: Matrix) -> Match:
-    """How two details match where a map lays one on the other."""
-    a, b, _, c, d, _ = matrix
-    scale = abs(a * d - b * c) ** 0.5
-    both = _mapped(np.ones_like(other), image.shape, matrix) > 0.99
-    overlap = both.sum() / min(image.size, other.size / scale**2)
-    if overlap < OVERLAP:
-        return NO_MATCH
-    one, two = image[both], _mapped(other, image.shape, matrix)[both]
-    one, two = one - one.mean(), two - two.mean()
-    overlap = min(float(overlap), 1.0)
-    correlation = float(one @ two / max(np.sqrt((one @ one) * (two @ two)), 1e-6))
-    return Match(correlation * overlap**0.5, scale, overlap)
-
-
-def _warped(other: np.ndarray, shape: tuple[int, ...], place: Place) -> np.ndarray:
-    return _mapped(other, shape, _matrix(place))
 
 
 def _matrix(place: Place) -> Matrix:
     scale, dy, dx = place
     half = (scale - 1) / 2  # Pillow's coordinates are of pixels' corners
     return scale, 0, dx + half, 0, scale, dy + half
-
-
-def _mapped(other: np.ndarray, shape: tuple[int, ...], matrix: Matrix) -> np.ndarray:
-    """`other` resampled on the pixels of an image of this shape; 0 where it shows nothing."""
-    height, width = shape
-    affine, resampling = Image.Transform.AFFINE, Image.Resampling.BILINEAR
-    return np.asarray(Image.fromarray(other).transform((width, height), affine, matrix, resampling))
