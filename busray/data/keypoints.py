@@ -15,6 +15,7 @@ several guesses agree, the scans are a candidate. The fine detail decides about 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -69,10 +70,10 @@ def find_points(scan: Scan) -> Points:
     grey = scan.pixels.astype(np.float32)
     height, width = grey.shape
     levels = np.empty((len(SIGMAS), height, width), np.float32)
-    for level, sigma in zip(levels, SIGMAS.tolist(), strict=True):
-        np.matmul(_blur(height, sigma) @ grey, _blur(width, sigma).T, out=level)
+    for level, down, across in zip(levels, _blurs(height), _blurs(width), strict=True):
+        np.matmul(down @ grey, across.T, out=level)
     edges = np.abs(levels[1:] - levels[:-1])
-    k, y, x = np.nonzero(_peaks(edges))
+    k, y, x = np.unravel_index(np.flatnonzero(_peaks(edges)), edges.shape)
     margin = np.minimum(np.minimum(y, x), np.minimum(height - 1 - y, width - 1 - x))
     chosen = np.flatnonzero(margin >= INSIDE * SIGMAS[k])
     chosen = chosen[np.argsort(-edges[k, y, x][chosen], kind="stable")[:POINTS]]
@@ -109,8 +110,10 @@ def candidates(points: Sequence[Points], others: Sequence[Points] | None = None)
     # Matches of one pair of scans stand together.
     pair = owner[a] * len(every) + owner[b]
     order = np.argsort(pair, kind="stable")
-    ends = np.flatnonzero(np.diff(pair[order])) + 1
-    groups = [group for group in np.split(order, ends) if len(group) >= AGREE]
+    edges = np.flatnonzero(np.diff(pair[order], prepend=-1, append=-1))
+    groups = []
+    for k in np.flatnonzero(np.diff(edges) >= AGREE).tolist():
+        groups.append(order[edges[k] : edges[k + 1]])
     kept = np.sort(np.concatenate(groups)) if groups else np.zeros(0, int)
     guesses = _guesses(together, a[kept], b[kept])
     found = []
@@ -134,14 +137,18 @@ def _best(found: Sequence[Candidate], one_list: bool) -> list[Candidate]:
     return sorted(kept, key=lambda candidate: (candidate.i, candidate.j))
 
 
-def _blur(n: int, sigma: float) -> np.ndarray:
-    """float32 [n, n]: the matrix that blurs along a side of n pixels."""
+@lru_cache(maxsize=8)
+def _blurs(n: int) -> np.ndarray:
+    """float32 [SIGMAS, n, n]: the matrices that blur along a side of n pixels."""
     at = np.arange(n)
-    profile = np.exp(-(at**2) / (2 * sigma**2)).astype(np.float32)
+    profiles = np.exp(-(at**2) / (2 * SIGMAS[:, None] ** 2)).astype(np.float32)
     # Products of denormal numbers are slow: they took two thirds of the time of find_points.
-    profile[profile < np.finfo(np.float32).tiny * 1e20] = 0
-    weights = profile[np.abs(at[:, None] - at)]
-    return weights / weights.sum(1, keepdims=True)
+    profiles[profiles < np.finfo(np.float32).tiny * 1e20] = 0
+    # Row i of a matrix is the profile to both sides of i.
+    both = np.concatenate([profiles[:, :0:-1], profiles], axis=1)
+    weights = np.lib.stride_tricks.sliding_window_view(both, n, axis=1)[:, ::-1].copy()
+    weights /= weights.sum(2, keepdims=True)
+    return weights
 
 
 def _peaks(edges: np.ndarray) -> np.ndarray:
@@ -180,16 +187,19 @@ def _alike(descriptions: np.ndarray, apart: np.ndarray) -> tuple[np.ndarray, np.
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
     links = [np.zeros(0, int)]
     for cell in _cells(vectors):
-        alike = vectors[cell] @ vectors[cell].T
-        alike[apart[cell][:, None] == apart[cell]] = -1
-        rows, columns = np.nonzero(alike >= ALIKE)
-        order = np.lexsort((-alike[rows, columns], rows))
-        rows, columns = rows[order], columns[order]
-        # The rank of each among its row's: positions minus the position at which the row begins.
-        kept = np.arange(len(rows)) - np.searchsorted(rows, rows) < NEIGHBOURS
-        rows, columns = rows[kept], columns[kept]
-        one, other = cell[rows], cell[columns]
-        links.append(np.minimum(one, other) * len(apart) + np.maximum(one, other))
+        of_cell = vectors[cell].T.copy()
+        for start in range(0, len(cell), 256):  # in blocks that stay in the processor's cache
+            block = cell[start : start + 256]
+            alike = vectors[block] @ of_cell
+            rows, columns = np.divmod(np.flatnonzero(alike >= ALIKE), len(cell))
+            kept = apart[block[rows]] != apart[cell[columns]]
+            rows, columns = rows[kept], columns[kept]
+            order = np.lexsort((-alike[rows, columns], rows))
+            rows, columns = rows[order], columns[order]
+            # The rank of each among its row's: positions minus the position at which the row begins.
+            kept = np.arange(len(rows)) - np.searchsorted(rows, rows) < NEIGHBOURS
+            one, other = block[rows[kept]], cell[columns[kept]]
+            links.append(np.minimum(one, other) * len(apart) + np.maximum(one, other))
     pairs = np.unique(np.concatenate(links))
     return pairs // len(apart), pairs % len(apart)
 
@@ -265,8 +275,12 @@ def _agreed(guesses: _Guesses) -> tuple[Pose, int] | None:
     near = off < NEAR + 0.15 * np.abs(away)
     factor = turn[:, None] / turn
     near &= (np.abs(np.log(np.abs(factor))) < 0.4) & (np.abs(np.angle(factor)) < 0.5)
-    best = int((near & same).sum(1).argmax())
-    agree = near[best] & same[best]
+    near &= same
+    counts = np.count_nonzero(near, axis=1)
+    best = int(counts.argmax())
+    if counts[best] < AGREE:
+        return None
+    agree = near[best]
     pose = None
     for reach, may_stretch in ((2 * NEAR, False), (2 * NEAR, True), (NEAR, True)):
         count = _distinct(guesses, agree)
