@@ -196,7 +196,7 @@ def _alike(descriptions: np.ndarray, apart: np.ndarray) -> tuple[np.ndarray, np.
             rows, columns = rows[kept], columns[kept]
             order = np.lexsort((-alike[rows, columns], rows))
             rows, columns = rows[order], columns[order]
-            # The rank of each among its row's: positions minus the position at which the row begins.
+            # The rank of each in its row: positions minus the position at which the row begins.
             kept = np.arange(len(rows)) - np.searchsorted(rows, rows) < NEIGHBOURS
             one, other = block[rows[kept]], cell[columns[kept]]
             links.append(np.minimum(one, other) * len(apart) + np.maximum(one, other))
