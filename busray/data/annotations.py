@@ -9,7 +9,7 @@ it. benchmarks/annotations.md has the measured recall and precision.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 
@@ -85,27 +85,32 @@ def caliper_crosses(grey: np.ndarray, axes: Axes, contrast: int) -> list[tuple[i
 def _centres(grey: np.ndarray, axes: Axes, contrast: int) -> np.ndarray:
     """bool [h, w]: where four arms meet, each brighter than its sides for most of its length."""
     h, w = grey.shape
-    pad = REACH + 4
-    padded = np.pad(grey, pad, mode="edge").astype(np.int16)
+    beside = 4  # more than the pixels from a stroke to its sides
+    padded = np.pad(grey, REACH + beside, mode="edge").astype(np.int16)
+    rows, columns = h + 2 * REACH, w + 2 * REACH
 
     def at(y: int, x: int) -> np.ndarray:
-        return padded[pad + y : pad + y + h, pad + x : pad + x + w]
+        """The grey levels beside those of the image and of a margin of REACH."""
+        return padded[beside + y : beside + y + rows, beside + x : beside + x + columns]
 
-    meets, dimmest = np.ones((h, w), bool), []
+    centres, levels = np.ones((h, w), bool), []
     for (dy, dx), (ny, nx) in (axes, axes[::-1]):
+        # A stroke is 1 or 2 pixels wide: an arm's level is the brighter of two neighbours.
+        level = np.maximum(at(0, 0), at(ny, nx))
+        sides = np.maximum(at(-2 * ny, -2 * nx), at(3 * ny, 3 * nx))
+        bright, sharp = level >= DIM, level - sides >= contrast
         for steps in (range(2, REACH + 1), range(-REACH, -1)):
-            arm, sharp = [], []
-            for step in steps:
-                y, x = step * dy, step * dx
-                # A stroke is 1 or 2 pixels wide: an arm's level is the brighter of two neighbours.
-                level = np.maximum(at(y, x), at(y + ny, x + nx))
-                sides = np.maximum(at(y - 2 * ny, x - 2 * nx), at(y + 3 * ny, x + 3 * nx))
-                arm.append(level)
-                sharp.append(level - sides >= contrast)
-            meets &= np.sum(sharp, axis=0, dtype=np.int8) > len(steps) / 2
-            dimmest.append(np.minimum.reduce(arm))
-    darkest, lightest = np.minimum.reduce(dimmest), np.maximum.reduce(dimmest)
-    return meets & (darkest >= DIM) & (lightest - darkest <= EVEN)
+            parts = [np.s_[REACH + k * dy : REACH + k * dy + h, REACH + k * dx : REACH + k * dx + w] for k in steps]
+            centres &= np.sum([sharp[part] for part in parts], axis=0, dtype=np.int8) > len(steps) / 2
+            for part in parts:
+                centres &= bright[part]
+            levels.append([level[part] for part in parts])
+    # Few pixels are left, and only the levels of their arms are compared.
+    ys, xs = np.divmod(np.flatnonzero(centres), w)
+    dimmest = [np.minimum.reduce([level[ys, xs] for level in arm]) for arm in levels]
+    uneven = np.maximum.reduce(dimmest) - np.minimum.reduce(dimmest) > EVEN
+    centres[ys[uneven], xs[uneven]] = False
+    return centres
 
 
 # ---- text ----
@@ -152,13 +157,15 @@ def letter_boxes(grey: np.ndarray) -> list[Glyph]:
     """Boxes of bright strokes as high as a letter, below the top strip."""
     # Top-hat: grey minus its opening by a square is what is bright and narrower than STROKE.
     top_hat = grey.astype(np.int16) - _extreme(_extreme(grey, np.minimum), np.maximum)
-    boxes = []
-    for ys, xs in components((grey >= BRIGHT) & (top_hat >= SHARP)):
-        glyph = Glyph(int(ys.min()), int(xs.min()), int(ys.max()), int(xs.max()))
-        narrow = glyph.right - glyph.left + 1 <= 1.5 * glyph.height
-        if narrow and LETTER[0] <= glyph.height <= LETTER[1] and glyph.top >= TOP * grey.shape[0]:
-            boxes.append(glyph)
-    return boxes
+    ys, xs, starts = _labelled((grey >= BRIGHT) & (top_hat >= SHARP))
+    if not len(ys):
+        return []
+    top, bottom = np.minimum.reduceat(ys, starts), np.maximum.reduceat(ys, starts)
+    left, right = np.minimum.reduceat(xs, starts), np.maximum.reduceat(xs, starts)
+    height = bottom - top + 1
+    letters = (height >= LETTER[0]) & (height <= LETTER[1]) & (right - left + 1 <= 1.5 * height)
+    letters &= top >= TOP * grey.shape[0]
+    return [Glyph(*box) for box in np.stack([top, left, bottom, right], axis=1)[letters].tolist()]
 
 
 def _extreme(grey: np.ndarray, of: np.ufunc) -> np.ndarray:
@@ -171,13 +178,28 @@ def _extreme(grey: np.ndarray, of: np.ufunc) -> np.ndarray:
 
 def components(mask: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(rows, columns) of each 8-connected component of bool [h, w], by their first pixels."""
-    ys, xs = np.nonzero(mask)
-    number = np.full((mask.shape[0] + 2, mask.shape[1] + 2), -1)
-    number[ys + 1, xs + 1] = np.arange(len(ys))
+    ys, xs, starts = _labelled(mask)
+    for start, end in pairwise([*starts.tolist(), len(ys)]):
+        yield ys[start:end], xs[start:end]
+
+
+def _labelled(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(rows, columns) of the pixels of bool [h, w], component after component; where each starts.
+
+    Components are 8-connected and ordered by their first pixels.
+    """
+    ys, xs = np.divmod(np.flatnonzero(mask), mask.shape[1])
+    # Numbers of pixels in rows that are one wider, so that no row's end touches the next one.
+    place = ys * (mask.shape[1] + 1) + xs
+    i, j = [], []
     # Four of the eight neighbours: the pixel itself is one of the others'.
-    steps = ((0, 1), (1, -1), (1, 0), (1, 1))
-    ahead = np.concatenate([number[ys + 1 + dy, xs + 1 + dx] for dy, dx in steps])
-    i, j = np.tile(np.arange(len(ys)), 4)[ahead >= 0], ahead[ahead >= 0]
+    for step in (1, mask.shape[1], mask.shape[1] + 1, mask.shape[1] + 2):
+        neighbour = np.searchsorted(place, place + step)
+        neighbour[neighbour == len(place)] = 0
+        touching = np.flatnonzero(place[neighbour] == place + step)
+        i.append(touching)
+        j.append(neighbour[touching])
+    i, j = np.concatenate(i), np.concatenate(j)
     # Neighbours take the smaller of their labels until none changes. SciPy is not a dependency.
     label = np.arange(len(ys))
     while (label[i] != label[j]).any():
@@ -187,5 +209,4 @@ def components(mask: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         while (label[label] != label).any():
             label = label[label]  # jump to the label's own label: long components converge fast
     order = np.argsort(label, kind="stable")
-    for members in np.split(order, np.flatnonzero(np.diff(label[order])) + 1) if len(order) else ():
-        yield ys[members], xs[members]
+    return ys[order], xs[order], np.flatnonzero(np.diff(label[order], prepend=-1))
