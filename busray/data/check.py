@@ -19,7 +19,7 @@ from busray.data.duplicates import ALIGNED, COPIES, THRESHOLD, DuplicatePairs, S
 from busray.data.folder import Classes, Side
 from busray.data.framing import FRAMINGS, cut_share
 from busray.data.patients import Patients
-from busray.data.pixels import READ_THREADS, lesion_mask, read_grey, read_rgb
+from busray.data.pixels import READ_THREADS, lesion_mask, read_grey_and_rgb
 from busray.data.read import FolderScan, scan
 from busray.records import SourceImage
 
@@ -336,7 +336,7 @@ class Examination:
 def examine(folder: Path, image: SourceImage) -> Examination:
     """Read an image and its masks once, and measure all that the check reports."""
     path = folder / image.path
-    pixels, rgb = read_grey(path, image.frame), read_rgb(path, image.frame)
+    pixels, rgb = read_grey_and_rgb(path, image.frame)
     coloured = 0.0
     if rgb is not None:
         coloured = float((np.ptp(rgb.astype(np.int16), axis=2) >= COLOURED).mean())

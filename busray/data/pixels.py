@@ -175,6 +175,12 @@ def read_rgb(path: Path, frame: int = 0) -> np.ndarray | None:
     return _decode(path, frame).rgb
 
 
+def read_grey_and_rgb(path: Path, frame: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
+    """(read_grey, read_rgb) of a file that is decoded once."""
+    decoded = _decode(path, frame)
+    return decoded.grey, decoded.rgb
+
+
 @dataclass(frozen=True)
 class _Decoded:
     grey: np.ndarray  # uint8 [h, w]
