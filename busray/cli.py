@@ -1,7 +1,10 @@
-"""The `busray` command: parser and dispatch. Imports nothing heavy until needed."""
+"""The `busray` command: parser and dispatch.
+
+`--help` and a wrong argument are answered at once: the commands and the records, whose dataclasses
+take longer to make than the parser, are imported where they are needed.
+"""
 
 import argparse
-import difflib
 import os
 import resource
 import select
@@ -9,15 +12,12 @@ import shlex
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 from busray import __version__, places, processes
-from busray.commands import COMMAND_FUNCTIONS, log_file
-from busray.records import UserError
 
 AGAIN = "run the same command again to go on from here"
 REPEAT = "run the same command again"
@@ -80,16 +80,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, rest = parser.parse_known_args(own)
         _refuse_words(rest)
         _refuse_small_memory()
+        from busray.commands import COMMAND_FUNCTIONS
+
         status = COMMAND_FUNCTIONS[options.command](options, [*rest, *flags])
         sys.stdout.flush()  # a full disk or a closed pipe may show only here
         return status
-    except UserError as error:
-        _say(f"busray: {error}")
-        return 2
     except KeyboardInterrupt:
         _say(f"busray: ended by SIGINT; {_again(options.command)}: {command}")
         return 130
     except Exception as error:
+        from busray.records import UserError
+
+        if isinstance(error, UserError):
+            _say(f"busray: {error}")
+            return 2
         if _reader_is_gone():
             return READER_GONE  # whoever runs `| head` has what he wanted
         return _explain(error, command, options, flags)
@@ -97,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _explain(error: Exception, command: str, options: argparse.Namespace, flags: list[str]) -> int:
     """Say what failed and what to do; the traceback goes to a log. Returns the exit status."""
+    from busray.commands import log_file
     from busray.failures import explain, write_log
 
     if isinstance(error, OSError) and error.filename is None and _in_printing(error):
@@ -124,6 +129,13 @@ def _say(message: str) -> None:
     """Print on standard error. Nobody can be told where that is closed: the exit status remains."""
     with suppress(OSError, ValueError):
         print(message, file=sys.stderr, flush=True)
+
+
+def _mistake(message: str) -> Exception:
+    """A UserError."""
+    from busray.records import UserError
+
+    return UserError(message)
 
 
 def _open_standard_streams() -> None:
@@ -158,6 +170,8 @@ def _reader_is_gone() -> bool:
 
 def _in_printing(error: OSError) -> bool:
     """Whether an error arose where a command prints: all other writes name their file."""
+    import traceback
+
     files = [Path(frame.filename).name for frame in traceback.extract_tb(error.__traceback__)]
     return files[-1] in ("cli.py", "commands.py", "terminal.py")
 
@@ -232,16 +246,16 @@ def split_settings(arguments: Sequence[str], parser: argparse.ArgumentParser) ->
             own.append(argument)
         elif name in options:
             if any(other.partition("=")[0] == name for other in own):
-                raise UserError(f"{name} is given twice: leave one out")
+                raise _mistake(f"{name} is given twice: leave one out")
             own.append(argument)
         elif settings is None or not name.startswith(settings):
-            raise UserError(
+            raise _mistake(
                 f"{_shown(argument)}: this command takes no such argument{_nearest(name, options)}; see --help"
             )
         elif "=" in argument:
             flags.append(argument)
         elif not rest or rest[0].startswith("--") or rest[0] in options:
-            raise UserError(f"{argument}: its value is missing: write {argument}=VALUE")
+            raise _mistake(f"{argument}: its value is missing: write {argument}=VALUE")
         else:
             flags.append(f"{argument}={rest.pop(0)}")
     return own, flags
@@ -251,14 +265,14 @@ def _refuse_words(rest: Sequence[str]) -> None:
     """UserError for an argument too many. What has a dash or `=` is told as a setting."""
     for word in rest:
         if "=" not in word and word[:1] not in ("-", "–", "—", "−"):
-            raise UserError(f"{word}: one argument too many; a name with spaces needs quotes; see --help")
+            raise _mistake(f"{word}: one argument too many; a name with spaces needs quotes; see --help")
 
 
 def _refuse_small_memory() -> None:
     """UserError for a limit of memory at which native threads of libraries abort or hang."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY and limit < LEAST_MEMORY:
-        raise UserError(
+        raise _mistake(
             f"a process may use {limit // 2**20} MiB of memory here (`ulimit -v`), too little for the libraries that "
             f"busray loads: allow at least {LEAST_MEMORY // 2**20} MiB, such as `ulimit -v unlimited`"
         )
@@ -280,6 +294,8 @@ def _options_of(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tu
 
 
 def _nearest(name: str, options: set[str]) -> str:
+    import difflib
+
     close = difflib.get_close_matches(f"--{name.lstrip('-').rpartition('.')[2]}", sorted(options), n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -305,9 +321,9 @@ def _place(text: str, *, url: bool) -> str:
     try:
         place = places.expand(text)
     except ValueError as error:
-        raise UserError(f"{shown}: {error}") from error
+        raise _mistake(f"{shown}: {error}") from error
     if wrong := places.problem(place, url=url):
-        raise UserError(f"{shown}: {wrong}")
+        raise _mistake(f"{shown}: {wrong}")
     return place
 
 

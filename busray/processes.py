@@ -6,12 +6,10 @@ the Ray when its standard input ends.
 """
 
 import os
-import secrets
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -41,6 +39,8 @@ def private_folder() -> Path:
     Ray opens its own folder `r` in it to everybody, but nobody else comes that far. The path is
     short enough for Ray's sockets: where TMPDIR is not, `r` is a link to a folder in TMPDIR.
     """
+    import tempfile  # some of what it imports is slow, and every command imports this module
+
     temporary = tempfile.gettempdir()
     folder = Path(tempfile.mkdtemp(prefix="busray-"))
     if len(os.fsencode(temporary)) > LONGEST_TEMPORARY:
@@ -48,11 +48,13 @@ def private_folder() -> Path:
         (link / "r").symlink_to(folder)
         folder = link
     with open(token_file(folder), "x", opener=partial(os.open, mode=0o600)) as file:
-        file.write(secrets.token_hex(32))
+        file.write(os.urandom(32).hex())
     return folder
 
 
 def _short_folder(folder: Path, temporary: str) -> Path:
+    import tempfile
+
     for place in SHORT_FOLDERS:
         try:
             return Path(tempfile.mkdtemp(prefix="busray-", dir=place))

@@ -18,7 +18,7 @@ from busray import processes
 DRIVER = """
 import os, sys, time
 from pathlib import Path
-import busray.cli
+import busray.cli, busray.commands
 from busray import processes
 from busray.cluster.session import session
 from busray.config import Cluster
@@ -37,7 +37,7 @@ def work(options, flags):
         ray.get(tasks)
     return 0
 
-busray.cli.COMMAND_FUNCTIONS["doctor"] = work
+busray.commands.COMMAND_FUNCTIONS["doctor"] = work
 busray.cli.process(["doctor", "runs"])
 """
 

@@ -87,6 +87,23 @@ def test_nothing_heavy_is_loaded_before_it_is_needed(module: str) -> None:
     assert loaded_by(module, HEAVY) == []
 
 
+SLOW_FOR_HELP = ("busray.commands", "busray.records", "busray.config", "dataclasses", "inspect", "difflib", "tempfile")
+
+
+def test_help_loads_neither_commands_nor_records() -> None:
+    """They and what they import take longer than the parser itself."""
+    code = f"""
+import sys
+from busray.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    print("loaded:", *[name for name in {SLOW_FOR_HELP!r} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: busray") and done.stdout.splitlines()[-1] == "loaded:"
+
+
 def test_drivers_load_torch_where_they_use_it_only() -> None:
     stages = [path.removesuffix(".py").replace("/", ".") for path, _ in modules("busray/stages")]
     assert "busray.stages.audit" in stages
