@@ -105,6 +105,7 @@ def drive(url: str, images: int, shard_size: int) -> dict[str, Any]:
         return call
 
     run = SimpleNamespace(
+        store=store,
         config=SimpleNamespace(
             classes={name: SimpleNamespace(images=n) for name, n in share_out(images).items()},
             corpus=SimpleNamespace(gate=None, max_quarantined=0.01),
@@ -115,7 +116,8 @@ def drive(url: str, images: int, shard_size: int) -> dict[str, Any]:
         stack.enter_context(
             patch.object(driver, "draw_job", lambda *_: SimpleNamespace(store=store, refine=None, gate=None))
         )
-        stack.enter_context(patch.object(driver, "sized_shards", lambda *_: shard_size))
+        sizes = SimpleNamespace(of=lambda _: shard_size)
+        stack.enter_context(patch.object(driver, "ShardSizes", lambda *_: sizes))
         for name in ("read", "list", "put_once", "replace"):
             stack.enter_context(patch.object(Store, name, counted(name)))
         started = time.perf_counter()

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 REPEATS = 5
 
 
+class Seconds(float):
+    """What a call measured itself, where not all of its work counts."""
+
+
 @dataclass(frozen=True)
 class Contest:
     """Two ways to do one piece of work. Each call does all of it."""
@@ -21,6 +25,29 @@ class Contest:
     """Least time of the rival over ours."""
     same: Callable[[], str]
     """Compares the two results; says how far they differ. AssertionError where that is too far."""
+    profiled: bool = True
+    """Whether a profile of this process shows where our time goes."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A piece of work without a rival, whose time has a limit or is only stated."""
+
+    question: str
+    work: Callable[[], object]
+    most: float | None
+    """Seconds; None: no goal."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A question that this machine cannot answer."""
+
+    question: str
+    reason: str
+
+
+Question = Contest | Limit | Skipped
 
 
 @dataclass(frozen=True)
@@ -61,15 +88,15 @@ def run(contest: Contest, repeats: int = REPEATS) -> Outcome:
     same = contest.same()
     ours, rival = [], []
     for _ in range(repeats):
-        ours.append(_seconds(contest.ours))
-        rival.append(_seconds(contest.rival))
+        ours.append(seconds_of(contest.ours))
+        rival.append(seconds_of(contest.rival))
     return Outcome(contest, Times.of(ours), Times.of(rival), same)
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def seconds_of(work: Callable[[], object]) -> float:
     started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    result = work()
+    return float(result) if isinstance(result, Seconds) else time.perf_counter() - started
 
 
 HEADER = "| question | ours | rival | rival / ours | goal | met | results |\n|---|---|---|--:|--:|---|---|"
@@ -83,8 +110,22 @@ def row(outcome: Outcome) -> str:
         f"{contest.ours_name}: {outcome.ours}",
         f"{contest.rival_name}: {outcome.rival}",
         f"{outcome.ratio:.2f}",
-        f"{contest.goal:g}",
-        "yes" if outcome.met else "no",
+        f"{contest.goal:.2g}" if contest.goal < 1 else f"{contest.goal:g}",
+        "yes" if outcome.met else f"no, by {1 - outcome.ratio / contest.goal:.0%}",
         outcome.same,
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def limit_row(limit: Limit, times: Times) -> str:
+    """A line of the same table for work without a rival."""
+    if limit.most is None:
+        goal, met = "", ""
+    else:
+        goal = f"{limit.most:g} s"
+        met = "yes" if times.median <= limit.most else f"no, by {times.median / limit.most - 1:.0%}"
+    return f"| {limit.question} | busray: {times} | | | {goal} | {met} | |"
+
+
+def skipped_row(skipped: Skipped) -> str:
+    return f"| {skipped.question} | not measured: {skipped.reason} | | | | | |"

@@ -14,7 +14,7 @@ from busray.vision.inception import InceptionFeatures, find_weights
 IMAGES, SIDE, BATCH = 16, 128, 8
 
 
-def contests() -> list[Contest]:
+def questions() -> list[Contest]:
     images = np.stack(simulated_images(IMAGES, SIDE))
     extractor = InceptionFeatures(find_weights())
     rival_extractor = _torch_fidelitys(extractor)

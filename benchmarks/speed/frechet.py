@@ -12,7 +12,7 @@ FEW, FULL = 780, 2500
 """Rows a side: BUSI's images, and more than there are features."""
 
 
-def contests() -> list[Contest]:
+def questions() -> list[Contest]:
     return [_contest(FEW, 40), _contest(FULL, 8)]
 
 

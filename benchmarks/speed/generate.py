@@ -14,7 +14,9 @@ from busray.model.base import load_pipeline
 from busray.model.sample import Sampler, scheduler_for
 from busray.records import ContentBox, ImageSpec
 
-IMAGES, BATCH = 16, 8
+BATCH = 8
+IMAGES = {16: 2 * BATCH, 32: BATCH}
+"""Latent side -> images of a call."""
 SAMPLING = config.Sampling(steps=15, guidance_scale=2.0, batch_size=BATCH)
 REFINE = config.Refine(strength=0.3, steps=20, guidance_scale=2.0)
 PROMPTS = (
@@ -26,18 +28,19 @@ DOWNSCALE = 4
 """Pixels a latent cell, of the embedded base."""
 
 
-def contests() -> list[Contest]:
+def questions() -> list[Contest]:
     found = []
     for latent_side, goal in ((16, 2.2), (32, 1.6)):
-        found.append(_contest(latent_side * DOWNSCALE, 1, goal))
-        found.append(_contest(latent_side * DOWNSCALE, BATCH, 1.15))
+        found.append(_contest(latent_side, 1, goal))
+        found.append(_contest(latent_side, BATCH, 1.15))
     return found
 
 
-def _contest(side: int, rival_batch: int, goal: float) -> Contest:
+def _contest(latent_side: int, rival_batch: int, goal: float) -> Contest:
+    side, images = latent_side * DOWNSCALE, IMAGES[latent_side]
     box = ContentBox(0, 0, side, side)
     specs = []
-    for i in range(IMAGES):
+    for i in range(images):
         specs.append(ImageSpec(f"i-{i}", "benign", i, 0, PROMPTS[i % len(PROMPTS)], 2 * i, 2 * i + 1, box, {}))
     sampler = Sampler(load_pipeline(config.Base()), SAMPLING, REFINE, side, keep_txt2img=False)
     text_pipe = load_pipeline(config.Base())
@@ -47,24 +50,23 @@ def _contest(side: int, rival_batch: int, goal: float) -> Contest:
     image_pipe.set_progress_bar_config(disable=True)
 
     def ours() -> np.ndarray:
-        images = []
-        for at in range(0, IMAGES, BATCH):
-            images += [drawn.image for drawn in sampler.draw(specs[at : at + BATCH])]
-        return np.stack(images)
+        drawn = []
+        for at in range(0, images, BATCH):
+            drawn += [image.image for image in sampler.draw(specs[at : at + BATCH])]
+        return np.stack(drawn)
 
     def rival() -> np.ndarray:
-        images = []
-        for at in range(0, IMAGES, rival_batch):
-            images.append(_diffusers(text_pipe, image_pipe, specs[at : at + rival_batch], side))
-        return np.concatenate(images)
+        drawn = []
+        for at in range(0, images, rival_batch):
+            drawn.append(_diffusers(text_pipe, image_pipe, specs[at : at + rival_batch], side))
+        return np.concatenate(drawn)
 
     def same() -> str:
         differing = np.abs(ours().astype(int) - rival().astype(int)).max()
         assert differing <= 1, differing
         return f"pixels within {differing}/255"
 
-    latents = side // DOWNSCALE
-    name = f"{IMAGES} images of {side} px (latents {latents} x {latents}), 15 + 6 steps"
+    name = f"{images} images of {side} px (latents {latent_side} x {latent_side}), 15 + 6 steps"
     rival_name = "diffusers, a prompt at a time" if rival_batch == 1 else f"diffusers, batch {rival_batch}"
     return Contest(name, f"busray, batch {BATCH}", rival_name, ours, rival, goal, same)
 

@@ -14,7 +14,7 @@ MOST_BYTES = 1.25
 """Most bytes of ours over Pillow's."""
 
 
-def contests() -> list[Contest]:
+def questions() -> list[Contest]:
     images = simulated_images(IMAGES, SIDE)
 
     def ours() -> list[bytes]:

@@ -9,7 +9,7 @@ WORDS, WIDTH, LEARNED = 49_408, 768, 3
 STEPS = 5
 
 
-def contests() -> list[Contest]:
+def questions() -> list[Contest]:
     torch.manual_seed(0)
     table = torch.randn(WORDS + LEARNED, WIDTH)
     gradients = torch.randn(STEPS, LEARNED, WIDTH)

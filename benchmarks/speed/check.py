@@ -1,0 +1,69 @@
+"""`busray check` against the same command of an earlier commit, each in a process of its own.
+
+The folder is BUSI where --busi names it, else simulated images.
+"""
+
+import atexit
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from benchmarks.speed.contest import Contest, Skipped
+from busray.data.phantom import CLASSES, PROBES, phantom
+
+BEFORE = "91be7a5"
+"""The commit before the check was made faster."""
+IMAGES = 240
+ROOT = Path(__file__).parents[2]
+
+
+def questions() -> list[Contest | Skipped]:
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    scratch = Path(folder.name)
+    before = scratch / "before"
+    add = ["git", "-C", str(ROOT), "worktree", "add", "--detach", str(before), BEFORE]
+    added = subprocess.run(add, capture_output=True, text=True, check=False)
+    if added.returncode:
+        return [Skipped("check", f"no commit {BEFORE} to compare with ({added.stderr.strip().splitlines()[-1]})")]
+    remove = ["git", "-C", str(ROOT), "worktree", "remove", "--force", str(before)]
+    atexit.register(lambda: subprocess.run(remove, capture_output=True, check=False))
+    given = os.environ.get("BUSRAY_BUSI")
+    images, name = (Path(given), "BUSI") if given else (scratch / "images", f"{IMAGES} simulated images")
+    if not given:
+        _simulate(images)
+
+    def ours() -> str:
+        return _check(ROOT, images)
+
+    def rival() -> str:
+        return _check(before, images)
+
+    def same() -> str:
+        mine, theirs = ours().splitlines(), rival().splitlines()
+        differing = len(set(mine) ^ set(theirs))
+        return "the same output" if mine == theirs else f"{differing} lines of the output differ"
+
+    return [Contest(f"check of {name}", "busray", f"commit {BEFORE}", ours, rival, 3, same, profiled=False)]
+
+
+def _check(code: Path, images: Path) -> str:
+    """What the command prints."""
+    environment = {**os.environ, "PYTHONPATH": str(code)}
+    command = [sys.executable, "-m", "busray", "check", str(images)]
+    done = subprocess.run(command, cwd=code, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1) or not done.stdout:
+        raise RuntimeError(done.stderr)
+    return done.stdout
+
+
+def _simulate(folder: Path) -> None:
+    for i in range(IMAGES):
+        name = CLASSES[i % len(CLASSES)]
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        image = phantom(i, name, PROBES["general"], (256, 320)).image
+        Image.fromarray(image).save(folder / name / f"{i}.png")
