@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 COMPILE := $(BIN)/python -m compileall -q -j 0 -x /tests/ .venv/lib >/dev/null 2>&1 || true
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test slow chaos unit lint format clean
+.PHONY: demo test slow chaos unit bench lint format clean
 
 demo: .venv/runtime
 	$(BIN)/busray demo
@@ -34,6 +34,11 @@ chaos: .venv/dev
 
 unit: .venv/dev
 	$(BIN)/python -m pytest tests/unit
+
+# Ours and others' programs in turn, some 40 minutes: benchmarks/speed.md. BUSI=FOLDER has its check
+# read real images. On a machine with a GPU: `python -m benchmarks.speed gpu`.
+bench: .venv/dev
+	$(BIN)/python -m benchmarks.speed $(if $(BUSI),--busi $(BUSI))
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -65,7 +65,7 @@ class SleepingDrawing:
         beat(shard.count)
         return shard
 
-    def commit(self, shard: Shard) -> Any:
+    def commit(self, shard: Shard, beat: Beat) -> Any:
         # An actor may commit in several threads: this stays as it is in this process.
         commit.encode_parquet = few_bytes
         rows: Any = [shard] * shard.count

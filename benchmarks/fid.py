@@ -32,12 +32,13 @@ import psutil
 
 from busray import processes
 from busray.config import Cluster
+from busray.corpus.features import put_array
 from busray.evidence.stats.frechet import ROWS_AT_ONCE, Moments, frechet
 from busray.identity import fingerprint
 from busray.layout import features_key
 from busray.records import CLASS_ALL
 from busray.report.tables import markdown_table
-from busray.run.pieces import load_array, put_array
+from busray.run.pieces import load_array
 from busray.stages.whole_corpus import COLUMN, MomentsBlock, moments_blocks, moments_of_all
 from busray.storage import Store
 from busray.workers import Beat

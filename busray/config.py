@@ -345,6 +345,10 @@ class Evaluate(Settings):
     """Path of the Inception-2015 weights; null: the places that README.md names."""
     dinov2: LocalLocation | None = None
     """Path of DINOv2 weights (ViT-S, B or L/14): safetensors with the authors' tensor names."""
+    inline: bool = False
+    """Compute features where images are drawn, from the pixels that are written: no shard is then
+    read and decoded for them again. Of the images that figures look at, or of all with
+    whole_corpus; the features are the same. The sampling actors hold the extractors' weights."""
     geometry: Geometry | None = None
     """null: no lesion geometry. It needs masks and minutes of training."""
     judge: Architecture | None = "cnn"

@@ -47,9 +47,9 @@ class Together:
     def start(self) -> Callable[[Any, Beat], tuple[int, Any]]:
         return _OneAtATime(self.drawings)
 
-    def commit(self, drawn: tuple[int, Any]) -> tuple[int, Any]:
+    def commit(self, drawn: tuple[int, Any], beat: Beat) -> tuple[int, Any]:
         corpus, shard = drawn
-        return corpus, self.drawings[corpus].commit(shard)
+        return corpus, self.drawings[corpus].commit(shard, beat)
 
     def quarantine(self, shard: Any, reason: str) -> tuple[int, Any]:
         return shard.corpus, self.drawings[shard.corpus].quarantine(shard.plain, reason)

@@ -52,8 +52,9 @@ class Drawing(Protocol):
         """Load the models, once in each worker; the result draws one shard."""
         ...
 
-    def commit(self, drawn: Any) -> Any:
-        """Encode, hash, put and record a drawn shard; the result travels to `seen` of the stage."""
+    def commit(self, drawn: Any, beat: Beat) -> Any:
+        """Encode, hash, put and record a drawn shard; the result travels to `seen` of the stage.
+        beat: where this takes long; it counts nothing."""
 
     def quarantine(self, shard: Shard, reason: str) -> Any:
         """Record a shard that cannot be drawn: it is done, and all its images are quarantined."""

@@ -20,6 +20,7 @@ from busray.corpus.draw import DrawJob
 from busray.records import Shard
 from busray.stages.generate import draw_job
 from busray.storage import Store
+from busray.workers import DrawStage
 
 ARM = "base+refine"
 SHARD_SECONDS = 30
@@ -41,7 +42,11 @@ def questions() -> list[Contest]:
         drawn["ray"] = Store(tempfile.mkdtemp(dir=folder))
         times: list[float] = []
         placed = replace(job, store=drawn["ray"])
-        workers.draw("draw", placed, shards, images, (), lambda _: times.append(time.perf_counter()))
+
+        def seen(commit: Any) -> None:
+            times.append(time.perf_counter())
+
+        workers.draw(DrawStage("draw", placed, shards, images, seen=seen))
         return Seconds(times[-1] - times[0])
 
     def rival() -> Seconds:

@@ -19,7 +19,7 @@ from busray.failures import is_device_error
 from busray.faults import Begin
 from busray.records import Shard, Stopped, UserError
 from busray.together import Together
-from busray.workers import Drawing, DrawStage
+from busray.workers import Beat, Drawing, DrawStage
 
 CALLS = 2
 """Shards that an actor has at once: one is drawn, one is committed."""
@@ -142,9 +142,9 @@ class DrawShards:
                 result["left"] = drawn
             elif order == "quarantine":
                 result["quarantined"] = drawn
-                self._record(shard, lambda: self.drawing.quarantine(shard, drawn))
+                self._record(shard, lambda _: self.drawing.quarantine(shard, drawn))
             elif order == "draw":
-                result["commit"] = self._record(shard, lambda: self.drawing.commit(drawn))
+                result["commit"] = self._record(shard, lambda beat: self.drawing.commit(drawn, beat))
                 self.site.finish(_name(shard))
         return result
 
@@ -177,12 +177,12 @@ class DrawShards:
                         self.site.end_or_raise(error, _name(shard))
                 self.site.raise_or_again(error, _name(shard))
 
-    def _record(self, shard: Shard, commit: Callable[[], Any]) -> Any:
+    def _record(self, shard: Shard, commit: Callable[[Beat], Any]) -> Any:
         with self.committing:
             # A heartbeat of its own: beats of the drawing thread must not hide a commit that hangs.
             beat = Heartbeat(self.liveness, f"commit {_name(shard)}")
             beat()
-            recorded = commit()
+            recorded = commit(lambda n=0: beat())  # an image counts when its shard is recorded
             beat(shard.count)
             beat.idle()
         return recorded

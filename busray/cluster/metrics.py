@@ -50,8 +50,8 @@ class Measured:
 
         return measured
 
-    def commit(self, drawn: Any) -> Any:
-        return self._counted(lambda: self.inner.commit(drawn))
+    def commit(self, drawn: Any, beat: Beat) -> Any:
+        return self._counted(lambda: self.inner.commit(drawn, beat))
 
     def quarantine(self, shard: Shard, reason: str) -> Any:
         return self._counted(lambda: self.inner.quarantine(shard, reason))
@@ -83,7 +83,7 @@ class ShardMetrics:
             self.instruments[name] = Counter(f"busray_{name}_images", text, TAGS)
         text = "Seconds of drawing a shard"
         self.instruments["shard"] = Histogram("busray_shard_seconds", text, SHARD_BOUNDS, TAGS)
-        text = "Seconds of encoding and storing a shard"
+        text = "Seconds of encoding, storing and (with evaluate.inline) measuring a shard"
         self.instruments["store"] = Histogram("busray_store_seconds", text, STORE_BOUNDS, TAGS)
         text = "Share of its time that an actor drew, from the end of the shard before to the end of the last one"
         self.instruments["busy"] = Gauge("busray_busy_share", text, TAGS)

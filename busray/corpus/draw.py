@@ -14,6 +14,7 @@ import numpy as np
 from busray import config
 from busray.corpus.commit import commit_shard, committed_shards, read_commit, read_rows
 from busray.corpus.encode import Row, png_pixels
+from busray.corpus.features import InlineFeatures
 from busray.corpus.gate import GatedShard, draw_gated, place
 from busray.corpus.recipe import Recipe
 from busray.layout import commit_key
@@ -30,6 +31,10 @@ GATE_BATCH = 128  # images that the class gate classifies between two signs of l
 
 # Their versions stand in every commit record
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "numpy")
+
+
+def silent(n: int = 0, /) -> None:
+    """The Beat of work that nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class DrawJob:
     # A corpus with the same images before refinement, which then are not drawn again
     txt2img_source: Store | None = None
     gate: ClassGate | None = None
+    inline: InlineFeatures | None = None  # what is measured of a shard where it is drawn
 
     def labels(self) -> dict[str, str]:
         """What metrics are tagged by."""
@@ -87,12 +93,13 @@ class DrawJob:
     def start(self) -> "ShardDrawer":
         return ShardDrawer(self)
 
-    def commit(self, drawn: DrawnShard) -> Commit:
-        """Encode, hash, put once, record; returns the commit that won."""
+    def commit(self, drawn: DrawnShard, beat: Beat = silent) -> Commit:
+        """Encode, hash, put once, record; returns the commit that won. Then measure the pixels that
+        were written, where that is wanted."""
         libraries = {name: version(name) for name in LIBRARIES}
         dtype, batch_size = self.base.dtype, drawn.batch_size
         execution = Execution(drawn.device, dtype, batch_size, self.threads, libraries)
-        return commit_shard(
+        commit = commit_shard(
             self.store,
             drawn.shard,
             drawn.rows,
@@ -104,6 +111,9 @@ class DrawJob:
             drawn.redrawn,
             drawn.first_draws,
         )
+        if self.inline is not None:
+            self.inline.put(self.store, commit, drawn.rows, drawn.first_draws, self.device, beat)
+        return commit
 
     def quarantine(self, shard: Shard, reason: str) -> Commit:
         """Record a shard as quarantined, image by image, since its workers die; returns the commit
@@ -119,6 +129,8 @@ class ShardDrawer:
     def __init__(self, job: DrawJob) -> None:
         self.job = job
         self.sampler = load_sampler(job)
+        if job.inline is not None:
+            job.inline.load(job.device)
         # Once: that corpus was finished before this one was begun.
         self.source_shards = committed_shards(job.txt2img_source) if job.txt2img_source else []
 

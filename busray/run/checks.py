@@ -80,7 +80,8 @@ def open_run(
         check_rank(config)
         inspect_base(config.base)
     # First what settings and weights show in moments, then what has to read every image.
-    extractors = find_extractors(config.evaluate) if measures else {}
+    inline = writes and config.evaluate.inline
+    extractors = find_extractors(config.evaluate) if measures or inline else {}
     check_classifier_weights(config, judges=measures, gates=writes)
     check_image_counts(config, compares=measures)
     with image_folder(config, store) as folder:

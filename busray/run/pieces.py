@@ -3,9 +3,8 @@
 So a block is the unit of work and of retry: one that is stored is never computed again.
 """
 
-import io
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -65,6 +64,12 @@ def synthetic_blocks(run: Run, sources: dict[str, Source], extractor: str) -> di
     return blocks
 
 
+def with_extractor(block: ImageBlock, extractor: str) -> ImageBlock:
+    """The same images of a shard, for the features of another extractor."""
+    assert block.commit is not None
+    return replace(block, key=features_key(block.commit.digest, block.column, extractor))
+
+
 def _shard_blocks(store: Store, commit: Commit, source: Source, extractor: str) -> list[ImageBlock]:
     """A shard's block; for first draws a second one, of those that the class gate rejected."""
     column, first_draws = source.column, source.first_draws
@@ -114,14 +119,6 @@ def not_stored(blocks: Iterable[ImageBlock]) -> list[ImageBlock]:
         stored = store.present(by_key)
         missing += [block for key, block in by_key.items() if key not in stored]
     return missing
-
-
-def put_array(store: Store, key: str, array: np.ndarray) -> None:
-    """Store an array under a key, with its digest; where one is there already, that one stays."""
-    buffer = io.BytesIO()
-    # Without pickle: reading an object of a shared store must not be able to run code.
-    np.save(buffer, array, allow_pickle=False)
-    store.put_checked(key, buffer.getvalue())
 
 
 def load_array(store: Store, key: str) -> np.ndarray:

@@ -16,6 +16,7 @@ from busray.corpus import ablation
 from busray.corpus.arms import arm_sources, arms_to_draw, compared_images, most_compared
 from busray.corpus.commit import committed_shards, read_commit, read_rows
 from busray.corpus.encode import png_bytes
+from busray.corpus.features import put_array
 from busray.data.images import Images
 from busray.evidence.distances import FLOOR_SPLIT, arm_figures
 from busray.evidence.nearness import VAE, nearness_figures, reconstruction_figures
@@ -28,7 +29,7 @@ from busray.report.ablation import ablation_html, ablation_notes, ablation_sente
 from busray.report.contact_sheet import contact_sheet
 from busray.report.tables import figures_csv
 from busray.report.verdicts import distance_sentences
-from busray.run.pieces import ImageBlock, by_chance, load_array, put_array, synthetic_blocks
+from busray.run.pieces import ImageBlock, by_chance, load_array, synthetic_blocks
 from busray.run.record import Run, read_timings, timed
 from busray.stages.features import features
 from busray.stages.finetune import finetune

@@ -14,6 +14,7 @@ import numpy as np
 from busray.corpus.arms import arm_after_gate, released_arm
 from busray.corpus.commit import read_commits, read_rows
 from busray.corpus.encode import png_bytes, png_pixels
+from busray.corpus.features import put_array
 from busray.corpus.verify import SHARD_THREADS
 from busray.data.align import Scan, aligned_pairs, shrink
 from busray.data.check import ALIGNED
@@ -25,7 +26,7 @@ from busray.layout import AUDIT_JSON, AUDIT_PANELS, copies_key, features_key
 from busray.records import CLASS_ALL, Commit, ContentBox, Figure, SourceImage, UserError, to_json
 from busray.report.audit import audit_sentences, closest_rows
 from busray.report.contact_sheet import contact_sheet
-from busray.run.pieces import BOX, ImageBlock, block_pixels, load_array, load_arrays, put_array, real_blocks, rows_of
+from busray.run.pieces import BOX, ImageBlock, block_pixels, load_array, load_arrays, real_blocks, rows_of
 from busray.run.record import Run
 from busray.stages.features import extract, missing_real_blocks
 from busray.stages.report import add_to_report

@@ -20,7 +20,7 @@ from busray.records import Figure, StoppedForGood, json_object
 from busray.run.pieces import ImageBlock, synthetic_blocks
 from busray.run.record import Run, timed
 from busray.stages.classifiers import load_classifier, trained_classifier
-from busray.stages.features import Arms, chosen_indices, features, of_real_images, real_units
+from busray.stages.features import Arms, chosen_indices, extract_missing, features, of_real_images, real_units
 from busray.stages.whole_corpus import evaluate_whole_corpus, whole_corpus_stage
 from busray.vision.extractors import Extractor
 from busray.workers import Workers
@@ -34,6 +34,7 @@ def evaluate(run: Run, workers: Workers) -> list[Figure]:
     after it too, and nearness to the training images before and after. With evaluate.whole_corpus
     the Frechet distance of all released images too.
     """
+    _extract_missing(run, workers)
     figures: list[Figure] = []
     clean = _clean(run)
     reference, released = run.config.evaluate.reference, released_arm(run.config)
@@ -56,6 +57,15 @@ def evaluate(run: Run, workers: Workers) -> list[Figure]:
     return [*figures, *_class_figures(run, workers)]
 
 
+def _extract_missing(run: Run, workers: Workers) -> None:
+    """All that is compared, by all extractors, so that no image is read for each of them."""
+    before = arm_sources(run.config)
+    _stop_at_too_few(run, synthetic_blocks(run, before, ""))
+    gated = arm_after_gate(run.config)
+    after = [{gated: Source("", "image")}] if gated else []
+    extract_missing(run, workers, [before, *after])
+
+
 class GateComparison(NamedTuple):
     """An extractor's features before and after a class gate."""
 
@@ -72,7 +82,6 @@ def _before_and_after_gate(run: Run, workers: Workers, extractor: str) -> GateCo
     Where fewer than FEWEST_UNITS images of a class passed, nothing is compared after the gate.
     """
     before = synthetic_blocks(run, arm_sources(run.config), extractor)
-    _stop_at_too_few(run, before)
     arms, real = features(run, workers, before, extractor)
     gated, released = arm_after_gate(run.config), released_arm(run.config)
     if not gated:

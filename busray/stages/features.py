@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from busray.corpus.arms import compared_images
+from busray.corpus.arms import Source, compared_images
 from busray.corpus.commit import in_threads
+from busray.corpus.features import compute, put_array
 from busray.data.split import SPLITS
 from busray.evidence.real import RealFeatures
 from busray.records import INCEPTION, MOST_REPLICATES, SourceImage
@@ -23,9 +24,10 @@ from busray.run.pieces import (
     class_of,
     load_array,
     not_stored,
-    put_array,
     real_blocks,
     rows_of,
+    synthetic_blocks,
+    with_extractor,
 )
 from busray.run.record import Run
 from busray.vision import texture
@@ -37,6 +39,8 @@ from busray.workers import Beat, Kind, Workers
 READERS = 8  # objects of features that are read at once
 ClassFeatures = dict[str, np.ndarray]  # class -> features [n, d]
 Arms = dict[str, ClassFeatures]  # by arm
+SameImages = dict[str, ImageBlock]
+"""Extractor -> block of the same images: each names where its features are stored."""
 
 
 @dataclass(frozen=True)
@@ -74,45 +78,92 @@ def features(
     return arms, real
 
 
+def extract_missing(run: Run, workers: Workers, sources: Sequence[dict[str, Source]]) -> None:
+    """Extract what `features` will read of these arms and of the real images, by all extractors:
+    images that several extractors have not measured are read and decoded once."""
+    missing: dict[tuple[str, str, str], SameImages] = {}
+    for arms in sources:
+        blocks: list[ImageBlock] = []
+        for parts in _chosen_rows(run, synthetic_blocks(run, arms, "")).values():
+            blocks += [part.block for part in parts]
+        for name in run.extractors:
+            for block in not_stored([with_extractor(block, name) for block in blocks]):
+                assert block.commit is not None
+                images = (block.store.url, block.commit.digest, block.column)
+                missing.setdefault(images, {})[name] = block
+    _extract(run, workers, [*missing.values(), *_missing_real(run, workers, [*run.extractors])])
+
+
 def missing_real_blocks(run: Run, workers: Workers, extractor: str) -> list[ImageBlock]:
     """The blocks of real images whose features are not stored, with their pixels."""
-    wanted, blocks = real_blocks(run, extractor), []
-    stored = run.store.present(block.key for block in wanted)
-    for key, _, _, images in wanted:
-        if key not in stored:
+    return [blocks[extractor] for blocks in _missing_real(run, workers, [extractor])]
+
+
+def _missing_real(run: Run, workers: Workers, extractors: Sequence[str]) -> list[SameImages]:
+    """The real images that an extractor has not measured, with their pixels."""
+    wanted = [real_blocks(run, extractor) for extractor in extractors]
+    keys = [block.key for blocks in wanted for block in blocks]
+    stored, missing = run.store.present(keys), []
+    for same_images in zip(*wanted, strict=True):
+        new = [
+            (name, block.key) for name, block in zip(extractors, same_images, strict=True) if block.key not in stored
+        ]
+        if new:
+            images = same_images[0].images
             loaded = run.images.load(images)
             pixels = workers.share(loaded.pixels)
-            blocks.append(ImageBlock(run.store, key, pixels=pixels, boxes=loaded.boxes, images=len(images)))
-    return blocks
+            blocks: SameImages = {}
+            for name, key in new:
+                blocks[name] = ImageBlock(run.store, key, pixels=pixels, boxes=loaded.boxes, images=len(images))
+            missing.append(blocks)
+    return missing
 
 
 def extract(run: Run, workers: Workers, blocks: list[ImageBlock], name: str) -> None:
     """Compute and store the blocks' features by the extractor of this name."""
-    extractor = run.extractors[name]
-    kind: Kind = "model"
-    if extractor.weights is None:
-        kind = "core"  # plain arithmetic on one thread, so there is a worker a core
-    elif isinstance(extractor.weights, Segmenter | Classifier):
-        kind = "cpu"  # a small network that was trained on CPUs
-    device = workers.device if kind == "model" else "cpu"
-    start = partial(_start_extracting, extractor, device, run.config.evaluate.batch_size)
-    stage = "features" if name == INCEPTION else f"features {name}"
-    workers.map(stage, sum(block.images for block in blocks), start, blocks, kind)
+    _extract(run, workers, [{name: block} for block in blocks])
 
 
-def _start_extracting(extractor: Extractor, device: str, batch_size: int) -> Callable[[ImageBlock, Beat], None]:
-    return partial(_extract_block, extractor.load(device), batch_size)
+def _extract(run: Run, workers: Workers, items: Sequence[SameImages]) -> None:
+    """One pool of workers for the images that the same extractors have not measured."""
+    by_extractors: dict[tuple[str, ...], list[SameImages]] = {}
+    for item in items:
+        by_extractors.setdefault(tuple(item), []).append(item)
+    for names, same in by_extractors.items():
+        extractors = [run.extractors[name] for name in names]
+        kind = _kind(extractors)
+        device = workers.device if kind == "model" else "cpu"
+        start = partial(_start_extracting, extractors, device, run.config.evaluate.batch_size)
+        images = sum(next(iter(item.values())).images for item in same)
+        stage = "features" if INCEPTION in names else f"features {', '.join(names)}"
+        workers.map(stage, images, start, same, kind)
 
 
-def _extract_block(compute: Features, batch_size: int, block: ImageBlock, beat: Beat) -> None:
-    """Read a block's images and put their features float32 [n, d] beside the corpus."""
-    pixels, boxes = block_pixels(block)
-    batches = []
-    for at in range(0, len(pixels), batch_size):
-        batch = slice(at, at + batch_size)
-        batches.append(compute(pixels[batch], boxes[batch]))
-        beat(len(batches[-1]))
-    put_array(block.store, block.key, np.concatenate(batches).astype(np.float32))
+def _kind(extractors: Sequence[Extractor]) -> Kind:
+    """The workers that these extractors need together."""
+    weights = [extractor.weights for extractor in extractors if extractor.weights is not None]
+    if not weights:
+        return "core"  # plain arithmetic on one thread, so there is a worker a core
+    if all(isinstance(one, Segmenter | Classifier) for one in weights):
+        return "cpu"  # a small network that was trained on CPUs
+    return "model"
+
+
+def _start_extracting(
+    extractors: Sequence[Extractor], device: str, batch_size: int
+) -> Callable[[SameImages, Beat], None]:
+    loaded = {extractor.name: extractor.load(device) for extractor in extractors}
+    return partial(_extract_block, loaded, batch_size)
+
+
+def _extract_block(extractors: dict[str, Features], batch_size: int, blocks: SameImages, beat: Beat) -> None:
+    """Read images once and put their features float32 [n, d], by each extractor, in the store."""
+    pixels, boxes = block_pixels(next(iter(blocks.values())))
+    *_, last = blocks
+    for name, block in blocks.items():
+        # An image counts when the last extractor has measured it
+        counted: Beat = beat if name == last else lambda n=0: beat()
+        put_array(block.store, block.key, compute(extractors[name], pixels, boxes, batch_size, counted))
 
 
 def _chosen_rows(run: Run, wanted: dict[str, list[ImageBlock]]) -> dict[str, list[_Chosen]]:

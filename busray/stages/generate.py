@@ -16,6 +16,7 @@ from busray.corpus.commit import committed_shards, find_image, read_commit
 from busray.corpus.cost import Budget
 from busray.corpus.draw import ClassGate, DrawJob, redraw
 from busray.corpus.encode import png_pixels
+from busray.corpus.features import inline_features
 from busray.corpus.manifest import publish_manifest
 from busray.corpus.plan import extend_plan, first_of_each_class, pending, shards
 from busray.corpus.recipe import corpus_identity, make_recipe
@@ -275,6 +276,7 @@ def draw_job(run: Run, device: str, arm: str | None = None, txt2img_source: Stor
         device=device,
         txt2img_source=txt2img_source,
         gate=gate,
+        inline=inline_features(config, run.dataset, run.extractors, arm),
     )
 
 

@@ -23,13 +23,14 @@ import numpy as np
 from busray.corpus.arms import arm_after_gate, released_arm
 from busray.corpus.commit import in_threads, read_commit
 from busray.corpus.damage import array_of
+from busray.corpus.features import put_array
 from busray.corpus.manifest import published_rows
 from busray.evidence.distances import whole_corpus_figures
 from busray.evidence.stats.frechet import Moments
 from busray.identity import fingerprint
 from busray.layout import features_key, moments_key
 from busray.records import CLASS_ALL, Figure, Shard
-from busray.run.pieces import ImageBlock, load_array, put_array
+from busray.run.pieces import ImageBlock, load_array
 from busray.run.record import Run
 from busray.stages.features import extract, missing_real_blocks, real_features
 from busray.storage import Store

@@ -98,10 +98,10 @@ class DrawsBesideCommits(SleepingCorpus):
         self.store.put_once(f"begun/{shard.name}", b"begun")
         return super().draw(shard, beat)
 
-    def commit(self, drawn: Any) -> None:
+    def commit(self, drawn: Any, beat: Beat) -> None:
         last = min(6, count(self.store, "commits") + 2)
         wait_until(lambda: count(self.store, "begun") >= last, "the next draw waited for a commit")
-        super().commit(drawn)
+        super().commit(drawn, beat)
 
 
 def test_an_actor_draws_its_next_shard_while_it_commits_the_one_before(tmp_path: Path) -> None:
@@ -113,10 +113,10 @@ def test_an_actor_draws_its_next_shard_while_it_commits_the_one_before(tmp_path:
 
 @dataclass(frozen=True)
 class FullDisk(SleepingCorpus):
-    def commit(self, drawn: Any) -> None:
+    def commit(self, drawn: Any, beat: Beat) -> None:
         if count(self.store, "commits") == 2:
             raise OSError(28, "No space left on device")
-        super().commit(drawn)
+        super().commit(drawn, beat)
 
 
 def test_a_commit_that_fails_ends_the_stage_and_loses_no_other(tmp_path: Path) -> None:
@@ -139,11 +139,11 @@ class FirstCommitHangs(SleepingCorpus):
             wait_until(lambda: not self.store.exists(mine), "a commit that hangs was left alone", beat)
         return super().draw(shard, beat)
 
-    def commit(self, drawn: Any) -> None:
+    def commit(self, drawn: Any, beat: Beat) -> None:
         if not count(self.store, "hanging"):
             self.store.put_once(f"hanging/{os.getpid()}", b"hanging")
             time.sleep(10 * PATIENCE)
-        super().commit(drawn)
+        super().commit(drawn, beat)
 
 
 def test_a_commit_that_hangs_is_seen_beside_a_draw_that_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

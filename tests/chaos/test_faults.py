@@ -223,7 +223,7 @@ def test_what_fails_on_every_machine_ends_the_stage_with_its_innermost_cause(
 
 @dataclass(frozen=True)
 class BrokenRecipe(SleepingCorpus):
-    def commit(self, drawn: Any) -> Any:
+    def commit(self, drawn: Any, beat: Beat) -> Any:
         shard, rows = drawn
         return self.record(shard, (), [(row.spec.image_id, "latents or pixels are not finite") for row in rows])
 

@@ -64,7 +64,7 @@ class SleepingCorpus:
         self.store.put_once(f"drawn/{shard.name}", b"drawn")
         return shard, rows
 
-    def commit(self, drawn: tuple[Shard, list[Row]]) -> Commit:
+    def commit(self, drawn: tuple[Shard, list[Row]], beat: Beat) -> Commit:
         time.sleep(self.committing)
         shard, rows = drawn
         return self.record(shard, rows, ())

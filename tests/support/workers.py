@@ -56,7 +56,7 @@ class InProcessWorkers:
             draw = stage.drawing.start()
             for shard in sorted(stage.shards, key=lambda shard: shard not in stage.first):
                 if not stage.drawing.is_committed(shard):
-                    stage.seen(stage.drawing.commit(draw(shard, lambda n=0: beat())))
+                    stage.seen(stage.drawing.commit(draw(shard, lambda n=0: beat()), lambda n=0: beat()))
                 beat(shard.count)  # an image counts when it is committed
 
     def train(self, stage: str, training: Training, *, done: int) -> None:

@@ -10,12 +10,13 @@ import pytest
 
 from busray.corpus.arms import corpora
 from busray.corpus.commit import each_commit, read_commits
+from busray.corpus.features import put_array
 from busray.corpus.manifest import orphans, publish_manifest
 from busray.corpus.plan import extend_plan, shards
 from busray.identity import sha256_bytes
 from busray.layout import commit_key, data_key, digest_key, features_key
 from busray.records import Commit, Damaged, Execution, Shard, to_json
-from busray.run.pieces import load_arrays, put_array
+from busray.run.pieces import load_arrays
 from busray.storage import FEW_KEYS, Store
 
 pytest.importorskip("moto.server")

@@ -14,9 +14,10 @@ from aiobotocore.client import AioBaseClient
 
 from busray.corpus.commit import read_commit
 from busray.corpus.cost import BLOCK_REQUESTS, SHARD_REQUESTS
+from busray.corpus.features import put_array
 from busray.layout import commit_key
 from busray.records import Damaged, Shard, json_object
-from busray.run.pieces import ImageBlock, block_pixels, put_array
+from busray.run.pieces import ImageBlock, block_pixels
 from busray.storage import Store
 from tests.support.corpora import commit_black
 

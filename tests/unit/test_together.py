@@ -39,7 +39,7 @@ def test_each_corpus_gets_its_own_shards_and_a_worker_loads_its_models_when_its_
     draw = together.start()
     for shard in shards:
         assert not together.is_committed(shard)
-        corpus, commit = together.commit(draw(shard, still))
+        corpus, commit = together.commit(draw(shard, still), still)
         assert (corpus, commit.shard) == (shard.corpus, shard.plain)
         assert together.is_committed(shard)
     assert [committed_shards(store) for store in stores] == [plan(3, 2), plan(2, 2)]
@@ -59,4 +59,4 @@ def test_models_that_could_not_be_loaded_are_loaded_at_the_next_shard(
             draw(second, still)
     first = placed([Shard("benign", 0, 2)], 0)[0]
     for shard in (second, first):
-        assert together.commit(draw(shard, still))[0] == shard.corpus
+        assert together.commit(draw(shard, still), still)[0] == shard.corpus

@@ -131,7 +131,7 @@ class Plan:
 
         return draw
 
-    def commit(self, drawn: Any) -> None:
+    def commit(self, drawn: Any, beat: Beat) -> None:
         shard, pixels, _ = drawn
         (self.folder / shard.name).write_text(f"{pixels.shape} {pixels.max()}")
 

@@ -11,11 +11,11 @@ import ray
 
 from busray.cluster.pool import ray_workers
 from busray.config import Cluster
+from busray.corpus.features import put_array
 from busray.evidence.stats.frechet import Moments, frechet
 from busray.identity import fingerprint
 from busray.layout import features_key
 from busray.records import CLASS_ALL, INCEPTION
-from busray.run.pieces import put_array
 from busray.stages import whole_corpus as stage
 from busray.storage import Store
 from tests.support.runs import quiet

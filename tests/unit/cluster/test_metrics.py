@@ -103,6 +103,6 @@ def test_a_measured_drawing_is_the_drawing_with_its_numbers_told(
     assert not measured.is_committed(SHARD) and measured.labels() == corpus.labels()
     monkeypatch.setattr(module, "ShardMetrics", lambda labels: metrics)
     drawn = measured.start()(SHARD, lambda n=0: None)
-    commit = measured.commit(drawn)
+    commit = measured.commit(drawn, lambda n=0: None)
     assert commit.rows == 10 and measured.is_committed(SHARD)
     assert (told(metrics, "drawn"), told(metrics, "committed"), len(told(metrics, "store"))) == ([10], [10], 1)

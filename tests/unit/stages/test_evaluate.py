@@ -16,7 +16,6 @@ from busray.evidence.real import RealFeatures
 from busray.identity import image_id
 from busray.layout import CHECK
 from busray.records import (
-    INCEPTION,
     MOST_REPLICATES,
     ClassifierRecord,
     Commit,
@@ -81,6 +80,7 @@ def test_what_a_gate_let_pass_has_figures_on_the_clean_test_images_too(
     found = evaluate.GateComparison(drawn, gated, [("lora", "lora+gate")], real)
     monkeypatch.setattr(evaluate, "_before_and_after_gate", lambda run, workers, extractor: found)
     monkeypatch.setattr(evaluate, "_class_figures", lambda run, workers: [])
+    monkeypatch.setattr(evaluate, "_extract_missing", lambda run, workers: None)
     clean = [f for f in evaluate.evaluate(run, InProcessWorkers()) if f.reference == "test-clean"]
     assert {f.arm for f in clean if f.metric == "fd-x" and not f.floor} == {"base", "lora", "lora+gate"}
     compared = {(f.arm, f.against) for f in clean if f.metric == "kd-x_difference"}
@@ -108,7 +108,7 @@ def test_a_class_that_was_quarantined_ends_the_figures_with_its_reason(run: Run)
     commit_shard(arm, Shard("malignant", 0, 6), [], rejects, {"fingerprint": "f" * 64}, EXECUTION, "parquet", 1.0)
     publish_manifest(arm, read_segments(arm))
     with pytest.raises(Stopped, match=r"0 images of malignant.*quarantined \(latents or pixels are not finite\)"):
-        evaluate._before_and_after_gate(run, InProcessWorkers(), INCEPTION)
+        evaluate.evaluate(run, InProcessWorkers())
 
 
 def test_clean_images_are_those_that_the_check_found_nothing_in(tmp_path: Path) -> None:

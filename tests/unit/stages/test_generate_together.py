@@ -12,7 +12,7 @@ from busray.records import Commit, Stopped
 from busray.run.record import Run, read_timings
 from busray.stages import generate as module
 from busray.stages.generate import generate_together
-from busray.workers import DrawStage
+from busray.workers import Beat, DrawStage
 from tests.support.sleeping import SleepingCorpus
 from tests.support.workers import InProcessWorkers
 
@@ -31,10 +31,10 @@ class Job(SleepingCorpus):
         self.loads.append(self.store.url)
         return self.draw
 
-    def commit(self, drawn: Any) -> Commit:
+    def commit(self, drawn: Any, beat: Beat) -> Commit:
         if self.broken and self.store.url.endswith(self.broken):
             raise OSError("the disk is full")
-        return super().commit(drawn)
+        return super().commit(drawn, beat)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from busray.corpus.damage import find_damage
+from busray.corpus.features import put_array
 from busray.corpus.repair import move_aside
 from busray.evidence.distances import WHOLE_CORPUS, whole_corpus_figures
 from busray.evidence.real import RealFeatures
@@ -16,7 +17,6 @@ from busray.evidence.stats.frechet import Moments, frechet
 from busray.identity import fingerprint
 from busray.layout import CONFIG, features_key
 from busray.records import CLASS_ALL, INCEPTION, Damaged, Shard, Stopped
-from busray.run.pieces import put_array
 from busray.stages import whole_corpus as stage
 from busray.storage import Store
 from busray.vision import texture
