@@ -29,7 +29,20 @@ from benchmarks.speed.contest import (
 )
 from benchmarks.speed.profiles import profile
 
-QUESTIONS = ("png", "frechet", "tokens", "generate", "features", "again", "check", "resume", "start", "job", "gpu")
+QUESTIONS = (
+    "png",
+    "frechet",
+    "tokens",
+    "generate",
+    "features",
+    "texture",
+    "again",
+    "check",
+    "resume",
+    "start",
+    "job",
+    "gpu",
+)
 LIBRARIES = ("torch", "diffusers", "torch-fidelity", "numpy", "scipy", "pillow", "ray")
 PROFILES = 2
 """Of the questions furthest below their goals."""

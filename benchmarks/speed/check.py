@@ -16,7 +16,7 @@ from benchmarks.speed.contest import Contest, Skipped
 from busray.data.phantom import CLASSES, PROBES, phantom
 
 BEFORE = "91be7a5"
-"""The commit before the check was made faster."""
+"""The commit before the check and the texture features were made faster."""
 IMAGES = 240
 ROOT = Path(__file__).parents[2]
 
@@ -25,13 +25,9 @@ def questions() -> list[Contest | Skipped]:
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
     scratch = Path(folder.name)
-    before = scratch / "before"
-    add = ["git", "-C", str(ROOT), "worktree", "add", "--detach", str(before), BEFORE]
-    added = subprocess.run(add, capture_output=True, text=True, check=False)
-    if added.returncode:
-        return [Skipped("check", f"no commit {BEFORE} to compare with ({added.stderr.strip().splitlines()[-1]})")]
-    remove = ["git", "-C", str(ROOT), "worktree", "remove", "--force", str(before)]
-    atexit.register(lambda: subprocess.run(remove, capture_output=True, check=False))
+    before = earlier_code()
+    if isinstance(before, Skipped):
+        return [before]
     given = os.environ.get("BUSRAY_BUSI")
     images, name = (Path(given), "BUSI") if given else (scratch / "images", f"{IMAGES} simulated images")
     if not given:
@@ -49,6 +45,20 @@ def questions() -> list[Contest | Skipped]:
         return "the same output" if mine == theirs else f"{differing} lines of the output differ"
 
     return [Contest(f"check of {name}", "busray", f"commit {BEFORE}", ours, rival, 3, same, profiled=False)]
+
+
+def earlier_code() -> Path | Skipped:
+    """A folder with the code of BEFORE; it is removed at exit."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    before = Path(folder.name) / "before"
+    add = ["git", "-C", str(ROOT), "worktree", "add", "--detach", str(before), BEFORE]
+    added = subprocess.run(add, capture_output=True, text=True, check=False)
+    if added.returncode:
+        return Skipped("check", f"no commit {BEFORE} to compare with ({added.stderr.strip().splitlines()[-1]})")
+    remove = ["git", "-C", str(ROOT), "worktree", "remove", "--force", str(before)]
+    atexit.register(lambda: subprocess.run(remove, capture_output=True, check=False))
+    return before
 
 
 def _check(code: Path, images: Path) -> str:
