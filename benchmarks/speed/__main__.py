@@ -8,6 +8,7 @@ import importlib
 import os
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import version
@@ -68,13 +69,17 @@ def main() -> None:
     if options.busi:
         os.environ["BUSRAY_BUSI"] = str(options.busi.resolve())
     asked, answers, began = options.questions or QUESTIONS, Answers(), time.monotonic()
+    command = "make bench"
+    if asked != QUESTIONS or options.repeats != REPEATS:
+        command = f"python -m benchmarks.speed {' '.join(asked)} --repeats {options.repeats}"
     for name in asked:
         for question in importlib.import_module(f"benchmarks.speed.{name}").questions():
             answer(question, options.repeats, answers)
             print(answers.rows[-1], flush=True)
-    command = f"python -m benchmarks.speed {' '.join(options.questions)} --repeats {options.repeats}"
-    command = "make bench" if asked == QUESTIONS and options.repeats == REPEATS else " ".join(command.split())
-    options.out.write_text(_page(answers, command, (time.monotonic() - began) / 60))
+            # After each question: one that fails does not take the others with it.
+            options.out.write_text(_page(answers, command, (time.monotonic() - began) / 60))
+    losses = _losses(answers.outcomes)
+    options.out.write_text(_page(answers, command, (time.monotonic() - began) / 60, losses))
     print(f"written: {options.out}")
 
 
@@ -92,7 +97,7 @@ def answer(question: Question, repeats: int, answers: Answers) -> None:
     answers.load.append(os.getloadavg()[0])
 
 
-def _page(answers: Answers, command: str, minutes: float) -> str:
+def _page(answers: Answers, command: str, minutes: float, losses: Sequence[str] = ()) -> str:
     import torch
 
     versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
@@ -111,7 +116,7 @@ def _page(answers: Answers, command: str, minutes: float) -> str:
         HEADER,
         *answers.rows,
         "",
-        *_losses(answers.outcomes),
+        *losses,
     ]
     return "\n".join(lines)
 
