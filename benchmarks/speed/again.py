@@ -52,7 +52,9 @@ class _Value:
 def questions() -> list[Contest]:
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
-    run = small_run(Path(folder.name) / "run", IMAGES, extractors=["inception"])
+    run = small_run(
+        Path(folder.name) / "run", IMAGES, evaluate={"arms": [ARM], "judge": None, "extractors": ["inception"]}
+    )
     store = run.store.sub(arm_prefix(ARM))
     box = ContentBox(0, 0, SIDE, SIDE)
     for name in run.config.classes:

@@ -36,7 +36,8 @@ class Limit:
     question: str
     work: Callable[[], object]
     most: float | None
-    """Seconds; None: no goal."""
+    """In the unit; None: no goal."""
+    unit: str = "s"
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,10 @@ def limit_row(limit: Limit, times: Times) -> str:
     if limit.most is None:
         goal, met = "", ""
     else:
-        goal = f"{limit.most:g} s"
+        goal = f"{limit.most:g} {limit.unit}"
         met = "yes" if times.median <= limit.most else f"no, by {times.median / limit.most - 1:.0%}"
-    return f"| {limit.question} | busray: {times} | | | {goal} | {met} | |"
+    shown = times if limit.unit == "s" else f"{times.median:.3g} [{times.low:.3g}, {times.high:.3g}] {limit.unit}"
+    return f"| {limit.question} | busray: {shown} | | | {goal} | {met} | |"
 
 
 def skipped_row(skipped: Skipped) -> str:

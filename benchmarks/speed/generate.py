@@ -4,6 +4,9 @@ The rivals run txt2img and then img2img on the decoded picture, with the same pr
 scheduler, noise and dtype. One takes a prompt at a time, the other as many as busray's batch.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
@@ -43,11 +46,7 @@ def _contest(latent_side: int, rival_batch: int, goal: float) -> Contest:
     for i in range(images):
         specs.append(ImageSpec(f"i-{i}", "benign", i, 0, PROMPTS[i % len(PROMPTS)], 2 * i, 2 * i + 1, box, {}))
     sampler = Sampler(load_pipeline(config.Base()), SAMPLING, REFINE, side, keep_txt2img=False)
-    text_pipe = load_pipeline(config.Base())
-    text_pipe.scheduler = scheduler_for(SAMPLING.scheduler, text_pipe.scheduler.config)
-    parts = {name: part for name, part in text_pipe.components.items() if name != "image_encoder"}
-    image_pipe = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
-    image_pipe.set_progress_bar_config(disable=True)
+    theirs = diffusers_images(config.Base(size=side), SAMPLING, REFINE)
 
     def ours() -> np.ndarray:
         drawn = []
@@ -58,7 +57,7 @@ def _contest(latent_side: int, rival_batch: int, goal: float) -> Contest:
     def rival() -> np.ndarray:
         drawn = []
         for at in range(0, images, rival_batch):
-            drawn.append(_diffusers(text_pipe, image_pipe, specs[at : at + rival_batch], side))
+            drawn.append(theirs(specs[at : at + rival_batch]))
         return np.concatenate(drawn)
 
     def same() -> str:
@@ -71,28 +70,40 @@ def _contest(latent_side: int, rival_batch: int, goal: float) -> Contest:
     return Contest(name, f"busray, batch {BATCH}", rival_name, ours, rival, goal, same)
 
 
-def _diffusers(text_pipe, image_pipe, specs: list[ImageSpec], side: int) -> np.ndarray:
-    """Grey uint8 [b, side, side]."""
-    prompts = [spec.prompt for spec in specs]
-    drawn = text_pipe(
-        prompts,
-        height=side,
-        width=side,
-        num_inference_steps=SAMPLING.steps,
-        guidance_scale=SAMPLING.guidance_scale,
-        generator=[torch.Generator().manual_seed(spec.seed_txt2img) for spec in specs],
-        output_type="np",
-    ).images
-    refined = image_pipe(
-        prompts,
-        image=_grey(drawn)[..., None].repeat(3, -1).astype(np.float32) / 255,
-        strength=REFINE.strength,
-        num_inference_steps=REFINE.steps,
-        guidance_scale=REFINE.guidance_scale,
-        generator=[torch.Generator().manual_seed(spec.seed_img2img) for spec in specs],
-        output_type="np",
-    ).images
-    return _grey(refined)
+def diffusers_images(
+    base: config.Base, sampling: config.Sampling, refine: config.Refine | None, device: str = "cpu"
+) -> Callable[[list[ImageSpec]], np.ndarray]:
+    """What draws grey uint8 [b, side, side] by diffusers' own pipelines, loaded once."""
+    assert refine is not None
+    text_pipe = load_pipeline(base, device)
+    text_pipe.scheduler = scheduler_for(sampling.scheduler, text_pipe.scheduler.config)
+    parts = {name: part for name, part in text_pipe.components.items() if name != "image_encoder"}
+    image_pipe: Any = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
+    image_pipe.set_progress_bar_config(disable=True)
+
+    def images(specs: list[ImageSpec]) -> np.ndarray:
+        prompts = [spec.prompt for spec in specs]
+        drawn = text_pipe(
+            prompts,
+            height=base.size,
+            width=base.size,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance_scale,
+            generator=[torch.Generator().manual_seed(spec.seed_txt2img) for spec in specs],
+            output_type="np",
+        ).images
+        refined = image_pipe(
+            prompts,
+            image=_grey(drawn)[..., None].repeat(3, -1).astype(np.float32) / 255,
+            strength=refine.strength,
+            num_inference_steps=refine.steps,
+            guidance_scale=refine.guidance_scale,
+            generator=[torch.Generator().manual_seed(spec.seed_img2img) for spec in specs],
+            output_type="np",
+        ).images
+        return _grey(refined)
+
+    return images
 
 
 def _grey(images: np.ndarray) -> np.ndarray:
