@@ -13,7 +13,7 @@ align_turned refines its guesses.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import product, repeat
 
 import numpy as np
@@ -193,8 +193,7 @@ def align_coarsely(image: Scan, other: Scan, template: SquareBox, window: Square
 def align_finely(image: Scan, other: Scan, place: Place) -> Match:
     scale, dy, dx = place
     guess = (scale, dy * SIDE / COARSE, dx * SIDE / COARSE)
-    details = _detail(image.pixels, SIDE, FINE), _detail(other.pixels, SIDE, FINE)
-    return _refine(*details, guess, FINE_SCALES, reach=5)[0]
+    return _refine(_fine(image), _fine(other), guess, FINE_SCALES, reach=5)[0]
 
 
 def align_turned(image: Scan, other: Scan, guess: Pose) -> tuple[Match, Pose]:
@@ -212,8 +211,8 @@ def align_turned(image: Scan, other: Scan, guess: Pose) -> tuple[Match, Pose]:
             match, pose = tried
     if match.score < COARSE_MATCH:
         return NO_MATCH, guess
-    frame = _Frame(_detail(image.pixels, SIDE, FINE), reach=3)
-    picture = Image.fromarray(sign * _detail(other.pixels, SIDE, FINE))
+    frame = _Frame(_fine(image), reach=3)
+    picture = Image.fromarray(sign * _fine(other))
     return _refine_pose(frame, picture, pose.at(1 / ratio), (FINE_TURNS, FINER_SCALES))
 
 
@@ -342,6 +341,12 @@ def _unit(squares: np.ndarray) -> np.ndarray:
 
 
 # ---- detail and its alignment ----
+
+
+@lru_cache(maxsize=64)  # an image's pairs come close together; details of all would fill memory
+def _fine(image: Scan) -> np.ndarray:
+    """float32: fine detail at SIDE."""
+    return _detail(image.pixels, SIDE, FINE)
 
 
 def _detail(image: np.ndarray, side: int, blurs: tuple[int, int]) -> np.ndarray:

@@ -101,7 +101,8 @@ def _centres(grey: np.ndarray, axes: Axes, contrast: int) -> np.ndarray:
         bright, sharp = level >= DIM, level - sides >= contrast
         for steps in (range(2, REACH + 1), range(-REACH, -1)):
             parts = [np.s_[REACH + k * dy : REACH + k * dy + h, REACH + k * dx : REACH + k * dx + w] for k in steps]
-            centres &= np.sum([sharp[part] for part in parts], axis=0, dtype=np.int8) > len(steps) / 2
+            near, middle, far = (sharp[part] for part in parts)
+            centres &= (near & middle) | (far & (near | middle))  # two of three
             for part in parts:
                 centres &= bright[part]
             levels.append([level[part] for part in parts])
