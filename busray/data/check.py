@@ -2,7 +2,7 @@
 annotations, masks, and lesions that framing cuts off."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +19,7 @@ from busray.data.duplicates import ALIGNED, COPIES, THRESHOLD, DuplicatePairs, S
 from busray.data.folder import Classes, Side
 from busray.data.framing import FRAMINGS, cut_share
 from busray.data.patients import Patients
-from busray.data.pixels import READ_THREADS, lesion_mask, read_grey_and_rgb
+from busray.data.pixels import READ_THREADS, Decoded, by_file, lesion_mask, opened
 from busray.data.read import FolderScan, scan
 from busray.records import SourceImage
 
@@ -263,22 +263,23 @@ def check(
     progress(images examined, images). UserError where the folder or the metadata cannot be used.
     """
     scanned = scan(folder, classes, metadata, settings)
-    examinations: list[Examination] = []
+    examination_of: dict[str, Examination] = {}
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        for examination in pool.map(partial(examine, scanned.root), scanned.images):
-            examinations.append(examination)
+        for examinations in pool.map(partial(_examine_file, scanned.root), by_file(scanned.images)):
+            examination_of |= examinations
             if progress:
-                progress(len(examinations), len(scanned.images))
-    return _report(scanned, examinations)
+                progress(len(examination_of), len(scanned.images))
+    return _report(scanned, examination_of)
 
 
-def _report(scanned: FolderScan, examinations: Sequence["Examination"]) -> CheckReport:
+def _report(scanned: FolderScan, examination_of: Mapping[str, "Examination"]) -> CheckReport:
     coloured, annotated, dark, files, signatures = [], [], [], [], []
     problems = [(file, "a mask without its image") for file in scanned.stray_masks]
     flat = frozenset(scanned.flat)
     class_of = {image.file: image.class_name for image in scanned.images}
     cuts: dict[str, dict[str, tuple[int, int]]] = {framing: {} for framing in FRAMINGS}
-    for image, examination in zip(scanned.images, examinations, strict=True):
+    for image in scanned.images:
+        examination = examination_of[image.file]
         if image.file not in flat:  # whatever shows nothing is nobody's copy
             files.append(image.file)
             signatures.append(examination.signature)
@@ -333,10 +334,15 @@ class Examination:
     cuts: dict[str, float]  # framing -> share of the lesion that it cuts off; {} without a lesion
 
 
-def examine(folder: Path, image: SourceImage) -> Examination:
-    """Read an image and its masks once, and measure all that the check reports."""
-    path = folder / image.path
-    pixels, rgb = read_grey_and_rgb(path, image.frame)
+def _examine_file(folder: Path, images: Sequence[SourceImage]) -> dict[str, Examination]:
+    """The examination of each image of one file."""
+    with opened(folder / images[0].path) as decode:
+        return {image.file: examine(folder, image, decode(image.frame)) for image in images}
+
+
+def examine(folder: Path, image: SourceImage, decoded: Decoded) -> Examination:
+    """Read an image's masks, and measure all that the check reports."""
+    pixels, rgb = decoded.grey, decoded.rgb
     coloured = 0.0
     if rgb is not None:
         coloured = float((np.ptp(rgb.astype(np.int16), axis=2) >= COLOURED).mean())

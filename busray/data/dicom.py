@@ -7,8 +7,10 @@ message quotes an element's value that could say who a patient is.
 import logging
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -107,29 +109,57 @@ def refuse_bomb(width: int, height: int, most: int) -> None:
         raise UserError(f"{width} x {height} pixels are more than {most}: a decompression bomb, or crop it")
 
 
-def decode(path: Path, frame: int, most_pixels: int) -> Decoded:
-    """A frame of a DICOM file. UserError, with the reason, where it cannot be read, and for over
-    most_pixels."""
+class OpenedDicom:
+    """A DICOM file that is read once, whatever number of its frames is decoded.
+
+    UserError, with the reason, where it or a frame cannot be read, and for over most_pixels.
+    """
+
+    def __init__(self, path: Path, most_pixels: int) -> None:
+        with _in_own_words():
+            self.dataset = _read(path)
+            _refuse_without_pixels(self.dataset)
+            refuse_bomb(int(self.dataset.Columns), int(self.dataset.Rows), most_pixels)
+            self.frames = max(int(self.dataset.get("NumberOfFrames") or 1), 1)
+
+    def decode(self, frame: int) -> Decoded:
+        if frame >= self.frames:
+            raise UserError(f"no frame {frame}: it has {self.frames}, counted from 0")
+        with _in_own_words():
+            dataset = self.dataset
+            stored = _stored_pixels(dataset, frame)
+            who = (_text(dataset, "IssuerOfPatientID", "PatientID"), _text(dataset, "StudyInstanceUID"))
+            pixels, found = _colour(stored, dataset) if stored.ndim == 3 else _grey(stored, self)
+        return Decoded(pixels, found, self.frames, who if who[0] or who[1] else ("", ""))
+
+    def extent(self, pixels: np.ndarray) -> tuple[int, int]:
+        """(least, greatest) stored value of a clip, so that a dark frame is read as the others are;
+        of a compressed clip, of this frame alone."""
+        return self._extent_of_clip or (int(pixels.min()), int(pixels.max()))
+
+    @cached_property
+    def _extent_of_clip(self) -> tuple[int, int] | None:
+        dataset = self.dataset
+        deep = int(dataset.BitsAllocated) == 16 and int(dataset.BitsStored) == 16
+        if not deep or self.frames == 1 or dataset.file_meta.TransferSyntaxUID.is_compressed:
+            return None
+        order = "<" if dataset.original_encoding[1] else ">"
+        whole = len(dataset.PixelData) // 2
+        kind = f"{order}{'i' if dataset.get('PixelRepresentation') else 'u'}2"
+        values = np.frombuffer(dataset.PixelData, kind, whole)
+        return int(values.min()), int(values.max())
+
+
+@contextmanager
+def _in_own_words() -> Iterator[None]:
+    """UserError without a word of pydicom's."""
     try:
-        return _decoded(path, frame, most_pixels)
+        yield
     except (UserError, OSError):
         raise
     except Exception as error:  # its message, and those before it, could quote the patient's data
         name = type(error).__name__
         raise UserError(f"pydicom cannot read it ({name}): it is damaged; export it again") from None
-
-
-def _decoded(path: Path, frame: int, most_pixels: int) -> Decoded:
-    dataset = _read(path)
-    _refuse_without_pixels(dataset)
-    refuse_bomb(int(dataset.Columns), int(dataset.Rows), most_pixels)
-    frames = max(int(dataset.get("NumberOfFrames") or 1), 1)
-    if frame >= frames:
-        raise UserError(f"no frame {frame}: it has {frames}, counted from 0")
-    stored = _stored_pixels(dataset, frame)
-    who = (_text(dataset, "IssuerOfPatientID", "PatientID"), _text(dataset, "StudyInstanceUID"))
-    pixels, found = _colour(stored, dataset) if stored.ndim == 3 else _grey(stored, dataset)
-    return Decoded(pixels, found, frames, who if who[0] or who[1] else ("", ""))
 
 
 def _text(dataset: Any, *names: str) -> str:
@@ -317,11 +347,12 @@ def _colour(pixels: np.ndarray, dataset: Any) -> tuple[np.ndarray, Levels]:
     return (pixels >> (bits - 8)).astype(np.uint8), levels.measured(kind, pixels, reading)  # the upper 8 bits
 
 
-def _grey(pixels: np.ndarray, dataset: Any) -> tuple[np.ndarray, Levels]:
+def _grey(pixels: np.ndarray, file: OpenedDicom) -> tuple[np.ndarray, Levels]:
     """Grey goes through the file's own lookup table, else through its window; else the whole range
     of its stored bits becomes 0 to 255, so that one image's extremes do not decide."""
     from pydicom.pixels.processing import apply_modality_lut, apply_windowing
 
+    dataset = file.dataset
     bits, signed, reading = int(dataset.BitsStored), bool(dataset.get("PixelRepresentation")), ""
     kind = f"{bits}-bit {'signed ' if signed else ''}DICOM"
     values = apply_modality_lut(pixels, dataset)
@@ -337,7 +368,7 @@ def _grey(pixels: np.ndarray, dataset: Any) -> tuple[np.ndarray, Levels]:
     else:
         lowest, highest = levels.bit_range(bits, signed)
         if not dataset.get("ModalityLUTSequence"):  # which says what each stored value means
-            least, greatest = _extent(pixels, dataset)
+            least, greatest = file.extent(pixels)
             held = levels.held_bits(least, greatest, bits, signed)
             if held < bits:
                 lowest, highest = levels.bit_range(held, signed and least < 0)
@@ -346,17 +377,6 @@ def _grey(pixels: np.ndarray, dataset: Any) -> tuple[np.ndarray, Levels]:
     seen = levels.grey(values, float(np.min(ends)), float(np.max(ends)))
     inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
     return 255 - seen if inverted else seen, levels.measured(kind, pixels, reading)
-
-
-def _extent(pixels: np.ndarray, dataset: Any) -> tuple[int, int]:
-    """(least, greatest) stored value of a clip, so that a dark frame is read as the others are; of
-    a compressed clip, of the frame alone."""
-    deep = int(dataset.BitsAllocated) == 16 and int(dataset.BitsStored) == 16
-    if deep and int(dataset.get("NumberOfFrames") or 1) > 1 and not dataset.file_meta.TransferSyntaxUID.is_compressed:
-        order = "<" if dataset.original_encoding[1] else ">"
-        values = dataset.PixelData[: len(dataset.PixelData) // 2 * 2]
-        pixels = np.frombuffer(values, f"{order}{'i' if dataset.get('PixelRepresentation') else 'u'}2")
-    return int(pixels.min()), int(pixels.max())
 
 
 def _refuse_window(dataset: Any) -> None:

@@ -28,7 +28,7 @@ from PIL import Image, ImageFilter
 
 from busray.data.align import Scan, align_turned, aligned_pairs, shrink
 from busray.data.keypoints import Points, candidates, find_points
-from busray.data.pixels import READ_THREADS, read_grey
+from busray.data.pixels import READ_THREADS, by_file, opened
 from busray.identity import sha256_bytes
 from busray.records import SourceImage
 
@@ -274,10 +274,7 @@ def shared_images(
     folder: Path, images: Sequence[SourceImage], other_folder: Path, others: Sequence[SourceImage]
 ) -> list[tuple[str, str]]:
     """(file, other file) of images of two data sets that are the same or near-duplicates."""
-    frames = [(folder / image.path, image.frame) for image in images]
-    frames += [(other_folder / image.path, image.frame) for image in others]
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        signatures = list(pool.map(lambda one: signature(read_grey(*one)), frames))
+    signatures = _signatures(folder, images) + _signatures(other_folder, others)
     n = len(images)
     pairs: set[tuple[int, int]] = set()
     for pair in frame_pairs(signatures, THRESHOLD):
@@ -296,6 +293,18 @@ def shared_images(
         if other.digest in position_of:
             pairs.add((position_of[other.digest], j))
     return [(images[i].file, others[j - n].file) for i, j in sorted(pairs)]
+
+
+def _signatures(folder: Path, images: Sequence[SourceImage]) -> list[Signature]:
+    def of_file(frames: Sequence[SourceImage]) -> dict[str, Signature]:
+        with opened(folder / frames[0].path) as decode:
+            return {image.file: signature(decode(image.frame).grey) for image in frames}
+
+    found: dict[str, Signature] = {}
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        for signatures in pool.map(of_file, by_file(images)):
+            found |= signatures
+    return [found[image.file] for image in images]
 
 
 def connected(links: Iterable[tuple[str, str]]) -> list[tuple[str, ...]]:

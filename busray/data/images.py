@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from busray.data.framing import content_box, frame, frame_mask
-from busray.data.pixels import READ_THREADS, lesion_mask, read_grey
+from busray.data.pixels import READ_THREADS, by_file, lesion_mask, opened
 from busray.identity import sha256_file
 from busray.records import ContentBox, DataSet, SourceImage, UserError
 
@@ -51,15 +51,19 @@ class ImageFolder:
         data set was made of; else whatever read_grey raises."""
         size = self.dataset.size
 
-        def framed(image: SourceImage) -> np.ndarray:
-            with unchanged(self.path / image.path, image.sha256):
-                pixels = read_grey(self.path / image.path, image.frame)
-            return frame(pixels, size, self.dataset.frame)
+        def framed(of_file: Sequence[SourceImage]) -> dict[str, np.ndarray]:
+            path, squares = self.path / of_file[0].path, {}
+            with unchanged(path, of_file[0].sha256), opened(path) as decode:
+                for image in of_file:
+                    squares[image.file] = frame(decode(image.frame).grey, size, self.dataset.frame)
+            return squares
 
+        square_of: dict[str, np.ndarray] = {}
         with ThreadPoolExecutor(READ_THREADS) as pool:
-            squares = list(pool.map(framed, images))
+            for squares in pool.map(framed, by_file(images)):
+                square_of |= squares
         return Images(
-            pixels=np.array(squares, np.uint8).reshape(-1, size, size),
+            pixels=np.array([square_of[image.file] for image in images], np.uint8).reshape(-1, size, size),
             boxes=self.boxes(images),
             labels=np.array([self.classes.index(image.class_name) for image in images], np.int64),
             units=np.array([image.unit for image in images], str),

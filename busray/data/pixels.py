@@ -4,7 +4,8 @@ Names and suffixes of files do not count here. data/read.py says which files bel
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -72,6 +73,7 @@ class Unreadable:
     """Why a file, or a frame of it, cannot be read."""
 
     reason: str
+    frame: int = 0
 
 
 def kind_of(path: Path) -> str | None:
@@ -93,19 +95,35 @@ def kind_of(path: Path) -> str | None:
 
 def describe(path: Path, frame: int = 0) -> Picture | Unreadable:
     """A frame of a file, decoded to be sure of it, or why it cannot be read."""
+    found = describe_frames(path, [frame])
+    return found if isinstance(found, Unreadable) else found[0]
+
+
+def describe_frames(path: Path, frames: Sequence[int]) -> list[Picture] | Unreadable:
+    """Frames of a file, each decoded to be sure of it, or why one of them cannot be read.
+
+    frames: ascending.
+    """
+    pictures: list[Picture] = []
     try:
-        decoded = _decode(path, frame)
-    except UserError as error:
-        return Unreadable(str(error))
+        with opened(path) as decode:
+            digest = sha256_file(path)
+            for frame in frames:
+                pictures.append(_picture(decode(frame), digest))
     except Exception as error:  # decoders raise errors of any type
-        return Unreadable(_why(path, error))
+        reason = str(error) if isinstance(error, UserError) else _why(path, error)
+        return Unreadable(reason, frames[len(pictures)])
+    return pictures
+
+
+def _picture(decoded: "Decoded", digest: str) -> Picture:
     seen = decoded.grey
     return Picture(
         width=seen.shape[1],
         height=seen.shape[0],
         mode=decoded.mode,
         frames=decoded.frames,
-        sha256=sha256_file(path),
+        sha256=digest,
         odd=levels.oddity(decoded.levels(), seen),
         like_mask=_like_mask(np.bincount(seen.ravel(), minlength=256)),
         flat=levels.is_flat(seen),
@@ -167,58 +185,76 @@ def read_grey(path: Path, frame: int = 0) -> np.ndarray:
     0 to 1 or to 255. Raises what the decoder raises; UserError for pixels that do not say what is
     white and for over MAX_PIXELS.
     """
-    return _decode(path, frame).grey
+    with opened(path) as decode:
+        return decode(frame).grey
 
 
 def read_rgb(path: Path, frame: int = 0) -> np.ndarray | None:
     """Pixels as uint8 [h, w, 3] where the file has colour channels, else None."""
-    return _decode(path, frame).rgb
-
-
-def read_grey_and_rgb(path: Path, frame: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
-    """(read_grey, read_rgb) of a file that is decoded once."""
-    decoded = _decode(path, frame)
-    return decoded.grey, decoded.rgb
+    with opened(path) as decode:
+        return decode(frame).rgb
 
 
 @dataclass(frozen=True)
-class _Decoded:
+class Decoded:
+    """The pixels of a frame; read_grey and read_rgb say how they are read."""
+
     grey: np.ndarray  # uint8 [h, w]
     rgb: np.ndarray | None  # uint8 [h, w, 3]
     mode: str
-    frames: int
+    frames: int  # of the file
     levels: Callable[[], Levels]  # counted only where they are asked for
     reading: str = ""
     who: tuple[str, str] = field(repr=False, default=("", ""))
 
 
-def _decode(path: Path, frame: int) -> _Decoded:
-    return _decode_dicom(path, frame) if dicom.is_dicom(path) else _decode_picture(path, frame)
+@contextmanager
+def opened(path: Path) -> Iterator[Callable[[int], Decoded]]:
+    """A function of the number of a frame, which decodes it. Raises as read_grey.
+
+    The file is read once. Frames have to be asked for in ascending order, each once: then a clip
+    whose frames build on each other is decoded once too.
+    """
+    if dicom.is_dicom(path):
+        file = dicom.OpenedDicom(path, MAX_PIXELS)
+        yield lambda frame: _decode_dicom(file, frame)
+        return
+    with Image.open(path, formats=FORMATS) as image:
+        # With a file name, Pillow maps a raw TIFF into memory and takes its size after the turn.
+        image.filename = ""
+        frames = _frame_count(image)
+        yield lambda frame: _decode_picture(image, frame, frames)
 
 
-def _decode_dicom(path: Path, frame: int) -> _Decoded:
-    found = dicom.decode(path, frame, MAX_PIXELS)
+def by_file(images: Sequence[SourceImage]) -> list[list[SourceImage]]:
+    """The images of each file together, each once, in the order in which opened() wants them."""
+    images_of: dict[str, dict[int, SourceImage]] = {}
+    for image in images:
+        images_of.setdefault(image.path, {})[image.frame] = image
+    return [[frames[number] for number in sorted(frames)] for frames in images_of.values()]
+
+
+def _decode_dicom(file: dicom.OpenedDicom, frame: int) -> Decoded:
+    found = file.decode(frame)
     rgb = found.pixels if found.pixels.ndim == 3 else None
     grey = found.pixels if rgb is None else np.array(Image.fromarray(rgb).convert("L"))
-    return _Decoded(grey, rgb, "DICOM", found.frames, lambda: found.levels, found.levels.reading, found.who)
+    return Decoded(grey, rgb, "DICOM", found.frames, lambda: found.levels, found.levels.reading, found.who)
 
 
-def _decode_picture(path: Path, frame: int) -> _Decoded:
-    picture = _open_upright(path, frame)
+def _decode_picture(opened_image: Image.Image, frame: int, frames: int) -> Decoded:
+    picture = _upright(opened_image, frame, frames)
     image, mode = picture.image, picture.mode
     if image.mode == "F" or image.mode.startswith("I"):
         stored = _deep_levels(picture)
         seen = levels.grey(stored.values, stored.low, stored.high)
         found = partial(levels.measured, stored.kind, stored.values, stored.reading)
-        return _Decoded(seen, None, mode, picture.frames, found, stored.reading)
+        return Decoded(seen, None, mode, frames, found, stored.reading)
     _refuse_negative(picture)
     # LAB says how light a pixel is; Pillow makes no grey of it.
     seen = np.array(image.getchannel("L") if image.mode == "LAB" else image.convert("L"))
     rgb = np.array(image.convert("RGB")) if image.mode in ("RGB", "P", "YCbCr", "CMYK") else None
     kind = f"{mode}, of whose 16 bits a channel the upper 8 are read" if picture.deep else KINDS.get(mode, mode)
-    return _Decoded(
-        seen, rgb, mode, picture.frames, partial(levels.measured, kind, seen, picture.reading), picture.reading
-    )
+    return Decoded(seen, rgb, mode, frames, partial(levels.measured, kind, seen, picture.reading), picture.reading)
 
 
 @dataclass(frozen=True)
@@ -234,11 +270,10 @@ class _Stored:
 
 @dataclass(frozen=True)
 class _Upright:
-    """An opened picture, turned upright."""
+    """A frame of an opened picture, turned upright."""
 
     image: Image.Image
     mode: str  # of the file
-    frames: int
     deep: bool  # its channels have 16 bits, of which Pillow keeps 8
     bits: int  # of a value, as the format says; 0 where it does not
     signed: bool
@@ -295,24 +330,23 @@ def _float_levels(values: np.ndarray) -> _Stored:
     return _Stored(values, 0.0, high, kind, f"0 to {high:g} in {kind}")
 
 
-def _open_upright(path: Path, frame: int = 0) -> _Upright:
-    """The decoded picture, turned by its EXIF orientation, and black where it is transparent."""
-    with Image.open(path, formats=FORMATS) as image:
-        deep, frames = _is_deep(image), _frame_count(image)
-        if frame >= frames:
-            raise UserError(f"no frame {frame}: it has {frames}, counted from 0")
-        if frame:
-            image.seek(frame)
-        refuse_bomb(*image.size, MAX_PIXELS)
-        mode = image.mode
-        tags = getattr(image, "tag_v2", {})
-        bits = min(tags.get(TIFF_BITS, (0,))) if image.format == "TIFF" else 0
-        signed = tags.get(TIFF_SAMPLE_FORMAT, (1,))[0] == 2
-        white_is_zero = tags.get(TIFF_PHOTOMETRIC) == 0
-        # With a file name, Pillow maps a raw TIFF into memory and takes its size after the turn.
-        image.filename = ""
-        ImageOps.exif_transpose(image, in_place=True)
-    picture = _Upright(image, mode, frames, deep, bits, signed, white_is_zero)
+def _upright(opened_image: Image.Image, frame: int, frames: int) -> _Upright:
+    """A frame, turned by its EXIF orientation, and black where it is transparent.
+
+    opened_image: a picture of so many frames, left as it is for the frames after this one.
+    """
+    if frame >= frames:
+        raise UserError(f"no frame {frame}: it has {frames}, counted from 0")
+    if frame:
+        opened_image.seek(frame)
+    refuse_bomb(*opened_image.size, MAX_PIXELS)
+    deep, mode = _is_deep(opened_image), opened_image.mode
+    tags = getattr(opened_image, "tag_v2", {})
+    bits = min(tags.get(TIFF_BITS, (0,))) if opened_image.format == "TIFF" else 0
+    signed = tags.get(TIFF_SAMPLE_FORMAT, (1,))[0] == 2
+    white_is_zero = tags.get(TIFF_PHOTOMETRIC) == 0
+    image = ImageOps.exif_transpose(opened_image)
+    picture = _Upright(image, mode, deep, bits, signed, white_is_zero)
     if not image.has_transparency_data or image.mode.startswith("I"):
         return picture
     grey = "L" if image.mode in ("1", "L", "LA") else "RGB"
@@ -349,7 +383,7 @@ def read_mask(path: Path) -> np.ndarray:
     bits, are common. UserError for several dark values, and for what read_grey refuses except
     floating-point pixels.
     """
-    values, top = (read_grey(path), 255) if dicom.is_dicom(path) else _mask_values(_open_upright(path).image)
+    values, top = (read_grey(path), 255) if dicom.is_dicom(path) else _mask_values(path)
     lesion = values > top // 2
     nonzero = values[values != 0]
     if lesion.any() or not nonzero.size:
@@ -359,8 +393,11 @@ def read_mask(path: Path) -> np.ndarray:
     return values != 0
 
 
-def _mask_values(image: Image.Image) -> tuple[np.ndarray, int]:
+def _mask_values(path: Path) -> tuple[np.ndarray, int]:
     """(grey [h, w] as stored, top level of its type); floating-point pixels count as 8 bits."""
+    with Image.open(path, formats=FORMATS) as opened_image:
+        opened_image.filename = ""  # as in opened()
+        image = _upright(opened_image, 0, 1).image
     if image.mode.startswith("I"):
         return np.asarray(image, dtype=np.int64).clip(0, 65535), 65535
     return np.array(image if image.mode == "F" else image.convert("L")), 255

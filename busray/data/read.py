@@ -24,7 +24,7 @@ from busray.data.folder import class_names as class_names
 from busray.data.masks import Masks, find_masks
 from busray.data.metadata import metadata_rows
 from busray.data.patients import SIMULATED, Patients, with_patients
-from busray.data.pixels import READ_THREADS, Picture, Unreadable, describe, kind_of
+from busray.data.pixels import READ_THREADS, Picture, Unreadable, describe, describe_frames, kind_of
 from busray.data.pixels import read_grey as read_grey  # programs of users import it from here
 from busray.records import SourceImage, UserError
 
@@ -205,13 +205,13 @@ class _Reader:
             reason = self.looked[one.file]
             assert isinstance(reason, Unreadable)
             return reason
-        frames = []
-        for number in chosen_frames(first.frames, self.settings.frames):
-            seen = describe(self.layout.root / one.file, number) if number else first
-            if isinstance(seen, Unreadable):
-                return Unreadable(f"frame {number}: {seen.reason}")
-            frames.append((number, seen))
-        return frames
+        numbers = chosen_frames(first.frames, self.settings.frames)
+        if numbers == [0]:
+            return [(0, first)]
+        seen = describe_frames(self.layout.root / one.file, numbers)
+        if isinstance(seen, Unreadable):
+            return Unreadable(f"frame {seen.frame}: {seen.reason}", seen.frame)
+        return list(zip(numbers, seen, strict=True))
 
 
 def chosen_frames(n: int, setting: str | int) -> list[int]:

@@ -5,6 +5,7 @@ import json
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from busray.cli import main
+from busray.data import dicom
 from busray.data.account import Account, FileUse
 from busray.data.check import check
 from busray.data.images import ImageFolder
@@ -163,6 +165,30 @@ def test_a_first_frame_is_stored_as_an_image_was_before(tmp_path: Path) -> None:
     image = SourceImage("a/b.png", "a", 1, 1, "L", "0")
     assert "frame" not in json.loads(to_json(image))
     assert json.loads(to_json(SourceImage("a/b#2", "a", 1, 1, "L", "0", frame=2)))["frame"] == 2
+
+
+def test_a_clip_is_read_as_often_as_an_image_whatever_number_of_frames_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[Path] = []
+    read = dicom._dataset
+
+    def counted(path: Path, *, pixels: bool = True) -> Any:
+        reads.append(path)
+        return read(path, pixels=pixels)
+
+    monkeypatch.setattr(dicom, "_dataset", counted)
+    times = []
+    for frames in (2, 6):
+        (tmp_path / str(frames) / "benign").mkdir(parents=True)
+        clip(tmp_path / str(frames) / "benign" / "a.dcm", frames)
+        reads.clear()
+        found = check(tmp_path / str(frames), ["benign"], settings=settings(frames="all"))
+        asked = DataSet("", 16, "letterbox", 0, found.images, (), (), ())
+        loaded = ImageFolder(asked, tmp_path / str(frames), ("benign",)).load(found.images)
+        assert len(loaded) == frames
+        times.append(len(reads))
+    assert times[0] == times[1] > 0
 
 
 def test_evenly_spaced_frames_begin_and_end_inside() -> None:

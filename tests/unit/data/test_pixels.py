@@ -2,12 +2,24 @@
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
+from PIL.GifImagePlugin import GifImageFile
 
-from busray.data.pixels import Picture, Unreadable, describe, kind_of, read_grey, read_mask, read_rgb
+from busray.data.pixels import (
+    Picture,
+    Unreadable,
+    describe,
+    describe_frames,
+    kind_of,
+    opened,
+    read_grey,
+    read_mask,
+    read_rgb,
+)
 from busray.data.read import scan
 from busray.records import UserError
 
@@ -17,8 +29,8 @@ def grey(rng: np.random.Generator) -> np.ndarray:
     return rng.integers(0, 256, (40, 56), dtype=np.uint8)
 
 
-def described(path: Path) -> Picture:
-    found = describe(path)
+def described(path: Path, frame: int = 0) -> Picture:
+    found = describe(path, frame)
     assert isinstance(found, Picture), found
     return found
 
@@ -356,7 +368,7 @@ def test_a_damaged_picture_stays_a_picture_and_says_why_it_cannot_be_read(tmp_pa
 @pytest.mark.parametrize("name", ["a.tif", "a.gif", "a.png", "a.webp"])
 def test_frames_are_counted_and_read_by_number(tmp_path: Path, name: str) -> None:
     levels = [Image.new("L", (8, 6), level) for level in (40, 120, 200)]
-    options = {"lossless": True} if name == "a.webp" else {}
+    options: dict[str, Any] = {"lossless": True} if name == "a.webp" else {}
     levels[0].save(tmp_path / name, save_all=True, append_images=levels[1:], **options)
     assert described(tmp_path / name).frames == 3
     seen = [int(read_grey(tmp_path / name, frame)[0, 0]) for frame in range(3)]
@@ -393,3 +405,58 @@ def test_a_damaged_file_is_read_or_has_a_reason_and_never_raises(
         kind_of(tmp_path / "b")
         found = describe(tmp_path / "b")
         assert isinstance(found, Picture) or found.reason
+
+
+def animation(path: Path) -> None:
+    """Five pictures that differ in a part, in transparency and in how they are put together."""
+    rng = np.random.default_rng(3)
+    frames = []
+    for number in range(5):
+        pixels = np.full((24, 30, 4), (200, 90, 30, 255), np.uint8)
+        pixels[4 + number : 12, 5:20, :3] = rng.integers(0, 256, (8 - number, 15, 3))
+        pixels[15:20, 3 * number : 3 * number + 6, 3] = 0
+        frames.append(Image.fromarray(pixels))
+    options: dict[str, Any] = {".gif": {"disposal": [1, 2, 3, 1, 2]}, ".webp": {"lossless": True}}.get(path.suffix, {})
+    frames[0].save(path, save_all=True, append_images=frames[1:], **options)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.gif", "a.png", "a.webp"])
+def test_frames_of_an_opened_file_are_those_of_a_file_opened_for_each(tmp_path: Path, name: str) -> None:
+    animation(tmp_path / name)
+    whole = describe_frames(tmp_path / name, range(5))
+    assert whole == [described(tmp_path / name, frame) for frame in range(5)]
+    for asked in (range(5), (0, 3), (2, 4)):
+        with opened(tmp_path / name) as decode:
+            for frame in asked:
+                decoded, rgb = decode(frame), read_rgb(tmp_path / name, frame)
+                assert np.array_equal(decoded.grey, read_grey(tmp_path / name, frame))
+                assert (decoded.rgb is None) == (rgb is None)
+                assert rgb is None or (decoded.rgb is not None and np.array_equal(decoded.rgb, rgb))
+
+
+def test_a_turned_frame_is_turned_in_an_opened_file_too(tmp_path: Path) -> None:
+    animation(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        exif = image.getexif()
+        exif[0x0112] = 6
+        image.save(tmp_path / "b.png", save_all=True, exif=exif)
+    with opened(tmp_path / "b.png") as decode:
+        for frame in range(5):
+            grey = decode(frame).grey
+            assert grey.shape == (30, 24)
+            assert np.array_equal(grey, np.rot90(read_grey(tmp_path / "a.png", frame), -1))
+
+
+def test_an_animation_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    animation(tmp_path / "a.gif")
+    composed: list[int] = []
+    seek = GifImageFile._seek
+
+    def counted(self: GifImageFile, frame: int, update_image: bool = True) -> None:
+        if update_image and frame:
+            composed.append(frame)
+        seek(self, frame, update_image)
+
+    monkeypatch.setattr(GifImageFile, "_seek", counted)
+    assert isinstance(describe_frames(tmp_path / "a.gif", range(5)), list)
+    assert composed == [1, 2, 3, 4]
