@@ -98,6 +98,8 @@ PositiveFloat = Annotated[float, Field(gt=0, le=1_000_000)]
 Ratio = Annotated[float, Field(gt=0, le=1000)]
 Strength = Annotated[float, Field(gt=0, le=1)]
 Guidance = Annotated[float, Field(ge=1, le=50)]
+NoiseLevel = Annotated[float, Field(ge=0, le=1_000_000)]
+"""Standard deviation of the noise over that of the image."""
 SamplingSteps = Annotated[int, Field(ge=1, le=1000)]
 Text = Annotated[str, Field(min_length=1)]
 MaskName = Annotated[str, AfterValidator(_mask_name)]
@@ -186,8 +188,10 @@ class Base(Settings):
     """Commit hash of a hub id: 40 hex digits, required there."""
     size: Annotated[int, Field(ge=64, le=1024, multiple_of=8)] = 128
     """Side of the square in pixels: 128 for tiny, 512 for SD v1.5."""
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """For sampling; training keeps its weights in float32."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "float32"
+    """For sampling. `auto`: bfloat16 on a GPU that has it, float16 on an older one; on a CPU
+    bfloat16 where it has matrix units (AMX) and a probe of seconds shows that it pays, else
+    float32. Commit records say which it was. Training keeps its weights in float32."""
 
     @field_validator("revision")
     @classmethod
@@ -270,6 +274,9 @@ class Sampling(Settings):
     """1: no classifier-free guidance."""
     batch_size: Annotated[int, Field(ge=1, le=512)] = 8
     """Images a forward pass; the last batch is padded to it."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the UNet and the decoder (torch.compile): minutes once a run, then faster steps. The
+    result is kept with the run for further workers. `auto`: on a GPU."""
 
 
 class Refine(Settings):

@@ -231,6 +231,7 @@ DEVICE_FIX = (
     "look at that machine's GPU (`nvidia-smi -q -d ECC`, Xid in `dmesg`) and take it out of the cluster; "
     "if every machine says so, the driver or the model's code is to blame"
 )
+COMPILE_FIX = "draw without it (sampling.compile=false), or give that machine a C compiler (gcc, g++) and triton"
 BUSY_STATUS = {408, 425, 429, 500, 502, 503, 504}
 """HTTP answers that mean: later."""
 SOCKET_PATH = "AF_UNIX path"
@@ -244,6 +245,8 @@ def _known(error: BaseException) -> Failure | None:
         return Failure(f"out of memory{said}", MEMORY_FIX, again=True)
     if is_device_error(error):
         return Failure(f"the GPU failed: {text}", DEVICE_FIX, again=True)
+    if is_compile_error(error):
+        return Failure(f"torch.compile failed: {text}", COMPILE_FIX)
     busy = next((inner for inner in _causes(error) if _http_status(inner) in BUSY_STATUS), None)
     if busy is not None:
         fix = "wait, or give base.path as a folder that all machines have"
@@ -287,6 +290,11 @@ def is_device_error(error: BaseException) -> bool:
     """Whether a GPU is broken or lost: whatever this process does with it next fails too."""
     name = type(error).__name__
     return name == "AcceleratorError" or (isinstance(error, RuntimeError) and DEVICE.search(str(error)) is not None)
+
+
+def is_compile_error(error: BaseException) -> bool:
+    """Whether torch.compile failed on this machine."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
 def is_transient(error: BaseException) -> bool:

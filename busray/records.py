@@ -51,7 +51,14 @@ class Damaged(StoppedForGood, ValueError):
     reason = ""  # what is wrong with it
 
 
-NEWER_FIELDS = {"frame": 0, "reading": ""}
+NEWER_FIELDS = {
+    "frame": 0,
+    "reading": "",
+    "channels_last": False,
+    "fused_qkv": False,
+    "compiled": False,
+    "decode_batch": 0,
+}
 """Fields that older records lack, and their defaults. A default is not written, so that a record
 without anything new keeps its bytes."""
 
@@ -270,6 +277,25 @@ class Execution:
     batch_size: int
     threads: int
     libraries: dict[str, str]
+    channels_last: bool = False  # memory layout of the UNet and the autoencoder
+    fused_qkv: bool = False  # an attention's projections are one matrix
+    compiled: bool = False  # by torch.compile
+    decode_batch: int = 0  # images decoded at once; 0: the whole batch
+
+    @property
+    def computing(self) -> "Computing":
+        return Computing(self.dtype, self.channels_last, self.fused_qkv, self.compiled)
+
+
+@dataclass(frozen=True)
+class Computing:
+    """How a device computes the networks: what of it decides an image's last bits. The fields mean
+    what they mean in Execution."""
+
+    dtype: str
+    channels_last: bool = False
+    fused_qkv: bool = False
+    compiled: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,8 @@ from busray.corpus.gate import GatedShard, draw_gated, place
 from busray.corpus.recipe import Recipe
 from busray.layout import commit_key
 from busray.model.checkpoints import fetch_adapters
-from busray.records import Commit, Execution, ImageSpec, Redrawn, Shard
+from busray.model.device import choose, prepare
+from busray.records import Commit, Computing, Execution, ImageSpec, Redrawn, Shard
 from busray.storage import Store
 from busray.vision.classifier import Classifier, probabilities
 from busray.workers import Beat
@@ -59,6 +60,8 @@ class DrawnShard:
     batch_size: int
     device: str  # where it was drawn; it may be committed on a machine with another card, or none
     seconds: float
+    computing: Computing  # how that device computed
+    decode_batch: int = 0  # images decoded at once; 0: batch_size
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,14 @@ class DrawJob:
         """Encode, hash, put once, record; returns the commit that won. Then measure the pixels that
         were written, where that is wanted."""
         libraries = {name: version(name) for name in LIBRARIES}
-        dtype, batch_size = self.base.dtype, drawn.batch_size
-        execution = Execution(drawn.device, dtype, batch_size, self.threads, libraries)
+        execution = Execution(
+            device=drawn.device,
+            batch_size=drawn.batch_size,
+            threads=self.threads,
+            libraries=libraries,
+            decode_batch=drawn.decode_batch,
+            **asdict(drawn.computing),
+        )
         commit = commit_shard(
             self.store,
             drawn.shard,
@@ -120,7 +129,8 @@ class DrawJob:
         that won. It is as final as any other."""
         rejects = tuple((spec.image_id, reason) for spec in self.recipe.specs(shard))
         batch_size, device = self.sampling.batch_size, device_name(self.device)
-        return self.commit(DrawnShard(shard, (), rejects, (), (), batch_size, device, seconds=0.0))
+        computing = Computing(self.base.dtype)  # nothing was drawn
+        return self.commit(DrawnShard(shard, (), rejects, (), (), batch_size, device, 0.0, computing))
 
 
 class ShardDrawer:
@@ -128,7 +138,8 @@ class ShardDrawer:
 
     def __init__(self, job: DrawJob) -> None:
         self.job = job
-        self.sampler = load_sampler(job)
+        self.computing = choose(job.base.dtype, job.sampling.compile, job.device)
+        self.sampler = load_sampler(job, self.computing)
         if job.inline is not None:
             job.inline.load(job.device)
         # Once: that corpus was finished before this one was begun.
@@ -154,6 +165,8 @@ class ShardDrawer:
             batch_size=self.sampler.sampling.batch_size,
             device=device_name(self.job.device),
             seconds=time.perf_counter() - started,
+            computing=self.computing,
+            decode_batch=self.sampler.fewer_decoded,
         )
 
     def _draw(self, shard: Shard, beat: Beat) -> GatedShard:
@@ -173,9 +186,9 @@ class ShardDrawer:
             return _class_probability(gate, class_name, images, beat)
 
         while True:
-            batch_size = self.sampler.sampling.batch_size
+            sizes = self.sampler.sampling.batch_size, self.sampler.decode_batch
             gated = draw_gated(recipe, shard, draw, probability, settings.threshold, settings.attempts)
-            if self.sampler.sampling.batch_size == batch_size:
+            if (self.sampler.sampling.batch_size, self.sampler.decode_batch) == sizes:
                 return gated
             # A batch did not fit into memory and was halved. A shard has one size: begin again.
             beat(-shard.count)
@@ -219,31 +232,35 @@ def device_name(device: str) -> str:
     return f"cuda: {torch.cuda.get_device_name()}"
 
 
-def load_sampler(job: DrawJob) -> "Sampler":
+def load_sampler(job: DrawJob, computing: Computing) -> "Sampler":
     """The pipeline of the job's base with its adapters fused, ready to draw."""
     from busray.model.adapters import load_adapters
     from busray.model.base import load_pipeline
     from busray.model.sample import Sampler
 
-    pipe = load_pipeline(job.base, job.device, job.base.dtype)
+    pipe = load_pipeline(job.base, job.device, computing.dtype)
     if job.method:
         with tempfile.TemporaryDirectory() as folder:
             load_adapters(pipe, fetch_adapters(job.run_store, Path(folder)), job.method, job.tokens)
+    prepare(pipe, computing)
     return Sampler(pipe, job.sampling, job.refine, job.base.size, job.keep_txt2img)
 
 
 def redraw(job: DrawJob, commit: Commit, spec: ImageSpec) -> "DrawnImage":
-    """Draw one image of a committed shard again, with the batch size and threads of its record.
+    """Draw one image of a committed shard again, as its record says that it was computed.
 
     It takes its old place in the batch, since a place can change the last bit of a pixel.
     """
     import torch
 
-    torch.set_num_threads(commit.execution.threads)
-    batch_size = commit.execution.batch_size
+    execution = commit.execution
+    torch.set_num_threads(execution.threads)
+    batch_size = execution.batch_size
     sampling = job.sampling.model_copy(update={"batch_size": batch_size})
-    sampler = load_sampler(replace(job, sampling=sampling))
+    sampler = load_sampler(replace(job, sampling=sampling), execution.computing)
+    sampler.decode_batch = execution.decode_batch or batch_size
     position, drawn_together = place(commit, spec)
     place_in_batch = position % batch_size
     filled = min(batch_size, drawn_together - (position - place_in_batch))
-    return sampler.draw([spec] * filled)[place_in_batch]
+    drawn = sampler.draw([spec] * filled)[place_in_batch]
+    return drawn if drawn.problem is None or sampler.is_float32 else sampler.draw_in_float32(spec)

@@ -98,7 +98,7 @@ def corpus_identity(
         "prompts": {name: list(config.prompts(name)) for name in config.classes},
         "quotas": {name: settings.quotas for name, settings in config.classes.items()},
         "stand_ins": _token_texts(config, adapter_sha256 is not None and config.uses_tokens),
-        "sampling": config.sampling.model_dump(exclude={"batch_size"}),
+        "sampling": config.sampling.model_dump(exclude={"batch_size", "compile"}),
         "refine": config.refine.model_dump() if config.refine and refine else None,
         "format": config.corpus.format,
         "keep_txt2img": config.corpus.keep_txt2img and refined,

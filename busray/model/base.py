@@ -17,6 +17,7 @@ from busray import config
 from busray.failures import missing_folder
 from busray.identity import sha256_bytes, sha256_file
 from busray.model.base_files import NETWORKS, PARTS, PICKLES, SUFFIXES, BaseFiles, loaded_files
+from busray.model.device import number_format
 from busray.model.inspect_base import kind_problems, shape_problems, text_config
 from busray.model.single_file import SingleFile
 from busray.model.weights import NoWeights, scan
@@ -210,7 +211,8 @@ def load_pipeline(settings: config.Base, device: str = "cpu", dtype: str | None 
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
-    kind, files = getattr(torch, dtype or settings.dtype), base_files(settings)
+    kind = getattr(torch, number_format(dtype or settings.dtype, device))
+    files = base_files(settings)
     pipe = _loaded(files, kind)
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):

@@ -20,6 +20,7 @@ from busray.identity import seed_for
 from busray.model.adapters import adapter_files, attach_lora, lora_bytes
 from busray.model.base import vector_names
 from busray.model.latents import EncodedImages
+from busray.model.prompts import token_ids
 from busray.records import UserError
 
 CLIP_NORM = 1.0  # of the gradients of a step
@@ -189,14 +190,7 @@ class FineTuner:
 
     def _token_ids(self, caption: str) -> Tensor:
         if caption not in self._ids:
-            from busray.model.sample import check_length
-
-            check_length(self.pipe, caption)
-            tokenizer = self.pipe.tokenizer
-            text = self.pipe.maybe_convert_prompt(caption, tokenizer)
-            length = tokenizer.model_max_length
-            tokens = tokenizer(text, padding="max_length", max_length=length, return_tensors="pt")
-            self._ids[caption] = tokens.input_ids
+            self._ids[caption] = token_ids(self.pipe, caption)
         return self._ids[caption]
 
     def apply(self, step: int) -> None:

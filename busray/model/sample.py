@@ -5,30 +5,30 @@ padded with black around their content box. So at each step the latent cells out
 are set to those of black at that step's noise, and the padded pixels come out black.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from torch import Tensor
 
 from busray import config
-from busray.failures import is_device_error
-from busray.records import ContentBox, ImageSpec, UserError
-
-SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "dpmsolver++": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
-    "sde-dpmsolver++": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
-    # DDIM's default clips latents to -1..1, as if they were pixels.
-    "ddim": (diffusers.DDIMScheduler, {"clip_sample": False}),
-    "euler": (diffusers.EulerDiscreteScheduler, {}),
-    "unipc": (diffusers.UniPCMultistepScheduler, {}),
-}
-
-# Text embeddings in memory at most: nearly every image may have a prompt of its own.
-CACHED_PROMPTS = 256
+from busray.failures import is_compile_error, is_device_error
+from busray.model.memory import in_slices, is_out_of_memory
+from busray.model.prompts import PromptTexts
+from busray.model.steps import (
+    Guidance,
+    Padding,
+    denoise,
+    first_step,
+    noise_levels,
+    scheduler_for,
+    to_device,
+    unit_noise,
+)
+from busray.records import ContentBox, ImageSpec
 
 # Images of a shard that must fail alike and in a row before a further batch that fails so is given
 # up without trying its images one by one. A few bad prompts in a row are fewer.
@@ -45,17 +45,6 @@ class DrawnImage:
     problem: str | None = None  # why the image cannot be used; None where it can
 
 
-class _FromLatents(diffusers.StableDiffusionImg2ImgPipeline):
-    """img2img from latents with any number of channels; diffusers' own takes 4 channels only."""
-
-    def prepare_latents(  # type: ignore[override]
-        self, image: Any, timestep: Any, batch_size: int, num_images_per_prompt: int, dtype: Any, device: Any,
-        generator: Any = None,
-    ) -> Tensor:  # fmt: skip
-        noise = _noises(image.shape[1:], generator).to(device, dtype)
-        return self.scheduler.add_noise(image.to(device, dtype), noise, timestep)
-
-
 class Sampler:
     """Draws images. The pipeline's adapters must be loaded; its scheduler is replaced."""
 
@@ -66,19 +55,26 @@ class Sampler:
         self.keep_txt2img = keep_txt2img and refine is not None
         pipe.scheduler = scheduler_for(sampling.scheduler, pipe.scheduler.config)
         self.device, self.dtype = pipe.unet.device, pipe.unet.dtype
-        parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
-        self.img2img = _FromLatents(**parts, requires_safety_checker=False)
-        channels = pipe.vae.config.latent_channels
-        self.img2img.image_processor.register_to_config(vae_latent_channels=channels)
-        self.img2img.set_progress_bar_config(disable=True)
-        self.embeddings: dict[str, Tensor] = {}
+        # Images decoded at once. Only a memory that is too small makes them fewer than a batch.
+        self.decode_batch = sampling.batch_size
+        self.texts = PromptTexts(pipe)
         # (class, index) -> stored txt2img image uint8 [s, s]; a batch of such is only refined.
         self.txt2img_source: Mapping[tuple[str, int], np.ndarray] = {}
         self._black: Any = None
 
+    @property
+    def is_float32(self) -> bool:
+        return self.dtype == torch.float32
+
+    @property
+    def fewer_decoded(self) -> int:
+        """Images decoded at once where memory holds no whole batch, else 0."""
+        return self.decode_batch if self.decode_batch < self.sampling.batch_size else 0
+
     def halve_batch(self) -> None:
         """Draw half as many images a forward pass from now on."""
         self.sampling = self.sampling.model_copy(update={"batch_size": self.sampling.batch_size // 2})
+        self.decode_batch = self.sampling.batch_size
 
     @torch.no_grad()
     def draw(self, specs: Sequence[ImageSpec]) -> list[DrawnImage]:
@@ -108,6 +104,15 @@ class Sampler:
             drawn.append(DrawnImage(spec, final[i], txt2img, problem))
         return drawn
 
+    @torch.no_grad()
+    def draw_in_float32(self, spec: ImageSpec) -> DrawnImage:
+        """The image alone, in float32 and not compiled: for one that is not finite otherwise."""
+        with _float32(self.pipe):
+            sampling = self.sampling.model_copy(update={"batch_size": 1})
+            other = Sampler(self.pipe, sampling, self.refine, self.size, self.keep_txt2img)
+            other.txt2img_source = self.txt2img_source
+            return other.draw([spec])[0]
+
     def _existing_txt2img(self, batch: list[ImageSpec]) -> np.ndarray | None:
         """The batch's txt2img images uint8 [b, s, s], if all exist and pixels are enough."""
         if self.refine is None or self.refine.handover != "pixel":
@@ -123,20 +128,13 @@ class Sampler:
     def _txt2img(self, batch: list[ImageSpec]) -> Tensor:
         """Scaled latents [b, c, h, w]."""
         pipe, side = self.pipe, self.size // self.pipe.vae_scale_factor
-        shape = (pipe.unet.config.in_channels, side, side)
         generators = [_generator(spec.seed_txt2img) for spec in batch]
-        noise = _noises(shape, generators)
-        return pipe(
-            **self._conditioning(batch, self.sampling.guidance_scale),
-            height=self.size,
-            width=self.size,
-            num_inference_steps=self.sampling.steps,
-            latents=noise.to(self.device, self.dtype),
-            # They are past the first noise, so that a stochastic scheduler does not draw it again.
-            generator=generators,
-            output_type="latent",
-            callback_on_step_end=self._hold_padding(batch, noise),
-        ).images
+        noise = self._there(unit_noise((pipe.unet.config.in_channels, side, side), generators))
+        pipe.scheduler.set_timesteps(self.sampling.steps)
+        start = noise * pipe.scheduler.init_noise_sigma
+        # The generators are past the first noise: a stochastic scheduler does not draw it again.
+        guidance, padding = self._guidance(batch, self.sampling.guidance_scale), self._padding(batch, noise)
+        return denoise(pipe.unet, pipe.scheduler, start, guidance, generators, padding)
 
     def _img2img(self, batch: list[ImageSpec], latents: Tensor | None, pixels: np.ndarray | None) -> Tensor:
         """Scaled latents [b, c, h, w] of the refined images.
@@ -150,70 +148,47 @@ class Sampler:
             latents = self._encode(pixels, generators)
         # A broken image is reported already; its NaN must not reach the others of the batch.
         latents = torch.nan_to_num(latents)
+        shape, scheduler = latents.shape[1:], self.pipe.scheduler
         # Padding has noise of its own, so that an image's generators do not depend on its padding.
-        noise = _noises(latents.shape[1:], [_generator(spec.seed_img2img ^ 1) for spec in batch])
-        done: Any = self.img2img(
-            **self._conditioning(batch, self.refine.guidance_scale),
-            image=latents,
-            strength=self.refine.strength,
-            num_inference_steps=self.refine.steps,
-            generator=generators,
-            output_type="latent",
-            callback_on_step_end=self._hold_padding(batch, noise),
-        )
-        return done.images
+        noise = unit_noise(shape, [_generator(spec.seed_img2img ^ 1) for spec in batch])
+        scheduler.set_timesteps(self.refine.steps)
+        first = first_step(self.refine.steps, self.refine.strength)
+        alpha, sigma = noise_levels(scheduler, self.dtype)[first]
+        start = alpha * latents + sigma * self._there(unit_noise(shape, generators))
+        guidance, padding = self._guidance(batch, self.refine.guidance_scale), self._padding(batch, self._there(noise))
+        return denoise(self.pipe.unet, scheduler, start, guidance, generators, padding, first)
 
-    def _conditioning(self, batch: list[ImageSpec], guidance_scale: float) -> dict[str, Any]:
-        """Arguments for classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598)."""
-        arguments: dict[str, Any] = {"guidance_scale": guidance_scale}
-        arguments["prompt_embeds"] = torch.cat([self._embedding(spec.prompt) for spec in batch])
-        if guidance_scale > 1:
-            arguments["negative_prompt_embeds"] = torch.cat([self._embedding("")] * len(batch))
-        return arguments
-
-    def _embedding(self, prompt: str) -> Tensor:
-        """Text embedding [1, tokens, width]; the CACHED_PROMPTS newest are kept."""
-        if prompt not in self.embeddings:
-            if len(self.embeddings) == CACHED_PROMPTS:  # the oldest one goes: dicts keep their order
-                del self.embeddings[next(iter(self.embeddings))]
-            check_length(self.pipe, prompt)
-            guided = {"do_classifier_free_guidance": False}  # the empty prompt is encoded apart
-            self.embeddings[prompt], _ = self.pipe.encode_prompt(prompt, self.device, 1, **guided)
-        return self.embeddings[prompt]
+    def _guidance(self, batch: list[ImageSpec], scale: float) -> Guidance:
+        prompts = [spec.prompt for spec in batch]
+        if scale <= 1:
+            return Guidance(scale, self.texts(prompts), None)
+        texts = self.texts([*prompts, ""])
+        return Guidance(scale, texts[:-1], texts[-1:].expand(len(batch), -1, -1))
 
     def _encode(self, pixels: np.ndarray, generators: list[torch.Generator]) -> Tensor:
         """Scaled latents of images uint8 [b, s, s], drawn from the autoencoder's posterior."""
         posterior = self.pipe.vae.encode(to_model(pixels).to(self.device, self.dtype)).latent_dist
-        noise = _noises(posterior.mean.shape[1:], generators).to(self.device, self.dtype)
+        noise = self._there(unit_noise(posterior.mean.shape[1:], generators))
         return (posterior.mean + posterior.std * noise) * self.pipe.vae.config.scaling_factor
 
     def _pixels(self, latents: Tensor, batch: list[ImageSpec]) -> tuple[np.ndarray, np.ndarray]:
         """Latents [b, c, h, w] -> (images uint8 [b, s, s], finite bool [b])."""
-        return decode_grey(self.pipe.vae, latents, [spec.box for spec in batch])
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        boxes = [spec.box for spec in batch]
 
-    def _hold_padding(self, batch: list[ImageSpec], noise: Tensor) -> Any:
-        """A callback_on_step_end that sets padding to black; None where there is none."""
+        def decode(part: slice) -> None:
+            parts.append(decode_grey(self.pipe.vae, latents[part], boxes[part]))
+
+        self.decode_batch = in_slices(len(batch), self.decode_batch, decode)
+        return np.concatenate([images for images, _ in parts]), np.concatenate([finite for _, finite in parts])
+
+    def _padding(self, batch: list[ImageSpec], noise: Tensor) -> Padding | None:
+        """What holds the padding black; None where there is none. noise: of the first step."""
         factor = self.pipe.vae_scale_factor
-        weights = [latent_weight(spec.box, self.size, factor) for spec in batch]
-        content = torch.stack(weights).to(self.device) > 0
+        content = torch.stack([latent_weight(spec.box, self.size, factor) for spec in batch]) > 0
         if bool(content.all()):
             return None
-        black = self._black_latents()
-        noise = noise.to(self.device, self.dtype)
-        levels: list[tuple[Tensor, Tensor]] = []
-
-        def hold(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-            latents = values["latents"]
-            if not step:
-                # On the CPU and once a draw: a lookup at each step would wait for the GPU.
-                levels[:] = noise_levels(pipe.scheduler, self.dtype)[-pipe.num_timesteps :]
-            padding = black.expand_as(latents)
-            if step + 1 < len(levels):  # after the last step latents have no noise
-                alpha, sigma = levels[step + 1]
-                padding = alpha * padding + sigma * noise
-            return {"latents": torch.where(content, latents, padding)}
-
-        return hold
+        return Padding(content.to(self.device), self._black_latents(), noise)
 
     def _black_latents(self) -> Tensor:
         """Scaled latents [1, c, h, w] of a black square, computed once."""
@@ -223,17 +198,33 @@ class Sampler:
             self._black = vae.encode(black).latent_dist.mean * vae.config.scaling_factor
         return self._black
 
+    def _there(self, noise: Tensor) -> Tensor:
+        return to_device(noise, self.device, self.dtype)
+
+
+@contextmanager
+def _float32(network: Any) -> Iterator[None]:
+    """The network, or a pipeline, in float32 and not compiled; then as it was, bit for bit."""
+    before = network.dtype
+    with torch.compiler.set_stance("force_eager"):
+        try:
+            network.to(torch.float32)
+            yield
+        finally:
+            network.to(before)
+
 
 def draw_shard(sampler: Any, specs: Sequence[ImageSpec], beat: Callable[[int], None]) -> list[DrawnImage]:
     """Draw specifications in batches; beat(n) after every n images.
 
     An image that cannot be drawn comes with its `problem`. When a batch fails, each of its images
     is tried once more alone, unless whole batches fail: see _draw_batch. Where memory does not hold
-    a batch, the sampler's batch is halved for good and the shard is begun again, so that all its
-    images have one batch size. The error is raised where even one image is too many, and where the
-    device is broken.
+    a batch, or not its decoding, the sampler's batch is halved for good and the shard is begun
+    again, so that all its images have one batch size. The error is raised where even one image is
+    too many, and where the device is broken.
     """
     while True:
+        decode_batch = sampler.decode_batch
         try:
             drawn: list[DrawnImage] = []
             failed, kind = 0, ""  # images that failed in a row, and how
@@ -244,13 +235,14 @@ def draw_shard(sampler: Any, specs: Sequence[ImageSpec], beat: Callable[[int], N
                 kind = how
                 drawn += images
                 beat(len(batch))
-            return drawn
+            if sampler.decode_batch == decode_batch:
+                return drawn
         except Exception as error:
-            if not _out_of_memory(error) or sampler.sampling.batch_size == 1:
+            if not is_out_of_memory(error) or sampler.sampling.batch_size == 1:
                 raise
-            beat(-len(drawn))  # they will be drawn, and counted, again
             sampler.halve_batch()
             torch.cuda.empty_cache()
+        beat(-len(drawn))  # they will be drawn, and counted, again
 
 
 def _draw_batch(sampler: Any, batch: Sequence[ImageSpec], expected: str | None) -> tuple[list[DrawnImage], str]:
@@ -276,10 +268,12 @@ def _draw_batch(sampler: Any, batch: Sequence[ImageSpec], expected: str | None) 
     kind = next(iter(problems)) or "" if len(problems) == 1 else ""
     if kind and kind == expected:
         return drawn, kind
+    if sampler.is_float32:  # it would fail again
+        return drawn, kind
     for i, image in enumerate(drawn):
         if image.problem is not None:
-            drawn[i] = _draw_alone(sampler, batch, i)
-            if kind and drawn[i].problem:  # all failed, and the first one twice
+            drawn[i] = sampler.draw_in_float32(image.spec)
+            if kind and drawn[i].problem:  # all failed, and the first one in float32 too
                 break
     return drawn, kind if all(image.problem for image in drawn) else ""
 
@@ -307,42 +301,9 @@ def _reason(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _out_of_memory(error: Exception) -> bool:
-    # torch raises a plain RuntimeError where it is the machine's memory.
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
-
-
 def _concerns_no_image(error: Exception) -> bool:
-    # On a broken device every later image would fail too.
-    return _out_of_memory(error) or is_device_error(error)
-
-
-def scheduler_for(name: str, settings: Any) -> Any:
-    """The scheduler of this name, with the base's noise schedule and prediction type."""
-    kind, options = SCHEDULERS[name]
-    return kind.from_config(settings, **options)
-
-
-def noise_levels(scheduler: Any, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-    """(alpha, sigma) at each of the scheduler's timesteps, in their order; scalars on the CPU.
-
-    alpha * latents + sigma * noise is what its add_noise gives, to the last bit.
-    """
-    if not hasattr(scheduler, "sigmas"):  # DDIM
-        kept = scheduler.alphas_cumprod.cpu().to(dtype)[scheduler.timesteps.cpu()]
-        return list(zip(kept**0.5, (1 - kept) ** 0.5, strict=True))
-    sigmas = scheduler.sigmas.cpu().to(dtype)[: len(scheduler.timesteps)]
-    if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):
-        return [scheduler._sigma_to_alpha_sigma_t(sigma) for sigma in sigmas]
-    return [(torch.ones_like(sigma), sigma) for sigma in sigmas]
-
-
-def check_length(pipe: Any, prompt: str) -> None:
-    """UserError for a prompt of more tokens than the text encoder reads: it drops the rest."""
-    tokenizer, most = pipe.tokenizer, pipe.tokenizer.model_max_length
-    ids = tokenizer(pipe.maybe_convert_prompt(prompt, tokenizer), verbose=False).input_ids
-    if len(ids) > most:
-        raise UserError(f"prompt {prompt!r} has {len(ids)} tokens; this base reads {most}")
+    # On a broken device, and without a compiler, every later image would fail too.
+    return is_out_of_memory(error) or is_device_error(error) or is_compile_error(error)
 
 
 def to_model(pixels: np.ndarray) -> Tensor:
@@ -353,18 +314,30 @@ def to_model(pixels: np.ndarray) -> Tensor:
 def decode_grey(vae: Any, latents: Tensor, boxes: Sequence[ContentBox]) -> tuple[np.ndarray, np.ndarray]:
     """Scaled latents [b, c, h, w] -> (grey images uint8 [b, s, s], finite bool [b]).
 
-    Images are black outside their boxes. One with a value that is not finite is all black.
+    Images are black outside their boxes. One with a value that is not finite is all black: where
+    its latents are finite, it was decoded in float32 too.
     """
-    decoded = vae.decode(latents / vae.config.scaling_factor).sample.float()
-    finite = torch.isfinite(latents).flatten(1).all(1) & torch.isfinite(decoded).flatten(1).all(1)
+    latents_finite = torch.isfinite(latents).flatten(1).all(1)
+    decoded = _decode(vae, latents)
+    finite = latents_finite & torch.isfinite(decoded).flatten(1).all(1)
+    if vae.dtype != torch.float32:
+        for row in torch.nonzero(latents_finite & ~finite).flatten().tolist():  # rarely any
+            with _float32(vae):
+                decoded[row] = _decode(vae, latents[row : row + 1].float())[0]
+            finite[row] = torch.isfinite(decoded[row]).all()
     # The decoder gives three channels that are nearly alike; their mean is the grey value.
     grey = torch.nan_to_num(decoded).mean(1).clamp(-1, 1)
     images = ((grey + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
-    for image, box, good in zip(images, boxes, finite, strict=True):
+    for image, box, good in zip(images, boxes, finite.tolist(), strict=True):
         image[~content_mask(box, len(image))] = 0
         if not good:
             image[:] = 0
     return images, finite.cpu().numpy()
+
+
+def _decode(vae: Any, latents: Tensor) -> Tensor:
+    """float32 [b, 3, s, s]."""
+    return vae.decode(latents / vae.config.scaling_factor).sample.float()
 
 
 def content_mask(box: ContentBox, size: int) -> np.ndarray:
@@ -382,8 +355,3 @@ def latent_weight(box: ContentBox, size: int, factor: int) -> Tensor:
 
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed)
-
-
-def _noises(shape: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
-    """Unit noise [b, *shape], a row from each CPU generator: the same on every device."""
-    return torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])

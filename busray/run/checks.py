@@ -49,6 +49,7 @@ MAY_CHANGE = (
     "dataset.metadata",
     "dataset.links",
     "sampling.batch_size",
+    "sampling.compile",
     "corpus.shard_seconds",
     "corpus.shard_size",
     "corpus.max_quarantined",

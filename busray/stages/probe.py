@@ -41,13 +41,16 @@ def probe_drawing(config: Config, device: str, report: Report) -> tuple[dict[boo
     import torch
 
     from busray.model.base import load_pipeline
+    from busray.model.device import choose, prepare
     from busray.model.sample import Sampler, draw_shard
 
     report("probe", 0, 3)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.cluster.threads)
     try:
-        pipe = load_pipeline(config.base, device, config.base.dtype)
+        computing = choose(config.base.dtype, config.sampling.compile, device)
+        pipe = load_pipeline(config.base, device, computing.dtype)
+        prepare(pipe, computing)
         sampling, specs = config.sampling, _specs(config)
         short = sampling.model_copy(update={"steps": WARM_UP_STEPS})
         Sampler(pipe, short, None, config.base.size, False).draw(specs)

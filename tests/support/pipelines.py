@@ -9,10 +9,11 @@ from busray.model.base import load_pipeline
 
 
 @cache
-def _loaded(dtype: str) -> Any:
+def loaded_pipeline(dtype: str = "float32") -> Any:
+    """A pipeline of the embedded base that nobody changes."""
     return load_pipeline(Base(), dtype=dtype)
 
 
 def tiny_pipeline(dtype: str = "float32") -> Any:
     """A pipeline of the embedded base that the caller may change."""
-    return copy.deepcopy(_loaded(dtype))
+    return copy.deepcopy(loaded_pipeline(dtype))

@@ -147,7 +147,7 @@ def test_a_misspelt_setting_of_a_class_gets_the_nearest_name(tmp_path: Path) -> 
 
 
 def test_an_unknown_setting_gets_the_list_of_known_ones(tmp_path: Path) -> None:
-    assert "known here: batch_size, guidance_scale, scheduler, steps" in mistakes(
+    assert "known here: batch_size, compile, guidance_scale, scheduler, steps" in mistakes(
         MINIMAL, "--sampling.zzz=1", folder=tmp_path
     )
 

@@ -50,6 +50,7 @@ class FakeSampler:
 
     size, keep_txt2img = SIZE, True
     halve_batch = Sampler.halve_batch
+    decode_batch, is_float32 = BATCH, True
 
     def __init__(self, broken: Callable[[ImageSpec], bool] = lambda spec: False) -> None:
         self.sampling = Sampling(batch_size=BATCH)

@@ -28,9 +28,14 @@ class FakeSampler:
 
     size, keep_txt2img = SIZE, True
 
-    def __init__(self, batch_size: int, fault: Callable[[Sequence[ImageSpec]], str | None]) -> None:
+    def __init__(
+        self, batch_size: int, fault: Callable[[Sequence[ImageSpec]], str | None], is_float32: bool = True
+    ) -> None:
         self.sampling = Sampling(batch_size=batch_size)
+        self.decode_batch = batch_size
         self.fault = fault
+        self.is_float32 = is_float32
+        self.in_float32: list[int] = []
         self.batches: list[list[int]] = []
 
     halve_batch = Sampler.halve_batch
@@ -41,6 +46,10 @@ class FakeSampler:
         problem = self.fault(specs)
         grey = [np.full((SIZE, SIZE), spec.index, np.uint8) for spec in specs]
         return [DrawnImage(s, g, g, problem if s.index == 3 else None) for s, g in zip(specs, grey, strict=True)]
+
+    def draw_in_float32(self, spec: ImageSpec) -> DrawnImage:
+        self.in_float32.append(spec.index)
+        return self.draw([spec])[0]
 
 
 def counter() -> tuple[list[int], Callable[[int], None]]:
@@ -63,15 +72,24 @@ def test_an_image_that_raises_is_tried_again_alone_and_then_given_up_with_its_re
     assert sampler.batches[1:5] == [[0] * 4, [1] * 4, [2] * 4, [3] * 4], "alone, in the same batch shape"
 
 
-def test_an_image_that_is_not_finite_once_is_drawn_again_and_kept() -> None:
+def test_an_image_that_is_not_finite_is_drawn_again_in_float32_and_kept() -> None:
     problems = iter(["latents or pixels are not finite"])
-    drawn = draw_shard(FakeSampler(4, lambda specs: next(problems, None)), [spec(i) for i in range(4)], counter()[1])
-    assert [d.problem for d in drawn] == [None] * 4
+    sampler = FakeSampler(4, lambda specs: next(problems, None), is_float32=False)
+    drawn = draw_shard(sampler, [spec(i) for i in range(4)], counter()[1])
+    assert [d.problem for d in drawn] == [None] * 4 and sampler.in_float32 == [3]
 
 
 def test_an_image_that_is_never_finite_is_given_up() -> None:
-    drawn = draw_shard(FakeSampler(4, lambda specs: "not finite"), [spec(i) for i in range(4)], counter()[1])
+    sampler = FakeSampler(4, lambda specs: "not finite", is_float32=False)
+    drawn = draw_shard(sampler, [spec(i) for i in range(4)], counter()[1])
+    assert [d.problem for d in drawn] == [None, None, None, "not finite"] and sampler.in_float32 == [3]
+
+
+def test_an_image_that_is_not_finite_in_float32_is_not_drawn_again() -> None:
+    sampler = FakeSampler(4, lambda specs: "not finite")
+    drawn = draw_shard(sampler, [spec(i) for i in range(4)], counter()[1])
     assert [d.problem for d in drawn] == [None, None, None, "not finite"]
+    assert sampler.in_float32 == [] and len(sampler.batches) == 1
 
 
 def no_device_memory() -> None:
@@ -145,11 +163,25 @@ class BrokenSampler(FakeSampler):
         return [replace(image, problem="not finite") for image in super().draw(specs)]
 
 
-def test_a_recipe_of_broken_images_costs_a_batch_more_than_a_sound_one() -> None:
-    sampler = BrokenSampler(16, lambda specs: None)
+@pytest.mark.parametrize(("is_float32", "again"), [(True, []), (False, [0])])
+def test_a_recipe_of_broken_images_costs_an_image_more_than_a_sound_one(is_float32: bool, again: list[int]) -> None:
+    sampler = BrokenSampler(16, lambda specs: None, is_float32)
     drawn = draw_shard(sampler, [spec(i) for i in range(256)], counter()[1])
     assert {image.problem for image in drawn} == {"not finite"} and len(drawn) == 256
-    assert len(sampler.batches) == 17, "one image of the first batch is tried again"
+    assert sampler.in_float32 == again and len(sampler.batches) == 16 + len(again)
+
+
+def test_a_shard_is_begun_again_where_decoding_took_smaller_slices_halfway() -> None:
+    sampler = FakeSampler(4, lambda specs: None)
+
+    def fault(specs: Sequence[ImageSpec]) -> None:
+        if specs[0].index == 4:
+            sampler.decode_batch = 2  # as Sampler does where the memory asks
+
+    sampler.fault = fault
+    counts, beat = counter()
+    assert len(draw_shard(sampler, [spec(i) for i in range(8)], beat)) == 8
+    assert counts == [4, 4, -8, 4, 4]
 
 
 def test_images_that_all_raise_are_tried_one_by_one_in_the_first_batch_only() -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from busray.config import Refine, Sampling
-from busray.model import sample
 from busray.model.latents import reconstruct
-from busray.model.sample import SCHEDULERS, Sampler, noise_levels, scheduler_for
+from busray.model.sample import Sampler
+from busray.model.steps import SCHEDULERS, scheduler_for
 from busray.records import ContentBox, ImageSpec, UserError
 from tests.support.pipelines import tiny_pipeline
 
@@ -85,19 +85,6 @@ def test_padding_stays_black_to_the_pixel(refining: Sampler) -> None:
         assert not image[:10].any() and not image[50:].any()
         assert image[10:50].any()
     assert drawn[1].image[:10].any()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", sorted(SCHEDULERS))
-def test_noise_levels_are_those_of_the_schedulers_own_add_noise(name: str, dtype: torch.dtype) -> None:
-    scheduler = scheduler_for(name, tiny_pipeline().scheduler.config)
-    scheduler.set_timesteps(7)
-    latents, noise = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
-    levels = noise_levels(scheduler, dtype)
-    assert len(levels) == len(scheduler.timesteps)
-    for timestep, (alpha, sigma) in zip(scheduler.timesteps, levels, strict=True):
-        theirs = scheduler.add_noise(latents[None], noise[None], timestep[None])[0]
-        assert torch.equal(alpha * latents + sigma * noise, theirs)
 
 
 def test_padding_is_held_without_a_lookup_of_timesteps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,19 +168,6 @@ def test_a_broken_image_is_reported_and_its_neighbour_is_untouched(monkeypatch: 
     assert drawn[0].problem == "latents or pixels are not finite"
     assert drawn[1].problem is None
     assert np.array_equal(drawn[1].image, good[1].image)
-
-
-def test_a_prompt_is_encoded_once_while_it_is_among_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample, "CACHED_PROMPTS", 2)
-    made, encoded = sampler(), []
-    encode = made.pipe.encode_prompt
-    monkeypatch.setattr(
-        made.pipe, "encode_prompt", lambda prompt, *a, **k: encoded.append(prompt) or encode(prompt, *a, **k)
-    )
-    for prompt in ("dark", "bright", "dark", "oval", "bright", "dark"):
-        made._embedding(prompt)
-    assert encoded == ["dark", "bright", "oval", "dark"]
-    assert list(made.embeddings) == ["oval", "dark"]
 
 
 def test_a_prompt_that_would_be_cut_off_is_refused(plain: Sampler) -> None:

@@ -13,7 +13,7 @@ from busray.corpus.encode import Row
 from busray.corpus.manifest import published_rows
 from busray.corpus.plan import read_segments
 from busray.layout import CONFIG
-from busray.records import Commit, ImageSpec, Segment, Shard, StoppedForGood, UserError, to_json
+from busray.records import Commit, Computing, ImageSpec, Segment, Shard, StoppedForGood, UserError, to_json
 from busray.run.record import Run
 from busray.stages import generate as module
 from busray.stages.generate import DrawJob, draw_job, generate, generate_together, reproduce
@@ -35,7 +35,7 @@ def broken(job: DrawJob) -> Any:
 
     def draw(shard: Shard, beat: Beat) -> DrawnShard:
         rejects = tuple((spec.image_id, "latents or pixels are not finite") for spec in job.recipe.specs(shard))
-        return DrawnShard(shard, (), rejects, (), (), 16, "cpu", seconds=1.0)
+        return DrawnShard(shard, (), rejects, (), (), 16, "cpu", 1.0, Computing("float32"))
 
     return draw
 
@@ -71,7 +71,7 @@ def half_an_hour_and_an_hour(job: DrawJob) -> Any:
     def draw(shard: Shard, beat: Beat) -> DrawnShard:
         rows = tuple(Row(spec, np.zeros((8, 8), np.uint8)) for spec in job.recipe.specs(shard))
         seconds = shard.count * (1800.0 if job.refine else 3600.0)
-        return DrawnShard(shard, rows, (), (), (), 1, "cuda: one", seconds)
+        return DrawnShard(shard, rows, (), (), (), 1, "cuda: one", seconds, Computing("float32"))
 
     return draw
 
