@@ -138,8 +138,7 @@ class ShardDrawer:
 
     def __init__(self, job: DrawJob) -> None:
         self.job = job
-        self.computing = choose(job.base.dtype, job.sampling.compile, job.device)
-        self.sampler = load_sampler(job, self.computing)
+        self.sampler = load_sampler(job)
         if job.inline is not None:
             job.inline.load(job.device)
         # Once: that corpus was finished before this one was begun.
@@ -165,7 +164,7 @@ class ShardDrawer:
             batch_size=self.sampler.sampling.batch_size,
             device=device_name(self.job.device),
             seconds=time.perf_counter() - started,
-            computing=self.computing,
+            computing=self.sampler.computing,
             decode_batch=self.sampler.fewer_decoded,
         )
 
@@ -232,18 +231,24 @@ def device_name(device: str) -> str:
     return f"cuda: {torch.cuda.get_device_name()}"
 
 
-def load_sampler(job: DrawJob, computing: Computing) -> "Sampler":
-    """The pipeline of the job's base with its adapters fused, ready to draw."""
+def load_sampler(job: DrawJob, computing: Computing | None = None) -> "Sampler":
+    """The pipeline of the job's base with its adapters fused, ready to draw.
+
+    computing: as a record says; None: what suits this device.
+    """
     from busray.model.adapters import load_adapters
     from busray.model.base import load_pipeline
     from busray.model.sample import Sampler
 
+    computing = computing or choose(job.base.dtype, job.sampling.compile, job.device)
     pipe = load_pipeline(job.base, job.device, computing.dtype)
     if job.method:
         with tempfile.TemporaryDirectory() as folder:
             load_adapters(pipe, fetch_adapters(job.run_store, Path(folder)), job.method, job.tokens)
     prepare(pipe, computing)
-    return Sampler(pipe, job.sampling, job.refine, job.base.size, job.keep_txt2img)
+    sampler = Sampler(pipe, job.sampling, job.refine, job.base.size, job.keep_txt2img)
+    sampler.computing = computing
+    return sampler
 
 
 def redraw(job: DrawJob, commit: Commit, spec: ImageSpec) -> "DrawnImage":

@@ -28,7 +28,7 @@ from busray.model.steps import (
     to_device,
     unit_noise,
 )
-from busray.records import ContentBox, ImageSpec
+from busray.records import Computing, ContentBox, ImageSpec
 
 # Images of a shard that must fail alike and in a row before a further batch that fails so is given
 # up without trying its images one by one. A few bad prompts in a row are fewer.
@@ -55,6 +55,7 @@ class Sampler:
         self.keep_txt2img = keep_txt2img and refine is not None
         pipe.scheduler = scheduler_for(sampling.scheduler, pipe.scheduler.config)
         self.device, self.dtype = pipe.unet.device, pipe.unet.dtype
+        self.computing = Computing(str(self.dtype).removeprefix("torch."))  # unless prepare() did more
         # Images decoded at once. Only a memory that is too small makes them fewer than a batch.
         self.decode_batch = sampling.batch_size
         self.texts = PromptTexts(pipe)

@@ -11,7 +11,7 @@ from busray.corpus.arms import arm_sources
 from busray.corpus.draw import DrawnShard
 from busray.corpus.encode import Row
 from busray.corpus.features import inline_features
-from busray.records import Shard
+from busray.records import Computing, Shard
 from busray.run.checks import open_run
 from busray.run.record import Run
 from busray.stages import features as stage
@@ -49,7 +49,9 @@ def commit_shards(run: Run) -> None:
             image, txt2img = rng.integers(0, 256, (2, 128, 128), np.uint8)
             rows.append(Row(spec, image, txt2img))
         rejects = ((rows[0].spec.image_id, "not finite"),)
-        job.commit(DrawnShard(shard, tuple(rows[1:]), rejects, (), (), 4, "cpu", seconds=1.0), lambda n=0: None)
+        job.commit(
+            DrawnShard(shard, tuple(rows[1:]), rejects, (), (), 4, "cpu", 1.0, Computing("float32")), lambda n=0: None
+        )
 
 
 def stored_features(run: Run) -> dict[str, bytes]:
@@ -108,5 +110,5 @@ def test_a_shard_that_lost_a_row_is_left_to_the_separate_stage(
     black = np.zeros((128, 128), np.uint8)
     rows = tuple(Row(spec, black, black) for spec in specs)
     broken = replace(rows[0], spec=replace(specs[0], prompt="\ud800"))
-    commit = job.commit(DrawnShard(SHARDS[0], (broken, *rows[1:]), (), (), (), 4, "cpu", seconds=1.0))
+    commit = job.commit(DrawnShard(SHARDS[0], (broken, *rows[1:]), (), (), (), 4, "cpu", 1.0, Computing("float32")))
     assert commit.rows == 2 and not stored_features(run)
