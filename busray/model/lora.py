@@ -25,6 +25,8 @@ UP = (".lora.up.weight", ".lora_B.weight", ".lora_linear_layer.up.weight")
 HALVES = re.compile(
     r"(?P<module>.+?)(?:[._]lora(?:_linear_layer)?\.(?P<half>down|up)|\.lora_(?P<other>down|up|A|B)(?:\.\w+)?)\.weight"
 )
+MAGNITUDE = re.compile(r"(?P<module>.+?)\.lora_magnitude_vector(?:\.weight)?")
+"""DoRA's third tensor of a layer: the norm of each of its outputs."""
 PREFIXES = {
     "unet.": ("diffusers", UNET),
     "text_encoder.": ("diffusers", TEXT),
@@ -41,8 +43,7 @@ OTHER_METHODS = {
     "oft_": "OFT",
     "glora": "GLoRA (LyCORIS)",
     "lora_mid": "LoCon with a third matrix (LyCORIS)",
-    "dora_scale": "DoRA",
-    "lora_magnitude_vector": "DoRA",
+    "dora_scale": "DoRA in kohya's layout",
     ".diff": "whole weights (LyCORIS full)",
     "lora_embedding_": "LoRA of an embedding",
 }
@@ -65,6 +66,7 @@ class Pair:
     down: str | None = None  # names of the tensors in the file
     up: str | None = None
     alpha: str | None = None
+    magnitude: str | None = None  # DoRA's
 
 
 Layers = dict[tuple[str, str], Pair]  # (network, layer of the base) -> its matrices
@@ -107,9 +109,8 @@ class LoraFile:
         unknown: list[str] = []
         no_lora: list[str] = []
         for name in self.header.tensors:
-            match = HALVES.fullmatch(name)
-            module = match["module"] if match else name.removesuffix(".alpha")
-            if match is None and not name.endswith(".alpha"):
+            half, module = _half(name)
+            if half is None:
                 no_lora.append(name)
                 continue
             prefix = next(prefix for prefix in PREFIXES if module.startswith(prefix))
@@ -120,11 +121,9 @@ class LoraFile:
                 continue
             self.layouts.add(layout)
             pair = self.layers.setdefault(found, Pair())
-            half = (match["half"] or match["other"]) if match else "alpha"
-            field = {"down": "down", "A": "down", "up": "up", "B": "up", "alpha": "alpha"}[half]
-            if getattr(pair, field) is not None:
-                self._refuse(f"has two tensors for one layer: {getattr(pair, field)} and {name}")
-            setattr(pair, field, name)
+            if getattr(pair, half) is not None:
+                self._refuse(f"has two tensors for one layer: {getattr(pair, half)} and {name}")
+            setattr(pair, half, name)
         self._refuse_unassigned(sorted(set(unknown)), no_lora)
 
     def _refuse_unassigned(self, unknown: list[str], no_lora: list[str]) -> None:
@@ -147,7 +146,27 @@ class LoraFile:
                     f"such as {alone[0]}"
                 )
 
+    def _refuse_magnitudes(self) -> None:
+        """UserError for DoRA of which diffusers would load a part, or on more layers than it is."""
+        dora = [key for key, pair in self.layers.items() if pair.magnitude is not None]
+        if text := [key for key in dora if key[0] == TEXT]:
+            self._refuse(
+                f"has DoRA on {len(text)} layers of the text encoder, whose magnitudes diffusers does not load"
+            )
+        plain = [key for key in self.layers if key[0] == UNET and key not in dora]
+        if dora and plain:
+            self._refuse(
+                f"is damaged: {len(plain)} of {len(dora) + len(plain)} layers of the UNet have no magnitude (DoRA), "
+                f"such as {_name(plain[0])}"
+            )
+        for network, layer in dora:
+            weight = self.base_shapes[network][layer]
+            shape = self.header.tensors[self.layers[network, layer].magnitude or ""].shape
+            if list(shape) != ([weight[0]] if len(weight) == 2 else [1, weight[0], 1, 1]):
+                self._refuse(f"is damaged: {network}.{layer} has a magnitude of {list(shape)}, here {list(weight)}")
+
     def _refuse_shapes(self) -> None:
+        self._refuse_magnitudes()
         tensors = self.header.tensors
         for (network, layer), pair in self.layers.items():
             assert pair.down is not None and pair.up is not None
@@ -169,7 +188,7 @@ class LoraFile:
         """Whether diffusers loads the file, as it is, into all of its layers."""
         styles = set()
         for (network, layer), pair in self.layers.items():
-            if pair.alpha is not None:
+            if pair.alpha is not None or pair.magnitude not in (None, f"{network}.{layer}.lora_magnitude_vector"):
                 return False
             for style, (down, up) in enumerate(zip(DOWN, UP, strict=True)):
                 plain = f"{network}.{layer}"
@@ -180,6 +199,13 @@ class LoraFile:
             else:
                 return False
         return len([style for style in styles if style[0] == UNET]) <= 1
+
+    def magnitudes(self) -> dict[tuple[str, str], Any]:
+        """Layer -> DoRA's magnitude of it, read from the file; empty for plain LoRA."""
+        from safetensors.torch import load_file
+
+        tensors = load_file(self.path)
+        return {key: tensors[pair.magnitude] for key, pair in self.layers.items() if pair.magnitude is not None}
 
     def counts(self) -> dict[str, int]:
         """Network -> how many of its layers have a LoRA."""
@@ -281,6 +307,15 @@ def _peft_scale(settings: Mapping[str, Any], layer: str, rank: int) -> float:
     return float(alpha) / (rank**0.5 if settings.get("use_rslora") else rank)
 
 
+def _half(name: str) -> tuple[str | None, str]:
+    """(which field of a Pair a tensor of this name is, the name of its layer in the file)."""
+    if match := HALVES.fullmatch(name):
+        return {"down": "down", "A": "down", "up": "up", "B": "up"}[match["half"] or match["other"]], match["module"]
+    if match := MAGNITUDE.fullmatch(name):
+        return "magnitude", match["module"]
+    return ("alpha" if name.endswith(".alpha") else None), name.removesuffix(".alpha")
+
+
 def _kind(layer: str) -> str:
     """What layers of the same role share: their name without numbers of blocks."""
     parts = layer.split(".")
@@ -340,6 +375,8 @@ def written_anew(file: LoraFile, tensors: Mapping[tuple[str, str], tuple[Any, An
         name = f"{network}.{layer}"
         out[name + down_name] = down.contiguous()
         out[name + up_name] = (up * scale).contiguous()
+    for (network, layer), magnitude in file.magnitudes().items():
+        out[f"{network}.{layer}.lora_magnitude_vector"] = magnitude.contiguous()
     return save(out, {"format": "pt"})
 
 
@@ -350,6 +387,9 @@ def refuse_values(file: LoraFile, tensors: Mapping[tuple[str, str], tuple[Any, A
     bad = []
     for key, (down, up, scale) in tensors.items():
         if not (bool(torch.isfinite(down).all()) and bool(torch.isfinite(up).all()) and abs(scale) < float("inf")):
+            bad.append(_name(key))
+    for key, magnitude in file.magnitudes().items():
+        if not bool(torch.isfinite(magnitude).all()):
             bad.append(_name(key))
     if bad:
         raise UserError(

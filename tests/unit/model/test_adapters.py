@@ -356,6 +356,30 @@ def test_a_lora_of_the_text_encoder_in_kohyas_layout_reaches_every_layer(tmp_pat
         torch.testing.assert_close(pipe.text_encoder.get_submodule(layer).weight, expected, atol=1e-5, rtol=1e-5)
 
 
+OTHER_LAYERS = (".ff.net.0.proj", ".ff.net.2", ".proj_in", ".proj_out", ".conv1", ".conv_shortcut", ".time_emb_proj")
+
+
+def test_a_foreign_lora_beyond_attention_reaches_every_layer(tmp_path: Path, base: BaseIdentity) -> None:
+    """As kohya's LoCon and LoRA with all of its targets: convolutions and feed-forward layers."""
+    unet, generator, tensors = tiny_pipeline().unet, torch.Generator().manual_seed(6), {}
+    layers = [name for name, _ in unet.named_modules() if name.endswith(OTHER_LAYERS)]
+    assert {layer.rpartition(".")[2] for layer in layers} >= {"proj", "2", "conv1", "conv_shortcut", "time_emb_proj"}
+    for layer in layers:
+        weight, (down, up) = unet.get_submodule(layer).weight, in_kohya(layer)
+        sides = weight.shape[2:]
+        tensors[down] = torch.randn(2, weight.shape[1], *sides, generator=generator) / weight[0].numel() ** 0.5
+        tensors[up] = 0.05 * torch.randn(weight.shape[0], 2, *(1 for _ in sides), generator=generator)
+        tensors[down.replace("lora_down.weight", "alpha")] = torch.tensor(1.0)
+    save_file(tensors, tmp_path / LORA_FILE)
+    pipe = tiny_pipeline()
+    load_adapters(pipe, adopted(tmp_path, base, tmp_path / "kept"), "lora", {})
+    for layer in layers:
+        down, up = (tensors[name].flatten(1) for name in in_kohya(layer))
+        weight = unet.get_submodule(layer).weight
+        expected = weight + 0.5 * (up @ down).view_as(weight)
+        torch.testing.assert_close(pipe.unet.get_submodule(layer).weight, expected, atol=1e-5, rtol=1e-5)
+
+
 FIRST = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
@@ -404,6 +428,13 @@ def foreign(name: str) -> Any:
     return add
 
 
+def dora_on_text(tensors: dict[str, torch.Tensor]) -> None:
+    layer = "text_encoder.encoder.layers.0.self_attn.q_proj"
+    tensors[f"{layer}.lora_linear_layer.down.weight"] = torch.ones(2, WIDTH)
+    tensors[f"{layer}.lora_linear_layer.up.weight"] = torch.ones(WIDTH, 2)
+    tensors[f"{layer}.lora_magnitude_vector"] = torch.ones(WIDTH)
+
+
 SPOILT = {
     "NaN": (spoilt(float("nan")), ["is damaged: NaN or infinity in 1 of", FIRST]),
     "infinity": (spoilt(float("inf")), ["is damaged: NaN or infinity in 1 of", FIRST]),
@@ -415,6 +446,14 @@ SPOILT = {
     "zeros": (vanish, ["would load nothing", "zero, as before training"]),
     "LoHa": (foreign("lora_unet_mid_block.hada_w1_a"), ["holds LoHa (LyCORIS) (1 of 113 tensors)"]),
     "DoRA": (foreign("lora_unet_mid_block.dora_scale"), ["holds DoRA"]),
+    "DoRA on one layer": (
+        foreign(f"{FIRST}.lora_magnitude_vector"),
+        ["55 of 56 layers of the UNet have no magnitude (DoRA)"],
+    ),
+    "DoRA of the text encoder": (
+        dora_on_text,
+        ["DoRA on 1 layers of the text encoder", "whose magnitudes diffusers does not load"],
+    ),
     "SDXL": (foreign("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"), ["is SDXL's: 1 of 113"]),
     "Flux": (foreign("transformer.blocks.0.attn.to_q.lora_A.weight"), ["a transformer's (SD3, Flux)"]),
     "the original code's names": (
