@@ -232,18 +232,50 @@ class Adapters(Settings):
     """LoRA also on the UNet's residual blocks: those of `tiny` make speckle."""
     text_encoder: bool = False
     """Also put LoRA on the text encoder's attention."""
+    feed_forward: bool = False
+    """LoRA also on the UNet's feed-forward layers, the other half of each attention block."""
+    dora: bool = False
+    """LoRA of the UNet learns the size of each layer's output apart from its direction (DoRA, arXiv
+    2402.09353). The text encoder's stays plain: diffusers loses its sizes."""
+    rslora: bool = False
+    """Scale LoRA by alpha / sqrt(rank) and not alpha / rank, so that a large rank learns as fast as
+    a small one (arXiv 2312.03732)."""
     vectors: Annotated[int, Field(ge=1, le=16)] = 1
     """Embedding vectors of a learned token."""
     steps: Steps = 3000
     """Optimiser steps."""
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 4
     """Global batch: the sum over all workers."""
+    micro_batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    """Most samples that a worker puts through the networks at once; gradients are added up to those
+    of the whole batch. null: all of its share, or as many as fit into memory."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of training. `bfloat16`: autocast, with the base's weights in bfloat16 too; the
+    adapters stay float32. `auto`: bfloat16 on a GPU that has it, float32 elsewhere. Matrices in
+    float32 are multiplied in TF32 on a GPU."""
+    gradient_checkpointing: bool = False
+    """Compute parts of the UNet again instead of keeping them: less memory, a third more time."""
+    compile: bool = False
+    """Compile the UNet for training (torch.compile): minutes at the start, faster steps after."""
     learning_rate: Fraction = 1e-4
     """Of LoRA."""
     token_learning_rate: Fraction = 5e-4
     """Of the learned tokens' embeddings."""
     warmup: Annotated[int, Field(ge=0, le=10_000_000)] = 0
-    """Steps of linear warm-up; the rate is constant afterwards."""
+    """Steps of linear warm-up."""
+    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
+    """The rate after warm-up; `cosine`: it falls to 0 at the last step, along half a cosine."""
+    prediction: Literal["epsilon", "v_prediction"] | None = None
+    """What the network learns to predict: the noise, or v (arXiv 2202.00512). null: as the base.
+    The adapters' images are drawn likewise. Of adapters.path's without adapter.json: what they were
+    trained for."""
+    zero_terminal_snr: bool = False
+    """Rescale the noise schedule so that its last step is pure noise (arXiv 2305.08891), in
+    training and in drawing: mean brightness is then learned, and not given by the noise. Needs
+    v-prediction. Of adapters.path's without adapter.json: what they were trained for."""
+    noise_offset: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Noise of this size that is equal in all cells of a channel is added to the noise of training:
+    another way to learn mean brightness, for any base. 0.05 to 0.1 are usual."""
     snr_gamma: PositiveFloat | None = None
     """Gamma of min-SNR loss weighting (arXiv 2303.09556). null: no weighting."""
     ema: Fraction | None = None
@@ -265,6 +297,16 @@ class Adapters(Settings):
         if value[0] > value[1]:
             raise ValueError("[min, max]: min is above max")
         return value
+
+    @model_validator(mode="after")
+    def _settings_of_the_training_agree(self) -> "Adapters":
+        if self.learning_rate_schedule == "cosine" and self.warmup >= self.steps:
+            raise ValueError("warmup takes all steps, so the rate never falls along a cosine: lower warmup")
+        if self.zero_terminal_snr and self.snr_gamma is not None:
+            raise ValueError(
+                "snr_gamma gives the step of pure noise, which zero_terminal_snr adds, no weight: leave one of them out"
+            )
+        return self
 
 
 class Sampling(Settings):

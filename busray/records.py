@@ -519,6 +519,11 @@ class AdaptersRecord:
         return self.about.get("dataset_hash")
 
     @property
+    def schedule(self) -> Mapping[str, Any]:
+        """What they change of the base's noise schedule (model/noise_schedule.py)."""
+        return self.about.get("scheduler", {})
+
+    @property
     def is_adopted(self) -> bool:
         """They were not trained here, but are a copy of adapters.path's."""
         return bool(self.about.get("adopted"))

@@ -25,7 +25,7 @@ FULL_STRENGTH = "adapters are always used at their full strength"
 MAY_BE_NULL = ("refine", "gate", "geometry", "phantoms", "primary")
 """Groups of settings that can be switched off."""
 VAE = "the base brings its own autoencoder: the folder vae in base.path"
-CONSTANT = "the learning rate is constant after adapters.warmup"
+ACCUMULATE = "adapters.batch_size is the whole batch; adapters.micro_batch_size is what is done at once"
 OWN_NAMES = {
     "negative_prompt": NO_NEGATIVE, "negative": NO_NEGATIVE,
     "cfg_scale": "sampling.guidance_scale", "cfg": "sampling.guidance_scale", "guidance": "sampling.guidance_scale",
@@ -36,7 +36,8 @@ OWN_NAMES = {
     "scale": FULL_STRENGTH, "lora_scale": FULL_STRENGTH, "lora_weight": FULL_STRENGTH,
     "network_multiplier": FULL_STRENGTH, "network_weights": "adapters.path",
     "lr": "adapters.learning_rate", "unet_lr": "adapters.learning_rate",
-    "embedding_lr": "adapters.token_learning_rate", "lr_scheduler": CONSTANT, "lr_warmup_steps": "adapters.warmup",
+    "embedding_lr": "adapters.token_learning_rate", "lr_warmup_steps": "adapters.warmup",
+    "lr_scheduler": "adapters.learning_rate_schedule",
     "text_encoder_lr": "adapters.learning_rate, with adapters.text_encoder=true",
     "train_text_encoder": "adapters.text_encoder", "max_train_steps": "adapters.steps", "train_steps": "adapters.steps",
     "epochs": "adapters.steps, counted in optimiser steps", "train_batch_size": "adapters.batch_size",
@@ -45,7 +46,11 @@ OWN_NAMES = {
     "save_every_n_steps": "adapters.checkpoint_every", "gpus": "cluster.gpus_per_actor",
     "resolution": "base.size", "width": "base.size: images are square", "height": "base.size: images are square",
     "vae": VAE, "clip_skip": "the text encoder is used to its last layer",
-    "mixed_precision": "base.dtype", "precision": "base.dtype", "fp16": "base.dtype=float16",
+    "mixed_precision": "base.dtype for drawing, adapters.precision for training",
+    "gradient_accumulation_steps": ACCUMULATE, "use_dora": "adapters.dora", "use_rslora": "adapters.rslora",
+    "prediction_type": "adapters.prediction", "v_parameterization": "adapters.prediction=v_prediction",
+    "rescale_betas_zero_snr": "adapters.zero_terminal_snr", "allow_tf32": "TF32 is allowed on a GPU",
+    "precision": "base.dtype", "fp16": "base.dtype=float16",
     "pretrained_model_name_or_path": "base.path", "model": "base.path", "checkpoint": "base.path", "ckpt": "base.path",
     "output_dir": "output", "out": "output", "train_data_dir": "dataset.path", "data_dir": "dataset.path",
     "data": "dataset.path", "placeholder_token": "classes.<class>.token",

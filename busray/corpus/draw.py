@@ -18,8 +18,9 @@ from busray.corpus.features import InlineFeatures
 from busray.corpus.gate import GatedShard, draw_gated, place
 from busray.corpus.recipe import Recipe
 from busray.layout import commit_key
-from busray.model.checkpoints import fetch_adapters
+from busray.model.checkpoints import fetch_adapters, read_adapters
 from busray.model.device import choose, prepare
+from busray.model.noise_schedule import with_schedule
 from busray.records import Commit, Computing, Execution, ImageSpec, Redrawn, Shard
 from busray.storage import Store
 from busray.vision.classifier import Classifier, probabilities
@@ -243,6 +244,9 @@ def load_sampler(job: DrawJob, computing: Computing | None = None) -> "Sampler":
     computing = computing or choose(job.base.dtype, job.sampling.compile, job.device)
     pipe = load_pipeline(job.base, job.device, computing.dtype)
     if job.method:
+        adapters = read_adapters(job.run_store)
+        assert adapters is not None  # draw_job saw them
+        pipe.scheduler = with_schedule(pipe.scheduler, adapters.schedule)
         with tempfile.TemporaryDirectory() as folder:
             load_adapters(pipe, fetch_adapters(job.run_store, Path(folder)), job.method, job.tokens)
     prepare(pipe, computing)

@@ -19,6 +19,7 @@ from busray.model.base import BaseIdentity, base_files, same_base, vector_names
 from busray.model.base_files import PICKLES, BaseFiles
 from busray.model.inspect_base import some, text_config
 from busray.model.lora import DOWN, LoraFile, header_of, refuse_values, written_anew
+from busray.model.noise_schedule import SCHEDULER, offered_schedule
 from busray.model.weights import FLOATS
 from busray.records import UserError, to_json
 
@@ -29,6 +30,7 @@ PEFT_CONFIG = "adapter_config.json"
 EMB_PARAMS = "emb_params"  # the name of a token's vectors in A1111's files
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 UNET_CONVOLUTIONS = ["conv1", "conv2"]  # of the residual blocks
+UNET_FEED_FORWARD = ["ff.net.0.proj", "ff.net.2"]
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 LONGEST_TOKEN = 16  # embedding vectors of a token, as adapters.vectors allows
 ABSURD_TOKEN = 1000.0
@@ -40,10 +42,15 @@ def token_file(token: str) -> str:
     return f"{token.strip('<>')}.safetensors"
 
 
-def adapter_sha256(files: Mapping[str, bytes]) -> str:
-    """One digest for a set of adapter files, without adapter.json, which decides no pixel."""
+def adapter_sha256(files: Mapping[str, bytes], schedule: Mapping[str, Any] | None = None) -> str:
+    """One digest for all of a set of adapters that decides pixels.
+
+    schedule: what they change of the base's noise schedule. Nothing else in adapter.json decides a
+    pixel.
+    """
     weights = {name: data for name, data in files.items() if name.endswith(".safetensors")}
-    return fingerprint({name: _content(data) for name, data in weights.items()})
+    content: dict[str, Any] = {name: _content(data) for name, data in weights.items()}
+    return fingerprint({**content, SCHEDULER: dict(schedule)} if schedule else content)
 
 
 def _content(data: bytes) -> dict[str, Any]:
@@ -74,11 +81,14 @@ def attach_lora(pipe: Any, settings: Adapters, seed: int) -> None:
     alpha = settings.alpha or settings.rank
     common: dict[str, Any] = {"r": settings.rank, "lora_alpha": alpha}
     common["init_lora_weights"] = "gaussian"
-    targets = UNET_TARGETS + (UNET_CONVOLUTIONS if settings.convolutions else [])
+    common["use_rslora"] = settings.rslora
+    targets = list(UNET_TARGETS)
+    targets += UNET_CONVOLUTIONS if settings.convolutions else []
+    targets += UNET_FEED_FORWARD if settings.feed_forward else []
     # PEFT draws the first matrices from torch's global generator.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pipe.unet.add_adapter(LoraConfig(target_modules=targets, **common))
+        pipe.unet.add_adapter(LoraConfig(target_modules=targets, use_dora=settings.dora, **common))
         if settings.text_encoder:
             pipe.text_encoder.add_adapter(LoraConfig(target_modules=TEXT_TARGETS, **common))
 
@@ -141,13 +151,15 @@ def offered_adapters(
     base: BaseIdentity,
     dataset_hash: str | None,
     *,
+    settings: Adapters | None = None,
     known: bool = False,
 ) -> Offered:
     """The adapters of this folder, in the layout that diffusers loads.
 
     UserError for anything that would load wrong, or not at all. tokens: class -> placeholder,
     empty where the method has none. dataset_hash: of the run's data set; adapters trained on
-    another one may have seen images that this run holds out. known: the run has adopted adapters
+    another one may have seen images that this run holds out. settings: say for which noise schedule
+    adapters without adapter.json were trained. known: the run has adopted adapters
     already, so that a LoRA on a part of the layers is not asked about again.
     """
     where = f"adapters.path: {folder}"
@@ -168,7 +180,9 @@ def offered_adapters(
         vectors[token] = 1 if rows.ndim == 1 else len(rows)
         files[token_file(token)] = _token_bytes(folder / token_file(token), token, rows)
     _refuse_other_training(metadata, base, dataset_hash, where)
-    record = {**metadata, "method": method, "tokens": dict(tokens), "sha256": adapter_sha256(files)}
+    schedule = offered_schedule(metadata, settings or Adapters(), files_of_base.configs["scheduler"], where)
+    digest = adapter_sha256(files, schedule)
+    record = {**metadata, "method": method, "tokens": dict(tokens), SCHEDULER: schedule, "sha256": digest}
     if metadata:
         files[METADATA_FILE] = (folder / METADATA_FILE).read_bytes()
     return Offered(record, files, vectors, remark)
@@ -213,7 +227,7 @@ def _peft_config(path: Path, where: str) -> Mapping[str, Any]:
     if not beside.is_file():
         raise UserError(f"{where}: {path.name} is in PEFT's layout, so {PEFT_CONFIG} is needed beside it (its scale)")
     settings = _metadata(beside, where)
-    if settings.get("peft_type", "LORA") != "LORA" or settings.get("use_dora"):
+    if settings.get("peft_type", "LORA") != "LORA":
         raise UserError(f"{where}: {PEFT_CONFIG} is of {settings.get('peft_type')}: busray loads LoRA alone")
     return settings
 

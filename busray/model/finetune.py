@@ -5,9 +5,10 @@ position in the global batch) and never from a worker's rank. So any number of w
 same adapters, up to the rounding of a sum.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ from busray import config
 from busray.identity import seed_for
 from busray.model.adapters import adapter_files, attach_lora, lora_bytes
 from busray.model.base import vector_names
-from busray.model.latents import EncodedImages
+from busray.model.latents import TrainingImages
+from busray.model.memory import in_slices
+from busray.model.noise_schedule import changed_schedule, training_alphas, with_schedule
 from busray.model.prompts import token_ids
 from busray.records import UserError
 
@@ -56,7 +59,7 @@ class FineTuner:
         settings: config.Adapters,
         tokens: Mapping[str, str],
         initializers: Mapping[str, str],
-        encoded: EncodedImages,
+        encoded: TrainingImages,
         captions: Sequence[str],
         seed: int,
     ) -> None:
@@ -66,12 +69,22 @@ class FineTuner:
         self.captions = list(captions)
         self.lora = "lora" in settings.method.split("+")
         self.device = pipe.unet.device
+        pipe.scheduler = with_schedule(pipe.scheduler, changed_schedule(settings, pipe.scheduler.config))
         self.timesteps: int = pipe.scheduler.config.num_train_timesteps
+        self.alphas: Tensor = training_alphas(pipe.scheduler).to(self.device)
         if self.lora:
             attach_lora(pipe, settings, seed % 2**32)
         self.tokens = TokenRows(pipe, tokens, initializers, settings.vectors) if tokens else None
         self.parameters = self._named()
-        self.optimiser = torch.optim.AdamW(self._groups())
+        self.half = works_in_bfloat16(settings.precision, self.device)
+        if self.half:
+            self._halve_frozen()
+        if settings.gradient_checkpointing:
+            pipe.unet.enable_gradient_checkpointing()
+        if settings.compile:
+            pipe.unet.compile()
+        self.micro_batch = settings.micro_batch_size or settings.batch_size
+        self.optimiser = torch.optim.AdamW(self._groups(), fused=self.device.type == "cuda")
         self.ema = self._copies() if settings.ema else None
         self._ids: dict[str, Tensor] = {}
         for caption in sorted(set(captions)):
@@ -89,13 +102,42 @@ class FineTuner:
             named["tokens"] = self.tokens.rows
         return dict(sorted(named.items()))
 
+    def _halve_frozen(self) -> None:
+        """Keep what is not trained in bfloat16. Norms and biases stay: they are small, and a CPU
+        wants those of a norm in float32."""
+        for network in (self.pipe.unet, self.pipe.text_encoder, self.pipe.vae):
+            for parameter in network.parameters():
+                if not parameter.requires_grad and parameter.ndim > 1:
+                    parameter.data = parameter.data.bfloat16()
+
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """A context in which the networks compute as in training: in bfloat16 where it says so."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            yield
+
+    @contextmanager
+    def not_compiled(self) -> Iterator[None]:
+        """A context for batches of other shapes, for which compiling again would not pay."""
+        if not self.settings.compile:
+            yield
+            return
+        with torch.compiler.set_stance("force_eager"):
+            yield
+
     def _groups(self) -> list[dict[str, Any]]:
         """The optimiser's parameter groups; `base_lr` is a group's rate after warm-up."""
         groups = []
         if self.lora:
-            lora = [parameter for name, parameter in self.parameters.items() if name != "tokens"]
+            lora: list[torch.nn.Parameter] = []
+            magnitudes: list[torch.nn.Parameter] = []
+            for name, parameter in self.parameters.items():
+                if name != "tokens":
+                    (magnitudes if "lora_magnitude" in name else lora).append(parameter)
             rate = self.settings.learning_rate
             groups.append({"params": lora, "lr": rate, "base_lr": rate, "weight_decay": LORA_DECAY})
+            if magnitudes:  # DoRA's start as the norms of the base's weights: decay would shrink these
+                groups.append({"params": magnitudes, "lr": rate, "base_lr": rate, "weight_decay": 0.0})
         if self.tokens is not None:
             rows, rate = [self.tokens.rows], self.settings.token_learning_rate
             groups.append({"params": rows, "lr": rate, "base_lr": rate, "weight_decay": 0.0})
@@ -107,39 +149,56 @@ class FineTuner:
         A position's gradient is that of its loss over the global batch size, so that the workers'
         gradients add up to those of the mean loss.
         """
-        if not positions:
-            return 0.0
-        latents, weights, noises, timesteps, captions = [], [], [], [], []
-        for position in positions:
-            sample = self._sample(step, position)
-            row = sample.row
-            # Drawn from the posterior anew at every step, as in latent diffusion's training.
-            latents.append(self.encoded.mean[row] + self.encoded.std[row] * sample.posterior_noise)
-            weights.append(self.encoded.weight[row])
-            noises.append(sample.noise)
-            timesteps.append(sample.timestep)
-            captions.append("" if sample.dropped else self.captions[row % self.encoded.images])
-        tensors = torch.stack(latents), torch.stack(weights), torch.stack(noises)
-        losses = self._losses(*tensors, timesteps, captions)
-        (losses.sum() / self.settings.batch_size).backward()
+        total = 0.0
+
+        def add(part: slice) -> None:
+            nonlocal total
+            total += self._add_gradients(step, positions[part])
+
+        self.micro_batch = in_slices(len(positions), self.micro_batch, add)
+        return total
+
+    def _add_gradients(self, step: int, positions: Sequence[int]) -> float:
+        """accumulate() of positions that go through the networks at once. All or none is added."""
+        samples = [self._sample(step, position) for position in positions]
+        rows, captions = [sample.row for sample in samples], []
+        for sample in samples:
+            captions.append("" if sample.dropped else self.captions[sample.row % self.encoded.images])
+        mean, std, weight = self.encoded.batch(rows, self.device)
+        # Drawn from the posterior anew at every step, as in latent diffusion's training.
+        posterior_noise = torch.stack([sample.posterior_noise for sample in samples]).to(self.device)
+        noise = torch.stack([sample.noise for sample in samples])
+        timesteps = [sample.timestep for sample in samples]
+        losses = self._losses(mean + std * posterior_noise, weight, noise, timesteps, captions)
+        parameters = list(self.parameters.values())
+        loss = losses.sum() / self.settings.batch_size
+        # Not backward(): where memory ends half-way, it would leave a part of the gradients.
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         return float(losses.detach().sum())
 
     def _sample(self, step: int, position: int) -> TrainingSample:
         index = step * self.settings.batch_size + position
         generator = torch.Generator().manual_seed(seed_for(self.seed, "all", index, 0, "train"))
-        shape = self.encoded.mean.shape[1:]
+        shape = self.encoded.shape
         # The order of these draws is part of what a seed means.
-        return TrainingSample(
+        sample = TrainingSample(
             row=self._row(index),
             posterior_noise=torch.randn(shape, generator=generator),
             noise=torch.randn(shape, generator=generator),
             timestep=int(torch.randint(self.timesteps, (), generator=generator)),
             dropped=float(torch.rand((), generator=generator)) < self.settings.caption_dropout,
         )
+        if not self.settings.noise_offset:
+            return sample
+        offset = self.settings.noise_offset * torch.randn((shape[0], 1, 1), generator=generator)
+        return replace(sample, noise=sample.noise + offset)
 
     def _row(self, index: int) -> int:
         """The row of the training's index-th sample: each epoch is a seeded permutation."""
-        rows = len(self.encoded.mean)
+        rows = self.encoded.rows
         epoch = index // rows
         if epoch not in self._orders:
             # A batch may reach into the next epoch, so two orders are kept.
@@ -155,12 +214,12 @@ class FineTuner:
         latents and noise [b, c, h, w], weight [b, 1, h, w]: share of content in each cell.
         UserError where the base predicts neither epsilon nor v.
         """
-        device, scheduler = self.device, self.pipe.scheduler
+        device = self.device
         latents, weight, noise = latents.to(device), weight.to(device), noise.to(device)
         steps = torch.tensor(timesteps, device=device)
-        alpha = scheduler.alphas_cumprod.to(device)[steps].view(-1, 1, 1, 1)
+        alpha = self.alphas[steps].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
-        kind = scheduler.config.prediction_type
+        kind = self.pipe.scheduler.config.prediction_type
         if kind == "epsilon":
             target = noise
         elif kind == "v_prediction":
@@ -168,7 +227,8 @@ class FineTuner:
         else:
             known = "epsilon and v_prediction can be fine-tuned"
             raise UserError(f"base.path: its scheduler predicts {kind!r}; {known}")
-        predicted = self.pipe.unet(noisy, steps, self._embed(captions)).sample
+        with self.arithmetic():
+            predicted = self.pipe.unet(noisy, steps, self._embed(captions)).sample
         error = ((predicted.float() - target) ** 2 * weight).sum((1, 2, 3))
         # A mean over the content cells, or an image with much padding would count less.
         error = error / (weight.sum((1, 2, 3)) * latents.shape[1])
@@ -196,7 +256,7 @@ class FineTuner:
     def apply(self, step: int) -> None:
         """Clip the gradients, step the optimiser, move the average, clear the gradients."""
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), CLIP_NORM)
-        factor = min(1.0, (step + 1) / self.settings.warmup) if self.settings.warmup else 1.0
+        factor = rate_factor(self.settings, step)
         for group in self.optimiser.param_groups:
             group["lr"] = group["base_lr"] * factor
         self.optimiser.step()
@@ -210,7 +270,7 @@ class FineTuner:
 
     @torch.no_grad()
     def validation_loss(
-        self, encoded: EncodedImages, captions: Sequence[str], beat: Callable[[], None] = lambda: None
+        self, encoded: TrainingImages, captions: Sequence[str], beat: Callable[[], None] = lambda: None
     ) -> float:
         """Mean loss over at most VALIDATION_IMAGES images, evenly spread over all.
 
@@ -225,12 +285,13 @@ class FineTuner:
             noises = []
             for row in batch:
                 rng = torch.Generator().manual_seed(seed_for(self.seed, "all", row, 0, "validate"))
-                noises.append(torch.randn(encoded.mean.shape[1:], generator=rng))
+                noises.append(torch.randn(encoded.shape, generator=rng))
             spread = (np.arange(at, at + len(batch)) * GOLDEN_RATIO) % 1.0
             timesteps = (spread * self.timesteps).astype(int).tolist()
             texts = [captions[row] for row in batch]
-            latents, weight = encoded.mean[batch], encoded.weight[batch]
-            losses = self._losses(latents, weight, torch.stack(noises), timesteps, texts)
+            latents, _, weight = encoded.batch(batch, self.device)
+            with self.not_compiled():
+                losses = self._losses(latents, weight, torch.stack(noises), timesteps, texts)
             total += float(losses.sum())
             beat()
         return total / len(rows)
@@ -255,7 +316,9 @@ class FineTuner:
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 stored = tensors.get(f"optimiser/{key}/{name}")
                 if stored is not None:  # none before the first step
-                    state[key] = stored.to("cpu" if key == "step" else self.device)
+                    # The fused optimiser counts on the GPU, the other one on the CPU.
+                    fused = self.optimiser.defaults["fused"]
+                    state[key] = stored.to(self.device if fused or key != "step" else "cpu")
             self.optimiser.state[parameter] = state
             if self.ema is not None:
                 self.ema[name] = tensors[f"ema/{name}"].to(self.device)
@@ -304,6 +367,23 @@ def starting_vectors(words: Tensor, vectors: int) -> list[Tensor]:
         return [part.mean(0) for part in words.tensor_split(vectors)]
     # Equal vectors would get equal gradients for ever, so each starts a little longer.
     return [words.mean(0) * (1 + 0.05 * i) for i in range(vectors)]
+
+
+def rate_factor(settings: config.Adapters, step: int) -> float:
+    """The share of the learning rate that a step, from 0, is done with."""
+    if step < settings.warmup:
+        return (step + 1) / settings.warmup
+    if settings.learning_rate_schedule == "constant":
+        return 1.0
+    done = (step - settings.warmup) / (settings.steps - settings.warmup)
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def works_in_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether the networks of a training with adapters.precision compute in bfloat16 there."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 class TokenRows:

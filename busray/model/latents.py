@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load_file, save
 
+from busray.model.memory import fits_on, in_slices
 from busray.model.sample import decode_grey, latent_weight, to_model
 from busray.records import ContentBox
 from busray.workers import Beat
@@ -29,9 +31,53 @@ class EncodedImages:
         return save({**tensors, "images": torch.tensor(self.images)})
 
     @staticmethod
-    def from_bytes(data: bytes) -> "EncodedImages":
-        tensors = load(data)
+    def in_file(path: Path) -> "EncodedImages":
+        """Of a file of to_bytes(); its rows stay there until they are looked at (memory map)."""
+        tensors = load_file(path)
         return EncodedImages(tensors["mean"], tensors["std"], tensors["weight"], int(tensors["images"]))
+
+    def on(self, device: torch.device) -> "EncodedImages":
+        return EncodedImages(self.mean.to(device), self.std.to(device), self.weight.to(device), self.images)
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(tensor.nbytes for tensor in (self.mean, self.std, self.weight))
+
+
+class TrainingImages:
+    """The encoded images of a split, in parts, as one: row i of them shows image i % images.
+
+    Each of the first parts has as many images as the first one.
+    """
+
+    def __init__(self, parts: Sequence[EncodedImages]) -> None:
+        self.parts = list(parts)
+        self.images = sum(part.images for part in parts)
+        self.rows = sum(len(part.mean) for part in parts)
+        self.shape = tuple(parts[0].mean.shape[1:])  # [c, h, w] of an image's latents
+
+    def batch(self, rows: Sequence[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(mean [b, c, h, w], std likewise, weight [b, 1, h, w]) of these rows, on the device."""
+        means, stds, weights = [], [], []
+        for row in rows:
+            mirrored, image = divmod(row, self.images)
+            number, at = divmod(image, self.parts[0].images)
+            part = self.parts[number]
+            at += mirrored * part.images
+            means.append(part.mean[at])
+            stds.append(part.std[at])
+            weights.append(part.weight[at])
+        mean, std, weight = torch.stack(means), torch.stack(stds), torch.stack(weights)
+        return mean.to(device), std.to(device), weight.to(device)
+
+
+def training_images(parts: Sequence[EncodedImages], device: torch.device) -> TrainingImages:
+    """These parts as one, on a GPU where they are a small part of its memory, else where they are:
+    of files the system keeps in memory what fits there."""
+    if device.type == "cuda" and fits_on(device, sum(part.size for part in parts)):
+        parts = [part.on(device) for part in parts]
+    return TrainingImages(parts)
 
 
 @torch.no_grad()
@@ -45,21 +91,27 @@ def encode_images(
 ) -> EncodedImages:
     """Encode grey images uint8 [n, s, s]; with mirror, their left-right mirrored copies too.
 
-    beat counts the images that are done.
+    batch_size images at once, or half as many as often as the memory asks for it. beat counts the
+    images that are done.
     """
     scale, size, factor = pipe.vae.config.scaling_factor, images.shape[1], pipe.vae_scale_factor
     weight = torch.stack([latent_weight(box, size, factor) for box in boxes])
     means, stds = ([], []), ([], [])  # of the images, and of their mirrored copies
     # Copies are encoded, not mirrored latents: the autoencoder's convolutions are not symmetric.
-    for at in range(0, len(images), batch_size):
-        pixels = to_model(images[at : at + batch_size])
+
+    def encode(part: slice) -> None:
+        pixels, encoded = to_model(images[part]), []
         for flipped in (False, True)[: 1 + mirror]:
             shown = pixels.flip(-1) if flipped else pixels
             posterior = pipe.vae.encode(shown.to(pipe.vae.device)).latent_dist
-            means[flipped].append((posterior.mean * scale).cpu())
-            stds[flipped].append((posterior.std * scale).cpu())
+            encoded.append(((posterior.mean * scale).cpu(), (posterior.std * scale).cpu()))
             beat()
+        for flipped, (mean, std) in enumerate(encoded):
+            means[flipped].append(mean)
+            stds[flipped].append(std)
         beat(len(pixels))
+
+    in_slices(len(images), batch_size, encode)
     mean, std = torch.cat(means[0] + means[1]), torch.cat(stds[0] + stds[1])
     weight = torch.cat([weight, weight.flip(-1)]) if mirror else weight
     return EncodedImages(mean, std, weight, len(images))

@@ -27,6 +27,7 @@ from busray.layout import BASE, CHECK, CONFIG, DATASET, MASKS
 from busray.model.adapters import offered_adapters
 from busray.model.base import BaseIdentity, TextPlaces, base_files, identify_base, inspect_base, same_base
 from busray.model.checkpoints import fetch_adapters, read_adapters
+from busray.model.noise_schedule import changed_schedule
 from busray.records import DataSet, UserError, json_object, to_json
 from busray.run.images import adapters_folder, image_folder
 from busray.run.record import Run
@@ -54,6 +55,9 @@ MAY_CHANGE = (
     "corpus.shard_size",
     "corpus.max_quarantined",
     "adapters.num_workers",
+    "adapters.micro_batch_size",
+    "adapters.gradient_checkpointing",
+    "adapters.compile",
     "adapters.path",
 )
 """Settings that a rerun may change."""
@@ -79,6 +83,7 @@ def open_run(
     base = kept_base(store, identify_base(config.base))
     if store.read_or_none(BASE) is None:
         check_rank(config)
+        check_noise_schedule(config)
         inspect_base(config.base)
     # First what settings and weights show in moments, then what has to read every image.
     inline = writes and config.evaluate.inline
@@ -157,6 +162,11 @@ def check_rank(config: Config) -> None:
             f"adapters.rank: {adapters.rank} is above {min(widths)}, the width of this base's narrowest layer: "
             f"more than that adds nothing, so give at most {min(widths)} (4 to 32 are usual)"
         )
+
+
+def check_noise_schedule(config: Config) -> None:
+    """The adapters' noise schedule can be learned with this base."""
+    changed_schedule(config.adapters, base_files(config.base).configs["scheduler"])
 
 
 def check_classifier_weights(config: Config, *, judges: bool, gates: bool) -> None:
@@ -275,8 +285,10 @@ def checked_vectors(run: Run) -> tuple[dict[str, int], str]:
             local = fetch_adapters(store, Path(cache))
         else:
             local = adapters_folder(config.adapters.path, Path(cache))
-        known, method = adopted is not None, config.adapters.method
-        offered = offered_adapters(local, method, tokens, run.base, run.dataset.hash, known=known)
+        known, settings = adopted is not None, config.adapters
+        offered = offered_adapters(
+            local, settings.method, tokens, run.base, run.dataset.hash, settings=settings, known=known
+        )
         if adopted and adopted.sha256 != offered.record["sha256"]:
             raise UserError(f"adapters.path: {config.output} has other adapters already: give another output")
         return offered.vectors, offered.remark

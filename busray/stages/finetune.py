@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,8 +20,9 @@ from busray.data.images import Images
 from busray.identity import fingerprint, seed_for
 from busray.model import checkpoints
 from busray.model.adapters import adapter_sha256, offered_adapters
-from busray.model.base import load_pipeline
+from busray.model.base import base_files, load_pipeline
 from busray.model.checkpoints import Checkpoint, TrainingLog, commit_adapters, read_adapters
+from busray.model.noise_schedule import SCHEDULER, changed_schedule
 from busray.records import AdaptersRecord, ContentBox, ImageSpec, Stopped
 from busray.report.contact_sheet import contact_sheet
 from busray.run.images import adapters_folder
@@ -29,7 +30,11 @@ from busray.run.record import Run
 from busray.storage import Store
 from busray.workers import Beat, TrainingFailed, Workers
 
+if TYPE_CHECKING:
+    from busray.model.latents import EncodedImages, TrainingImages
+
 LOG_EVERY = 10  # steps between two entries of the training loss
+IMAGES_A_PART = 4096  # that are encoded into one object at most
 GRID_IMAGES = 4  # images a class that are drawn at each validation, for people to look at
 GRID_STEPS = 20  # at most so many sampling steps for these images
 MAX_FAILURES = 3  # failures in a row without a new checkpoint after which training ends
@@ -46,7 +51,7 @@ class AdapterTraining:
     tokens: Mapping[str, str]
     initializers: Mapping[str, str]
     captions: Mapping[str, list[str]]  # split -> caption of each image
-    latents: Mapping[str, str]  # split -> key of its encoded images
+    latents: Mapping[str, tuple[str, ...]]  # split -> keys of its encoded images, part by part
     grid: tuple[ImageSpec, ...]  # the images that are drawn at each validation
     seed: int
     device: str
@@ -96,7 +101,8 @@ def _adopt(run: Run, path: str) -> AdaptersRecord:
     with tempfile.TemporaryDirectory() as cache:
         folder = adapters_folder(path, Path(cache))
         tokens = run.config.tokens() if run.config.uses_tokens else {}
-        offered = offered_adapters(folder, run.config.adapters.method, tokens, run.base, run.dataset.hash)
+        settings = run.config.adapters
+        offered = offered_adapters(folder, settings.method, tokens, run.base, run.dataset.hash, settings=settings)
     return commit_adapters(run.store, offered.files, {**offered.record, "adopted": True})
 
 
@@ -108,14 +114,16 @@ def _training(run: Run, device: str) -> AdapterTraining:
     for split in ("train", "val"):
         # Everything that decides the encoded images; captions and tokens do not.
         identity = fingerprint([run.dataset.hash, pins, split, settings.adapters.mirror])
-        latents[split] = f"finetune/latents-{split}-{identity[:16]}.safetensors"
-        captions[split] = run.captions(run.dataset.split(split))
+        images = run.dataset.split(split)
+        latents[split] = _keys(f"finetune/latents-{split}-{identity[:16]}", len(images))
+        captions[split] = run.captions(images)
     adapters = settings.adapters.model_dump(mode="json")
     metadata = {
         **pins,
         "dataset_hash": run.dataset.hash,
         "method": settings.adapters.method,
         "tokens": tokens,
+        SCHEDULER: changed_schedule(settings.adapters, base_files(settings.base).configs["scheduler"]),
         "config_hash": fingerprint([adapters, captions["train"], settings.seed]),
     }
     return AdapterTraining(
@@ -148,27 +156,72 @@ def _grid(run: Run) -> tuple[ImageSpec, ...]:
     return tuple(specs)
 
 
+def _keys(name: str, images: int) -> tuple[str, ...]:
+    """Keys of the parts that so many images are encoded in: one part has no number."""
+    if images <= IMAGES_A_PART:
+        return (f"{name}.safetensors",)
+    return tuple(f"{name}-{at // IMAGES_A_PART:05d}.safetensors" for at in range(0, images, IMAGES_A_PART))
+
+
 def _encode_once(run: Run, workers: Workers, training: AdapterTraining) -> None:
     """Put the encoded train and validation images into the store, where they are missing."""
-    images: dict[str, Images] = {}
-    for split, key in training.latents.items():
-        if not run.store.exists(key):
-            images[split] = run.images.load(run.dataset.split(split))
-    if images:
-        total = sum(map(len, images.values()))
-        workers.call("encode", total, _encode, training, images, kind="model")
+    small: dict[str, Images] = {}  # splits of one part are encoded together
+    for split, keys in training.latents.items():
+        images = run.dataset.split(split)
+        for number, key in enumerate(keys):
+            if run.store.exists(key):
+                continue
+            # A part at a time, so that memory does not grow with the data set.
+            part = run.images.load(images[number * IMAGES_A_PART : (number + 1) * IMAGES_A_PART])
+            if len(keys) == 1:
+                small[key] = part
+            else:
+                workers.call("encode", len(part), _encode, training, {key: part}, kind="model")
+    if small:
+        total = sum(map(len, small.values()))
+        workers.call("encode", total, _encode, training, small, kind="model")
 
 
-def _encode(beat: Beat, training: AdapterTraining, images: Mapping[str, Images]) -> None:
+def _encode(beat: Beat, training: AdapterTraining, images_of: Mapping[str, Images]) -> None:
+    """images_of: key of the encoded images -> images."""
     from busray.model.latents import encode_images  # imports torch: in the worker only
 
-    pipe = load_pipeline(training.base, training.device, "float32")
+    pipe = _load(training)
     batch_size = training.sampling.batch_size
-    for split, of_split in images.items():
-        pixels, boxes = of_split.pixels, of_split.boxes
-        mirror = training.adapters.mirror and split == "train"
-        encoded = encode_images(pipe, pixels, boxes, mirror=mirror, batch_size=batch_size, beat=beat)
-        training.store.put_checked(training.latents[split], encoded.to_bytes())
+    for key, images in images_of.items():
+        mirror = training.adapters.mirror and key in training.latents["train"]
+        encoded = encode_images(pipe, images.pixels, images.boxes, mirror=mirror, batch_size=batch_size, beat=beat)
+        training.store.put_checked(key, encoded.to_bytes())
+
+
+def _load(training: AdapterTraining) -> Any:
+    """The base's pipeline in float32, for a process that does nothing but encode or train."""
+    if training.device == "cuda":
+        import torch
+
+        torch.set_float32_matmul_precision("high")  # TF32
+    return load_pipeline(training.base, training.device, "float32")
+
+
+def _encoded_images(training: AdapterTraining, split: str) -> "TrainingImages":
+    """A split's encoded images from the store. Damaged."""
+    import torch
+
+    from busray.model.latents import training_images
+
+    # The files may go once they are open: what is mapped into memory stays readable.
+    with tempfile.TemporaryDirectory(prefix="busray-latents-") as folder:
+        parts = [_encoded_part(training.store, key, Path(folder)) for key in training.latents[split]]
+        return training_images(parts, torch.device(training.device))
+
+
+def _encoded_part(store: Store, key: str, folder: Path) -> "EncodedImages":
+    """The encoded images of an object, which is copied into this folder. Damaged."""
+    from busray.model.latents import EncodedImages
+
+    path, data = folder / Path(key).name, store.read_checked(key)
+    path.write_bytes(data)
+    return store.parsed(key, data, lambda _: EncodedImages.in_file(path))
 
 
 def _train(store: Store, workers: Workers, training: AdapterTraining) -> None:
@@ -197,19 +250,15 @@ class AdapterTrainingLoop:
 
     def __init__(self, training: AdapterTraining, world: int) -> None:
         from busray.model.finetune import FineTuner
-        from busray.model.latents import EncodedImages
 
         self.training = training
         self.world = world
         self.step = 0
         self.log = TrainingLog(workers=((0, world),))
         self.losses: list[float] = []  # of the steps since the last entry in the log
-        self.encoded: dict[str, EncodedImages] = {}
-        for split, key in training.latents.items():
-            data = training.store.read_checked(key)
-            self.encoded[split] = training.store.parsed(key, data, EncodedImages.from_bytes)
+        self.encoded = {split: _encoded_images(training, split) for split in training.latents}
         self.tuner = FineTuner(
-            load_pipeline(training.base, training.device, "float32"),
+            _load(training),
             training.adapters,
             training.tokens,
             training.initializers,
@@ -255,7 +304,7 @@ class AdapterTrainingLoop:
     def _validate(self, beat: Beat) -> float:
         """The validation loss; images are drawn too. Both are of the weights that are given out."""
         beat()
-        with self.tuner.averaged_weights():
+        with self.tuner.averaged_weights(), self.tuner.arithmetic(), self.tuner.not_compiled():
             loss = self.tuner.validation_loss(self.encoded["val"], self.training.captions["val"], beat)
             self._draw_grid(beat)
         return loss
@@ -280,5 +329,5 @@ class AdapterTrainingLoop:
     def commit(self) -> None:
         metadata = {**self.training.metadata, "step": self.training.steps}
         files = self.tuner.adapter_files(metadata)
-        record = {**metadata, "sha256": adapter_sha256(files), **asdict(self.log)}
+        record = {**metadata, "sha256": adapter_sha256(files, metadata[SCHEDULER]), **asdict(self.log)}
         commit_adapters(self.training.store, files, record)

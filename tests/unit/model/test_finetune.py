@@ -2,6 +2,7 @@
 run is the same run."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from busray.data.phantom import CLASSES, PROBES, phantom
 from busray.model import finetune
 from busray.model.adapters import adapter_sha256
 from busray.model.finetune import FineTuner, starting_vectors
-from busray.model.latents import EncodedImages, encode_images
+from busray.model.latents import EncodedImages, TrainingImages, encode_images
 from busray.records import ContentBox, UserError
 from tests.support.pipelines import tiny_pipeline
 
@@ -48,7 +49,7 @@ def tuner(encoded: EncodedImages, dtype: str = "float32", **changes: Any) -> Fin
     tokens = TOKENS if "ti" in settings.method else {}
     captions = CAPTIONS if tokens else ["smooth ultrasound image"] * 6
     pipe = tiny_pipeline(dtype)
-    return FineTuner(pipe, settings, tokens, WORDS, encoded, captions, seed=5)
+    return FineTuner(pipe, settings, tokens, WORDS, TrainingImages([encoded]), captions, seed=5)
 
 
 def train(tuner: FineTuner, first: int, last: int, shares: int = 1) -> list[float]:
@@ -63,12 +64,13 @@ def values(tuner: FineTuner) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in tuner.parameters.items()}
 
 
-def test_mirrored_copies_follow_the_images(encoded: EncodedImages) -> None:
+def test_mirrored_copies_follow_the_images(encoded: EncodedImages, tmp_path: Path) -> None:
     assert encoded.images == 6
     assert encoded.mean.shape == encoded.std.shape == (12, 8, SIZE // 4, SIZE // 4)
     assert not torch.equal(encoded.mean[0], encoded.mean[6])
     assert (encoded.std > 0).all()
-    again = EncodedImages.from_bytes(encoded.to_bytes())
+    (tmp_path / "part").write_bytes(encoded.to_bytes())
+    again = EncodedImages.in_file(tmp_path / "part")
     assert torch.equal(again.mean, encoded.mean) and again.images == 6
 
 
@@ -161,15 +163,15 @@ def test_lora_on_the_convolutions_is_an_option(encoded: EncodedImages) -> None:
 
 def test_training_lowers_the_loss_on_what_it_sees(encoded: EncodedImages) -> None:
     made = tuner(encoded, caption_dropout=0)
-    before = made.validation_loss(encoded, CAPTIONS)
+    before = made.validation_loss(TrainingImages([encoded]), CAPTIONS)
     train(made, 0, 25)
-    assert made.validation_loss(encoded, CAPTIONS) < before
+    assert made.validation_loss(TrainingImages([encoded]), CAPTIONS) < before
 
 
 def test_each_batch_of_validation_is_a_sign_of_life(encoded: EncodedImages, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finetune, "VALIDATION_BATCH", 4)
     beats: list[int] = []
-    tuner(encoded).validation_loss(encoded, CAPTIONS, lambda: beats.append(1))
+    tuner(encoded).validation_loss(TrainingImages([encoded]), CAPTIONS, lambda: beats.append(1))
     assert len(beats) == 2  # of six images
 
 
@@ -197,25 +199,25 @@ def test_what_is_validated_during_training_is_the_moving_average(encoded: Encode
     train(made, 0, 3)
     raw = {name: value.clone() for name, value in values(made).items()}
     with made.averaged_weights():
-        within = made.validation_loss(encoded, captions)
+        within = made.validation_loss(TrainingImages([encoded]), captions)
     assert all(torch.equal(value, raw[name]) for name, value in values(made).items())
-    assert within != made.validation_loss(encoded, captions)
+    assert within != made.validation_loss(TrainingImages([encoded]), captions)
     assert made.ema is not None
     made._put(made.ema)
-    assert within == made.validation_loss(encoded, captions)
+    assert within == made.validation_loss(TrainingImages([encoded]), captions)
 
 
 def test_a_token_that_is_a_word_of_the_base_is_refused(encoded: EncodedImages) -> None:
     pipe = tiny_pipeline()
-    FineTuner(pipe, Adapters(method="ti"), TOKENS, WORDS, encoded, CAPTIONS, seed=5)
+    FineTuner(pipe, Adapters(method="ti"), TOKENS, WORDS, TrainingImages([encoded]), CAPTIONS, seed=5)
     with pytest.raises(UserError, match="is a word of this base already"):
-        FineTuner(pipe, Adapters(method="ti"), TOKENS, WORDS, encoded, CAPTIONS, seed=5)
+        FineTuner(pipe, Adapters(method="ti"), TOKENS, WORDS, TrainingImages([encoded]), CAPTIONS, seed=5)
 
 
 def test_a_caption_that_the_text_encoder_would_cut_off_is_refused_before_the_first_step(encoded: EncodedImages) -> None:
     captions = ["dark"] * 5 + ["dark " * 90]
     with pytest.raises(UserError, match="this base reads 77"):
-        FineTuner(tiny_pipeline(), Adapters(method="lora"), {}, WORDS, encoded, captions, seed=5)
+        FineTuner(tiny_pipeline(), Adapters(method="lora"), {}, WORDS, TrainingImages([encoded]), captions, seed=5)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Training is started again after failures, and ends where they repeat without progress."""
+"""Training is started again after failures, and ends where they repeat without progress; what it
+made is drawn as it was trained."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,12 +7,20 @@ from typing import Any
 
 import pytest
 
+from busray.corpus.draw import load_sampler
 from busray.layout import ADAPTERS
 from busray.model.checkpoints import Checkpoint, TrainingLog, commit_adapters, put_checkpoint
-from busray.records import Stopped, UserError
-from busray.stages.finetune import MAX_FAILURES, _train
+from busray.records import Computing, Stopped, UserError
+from busray.run.checks import open_run
+from busray.run.record import Run
+from busray.stages import finetune as stage
+from busray.stages.finetune import MAX_FAILURES, _train, finetune
+from busray.stages.generate import draw_job
 from busray.storage import Store
 from busray.workers import TrainingFailed
+from tests.support.finished import adapters, adapters_folder
+from tests.support.runs import quiet, settings
+from tests.support.workers import InProcessWorkers
 
 
 class FailingWorkers:
@@ -60,3 +69,40 @@ def test_failures_in_a_row_without_a_new_checkpoint_end_training_with_the_last_c
 def test_a_users_mistake_ends_training_at_once(store: Store) -> None:
     with pytest.raises(UserError, match="a field"):
         train(FailingWorkers(store, UserError("a field")))
+
+
+def trained(output: Path, **adapters: Any) -> Run:
+    """A run whose adapters were trained for one step."""
+    images = {name: {"images": 6} for name in ("benign", "malignant")}
+    changes = {"method": "lora", "steps": 1, "checkpoint_every": 1, "validate_every": 1, **adapters}
+    arms = {"arms": ["base", "lora"], "extractors": ["texture"], "judge": None, "geometry": None}
+    quick = {"base": {"size": 64}, "sampling": {"batch_size": 1, "steps": 1, "guidance_scale": 1.0}}
+    config = settings(output, adapters=changes, classes=images, evaluate=arms, **quick)
+    run = open_run(config, quiet)
+    finetune(run, InProcessWorkers())
+    return run
+
+
+def test_a_data_set_that_is_encoded_in_parts_trains_the_same_adapters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    whole = trained(tmp_path / "whole")
+    monkeypatch.setattr(stage, "IMAGES_A_PART", 4)
+    parts = trained(tmp_path / "parts")
+    keys = [key for key in parts.store.list("finetune") if "latents-train" in key]
+    assert len(keys) == -(-len(parts.dataset.train) // 4) > 1
+    assert len([key for key in whole.store.list("finetune") if "latents-train" in key]) == 1
+    assert adapters(parts).sha256 == adapters(whole).sha256
+
+
+def test_adapters_are_drawn_with_the_noise_schedule_that_they_were_trained_for(tmp_path: Path) -> None:
+    # In bfloat16, as on a GPU, so that the pictures of a training are drawn by mixed numbers too.
+    run = trained(tmp_path / "run", zero_terminal_snr=True, precision="bfloat16", gradient_checkpointing=True)
+    assert list(run.store.list("finetune/grids"))
+    assert adapters(run).schedule == {"rescale_betas_zero_snr": True}
+    adapted, bare = (load_sampler(draw_job(run, "cpu", arm), Computing("float32")) for arm in ("lora", "base"))
+    assert adapted.pipe.scheduler.config.rescale_betas_zero_snr
+    assert not bare.pipe.scheduler.config.rescale_betas_zero_snr
+    again = {"path": adapters_folder(run), "method": "lora", "prediction": "epsilon"}
+    with pytest.raises(UserError, match=r"adapters\.path: .* trained for v_prediction"):
+        trained(tmp_path / "again", **again)
