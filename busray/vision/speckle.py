@@ -27,8 +27,11 @@ def radial_power(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     side = images.shape[-1]
     # A Hann window, or the step between opposite borders would add power at every frequency.
     x = images.astype(np.float64) - images.mean((1, 2), keepdims=True)
-    spectrum = np.fft.rfft2(x * np.outer(np.hanning(side), np.hanning(side)))
-    power = (spectrum.real**2 + spectrum.imag**2).mean(0)
+    x *= np.outer(np.hanning(side), np.hanning(side))
+    spectrum = np.fft.rfft2(x)
+    power = spectrum.real**2
+    power += spectrum.imag**2
+    power = power.mean(0)
     # Power is the same at opposite frequencies. rfft2 gives one of the two: these count twice.
     power[:, 1 : (side + 1) // 2] *= 2
     ring, count = _rings(side)

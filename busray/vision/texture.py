@@ -45,6 +45,10 @@ def texture_features(images: np.ndarray, boxes: Sequence[ContentBox]) -> np.ndar
     """
     if images.dtype != np.uint8:
         raise TypeError(f"features are of 8-bit images, not {images.dtype}")
+    # The C library gives freed memory back to the system beyond twice the largest block that was
+    # ever freed. Its pages are then fetched again for each image, which takes more time than all
+    # arithmetic. So one block of the largest size that counts (32 MiB) is freed, never touched.
+    np.empty(2**25 - 2**16, np.uint8)
     features = np.empty((len(images), len(FEATURES)))
     for row, image, box in zip(features, images, boxes, strict=True):
         if min(box.width, box.height) < SMALLEST:
@@ -115,8 +119,7 @@ def co_occurrence(content: np.ndarray) -> np.ndarray:
     energy (angular second moment) = sum p^2; correlation = (sum i j p - m^2) / v, 1 where v = 0;
     entropy = - sum p log2 p [bit].
     """
-    levels = content // BIN
-    p = np.stack([_pairs(levels, d, direction) for d, direction in product(DISTANCES, DIRECTIONS)])
+    p = _pair_shares(content // BIN)
     i = np.arange(LEVELS)
     apart = (i[:, None] - i) ** 2
     level_shares = p.sum(2)
@@ -134,20 +137,34 @@ def co_occurrence(content: np.ndarray) -> np.ndarray:
     return np.stack(features, axis=1).ravel()
 
 
-def _pairs(levels: np.ndarray, d: int, direction: str) -> np.ndarray:
-    """Shares [LEVELS, LEVELS] of pairs of levels uint8 [h, w] at the offset, counted both ways."""
-    ends = {
-        "axial": [(levels[d:], levels[:-d])],
-        "lateral": [(levels[:, d:], levels[:, :-d])],
-        "diagonal": [(levels[d:, d:], levels[:-d, :-d]), (levels[d:, :-d], levels[:-d, d:])],
-    }[direction]
-    counts = np.zeros(LEVELS**2, np.intp)
-    for first, second in ends:
-        pairs = first * np.uint16(LEVELS) + second  # short numbers: twice as fast as long ones
-        counts += np.bincount(pairs.ravel(), minlength=LEVELS**2)
-    square = counts.reshape(LEVELS, LEVELS)
-    both = square + square.T
-    return both / both.sum()
+def _pair_shares(levels: np.ndarray) -> np.ndarray:
+    """Shares [9, LEVELS, LEVELS] of pairs of levels uint8 [h, w], counted both ways.
+
+    Of each of DISTANCES, in each of DIRECTIONS.
+    """
+    height, width = levels.shape
+    steps = []  # (down, across, row of the result)
+    for row, (d, direction) in enumerate(product(DISTANCES, DIRECTIONS)):
+        ways = {"axial": [(d, 0)], "lateral": [(0, d)], "diagonal": [(d, d), (d, -d)]}[direction]
+        steps += [(*way, row) for way in ways]
+
+    # Counting takes the most time. So a pixel is counted with two others at once, as one number
+    # below 2^16. The level LEVELS stands for what lies outside.
+    margin, outside = max(DISTANCES), LEVELS + 1
+    first = levels * np.uint16(outside**2)
+    third = np.pad(levels.astype(np.uint16), margin, constant_values=LEVELS)
+    second = third * np.uint16(outside)
+    shares = np.zeros((len(DISTANCES) * len(DIRECTIONS), LEVELS, LEVELS))
+    for one, other in zip(steps[::2], steps[1::2], strict=True):
+        numbers = first.copy()
+        for (down, across, _), added in ((one, second), (other, third)):
+            top, left = margin + down, margin + across
+            numbers += added[top : top + height, left : left + width]
+        counts = np.bincount(numbers.ravel(), minlength=LEVELS * outside**2).reshape(LEVELS, outside, outside)
+        shares[one[2]] += counts.sum(2)[:, :LEVELS]
+        shares[other[2]] += counts.sum(1)[:, :LEVELS]
+    both = shares + shares.transpose(0, 2, 1)
+    return both / both.sum((1, 2), keepdims=True)
 
 
 def _entropy(shares: np.ndarray) -> np.ndarray:
@@ -165,9 +182,10 @@ def correlation_widths(content: np.ndarray, reach: int) -> tuple[float, float]:
     none before, and at 0 where nothing is left.
     """
     # Rows that lie one after the other in memory are multiplied faster than columns.
-    lateral = content.T.copy() - _local_mean(content, reach)
+    lateral = _local_mean(content, reach)
+    np.subtract(content.T, lateral, out=lateral)
     axial = lateral.T.copy()
-    variance = float((axial**2).mean())
+    variance = float(np.vdot(axial, axial)) / axial.size
     if variance == 0:
         return 0.0, 0.0
     return _half_width(axial, reach, variance), _half_width(lateral, reach, variance)
