@@ -39,6 +39,8 @@ came in that time."""
 
 WAIT_SAID_AFTER, WAIT_SAID_EVERY = 60.0, 600.0
 """Seconds without a worker after which people are told so, and between further times."""
+WAIT_SAID_EARLY = 15.0
+"""The same seconds in a cluster that others use too: its CPUs may be taken."""
 
 HOPELESS_SECONDS = 30.0
 """How long a worker has to raise its own error before the driver ends a hopeless stage."""
@@ -433,6 +435,7 @@ class StallWatch:
     def __init__(self, stage: str, hang_seconds: float, patience: float, tell: Callable[[str], None]) -> None:
         self.stage, self.hang_seconds, self.tell = stage, hang_seconds, tell
         self.most_silent = STALLED_AFTER * hang_seconds
+        self.said_after = WAIT_SAID_EARLY if patience else WAIT_SAID_AFTER
         self.patience = max(patience, self.most_silent)
         self.moved_at = self.said_at = time.monotonic()
         self.joined_at, self.alone_until, self.hopeless_at = -math.inf, -math.inf, math.inf
@@ -459,11 +462,12 @@ class StallWatch:
         since = self.moved_at if limit == self.patience else max(self.moved_at, self.alone_until)
         if now - since > limit:
             raise Stopped(f"{self.stage}: nothing moved for {limit:.0f} s{self._why(nobody_came)}")
-        # At first after a minute, then ever more seldom.
-        pause = max(WAIT_SAID_AFTER, min(WAIT_SAID_EVERY, silent / 2))
+        # Ever more seldom.
+        pause = max(self.said_after, min(WAIT_SAID_EVERY, silent / 2))
         if not state.at_work and now - self.said_at > pause:
             self.said_at = now
-            self.tell(f"waits, {silent / 60:.0f} min of at most {self.patience / 60:.0f}{self._why(True)}")
+            waited = f"{silent:.0f} s" if silent < 60 else f"{silent / 60:.0f} min"
+            self.tell(f"waits, {waited} of at most {self.patience / 60:.0f} min{self._why(True)}")
 
     def tell_avoided(self, state: State | None) -> None:
         """Say which places are avoided that were not before."""
@@ -475,14 +479,19 @@ class StallWatch:
             return f": {self.state.waits_for}"
         if not nobody_came:
             return ": workers came, but got on with nothing"
-        return f": {self._capacity()}"
+        return f": no worker came; {capacity()}"
 
-    def _capacity(self) -> str:
-        has, free = ray.cluster_resources(), ray.available_resources()
-        alive = sum(each["Alive"] for each in ray.nodes())
-        parts = [f"{free.get(kind, 0):g} of {has.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU") if kind in has]
-        nodes = f"{alive} node" if alive == 1 else f"{alive} nodes"
-        return f"no worker came; the cluster has {nodes}, with {' and '.join(parts) or 'no CPU'} free"
+
+def capacity() -> str:
+    """What the Ray of this process has, and what of it is free."""
+    has, free = ray.cluster_resources(), ray.available_resources()
+    nodes = sum(each["Alive"] for each in ray.nodes())
+    parts = []
+    for kind in ("CPU", "GPU"):
+        if kind in has:
+            parts.append(f"{free.get(kind, 0):g} of {has[kind]:g} {kind}s")
+    where = ray.get_runtime_context().gcs_address
+    return f"Ray at {where} has {nodes} node{'s' * (nodes != 1)}, with {' and '.join(parts) or 'no CPU'} free"
 
 
 def _kill(node: str, pid: int) -> None:

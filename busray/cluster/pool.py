@@ -12,10 +12,10 @@ import ray.data
 
 from busray import config
 from busray.cluster.draw import draw_and_commit
-from busray.cluster.liveness import Heartbeat, Site, carrying_errors, monitored
+from busray.cluster.liveness import Heartbeat, Site, capacity, carrying_errors, monitored
 from busray.cluster.session import device_of, is_own, session, use_threads
 from busray.cluster.train import fit
-from busray.cluster_address import address_of
+from busray.cluster_address import address_of, setting_of, way_without
 from busray.failures import is_device_error
 from busray.workers import DrawStage, Kind, Report, Shared, Training
 
@@ -44,6 +44,8 @@ def ray_workers(
     def start_session() -> None:
         wait()
         at_exit.enter_context(session(settings, log_file))
+        if not is_own(settings):  # `auto` finds a cluster that the user may not think of
+            report(f"joined by {setting_of(settings)}: {capacity()}. Or {way_without(settings)}", 0, 0)
 
     with ExitStack() as at_exit:
         yield RayWorkers(settings, report, start_session)

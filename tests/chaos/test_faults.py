@@ -263,7 +263,7 @@ def test_a_time_without_any_machine_is_waited_out_and_said(
         add_node(nodes)
         running.result()
     assert committed_shards(store) == plan(4, 2)
-    assert drawn.said("waits, ") and drawn.said("no worker came; the cluster has 1 node,")
+    assert drawn.said("waits, ") and drawn.said("no worker came; Ray at 127.0.0.1:") and drawn.said("has 1 node,")
 
 
 def test_patience_ends(

@@ -137,7 +137,7 @@ class Stage:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, patience: float) -> None:
         self.clock, self.told = Clock(), list[str]()
         monkeypatch.setattr(module, "time", self.clock)
-        monkeypatch.setattr(module.StallWatch, "_capacity", lambda watch: "no worker came")
+        monkeypatch.setattr(module, "capacity", lambda: "Ray at 10.0.0.1:6379 has 1 node")
         self.watch = StallWatch("draw", HANG, patience, self.told.append)
         self.look(state())
 
@@ -156,9 +156,10 @@ def test_a_stage_without_a_worker_waits_for_its_patience_and_says_so(monkeypatch
     stage = Stage(monkeypatch, patience=3600)
     stage.look(state(progress=5, joins=2, at_work=2))
     stage.look(state(progress=5, joins=2), 3500)
-    assert stage.told[0] == "waits, 1 min of at most 60: no worker came"
+    assert stage.told[0] == "waits, 16 s of at most 60 min: no worker came; Ray at 10.0.0.1:6379 has 1 node"
+    assert stage.told[2].startswith("waits, 1 min of at most 60 min: no worker came")
     assert 5 <= len(stage.told) <= 12, "not every minute"
-    with pytest.raises(Stopped, match=r"^draw: nothing moved for 3600 s: no worker came$"):
+    with pytest.raises(Stopped, match=r"^draw: nothing moved for 3600 s: no worker came; Ray at"):
         stage.look(state(progress=5, joins=2), 200)
 
 
@@ -193,8 +194,8 @@ def test_a_worker_at_work_that_is_silent_ends_a_stage_before_its_patience(monkey
 
 def test_what_a_worker_waits_for_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage(monkeypatch, patience=3600)
-    stage.look(state(joins=1, waits_for="429 Too Many Requests; it tries again in 40 s"), 70)
-    assert stage.told == ["waits, 1 min of at most 60: 429 Too Many Requests; it tries again in 40 s"]
+    stage.look(state(joins=1, waits_for="429 Too Many Requests; it tries again in 40 s"), 20)
+    assert stage.told == ["waits, 16 s of at most 60 min: 429 Too Many Requests; it tries again in 40 s"]
 
 
 def test_a_machine_that_is_avoided_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
