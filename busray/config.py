@@ -155,6 +155,9 @@ class Dataset(Settings):
     frames: Literal["first", "middle", "all"] | Annotated[int, Field(ge=1, le=100_000)] = "first"
     """Which frames of a file with several (DICOM clip, TIFF pages, animation) are images; a number:
     so many, evenly spaced. Frames of one file never cross the split."""
+    grey_bits: Annotated[int, Field(ge=8, le=16)] | None = None
+    """How many bits the values of 16-bit grey hold where a PNG, TIFF or DICOM file does not say it:
+    10 for values from 0 to 1023. null: each file's own values decide between 8, 12 and 16."""
     links: bool = False
     """Follow symbolic links that lead out of the data folder, as into a cache."""
     split: Literal["shares", "folders"] = "shares"

@@ -54,6 +54,7 @@ class Damaged(StoppedForGood, ValueError):
 NEWER_FIELDS = {
     "frame": 0,
     "reading": "",
+    "grey_bits": 0,
     "channels_last": False,
     "fused_qkv": False,
     "compiled": False,
@@ -112,6 +113,8 @@ class SourceImage:
     """Which frame of its file this is, counted from 0."""
     reading: str = ""
     """How its levels are read, where its format does not say it: `8 bits in 16-bit grey`."""
+    grey_bits: int = 0
+    """dataset.grey_bits, by which it is read; 0 without it."""
 
     @property
     def path(self) -> str:

@@ -336,7 +336,7 @@ class Examination:
 
 def _examine_file(folder: Path, images: Sequence[SourceImage]) -> dict[str, Examination]:
     """The examination of each image of one file."""
-    with opened(folder / images[0].path) as decode:
+    with opened(folder / images[0].path, images[0].grey_bits) as decode:
         return {image.file: examine(folder, image, decode(image.frame)) for image in images}
 
 

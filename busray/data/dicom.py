@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from busray.data import levels
-from busray.data.levels import Levels
+from busray.data.levels import Deep, Levels
 from busray.records import UserError
 
 LONGEST_FIRST = 256  # bytes of a data set's first element: a character set, a type of image
@@ -44,6 +44,7 @@ class Decoded:
     pixels: np.ndarray  # uint8 [h, w], or [h, w, 3] in colour
     levels: Levels
     frames: int  # NumberOfFrames
+    deep: Deep | None = None
     # PatientID and StudyInstanceUID, each may be empty. Never shown, logged or stored.
     who: tuple[str, str] = field(repr=False, default=("", ""))
 
@@ -112,10 +113,12 @@ def refuse_bomb(width: int, height: int, most: int) -> None:
 class OpenedDicom:
     """A DICOM file that is read once, whatever number of its frames is decoded.
 
-    UserError, with the reason, where it or a frame cannot be read, and for over most_pixels.
+    grey_bits: dataset.grey_bits; 0 without it. UserError, with the reason, where it or a frame
+    cannot be read, and for over most_pixels.
     """
 
-    def __init__(self, path: Path, most_pixels: int) -> None:
+    def __init__(self, path: Path, most_pixels: int, grey_bits: int) -> None:
+        self.grey_bits = grey_bits
         with _in_own_words():
             self.dataset = _read(path)
             _refuse_without_pixels(self.dataset)
@@ -129,8 +132,8 @@ class OpenedDicom:
             dataset = self.dataset
             stored = _stored_pixels(dataset, frame)
             who = (_text(dataset, "IssuerOfPatientID", "PatientID"), _text(dataset, "StudyInstanceUID"))
-            pixels, found = _colour(stored, dataset) if stored.ndim == 3 else _grey(stored, self)
-        return Decoded(pixels, found, self.frames, who if who[0] or who[1] else ("", ""))
+            pixels, found, deep = (*_colour(stored, dataset), None) if stored.ndim == 3 else _grey(stored, self)
+        return Decoded(pixels, found, self.frames, deep, who if who[0] or who[1] else ("", ""))
 
     def extent(self, pixels: np.ndarray) -> tuple[int, int]:
         """(least, greatest) stored value of a clip, so that a dark frame is read as the others are;
@@ -347,12 +350,12 @@ def _colour(pixels: np.ndarray, dataset: Any) -> tuple[np.ndarray, Levels]:
     return (pixels >> (bits - 8)).astype(np.uint8), levels.measured(kind, pixels, reading)  # the upper 8 bits
 
 
-def _grey(pixels: np.ndarray, file: OpenedDicom) -> tuple[np.ndarray, Levels]:
+def _grey(pixels: np.ndarray, file: OpenedDicom) -> tuple[np.ndarray, Levels, Deep | None]:
     """Grey goes through the file's own lookup table, else through its window; else the whole range
     of its stored bits becomes 0 to 255, so that one image's extremes do not decide."""
     from pydicom.pixels.processing import apply_modality_lut, apply_windowing
 
-    dataset = file.dataset
+    dataset, deep = file.dataset, None
     bits, signed, reading = int(dataset.BitsStored), bool(dataset.get("PixelRepresentation")), ""
     kind = f"{bits}-bit {'signed ' if signed else ''}DICOM"
     values = apply_modality_lut(pixels, dataset)
@@ -370,13 +373,15 @@ def _grey(pixels: np.ndarray, file: OpenedDicom) -> tuple[np.ndarray, Levels]:
         if not dataset.get("ModalityLUTSequence"):  # which says what each stored value means
             least, greatest = file.extent(pixels)
             held = levels.held_bits(least, greatest, bits, signed)
+            if bits == 16:
+                held, deep = levels.of_unstated_bits(least, greatest, held, file.grey_bits)
             if held < bits:
                 lowest, highest = levels.bit_range(held, signed and least < 0)
                 reading = f"{held} bits in {kind}"
         ends = apply_modality_lut(np.array([[lowest, highest]]), dataset)
     seen = levels.grey(values, float(np.min(ends)), float(np.max(ends)))
     inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
-    return 255 - seen if inverted else seen, levels.measured(kind, pixels, reading)
+    return 255 - seen if inverted else seen, levels.measured(kind, pixels, reading), deep
 
 
 def _refuse_window(dataset: Any) -> None:

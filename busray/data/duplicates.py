@@ -297,7 +297,7 @@ def shared_images(
 
 def _signatures(folder: Path, images: Sequence[SourceImage]) -> list[Signature]:
     def of_file(frames: Sequence[SourceImage]) -> dict[str, Signature]:
-        with opened(folder / frames[0].path) as decode:
+        with opened(folder / frames[0].path, frames[0].grey_bits) as decode:
             return {image.file: signature(decode(image.frame).grey) for image in frames}
 
     found: dict[str, Signature] = {}

@@ -53,7 +53,7 @@ class ImageFolder:
 
         def framed(of_file: Sequence[SourceImage]) -> dict[str, np.ndarray]:
             path, squares = self.path / of_file[0].path, {}
-            with unchanged(path, of_file[0].sha256), opened(path) as decode:
+            with unchanged(path, of_file[0].sha256), opened(path, of_file[0].grey_bits) as decode:
                 for image in of_file:
                     squares[image.file] = frame(decode(image.frame).grey, size, self.dataset.frame)
             return squares

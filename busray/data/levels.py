@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from busray.records import UserError
+
 # Bits that pictures have inside larger types
 USUAL_BITS = (8, 12, 16)
 # A picture that would reach only this part of its type's range holds fewer bits than the type has.
@@ -57,6 +59,26 @@ def held_bits(least: int, greatest: int, bits: int, signed: bool) -> int:
         if low <= least and greatest <= high:
             return fewer
     return bits
+
+
+@dataclass(frozen=True)
+class Deep:
+    """16-bit grey of which no file says how many bits it holds."""
+
+    greatest: int  # stored value
+    bits: int  # as which it is read
+
+
+def of_unstated_bits(least: int, greatest: int, held: int, grey_bits: int) -> tuple[int, Deep]:
+    """(bits as which 16-bit grey is read that does not say how many it holds, the same as Deep).
+
+    held: its bits by its values. grey_bits: dataset.grey_bits, 0 without it. UserError where
+    values do not fit into grey_bits.
+    """
+    bits = grey_bits or held
+    if greatest >= 2**bits or least < -(2 ** (bits - 1)):
+        raise UserError(f"its values, {least} to {greatest}, do not fit into the {bits} bits of dataset.grey_bits")
+    return bits, Deep(greatest, bits)
 
 
 def bit_range(bits: int, signed: bool) -> tuple[int, int]:

@@ -4,18 +4,19 @@ Names and suffixes of files do not count here. data/read.py says which files bel
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from busray.data import dicom, levels
 from busray.data.dicom import refuse_bomb
-from busray.data.levels import Levels
+from busray.data.levels import Deep, Levels
 from busray.identity import sha256_file
 from busray.records import SourceImage, UserError
 
@@ -47,6 +48,7 @@ KINDS = {
     "RGBA": "8-bit colour with alpha",
 }  # fmt: skip
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF 6.0
+TIFF_GREATEST = (281, 341)  # MaxSampleValue, SMaxSampleValue
 SAVE = "save it as 8-bit or 16-bit grey"
 
 
@@ -64,6 +66,7 @@ class Picture:
     flat: bool = False  # all its pixels are equal
     # How its levels are read, where that is not its format's plain rule: `8 bits in 16-bit grey`
     reading: str = ""
+    deep: Deep | None = None
     # PatientID and StudyInstanceUID of DICOM, each may be empty. Never shown, logged or stored.
     who: tuple[str, str] = field(repr=False, default=("", ""))
 
@@ -93,20 +96,20 @@ def kind_of(path: Path) -> str | None:
         return None
 
 
-def describe(path: Path, frame: int = 0) -> Picture | Unreadable:
+def describe(path: Path, frame: int = 0, grey_bits: int = 0) -> Picture | Unreadable:
     """A frame of a file, decoded to be sure of it, or why it cannot be read."""
-    found = describe_frames(path, [frame])
+    found = describe_frames(path, [frame], grey_bits)
     return found if isinstance(found, Unreadable) else found[0]
 
 
-def describe_frames(path: Path, frames: Sequence[int]) -> list[Picture] | Unreadable:
+def describe_frames(path: Path, frames: Sequence[int], grey_bits: int = 0) -> list[Picture] | Unreadable:
     """Frames of a file, each decoded to be sure of it, or why one of them cannot be read.
 
     frames: ascending.
     """
     pictures: list[Picture] = []
     try:
-        with opened(path) as decode:
+        with opened(path, grey_bits) as decode:
             digest = sha256_file(path)
             for frame in frames:
                 pictures.append(_picture(decode(frame), digest))
@@ -128,6 +131,7 @@ def _picture(decoded: "Decoded", digest: str) -> Picture:
         like_mask=_like_mask(np.bincount(seen.ravel(), minlength=256)),
         flat=levels.is_flat(seen),
         reading=decoded.reading,
+        deep=decoded.deep,
         who=decoded.who,
     )
 
@@ -181,9 +185,9 @@ def read_grey(path: Path, frame: int = 0) -> np.ndarray:
     """Pixels as uint8 [h, w], upright as EXIF says, black where the file is transparent.
 
     Colour becomes luma (ITU-R 601), LAB its lightness, DICOM goes through its window. 16-bit grey
-    is divided by 257, unless it holds 8 or 12 bits (levels.held_bits); floating-point grey is from
-    0 to 1 or to 255. Raises what the decoder raises; UserError for pixels that do not say what is
-    white and for over MAX_PIXELS.
+    is divided by 257, unless its file says that it holds fewer bits, or it holds 8 or 12 by its
+    values (levels.held_bits); floating-point grey is from 0 to 1 or to 255. Raises what the decoder
+    raises; UserError for pixels that do not say what is white and for over MAX_PIXELS.
     """
     with opened(path) as decode:
         return decode(frame).grey
@@ -205,25 +209,29 @@ class Decoded:
     frames: int  # of the file
     levels: Callable[[], Levels]  # counted only where they are asked for
     reading: str = ""
+    deep: Deep | None = None
     who: tuple[str, str] = field(repr=False, default=("", ""))
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Callable[[int], Decoded]]:
+def opened(path: Path, grey_bits: int = 0) -> Iterator[Callable[[int], Decoded]]:
     """A function of the number of a frame, which decodes it. Raises as read_grey.
+
+    grey_bits: dataset.grey_bits; 0 without it.
 
     The file is read once. Frames have to be asked for in ascending order, each once: then a clip
     whose frames build on each other is decoded once too.
     """
     if dicom.is_dicom(path):
-        file = dicom.OpenedDicom(path, MAX_PIXELS)
+        file = dicom.OpenedDicom(path, MAX_PIXELS, grey_bits)
         yield lambda frame: _decode_dicom(file, frame)
         return
     with Image.open(path, formats=FORMATS) as image:
         # With a file name, Pillow maps a raw TIFF into memory and takes its size after the turn.
         image.filename = ""
         frames = _frame_count(image)
-        yield lambda frame: _decode_picture(image, frame, frames)
+        stated = _png_bits(path) if image.format == "PNG" and image.mode.startswith("I") else 0
+        yield lambda frame: _decode_picture(_upright(image, frame, frames, stated), frames, grey_bits)
 
 
 def by_file(images: Sequence[SourceImage]) -> list[list[SourceImage]]:
@@ -238,17 +246,16 @@ def _decode_dicom(file: dicom.OpenedDicom, frame: int) -> Decoded:
     found = file.decode(frame)
     rgb = found.pixels if found.pixels.ndim == 3 else None
     grey = found.pixels if rgb is None else np.array(Image.fromarray(rgb).convert("L"))
-    return Decoded(grey, rgb, "DICOM", found.frames, lambda: found.levels, found.levels.reading, found.who)
+    return Decoded(grey, rgb, "DICOM", found.frames, lambda: found.levels, found.levels.reading, found.deep, found.who)
 
 
-def _decode_picture(opened_image: Image.Image, frame: int, frames: int) -> Decoded:
-    picture = _upright(opened_image, frame, frames)
+def _decode_picture(picture: "_Upright", frames: int, grey_bits: int) -> Decoded:
     image, mode = picture.image, picture.mode
     if image.mode == "F" or image.mode.startswith("I"):
-        stored = _deep_levels(picture)
+        stored = _deep_levels(picture, grey_bits)
         seen = levels.grey(stored.values, stored.low, stored.high)
         found = partial(levels.measured, stored.kind, stored.values, stored.reading)
-        return Decoded(seen, None, mode, frames, found, stored.reading)
+        return Decoded(seen, None, mode, frames, found, stored.reading, stored.deep)
     _refuse_negative(picture)
     # LAB says how light a pixel is; Pillow makes no grey of it.
     seen = np.array(image.getchannel("L") if image.mode == "LAB" else image.convert("L"))
@@ -266,6 +273,7 @@ class _Stored:
     high: float  # the value that is white
     kind: str
     reading: str = ""
+    deep: Deep | None = None
 
 
 @dataclass(frozen=True)
@@ -275,13 +283,14 @@ class _Upright:
     image: Image.Image
     mode: str  # of the file
     deep: bool  # its channels have 16 bits, of which Pillow keeps 8
-    bits: int  # of a value, as the format says; 0 where it does not
+    bits: int  # of a value's type, as the format says; 0 where it does not
+    stated: int  # bits that the file says its 16-bit values hold; 0 where it does not
     signed: bool
     white_is_zero: bool
     reading: str = ""
 
 
-def _deep_levels(picture: _Upright) -> _Stored:
+def _deep_levels(picture: _Upright, grey_bits: int) -> _Stored:
     values = np.asarray(picture.image)
     if values.dtype.kind == "f":
         return _float_levels(values)
@@ -293,7 +302,11 @@ def _deep_levels(picture: _Upright) -> _Stored:
     kind = f"{bits}-bit {'signed ' if picture.signed else ''}grey"
     if least < 0:
         raise UserError(f"{kind} with values {least} to {greatest} does not say what is black: {SAVE}")
-    held = levels.held_bits(least, greatest, bits, picture.signed)
+    held, deep = levels.held_bits(least, greatest, bits, picture.signed), None
+    if bits == 16 and greatest < 2**picture.stated:
+        held = picture.stated
+    elif bits == 16:
+        held, deep = levels.of_unstated_bits(least, greatest, held, grey_bits)
     if bits == 32 and held == bits and greatest < 2**31 * levels.HELD_BY_FEWER:
         raise UserError(f"{kind} with values up to {greatest} does not say what is white: {SAVE}")
     # Signed 16-bit grey above 0 has always been read as unsigned.
@@ -302,7 +315,7 @@ def _deep_levels(picture: _Upright) -> _Stored:
     reading = f"{held} bits in {kind}" if held != 16 else ""
     if picture.white_is_zero and bits > 8:
         low, high, reading = high, low, f"{held} bits in {kind}, 0 being white"
-    return _Stored(values, low, high, kind, reading)
+    return _Stored(values, low, high, kind, reading, deep)
 
 
 def _refuse_negative(picture: _Upright) -> None:
@@ -330,10 +343,11 @@ def _float_levels(values: np.ndarray) -> _Stored:
     return _Stored(values, 0.0, high, kind, f"0 to {high:g} in {kind}")
 
 
-def _upright(opened_image: Image.Image, frame: int, frames: int) -> _Upright:
+def _upright(opened_image: Image.Image, frame: int, frames: int, stated: int) -> _Upright:
     """A frame, turned by its EXIF orientation, and black where it is transparent.
 
     opened_image: a picture of so many frames, left as it is for the frames after this one.
+    stated: see _Upright.
     """
     if frame >= frames:
         raise UserError(f"no frame {frame}: it has {frames}, counted from 0")
@@ -346,7 +360,7 @@ def _upright(opened_image: Image.Image, frame: int, frames: int) -> _Upright:
     signed = tags.get(TIFF_SAMPLE_FORMAT, (1,))[0] == 2
     white_is_zero = tags.get(TIFF_PHOTOMETRIC) == 0
     image = ImageOps.exif_transpose(opened_image)
-    picture = _Upright(image, mode, deep, bits, signed, white_is_zero)
+    picture = _Upright(image, mode, deep, bits, stated or _tiff_bits(tags), signed, white_is_zero)
     if not image.has_transparency_data or image.mode.startswith("I"):
         return picture
     grey = "L" if image.mode in ("1", "L", "LA") else "RGB"
@@ -376,6 +390,32 @@ def _is_deep(image: Image.Image) -> bool:
     return len(image.getbands()) > 1 and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
+def _tiff_bits(tags: Mapping[int, Any]) -> int:
+    """How many bits the greatest possible value has that a TIFF states; 0 where it states none.
+
+    Programs also write the greatest value that is there, so only 1023, 4095 and the like count.
+    """
+    for tag in TIFF_GREATEST:
+        greatest = int(np.max(tags.get(tag, 0)))
+        if greatest in [2**bits - 1 for bits in range(8, 16)]:
+            return greatest.bit_length()
+    return 0
+
+
+def _png_bits(path: Path) -> int:
+    """The bits of a grey value that a PNG states in its chunk sBIT; 0 without one."""
+    with open(path, "rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = int.from_bytes(head[:4]), head[4:]
+            if kind == b"sBIT":
+                return file.read(1)[0] if length == 1 else 0
+            if kind in (b"IDAT", b"IEND"):
+                break
+            file.seek(length + 4, 1)
+    return 0
+
+
 def read_mask(path: Path) -> np.ndarray:
     """A mask as bool [h, w]: foreground is whatever is above half of its type's range.
 
@@ -397,7 +437,7 @@ def _mask_values(path: Path) -> tuple[np.ndarray, int]:
     """(grey [h, w] as stored, top level of its type); floating-point pixels count as 8 bits."""
     with Image.open(path, formats=FORMATS) as opened_image:
         opened_image.filename = ""  # as in opened()
-        image = _upright(opened_image, 0, 1).image
+        image = _upright(opened_image, 0, 1, 0).image
     if image.mode.startswith("I"):
         return np.asarray(image, dtype=np.int64).clip(0, 65535), 65535
     return np.array(image if image.mode == "F" else image.convert("L")), 255

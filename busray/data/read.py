@@ -4,7 +4,8 @@ Nothing here judges the images; check.py does. folder.py knows names, masks.py f
 pixels.py reads a file, metadata.py the table.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from busray.data.folder import (
     shown,
 )
 from busray.data.folder import class_names as class_names
+from busray.data.levels import Deep
 from busray.data.masks import Masks, find_masks
 from busray.data.metadata import metadata_rows
 from busray.data.patients import SIMULATED, Patients, with_patients
@@ -70,6 +72,7 @@ class _Reader:
         self.uses: list[FileUse] = []
         self.odd: list[tuple[str, str]] = []
         self.flat: list[str] = []
+        self.deep: dict[str, Deep] = {}  # file -> its grey of unknown bits
         self.who: dict[str, tuple[str, str]] = {}  # file -> PatientID and study; never shown
         for file, reason in layout.left_out:
             self.uses.append(FileUse(file, "left out", reason))
@@ -85,6 +88,7 @@ class _Reader:
         masks = find_masks(candidates, self._look, self.settings)
         images = self._images(candidates, masks)
         self._say_images_like_masks(images)
+        self.layout.notes.extend(grey_notes(self.deep, self.settings.grey_bits))
         folder_of = {one.file: "/".join(one.place.beside) for one in candidates}
         images, patients = with_patients(images, rows, metadata, self.who, self.settings.group, folder_of)
         if self.settings.phantoms:
@@ -147,7 +151,7 @@ class _Reader:
 
     def _look(self, one: Candidate) -> Picture | None:
         if one.file not in self.looked:
-            self.looked[one.file] = describe(self.layout.root / one.file)
+            self.looked[one.file] = describe(self.layout.root / one.file, grey_bits=self.settings.grey_bits or 0)
         seen = self.looked[one.file]
         return None if isinstance(seen, Unreadable) else seen
 
@@ -176,8 +180,13 @@ class _Reader:
                     size, content = (seen.width, seen.height), (seen.mode, seen.sha256)
                     assert one.class_name is not None
                     of_file.append(
-                        SourceImage(file, one.class_name, *size, *content, of_image, frame=number, reading=seen.reading)
-                    )
+                        SourceImage(
+                            file, one.class_name, *size, *content, of_image, frame=number, reading=seen.reading,
+                            grey_bits=self.settings.grey_bits or 0,
+                        )
+                    )  # fmt: skip
+                    if seen.deep:
+                        self.deep[file] = seen.deep
                     if seen.odd:
                         self.odd.append((file, seen.odd))
                     if seen.flat:
@@ -208,10 +217,37 @@ class _Reader:
         numbers = chosen_frames(first.frames, self.settings.frames)
         if numbers == [0]:
             return [(0, first)]
-        seen = describe_frames(self.layout.root / one.file, numbers)
+        seen = describe_frames(self.layout.root / one.file, numbers, self.settings.grey_bits or 0)
         if isinstance(seen, Unreadable):
             return Unreadable(f"frame {seen.frame}: {seen.reason}", seen.frame)
         return list(zip(numbers, seen, strict=True))
+
+
+def grey_notes(deep: Mapping[str, Deep], grey_bits: int | None) -> list[str]:
+    """What to know of images (file -> their 16-bit grey) that may be read too dark, or each another
+    way."""
+    if not deep or grey_bits:
+        return []
+    brightest = max(deep, key=lambda file: deep[file].greatest)
+    needed = max(8, deep[brightest].greatest.bit_length())
+    bits = Counter(one.bits for one in deep.values())
+    first = (
+        f"{len(deep)} images have 16-bit grey of which no file says how many bits it holds; their greatest value is "
+        f"{deep[brightest].greatest} ({needed} bits, {brightest})"
+    )
+    if len(bits) > 1:
+        ways = ", ".join(f"{n} as {held} bits" for held, n in sorted(bits.items()))
+        return [f"{first}. Each is read by its own values: {ways}. {_advice(needed)} and all are read alike"]
+    if needed < deep[brightest].bits:
+        return [
+            f"{first}. They are read as {deep[brightest].bits} bits, so none is brighter than "
+            f"{deep[brightest].greatest / 2 ** deep[brightest].bits:.0%} of white. {_advice(needed)}"
+        ]
+    return []
+
+
+def _advice(bits: int) -> str:
+    return f"If their device has {bits} bits, add --dataset.grey_bits={bits}"
 
 
 def chosen_frames(n: int, setting: str | int) -> list[int]:

@@ -1,6 +1,7 @@
 """Every kind of file becomes 8-bit grey by what its bytes say, or gives the reason why not."""
 
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import ExifTags, Image
 from PIL.GifImagePlugin import GifImageFile
 
+from busray.data.images import ImageFolder
 from busray.data.pixels import (
     Picture,
     Unreadable,
@@ -21,7 +23,8 @@ from busray.data.pixels import (
     read_rgb,
 )
 from busray.data.read import scan
-from busray.records import UserError
+from busray.records import DataSet, UserError
+from tests.support.planted import settings
 
 
 @pytest.fixture
@@ -460,3 +463,80 @@ def test_an_animation_is_decoded_once(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(GifImageFile, "_seek", counted)
     assert isinstance(describe_frames(tmp_path / "a.gif", range(5)), list)
     assert composed == [1, 2, 3, 4]
+
+
+def deep_picture(path: Path, values: np.ndarray, chunk: bytes = b"", **tags: Any) -> None:
+    image = Image.fromarray(values.astype(np.uint16))
+    if path.suffix == ".tif":
+        image.save(path, tiffinfo={int(tag[1:]): value for tag, value in tags.items()})
+        return
+    image.save(path)
+    if chunk:  # before IDAT
+        data = path.read_bytes()
+        body = b"sBIT" + chunk
+        made = struct.pack(">I", len(chunk)) + body + struct.pack(">I", zlib.crc32(body))
+        path.write_bytes(data[:33] + made + data[33:])
+
+
+@pytest.mark.parametrize("bits", [8, 10, 14])
+def test_the_bits_that_a_file_states_are_used(tmp_path: Path, grey: np.ndarray, bits: int) -> None:
+    values = grey.astype(np.int64) * (2**bits - 1) // 255
+    values[0, 0] = 2**bits - 1
+    dark = values // 8  # alone it would be taken for fewer bits
+    deep_picture(tmp_path / "a.png", values, bytes([bits]))
+    deep_picture(tmp_path / "b.tif", values, t281=2**bits - 1)
+    deep_picture(tmp_path / "c.png", dark, bytes([bits]))
+    for name, factor in (("a.png", 1), ("b.tif", 1), ("c.png", 8)):
+        seen = read_grey(tmp_path / name).astype(float) * factor
+        assert np.abs(seen - grey)[1:].max() <= 2 * factor
+        assert described(tmp_path / name).deep is None
+
+
+def test_a_statement_that_cannot_be_meant_so_is_not_used(tmp_path: Path, grey: np.ndarray) -> None:
+    scaled = grey.astype(np.int64) * 257
+    deep_picture(tmp_path / "a.png", scaled, b"\x0a")  # 10 bits, scaled to 16 as PNG wants it
+    deep_picture(tmp_path / "b.tif", scaled, t281=int(scaled.max()))
+    deep_picture(tmp_path / "c.tif", grey * 10, t281=int((grey * 10).max()))  # the greatest that is there
+    assert np.array_equal(read_grey(tmp_path / "a.png"), grey)
+    assert np.array_equal(read_grey(tmp_path / "b.tif"), grey)
+    found = described(tmp_path / "c.tif").deep
+    assert found is not None
+
+
+def test_16_bit_grey_of_unknown_bits_is_said_and_the_setting_reads_all_files_alike(
+    tmp_path: Path, grey: np.ndarray
+) -> None:
+    (tmp_path / "benign").mkdir()
+    values = grey[:, :40].astype(np.int64) * 4
+    values[0, 0] = 1020
+    deep_picture(tmp_path / "benign" / "a.png", values)
+    deep_picture(tmp_path / "benign" / "b.tif", values // 2)
+    (note,) = scan(tmp_path, ["benign"]).account.notes
+    assert note == (
+        "2 images have 16-bit grey of which no file says how many bits it holds; their greatest value is 1020 (10 "
+        "bits, benign/a.png). They are read as 12 bits, so none is brighter than 25% of white. If their device has "
+        "10 bits, add --dataset.grey_bits=10"
+    )
+    deep_picture(tmp_path / "benign" / "c.png", values // 16)
+    (note,) = scan(tmp_path, ["benign"]).account.notes
+    assert "Each is read by its own values: 1 as 8 bits, 2 as 12 bits. If their device has 10 bits" in note
+
+    found = scan(tmp_path, ["benign"], settings=settings(grey_bits=10))
+    assert found.account.notes == ()
+    a, b, c = (
+        ImageFolder(DataSet("", 40, "stretch", 0, found.images, (), (), ()), tmp_path, ("benign",))
+        .load(found.images)
+        .pixels.astype(float)
+    )
+    assert np.abs(a - 2 * b).max() <= 2 and np.abs(a - 16 * c).max() <= 16
+    assert {image.reading for image in found.images} == {"10 bits in 16-bit grey"}
+    ((file, reason),) = scan(tmp_path, ["benign"], settings=settings(grey_bits=9)).unreadable
+    assert file == "benign/a.png"
+    assert reason == "its values, 0 to 1020, do not fit into the 9 bits of dataset.grey_bits"
+
+
+def test_12_and_16_bits_that_are_used_whole_need_no_word(tmp_path: Path, grey: np.ndarray) -> None:
+    (tmp_path / "benign").mkdir()
+    for name, factor in (("a.png", 16), ("b.png", 15)):
+        deep_picture(tmp_path / "benign" / name, grey.astype(np.int64) * factor)
+    assert scan(tmp_path, ["benign"]).account.notes == ()
