@@ -110,6 +110,21 @@ def test_loss_and_gradients_are_those_of_diffusers_training_scripts(
         assert gradient is not None and (gradient - other).norm() < 1e-5 * total, name
 
 
+# ---- settings that contradict each other
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"learning_rate_schedule": "cosine", "warmup": 10, "steps": 10}, "lower warmup"),
+        ({"zero_terminal_snr": True, "snr_gamma": 5.0}, "leave one of them out"),
+    ],
+)
+def test_settings_of_a_training_that_contradict_each_other_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Adapters(**settings)
+
+
 # ---- schedules of the learning rate
 
 

@@ -217,6 +217,13 @@ def test_a_run_with_adapters_refuses_others(tmp_path: Path, phantom_folder: Path
         reopen("other")
 
 
+def test_a_noise_schedule_that_the_base_cannot_learn_ends_before_work(tmp_path: Path, phantom_folder: Path) -> None:
+    adapters = {"prediction": "epsilon", "zero_terminal_snr": True}
+    with pytest.raises(UserError, match=r"set adapters\.prediction=v_prediction"):
+        opened(settings(phantom_folder, tmp_path / "out", adapters=adapters))
+    assert not (tmp_path / "out" / CONFIG).exists()
+
+
 def test_the_source_of_adopted_adapters_may_be_gone(tmp_path: Path, phantom_folder: Path) -> None:
     layer = "unet.down_blocks.0.resnets.0.conv1.lora"
     matrices = {f"{layer}.down.weight": np.ones((2, 64, 3, 3)), f"{layer}.up.weight": np.ones((64, 2, 1, 1))}
