@@ -182,7 +182,12 @@ class DrawShards:
             # A heartbeat of its own: beats of the drawing thread must not hide a commit that hangs.
             beat = Heartbeat(self.liveness, f"commit {_name(shard)}")
             beat()
-            recorded = commit(lambda n=0: beat())  # an image counts when its shard is recorded
+            try:
+                recorded = commit(lambda n=0: beat())  # an image counts when its shard is recorded
+            except Exception as error:
+                if is_device_error(error):  # with evaluate.inline a commit measures on the device
+                    self.site.end_or_raise(error, _name(shard))
+                raise
             beat(shard.count)
             beat.idle()
         return recorded

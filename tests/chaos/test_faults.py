@@ -114,6 +114,24 @@ def test_a_device_error_ends_its_process_alone(nodes: Nodes, stage: Callable[...
 
 
 @dataclass(frozen=True)
+class DeviceFailsWhileMeasuring(SleepingCorpus):
+    def commit(self, drawn: Any, beat: Beat) -> Any:
+        recorded = super().commit(drawn, beat)
+        if recorded.first == 4 and note(self.store, "failures") == 1:
+            raise RuntimeError(ECC)
+        return recorded
+
+
+def test_a_device_error_in_a_commit_ends_its_process_alone(
+    nodes: Nodes, stage: Callable[..., Drawn], store: Store
+) -> None:
+    add_node(nodes)
+    stage(1).draw(DeviceFailsWhileMeasuring(store, 0.05), plan(6, 2))
+    assert committed_shards(store) == plan(6, 2)
+    assert len({path.name for path in Path(store.url, "workers").iterdir()}) == 2
+
+
+@dataclass(frozen=True)
 class BadNode(SleepingCorpus):
     """On one of the nodes every draw meets a broken device; the other one waits for three of
     them, so that it does not draw everything meanwhile."""
