@@ -74,6 +74,9 @@ class Outcome:
     ours: Times
     rival: Times
     same: str
+    cpu_ratio: float | None
+    """Of the CPU seconds of this process: a busy machine changes them least. None where the work is
+    done in others."""
 
     @property
     def ratio(self) -> float:
@@ -87,11 +90,14 @@ class Outcome:
 def run(contest: Contest, repeats: int = REPEATS) -> Outcome:
     """Compare the results, which also warms both up, then time them in turn."""
     same = contest.same()
-    ours, rival = [], []
+    ours, rival, our_cpu, rival_cpu = [], [], [], []
     for _ in range(repeats):
-        ours.append(seconds_of(contest.ours))
-        rival.append(seconds_of(contest.rival))
-    return Outcome(contest, Times.of(ours), Times.of(rival), same)
+        for work, wall, cpu in ((contest.ours, ours, our_cpu), (contest.rival, rival, rival_cpu)):
+            began = time.process_time()
+            wall.append(seconds_of(work))
+            cpu.append(time.process_time() - began)
+    cpu_ratio = statistics.median(rival_cpu) / max(statistics.median(our_cpu), 1e-9) if contest.profiled else None
+    return Outcome(contest, Times.of(ours), Times.of(rival), same, cpu_ratio)
 
 
 def seconds_of(work: Callable[[], object]) -> float:
@@ -100,7 +106,7 @@ def seconds_of(work: Callable[[], object]) -> float:
     return float(result) if isinstance(result, Seconds) else time.perf_counter() - started
 
 
-HEADER = "| question | ours | rival | rival / ours | goal | met | results |\n|---|---|---|--:|--:|---|---|"
+HEADER = "| question | ours | rival | rival / ours | by CPU | goal | met | results |\n|---|---|---|--:|--:|--:|---|---|"
 
 
 def row(outcome: Outcome) -> str:
@@ -111,6 +117,7 @@ def row(outcome: Outcome) -> str:
         f"{contest.ours_name}: {outcome.ours}",
         f"{contest.rival_name}: {outcome.rival}",
         f"{outcome.ratio:.2f}",
+        "" if outcome.cpu_ratio is None else f"{outcome.cpu_ratio:.2f}",
         f"{contest.goal:.2g}" if contest.goal < 1 else f"{contest.goal:g}",
         "yes" if outcome.met else f"no, by {1 - outcome.ratio / contest.goal:.0%}",
         outcome.same,
@@ -126,8 +133,8 @@ def limit_row(limit: Limit, times: Times) -> str:
         goal = f"{limit.most:g} {limit.unit}"
         met = "yes" if times.median <= limit.most else f"no, by {times.median / limit.most - 1:.0%}"
     shown = times if limit.unit == "s" else f"{times.median:.3g} [{times.low:.3g}, {times.high:.3g}] {limit.unit}"
-    return f"| {limit.question} | busray: {shown} | | | {goal} | {met} | |"
+    return f"| {limit.question} | busray: {shown} | | | | {goal} | {met} | |"
 
 
 def skipped_row(skipped: Skipped) -> str:
-    return f"| {skipped.question} | not measured: {skipped.reason} | | | | | |"
+    return f"| {skipped.question} | not measured: {skipped.reason} | | | | | | |"

@@ -23,7 +23,7 @@ def profile(work: Callable[[], object]) -> list[str]:
     for (file, _, name), (_, calls, own, _, _) in by_own_time[:LINES]:
         place = "" if file == "~" else f"{Path(file).name}: "
         lines.append(f"| `{place}{name}` | {own / total:.0%} | {calls} |")
-    with torch_profile(activities=[ProfilerActivity.CPU]) as traced:
+    with torch_profile(activities=[ProfilerActivity.CPU]) as traced:  # of a GPU: what it was given
         work()
     operations = sorted(traced.key_averages(), key=lambda operation: -operation.self_cpu_time_total)
     spent = sum(operation.self_cpu_time_total for operation in operations)

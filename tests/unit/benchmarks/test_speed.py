@@ -50,8 +50,8 @@ def test_a_missed_goal_says_by_how_much() -> None:
     def contest(goal: float) -> Contest:
         return Contest("q", "ours", "theirs", lambda: Seconds(2), lambda: Seconds(3), goal, lambda: "equal")
 
-    assert "| 1.50 | 1.5 | yes | equal |" in row(run(contest(1.5)))
-    assert "| 1.50 | 2 | no, by 25% | equal |" in row(run(contest(2.0)))
+    assert " 1.5 | yes | equal |" in row(run(contest(1.5)))
+    assert " 2 | no, by 25% | equal |" in row(run(contest(2.0)))
     limit = Limit("q", lambda: None, 10)
     assert "| 10 s | yes |" in limit_row(limit, Times(9, 8, 11))
     assert "| 10 s | no, by 20% |" in limit_row(limit, Times(12, 8, 13))
