@@ -6,11 +6,14 @@ Nothing here imports Ray: a wrong address is said before Ray is loaded.
 import ipaddress
 import os
 import socket
+import urllib.error
+import urllib.request
 
 from busray import config
 from busray.records import UserError
 
 ANSWER_SECONDS = 5.0  # limit of the test whether somebody answers
+PROBE_SECONDS = 5.0  # limit of each of the two tests whether a cluster asks for a token
 
 
 def address_of(settings: config.Cluster) -> str:
@@ -53,6 +56,35 @@ def way_without(settings: config.Cluster) -> str:
     """How to work without the cluster."""
     without = "leave cluster.address out" if settings.address else "unset RAY_ADDRESS"
     return f"{without} for a Ray of busray's own on this machine"
+
+
+def asks_for_token(dashboard: str, gcs: str) -> bool:
+    """Whether a cluster refuses a caller without a token. If that cannot be shown, it does not.
+
+    The dashboard is tried first; where there is none, or it listens on another node's loopback, the
+    GCS. Both are called without a token, since Ray tells a client only the client's own mode, and a
+    cluster that wants no token lets in a client that has one.
+    """
+    # Without the proxies of the environment: they would answer in the cluster's place.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        opener.open(f"http://{dashboard}/api/version", timeout=PROBE_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        return error.code in (401, 403)
+    except (OSError, ValueError):  # ValueError: "" is no host
+        return _gcs_asks_for_token(gcs)
+    return False
+
+
+def _gcs_asks_for_token(gcs: str) -> bool:
+    import grpc
+
+    with grpc.insecure_channel(gcs) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=PROBE_SECONDS)
+        except grpc.RpcError as error:
+            return isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.UNAUTHENTICATED
+    return False
 
 
 def refusal(dashboard: str, asks: bool) -> str | None:

@@ -8,8 +8,6 @@ import logging
 import os
 import sys
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -17,10 +15,8 @@ from typing import Any
 
 from busray import config
 from busray.cluster.own import own_ray, signal_handlers_kept
-from busray.cluster_address import address_of, check_address, refusal, setting_of, way_without
+from busray.cluster_address import address_of, asks_for_token, check_address, refusal, setting_of, way_without
 from busray.records import UserError
-
-PROBE_SECONDS = 5.0  # limit of each of the two tests whether a cluster asks for a token
 
 
 @contextmanager
@@ -151,35 +147,6 @@ def _join(settings: config.Cluster) -> None:
         problem = refusal(dashboard, asks_for_token(dashboard, gcs))
         if problem:
             raise UserError(problem)
-
-
-def asks_for_token(dashboard: str, gcs: str) -> bool:
-    """Whether a cluster refuses a caller without a token. If that cannot be shown, it does not.
-
-    The dashboard is tried first; where there is none, or it listens on another node's loopback, the
-    GCS. Both are called without a token, since Ray tells a client only the client's own mode, and a
-    cluster that wants no token lets in a client that has one.
-    """
-    # Without the proxies of the environment: they would answer in the cluster's place.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        opener.open(f"http://{dashboard}/api/version", timeout=PROBE_SECONDS).close()
-    except urllib.error.HTTPError as error:
-        return error.code in (401, 403)
-    except (OSError, ValueError):  # ValueError: "" is no host
-        return _gcs_asks_for_token(gcs)
-    return False
-
-
-def _gcs_asks_for_token(gcs: str) -> bool:
-    import grpc
-
-    with grpc.insecure_channel(gcs) as channel:
-        try:
-            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=PROBE_SECONDS)
-        except grpc.RpcError as error:
-            return isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.UNAUTHENTICATED
-    return False
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from busray.cluster.session import asks_for_token
+from busray.cluster_address import asks_for_token
 from tests.support.heads import environment, head
 from tests.support.paths import ROOT
 
