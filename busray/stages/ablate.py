@@ -33,7 +33,7 @@ from busray.run.pieces import ImageBlock, by_chance, load_array, synthetic_block
 from busray.run.record import Run, read_timings, timed
 from busray.stages.features import features
 from busray.stages.finetune import finetune
-from busray.stages.generate import generate
+from busray.stages.generate import generate_together
 from busray.stages.report import described_dataset, described_run
 from busray.storage import Store
 from busray.workers import Beat, Workers
@@ -118,9 +118,7 @@ def draw_sub_run(sub_run: SubRun, sub_runs: Sequence[SubRun]) -> None:
     else:
         timed(run, "finetune", lambda: finetune(run, workers))
     # More images may be there, of `busray run` or of an ablation that compared more: they stay.
-    timed(run, "generate", lambda: generate(run, workers, txt2img_source=source, never_shrink=True))
-    for arm in arms_to_draw(run.config):
-        timed(run, f"generate {arm}", lambda arm=arm: generate(run, workers, arm))
+    generate_together(run, workers, [None, *arms_to_draw(run.config)], source, never_shrink=True)
 
 
 def _copy_adapters(source: Store, target: Store) -> None:

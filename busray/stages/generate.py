@@ -53,11 +53,22 @@ def generate(
     return corpus.publish()
 
 
-def generate_together(run: Run, workers: Workers, arms: Sequence[str | None]) -> None:
+def generate_together(
+    run: Run,
+    workers: Workers,
+    arms: Sequence[str | None],
+    txt2img_source: Store | None = None,
+    *,
+    never_shrink: bool = False,
+) -> None:
     """As generate() for each of these arms (None: the released corpus), in this order, by one pool
-    of workers: they do not start again for each. Each corpus has its manifest once it is drawn."""
-    sizes = ShardSizes(run, workers)
-    corpora = [_planned(run, workers, sizes, arm) for arm in arms]
+    of workers: they do not start again for each. Each corpus has its manifest once it is drawn.
+
+    txt2img_source: of the released corpus. never_shrink: as of generate().
+    """
+    sizes, corpora = ShardSizes(run, workers), list[_Planned]()
+    for arm in arms:
+        corpora.append(_planned(run, workers, sizes, arm, None if arm else txt2img_source, never_shrink))
     left = [corpus for corpus in corpora if corpus.todo]
     published: list[_Planned] = []
     if len(left) > 1:

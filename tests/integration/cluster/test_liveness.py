@@ -9,8 +9,9 @@ import pytest
 import ray
 
 from busray.cluster import liveness as module
-from busray.cluster.liveness import STALLED_AFTER, Heartbeat, monitored
+from busray.cluster.liveness import Heartbeat, monitored
 from busray.records import Stopped
+from busray.stalls import STALLED_AFTER
 from tests.support.runs import quiet
 
 HANG = 5.0
