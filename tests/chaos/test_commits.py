@@ -16,7 +16,7 @@ import psutil
 import pytest
 import ray
 
-from busray.cluster import liveness as liveness_module
+from busray import stalls
 from busray.cluster.own import own_ray
 from busray.cluster.pool import RayWorkers, ray_workers
 from busray.config import Cluster
@@ -147,7 +147,7 @@ class FirstCommitHangs(SleepingCorpus):
 
 
 def test_a_commit_that_hangs_is_seen_beside_a_draw_that_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(liveness_module, "STALLED_AFTER", 30)  # a new actor may take long to start
+    monkeypatch.setattr(stalls, "STALLED_AFTER", 30)  # a new actor may take long to start
     store = Store(str(tmp_path / "run"))
     with workers_on_two_cpus(tmp_path / "ray.log", 1, hang_seconds=10) as workers:
         workers.draw(DrawStage("draw", FirstCommitHangs(store), plan(5, 2), planned=10))

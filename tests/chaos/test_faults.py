@@ -17,7 +17,7 @@ import ray
 from ray import cloudpickle
 from ray.cluster_utils import Cluster as Nodes
 
-from busray.cluster import liveness as liveness_module
+from busray import stalls
 from busray.cluster.pool import RayWorkers, ray_workers
 from busray.config import Cluster
 from busray.corpus.breaker import Breaker
@@ -270,8 +270,8 @@ def test_a_recipe_of_broken_images_stops_after_its_canaries(
 def test_a_time_without_any_machine_is_waited_out_and_said(
     nodes: Nodes, stage: Callable[..., Drawn], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(liveness_module, "STALLED_AFTER", 1)
-    monkeypatch.setattr(liveness_module, "WAIT_SAID_AFTER", 3.0)
+    monkeypatch.setattr(stalls, "STALLED_AFTER", 1)
+    monkeypatch.setattr(stalls, "WAIT_SAID_AFTER", 3.0)
     drawn = stage(1, hang_seconds=5, patience=0.2)
     with ThreadPoolExecutor(1) as pool:  # Ray starts nodes in main threads only
         running = pool.submit(drawn.draw, SleepingCorpus(store, 0.05), plan(4, 2))
@@ -287,6 +287,6 @@ def test_a_time_without_any_machine_is_waited_out_and_said(
 def test_patience_ends(
     nodes: Nodes, stage: Callable[..., Drawn], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(liveness_module, "STALLED_AFTER", 1)
+    monkeypatch.setattr(stalls, "STALLED_AFTER", 1)
     with pytest.raises(Stopped, match=r"draw: nothing moved for 18 s: no worker came; the cluster has"):
         stage(1, hang_seconds=5, patience=0.005).draw(SleepingCorpus(store), plan(4, 2))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import ray
 
-from busray.cluster import liveness as module
+from busray import stalls
 from busray.cluster.liveness import Heartbeat, monitored
 from busray.records import Stopped
 from busray.stalls import STALLED_AFTER
@@ -30,7 +30,7 @@ def watch(task: Any, hang: float = HANG) -> Any:
 
 def test_a_worker_that_beats_and_counts_nothing_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     hang, limit = 40.0, 20.0  # seconds of silence of a worker, and of all workers, that a busy machine may need
-    monkeypatch.setattr(module, "STALLED_AFTER", limit / hang)
+    monkeypatch.setattr(stalls, "STALLED_AFTER", limit / hang)
 
     @ray.remote(max_retries=0)
     def slow(liveness: Any) -> str:
@@ -47,7 +47,7 @@ def test_a_worker_that_beats_and_counts_nothing_is_left_alone(monkeypatch: pytes
 def test_a_worker_that_falls_silent_is_killed_and_its_work_done_by_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "STALLED_AFTER", 40)  # new processes may take longer to start than a hanging limit
+    monkeypatch.setattr(stalls, "STALLED_AFTER", 40)  # new processes may take longer to start than a hanging limit
 
     @ray.remote(max_retries=-1)
     def hangs_once(liveness: Any) -> int:
