@@ -282,7 +282,8 @@ def one_channel(shipped: Any) -> Any:
 
 def three_channels(grey: Any) -> Any:
     """The shipped autoencoder: reads the mean of RGB, gives three equal channels."""
-    vae, state = new_vae(3), dict(grey.state_dict())
+    vae = type(grey).from_config({**grey.config, "in_channels": 3, "out_channels": 3})
+    state = dict(grey.state_dict())
     state["encoder.conv_in.weight"] = state["encoder.conv_in.weight"].repeat(1, 3, 1, 1) / 3
     for name in ("decoder.conv_out.weight", "decoder.conv_out.bias"):
         state[name] = state[name].repeat(3, *[1] * (state[name].dim() - 1))

@@ -1,0 +1,218 @@
+"""An autoencoder of 8 px cells whose latents hold structure and whose decoder makes up texture.
+
+Two stages, both restartable. `code` trains encoder and decoder. `decoder` keeps the encoder, and so
+the latents, and trains the decoder on against a critic. Latents have mean 0 and variance 1 in every
+channel. The decoder sees them with noise, since a denoiser will not draw them exactly.
+
+python -m tools.tiny_base.autoencoder_f8 WORK --openus FOLDER [--out VAE]
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tools.tiny_base.autoencoder import fold_normalisation, gradients, texture_loss, three_channels, to_unit
+from tools.tiny_base.critic import Critic, Features, critic_loss, maker_loss
+from tools.tiny_base.denoiser import make_corpus
+from tools.tiny_base.pictures import SIDE
+from tools.tiny_base.scans import load_openus
+from tools.tiny_base.training import checkpoint, resume, trapezoid
+
+WIDTHS = (16, 32, 64, 96)
+LATENT_CHANNELS = 4
+RATE, CRITIC_RATE = 1.5e-3, 5e-4
+STEPS = {"code": 1500, "decoder": 1500}
+BATCH = 8  # crops of half the side; every fourth step as many pixels in whole images
+SOURCES = (("openus", 0.5), ("phantoms", 0.35), ("pictures", 0.15))
+NOISE = 0.25  # most noise on latents, in their standard deviations
+LOG_VARIANCE = -8.0  # of the posterior, which plain diffusers may sample: a deviation of 0.018
+WEIGHTS = {
+    "pixel": 0.5, "cells": 2.0, "edge": 0.25, "texture": 1.0, "place": 0.2, "spread": 0.3, "pooled": 0.5, "maker": 0.05,
+}  # fmt: skip
+"""Weights of the losses of `losses`. Pixels count little: nobody needs a grain in its place."""
+
+
+class Autoencoder(nn.Module):
+    """Grey AutoencoderKL, and the running mean and variance of its latents."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from diffusers import AutoencoderKL
+
+        build: Any = AutoencoderKL  # whose annotations are those of one block
+        self.vae = build(
+            in_channels=1,
+            out_channels=1,
+            down_block_types=("DownEncoderBlock2D",) * len(WIDTHS),
+            up_block_types=("UpDecoderBlock2D",) * len(WIDTHS),
+            block_out_channels=WIDTHS,
+            layers_per_block=1,
+            latent_channels=LATENT_CHANNELS,
+            norm_num_groups=8,
+            sample_size=SIDE,
+            scaling_factor=1.0,
+            mid_block_add_attention=False,
+        )
+        self.norm = nn.BatchNorm2d(LATENT_CHANNELS, affine=False, momentum=0.02)
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """[b, 1, h, w] in -1..1 -> latents [b, 4, h / 8, w / 8] of unit variance."""
+        return self.norm(self.vae.encode(images).latent_dist.mean)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.vae.decode(latents).sample
+
+    @torch.no_grad()
+    def plain(self) -> Any:
+        """An AutoencoderKL of three equal channels that takes and gives normalised latents."""
+        mean, std = self.norm.running_mean, self.norm.running_var
+        assert mean is not None and std is not None
+        into = self.vae.quant_conv
+        into.weight[LATENT_CHANNELS:] = 0
+        into.bias[LATENT_CHANNELS:] = LOG_VARIANCE
+        folded = three_channels(self.vae)
+        scale = (std + self.norm.eps).sqrt()
+        folded.quant_conv.weight[:LATENT_CHANNELS] /= scale[:, None, None, None]
+        folded.quant_conv.bias[:LATENT_CHANNELS] = (folded.quant_conv.bias[:LATENT_CHANNELS] - mean) / scale
+        return folded
+
+
+def batch(sources: dict[str, np.ndarray], step: int, seed: int) -> torch.Tensor:
+    """A step's images [b, 1, h, w] in -1..1: crops, or whole images every fourth step; mirrored and
+    brightened by chance."""
+    rng = np.random.default_rng([seed, step])
+    whole = step % 4 == 3
+    n, side = (BATCH // 4, SIDE) if whole else (BATCH, SIDE // 2)
+    names, shares = [name for name, _ in SOURCES], [share for _, share in SOURCES]
+    picked = []
+    for name in rng.choice(names, n, p=shares):
+        source = sources[name]
+        y, x = rng.integers(0, SIDE - side + 1, 2)
+        image = source[int(rng.integers(len(source)))][y : y + side, x : x + side]
+        image = image[:, ::-1] if rng.random() < 0.5 else image
+        bright = 255 * (image / 255.0) ** np.exp(rng.uniform(-0.3, 0.3))
+        picked.append(np.rint(bright).astype(np.uint8))
+    return to_unit(np.stack(picked))
+
+
+def losses(
+    model: Autoencoder, features: Features, latents: torch.Tensor, real: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """(images decoded from noisy latents, the parts of the loss that need no critic)."""
+    strength = NOISE * torch.rand((len(latents), 1, 1, 1), generator=generator)
+    noise = torch.randn(latents.shape, generator=generator)
+    made = model.decode(latents + strength * noise)
+    down, across = ((a - b).abs().mean() for a, b in zip(gradients(made), gradients(real), strict=True))
+    place, spread = features.distances(made, real)
+    # Latents at half the resolution should mean the image at half the resolution: this keeps them
+    # smooth (Skorokhodov et al. 2025, arXiv 2502.14831).
+    pooled = model.decode(F.avg_pool2d(latents, 2))
+    return made, {
+        "pixel": (made - real).abs().mean(),
+        "cells": (F.avg_pool2d(made, 4) - F.avg_pool2d(real, 4)).abs().mean(),
+        "edge": down + across,
+        "texture": texture_loss(made, real),
+        "place": place,
+        "spread": spread,
+        "pooled": (pooled - F.avg_pool2d(real, 2)).abs().mean(),
+    }
+
+
+def weighed(parts: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.stack([WEIGHTS[name] * part for name, part in parts.items()]).sum()
+
+
+def train(work: Path, stage: str, steps: int, seed: int, log: Callable[[str], None]) -> None:
+    """Trains `code` from nothing into code.pt, or `decoder` from code.pt into decoder-f8.pt; goes
+    on where it was cut short."""
+    torch.manual_seed(seed)
+    model, critic, features = Autoencoder(), Critic(), Features()
+    fixed = stage == "decoder"
+    if fixed:
+        model.load_state_dict(torch.load(work / "code.pt", weights_only=True))
+        model.vae.encoder.requires_grad_(False)
+        model.vae.quant_conv.requires_grad_(False)
+        model.norm.eval()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=RATE * (0.5 if fixed else 1), betas=(0.9, 0.99), weight_decay=1e-4)
+    judging = torch.optim.AdamW(critic.parameters(), lr=CRITIC_RATE, betas=(0.5, 0.99))
+    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: trapezoid(s, steps, warm=50))
+    parts_of_run = {"model": model, "critic": critic, "optimiser": optimiser, "judging": judging, "rate": rate}
+    start = resume(work / f"{stage}-train.pt", **parts_of_run)
+    sources = {name: np.load(work / f"{name}.npy", mmap_mode="r") for name, _ in SOURCES}
+    began = time.monotonic()
+    for step in range(start, steps):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        real = batch(sources, step, seed + fixed)
+        with torch.set_grad_enabled(not fixed):
+            latents = model.encode(real)
+        made, parts = losses(model, features, latents, real, generator)
+        if fixed:
+            if step >= 50:  # until then only the critic learns from the critic
+                parts["maker"] = maker_loss(critic, made)
+        optimiser.zero_grad()
+        weighed(parts).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        rate.step()
+        if fixed:
+            parts["critic"] = critic_loss(critic, real, made)
+            judging.zero_grad()
+            parts["critic"].backward()
+            judging.step()
+        if step % 20 == 0:
+            figures = " ".join(f"{name} {part.item():.4f}" for name, part in parts.items())
+            log(f"{stage} {step} {(time.monotonic() - began) / (step - start + 1):.3f} s/step {figures}")
+        if step % 50 == 49:
+            checkpoint(work / f"{stage}-train.pt", step + 1, **parts_of_run)
+    torch.save(model.state_dict(), work / ("decoder-f8.pt" if fixed else "code.pt"))
+
+
+def load(path: Path) -> Autoencoder:
+    """Of a trained state, or of a checkpoint while training goes on; in evaluation mode."""
+    state = torch.load(path, weights_only=True)
+    model = Autoencoder()
+    model.load_state_dict(state.get("model", state))
+    return model.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, help="folder for everything in between (0.3 GB)")
+    parser.add_argument("--openus", type=Path, required=True, help="folder with hc18, timtrack_cc0 and timtrack_ccby")
+    parser.add_argument("--out", type=Path, help="folder for the AutoencoderKL in half precision; default WORK/vae")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--phantoms", type=int, default=5000)
+    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--threads", type=int, default=2)
+    for stage, steps in STEPS.items():
+        parser.add_argument(f"--{stage}", type=int, default=steps, metavar="STEPS", help=f"steps; default {steps}")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)
+    args.work.mkdir(parents=True, exist_ok=True)
+
+    def log(line: str) -> None:
+        print(line, flush=True)
+        with open(args.work / "log.txt", "a") as file:
+            file.write(line + "\n")
+
+    if not (args.work / "openus.npy").exists():
+        np.save(args.work / "openus.npy", load_openus(args.openus, args.seed))
+    make_corpus(args.work, args.seed, args.phantoms, args.pictures, args.threads)
+    if not (args.work / "code.pt").exists():
+        train(args.work, "code", args.code, args.seed, log)
+    if not (args.work / "decoder-f8.pt").exists():
+        train(args.work, "decoder", args.decoder, args.seed, log)
+    load(args.work / "decoder-f8.pt").plain().half().save_pretrained(args.out or args.work / "vae")
+
+
+if __name__ == "__main__":
+    main()
