@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tools.tiny_base.autoencoder import fold_normalisation, gradients, texture_loss, three_channels, to_unit
+from tools.tiny_base.autoencoder import gradients, texture_loss, three_channels, to_unit
 from tools.tiny_base.critic import Critic, Features, critic_loss, maker_loss
 from tools.tiny_base.denoiser import make_corpus
 from tools.tiny_base.pictures import SIDE
@@ -31,6 +31,8 @@ RATE, CRITIC_RATE = 1.5e-3, 5e-4
 STEPS = {"code": 1500, "decoder": 1500}
 BATCH = 8  # crops of half the side; every fourth step as many pixels in whole images
 SOURCES = (("openus", 0.5), ("phantoms", 0.35), ("pictures", 0.15))
+SAVE_EVERY = 50  # steps
+CRITIC_FIRST = 50  # steps in which the critic learns and the decoder does not yet heed it
 NOISE = 0.25  # most noise on latents, in their standard deviations
 LOG_VARIANCE = -8.0  # of the posterior, which plain diffusers may sample: a deviation of 0.018
 WEIGHTS = {
@@ -71,17 +73,16 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def plain(self) -> Any:
-        """An AutoencoderKL of three equal channels that takes and gives normalised latents."""
-        mean, std = self.norm.running_mean, self.norm.running_var
-        assert mean is not None and std is not None
-        into = self.vae.quant_conv
-        into.weight[LATENT_CHANNELS:] = 0
-        into.bias[LATENT_CHANNELS:] = LOG_VARIANCE
-        folded = three_channels(self.vae)
-        scale = (std + self.norm.eps).sqrt()
-        folded.quant_conv.weight[:LATENT_CHANNELS] /= scale[:, None, None, None]
-        folded.quant_conv.bias[:LATENT_CHANNELS] = (folded.quant_conv.bias[:LATENT_CHANNELS] - mean) / scale
-        return folded
+        """An AutoencoderKL of three equal channels that gives and takes normalised latents."""
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        assert mean is not None and variance is not None
+        std = (variance + self.norm.eps).sqrt()
+        made, c = three_channels(self.vae), LATENT_CHANNELS
+        made.quant_conv.weight[:c] /= std[:, None, None, None]
+        made.quant_conv.bias[:c] = (made.quant_conv.bias[:c] - mean) / std
+        made.quant_conv.weight[c:] = 0
+        made.quant_conv.bias[c:] = LOG_VARIANCE
+        return made
 
 
 def batch(sources: dict[str, np.ndarray], step: int, seed: int) -> torch.Tensor:
@@ -154,9 +155,8 @@ def train(work: Path, stage: str, steps: int, seed: int, log: Callable[[str], No
         with torch.set_grad_enabled(not fixed):
             latents = model.encode(real)
         made, parts = losses(model, features, latents, real, generator)
-        if fixed:
-            if step >= 50:  # until then only the critic learns from the critic
-                parts["maker"] = maker_loss(critic, made)
+        if fixed and step >= CRITIC_FIRST:
+            parts["maker"] = maker_loss(critic, made)
         optimiser.zero_grad()
         weighed(parts).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -170,7 +170,7 @@ def train(work: Path, stage: str, steps: int, seed: int, log: Callable[[str], No
         if step % 20 == 0:
             figures = " ".join(f"{name} {part.item():.4f}" for name, part in parts.items())
             log(f"{stage} {step} {(time.monotonic() - began) / (step - start + 1):.3f} s/step {figures}")
-        if step % 50 == 49:
+        if step % SAVE_EVERY == SAVE_EVERY - 1:
             checkpoint(work / f"{stage}-train.pt", step + 1, **parts_of_run)
     torch.save(model.state_dict(), work / ("decoder-f8.pt" if fixed else "code.pt"))
 

@@ -1,4 +1,4 @@
-"""What judges the texture of decoded images: a patch discriminator that learns, and frozen features.
+"""What judges the texture of decoded images: a patch discriminator that learns, frozen features.
 
 Frechet distances are of Inception, so the features here are another network's: EfficientNet-Lite0.
 """

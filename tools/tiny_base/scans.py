@@ -38,7 +38,9 @@ def load_openus(folder: Path, seed: int) -> np.ndarray:
         provenance = json.loads((folder / name / "PROVENANCE.json").read_text())
         paths = sorted((folder / name).glob("*.png"))
         if len(paths) != provenance["images"]:
-            raise FileNotFoundError(f"{folder / name}: {len(paths)} images, PROVENANCE.json says {provenance['images']}")
+            raise FileNotFoundError(
+                f"{folder / name}: {len(paths)} images, PROVENANCE.json says {provenance['images']}"
+            )
         for i, path in enumerate(paths):
             made += views(read_grey(path), count, np.random.default_rng([seed, i]))
     return np.stack(made)
