@@ -18,16 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tools.tiny_base.autoencoder import gradients, texture_loss, three_channels, to_unit
+from tools.tiny_base.autoencoder import gradients, one_channel, texture_loss, three_channels, to_unit
 from tools.tiny_base.critic import Critic, Features, critic_loss, maker_loss
 from tools.tiny_base.denoiser import make_corpus
 from tools.tiny_base.pictures import SIDE
 from tools.tiny_base.scans import load_openus
 from tools.tiny_base.training import checkpoint, resume, trapezoid
 
-WIDTHS = (16, 32, 64, 96)
+WIDTHS = (12, 24, 48, 96)  # the first three are those of autoencoder.py: see take_outer
 LATENT_CHANNELS = 4
-RATE, CRITIC_RATE = 1.5e-3, 5e-4
+RATE, CRITIC_RATE = 2e-3, 5e-4
 STEPS = {"code": 1500, "decoder": 1500}
 BATCH = 8  # crops of half the side; every fourth step as many pixels in whole images
 SOURCES = (("openus", 0.5), ("phantoms", 0.35), ("pictures", 0.15))
@@ -36,13 +36,14 @@ CRITIC_FIRST = 50  # steps in which the critic learns and the decoder does not y
 NOISE = 0.25  # most noise on latents, in their standard deviations
 LOG_VARIANCE = -8.0  # of the posterior, which plain diffusers may sample: a deviation of 0.018
 WEIGHTS = {
-    "pixel": 0.5, "cells": 2.0, "edge": 0.25, "texture": 1.0, "place": 0.2, "spread": 0.3, "pooled": 0.5, "maker": 0.05,
+    "pixel": 0.5, "cells": 2.0, "edge": 0.25, "pooled": 0.5, "normal": 0.1,
+    "texture": 1.0, "place": 0.2, "spread": 0.3, "maker": 0.05,
 }  # fmt: skip
-"""Weights of the losses of `losses`. Pixels count little: nobody needs a grain in its place."""
+"""Weights of the parts of the loss. Pixels count little: nobody needs a grain in its place."""
 
 
 class Autoencoder(nn.Module):
-    """Grey AutoencoderKL, and the running mean and variance of its latents."""
+    """Grey AutoencoderKL, and the mean and variance of its latents, which are taken off."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,16 +58,19 @@ class Autoencoder(nn.Module):
             block_out_channels=WIDTHS,
             layers_per_block=1,
             latent_channels=LATENT_CHANNELS,
-            norm_num_groups=8,
+            norm_num_groups=4,
             sample_size=SIDE,
             scaling_factor=1.0,
             mid_block_add_attention=False,
         )
-        self.norm = nn.BatchNorm2d(LATENT_CHANNELS, affine=False, momentum=0.02)
+        # Only its running moments are used. Those of a batch would take the brightness from its few
+        # images, which the decoder cannot know.
+        self.norm = nn.BatchNorm2d(LATENT_CHANNELS, affine=False)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """[b, 1, h, w] in -1..1 -> latents [b, 4, h / 8, w / 8] of unit variance."""
-        return self.norm(self.vae.encode(images).latent_dist.mean)
+        """[b, 1, h, w] in -1..1 -> latents [b, 4, h / 8, w / 8]."""
+        raw = self.vae.encode(images).latent_dist.mean
+        return F.batch_norm(raw, self.norm.running_mean, self.norm.running_var, training=False)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return self.vae.decode(latents).sample
@@ -103,15 +107,14 @@ def batch(sources: dict[str, np.ndarray], step: int, seed: int) -> torch.Tensor:
     return to_unit(np.stack(picked))
 
 
-def losses(
-    model: Autoencoder, features: Features, latents: torch.Tensor, real: torch.Tensor, generator: torch.Generator
+def structure(
+    model: Autoencoder, latents: torch.Tensor, real: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """(images decoded from noisy latents, the parts of the loss that need no critic)."""
+    """(images decoded from noisy latents, the parts of the loss of `code`)."""
     strength = NOISE * torch.rand((len(latents), 1, 1, 1), generator=generator)
     noise = torch.randn(latents.shape, generator=generator)
     made = model.decode(latents + strength * noise)
     down, across = ((a - b).abs().mean() for a, b in zip(gradients(made), gradients(real), strict=True))
-    place, spread = features.distances(made, real)
     # Latents at half the resolution should mean the image at half the resolution: this keeps them
     # smooth (Skorokhodov et al. 2025, arXiv 2502.14831).
     pooled = model.decode(F.avg_pool2d(latents, 2))
@@ -119,28 +122,80 @@ def losses(
         "pixel": (made - real).abs().mean(),
         "cells": (F.avg_pool2d(made, 4) - F.avg_pool2d(real, 4)).abs().mean(),
         "edge": down + across,
-        "texture": texture_loss(made, real),
-        "place": place,
-        "spread": spread,
         "pooled": (pooled - F.avg_pool2d(real, 2)).abs().mean(),
+        "normal": _normal(latents),
     }
+
+
+def _normal(latents: torch.Tensor) -> torch.Tensor:
+    """Divergence of each channel's mean and variance in a batch from 0 and 1: else the code would
+    outgrow its noise."""
+    mean, variance = latents.mean((0, 2, 3)), latents.var((0, 2, 3)) + 1e-6
+    return 0.5 * (mean**2 + variance - 1 - variance.log()).mean()
+
+
+@torch.no_grad()
+def settle(model: Autoencoder, sources: dict[str, np.ndarray], seed: int, batches: int = 100) -> None:
+    """Sets the model's mean and variance, so that latents of its training data have 0 and 1."""
+    latents = torch.cat([model.encode(batch(sources, 4 * i + 3, seed)) for i in range(batches)])
+    before, variance = model.norm.running_mean, model.norm.running_var
+    assert before is not None and variance is not None
+    before += latents.mean((0, 2, 3)) * (variance + model.norm.eps).sqrt()
+    variance *= latents.var((0, 2, 3))
+
+
+def texture(features: Features, made: torch.Tensor, real: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What `decoder` adds to them, apart from its critic.
+
+    In `code` it would hide the scene: with it, the averages of 4 x 4 px were learnt more slowly.
+    """
+    place, spread = features.distances(made, real)
+    return {"texture": texture_loss(made, real), "place": place, "spread": spread}
+
+
+@torch.no_grad()
+def take_outer(vae: Any, shipped: Path) -> int:
+    """Copies what fits of an autoencoder of 4 px cells: all but the inner level; returns how many
+    tensors.
+
+    Its decoder's blocks count from the inside, so that each moves by one.
+    """
+    from diffusers import AutoencoderKL
+
+    saved: Any = AutoencoderKL.from_pretrained(shipped, use_safetensors=True, dtype=torch.float32)
+    outer, state = one_channel(saved).state_dict(), vae.state_dict()
+    taken = 0
+    for name, tensor in outer.items():
+        if name.startswith("decoder.up_blocks."):
+            block = int(name.split(".")[2])
+            name = name.replace(f"up_blocks.{block}.", f"up_blocks.{block + 1}.", 1)
+        elif not name.startswith(("encoder.conv_in", "encoder.down", "decoder.conv_norm_out", "decoder.conv_out")):
+            continue
+        if name in state and state[name].shape == tensor.shape:
+            state[name].copy_(tensor)
+            taken += 1
+    return taken
 
 
 def weighed(parts: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.stack([WEIGHTS[name] * part for name, part in parts.items()]).sum()
 
 
-def train(work: Path, stage: str, steps: int, seed: int, log: Callable[[str], None]) -> None:
-    """Trains `code` from nothing into code.pt, or `decoder` from code.pt into decoder-f8.pt; goes
-    on where it was cut short."""
+def train(work: Path, stage: str, steps: int, seed: int, log: Callable[[str], None], outer: Path | None = None) -> None:
+    """Trains `code` into code.pt, or `decoder` from code.pt into decoder-f8.pt; goes on where it
+    was cut short.
+
+    outer: the saved autoencoder that `code` takes its outer levels from; without it, from nothing.
+    """
     torch.manual_seed(seed)
     model, critic, features = Autoencoder(), Critic(), Features()
     fixed = stage == "decoder"
+    if outer and not fixed:
+        log(f"{take_outer(model.vae, outer)} tensors of {outer}")
     if fixed:
         model.load_state_dict(torch.load(work / "code.pt", weights_only=True))
         model.vae.encoder.requires_grad_(False)
         model.vae.quant_conv.requires_grad_(False)
-        model.norm.eval()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=RATE * (0.5 if fixed else 1), betas=(0.9, 0.99), weight_decay=1e-4)
     judging = torch.optim.AdamW(critic.parameters(), lr=CRITIC_RATE, betas=(0.5, 0.99))
@@ -154,7 +209,9 @@ def train(work: Path, stage: str, steps: int, seed: int, log: Callable[[str], No
         real = batch(sources, step, seed + fixed)
         with torch.set_grad_enabled(not fixed):
             latents = model.encode(real)
-        made, parts = losses(model, features, latents, real, generator)
+        made, parts = structure(model, latents, real, generator)
+        if fixed:
+            parts |= texture(features, made, real)
         if fixed and step >= CRITIC_FIRST:
             parts["maker"] = maker_loss(critic, made)
         optimiser.zero_grad()
@@ -172,6 +229,8 @@ def train(work: Path, stage: str, steps: int, seed: int, log: Callable[[str], No
             log(f"{stage} {step} {(time.monotonic() - began) / (step - start + 1):.3f} s/step {figures}")
         if step % SAVE_EVERY == SAVE_EVERY - 1:
             checkpoint(work / f"{stage}-train.pt", step + 1, **parts_of_run)
+    if not fixed:
+        settle(model, sources, seed)
     torch.save(model.state_dict(), work / ("decoder-f8.pt" if fixed else "code.pt"))
 
 
@@ -188,6 +247,7 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder for everything in between (0.3 GB)")
     parser.add_argument("--openus", type=Path, required=True, help="folder with hc18, timtrack_cc0 and timtrack_ccby")
     parser.add_argument("--out", type=Path, help="folder for the AutoencoderKL in half precision; default WORK/vae")
+    parser.add_argument("--outer", type=Path, help="AutoencoderKL of 4 px cells whose outer levels to start from")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--phantoms", type=int, default=5000)
     parser.add_argument("--pictures", type=int, default=2000)
@@ -208,7 +268,7 @@ def main() -> None:
         np.save(args.work / "openus.npy", load_openus(args.openus, args.seed))
     make_corpus(args.work, args.seed, args.phantoms, args.pictures, args.threads)
     if not (args.work / "code.pt").exists():
-        train(args.work, "code", args.code, args.seed, log)
+        train(args.work, "code", args.code, args.seed, log, args.outer)
     if not (args.work / "decoder-f8.pt").exists():
         train(args.work, "decoder", args.decoder, args.seed, log)
     load(args.work / "decoder-f8.pt").plain().half().save_pretrained(args.out or args.work / "vae")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from busray.model.base import TINY
 from tools.tiny_base import autoencoder_f8, critic, scans
 
 SIDE = 128
@@ -52,6 +53,31 @@ def test_both_stages_train_and_go_on_where_they_were_cut_short(small):
         assert any("decoder" in name for name in moved)
         assert any("encoder" in name for name in moved) == (stage == "code")
     assert [line.split()[:2] for line in logged] == [["code", "0"], ["decoder", "0"]]
+
+
+def test_settled_latents_have_mean_0_and_variance_1(small):
+    torch.manual_seed(0)
+    model = autoencoder_f8.Autoencoder().requires_grad_(False)
+    sources = {name: np.load(small / f"{name}.npy") for name, _ in autoencoder_f8.SOURCES}
+    for _ in range(2):  # the second starts from other moments than 0 and 1
+        autoencoder_f8.settle(model, sources, seed=1, batches=4)
+    latents = torch.cat([model.encode(autoencoder_f8.batch(sources, 4 * i + 3, 1)) for i in range(4)])
+    assert latents.mean((0, 2, 3)).abs().max() < 1e-3
+    assert (latents.var((0, 2, 3)) - 1).abs().max() < 1e-2
+
+
+def test_the_outer_levels_come_from_the_shipped_autoencoder():
+    from diffusers import AutoencoderKL
+
+    from tools.tiny_base.autoencoder import one_channel
+
+    shipped = one_channel(AutoencoderKL.from_pretrained(TINY / "vae", dtype=torch.float32))
+    vae = autoencoder_f8.Autoencoder().vae
+    assert autoencoder_f8.take_outer(vae, TINY / "vae") > 80
+    for name in ("encoder.conv_in.weight", "encoder.down_blocks.2.resnets.0.conv1.weight", "decoder.conv_out.weight"):
+        assert torch.equal(vae.state_dict()[name], shipped.state_dict()[name])
+    inner, outer = vae.decoder.up_blocks[3], shipped.decoder.up_blocks[2]
+    assert torch.equal(inner.resnets[0].conv1.weight, outer.resnets[0].conv1.weight)
 
 
 def test_the_decoder_answers_to_the_critic(small):
