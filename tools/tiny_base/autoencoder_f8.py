@@ -36,10 +36,14 @@ CRITIC_FIRST = 50  # steps in which the critic learns and the decoder does not y
 NOISE = 0.25  # most noise on latents, in their standard deviations
 LOG_VARIANCE = -8.0  # of the posterior, which plain diffusers may sample: a deviation of 0.018
 WEIGHTS = {
-    "pixel": 0.5, "cells": 2.0, "edge": 0.25, "pooled": 0.5, "normal": 0.1,
-    "texture": 1.0, "place": 0.2, "spread": 0.3, "maker": 0.05,
+    "code": {"pixel": 0.5, "cells": 2.0, "edge": 0.25, "pooled": 0.5, "normal": 0.1},
+    "decoder": {
+        "pixel": 0.2, "cells": 2.0, "edge": 0.05, "pooled": 0.5, "normal": 0.0,
+        "texture": 1.0, "place": 0.1, "spread": 0.5, "maker": 0.3,
+    },
 }  # fmt: skip
-"""Weights of the parts of the loss. Pixels count little: nobody needs a grain in its place."""
+"""Stage -> weights of the parts of its loss. Pixels count little in the second: a grain that is not
+in its place still does."""
 
 
 class Autoencoder(nn.Module):
@@ -177,8 +181,8 @@ def take_outer(vae: Any, shipped: Path) -> int:
     return taken
 
 
-def weighed(parts: dict[str, torch.Tensor]) -> torch.Tensor:
-    return torch.stack([WEIGHTS[name] * part for name, part in parts.items()]).sum()
+def weighed(parts: dict[str, torch.Tensor], stage: str) -> torch.Tensor:
+    return torch.stack([WEIGHTS[stage][name] * part for name, part in parts.items()]).sum()
 
 
 def train(work: Path, stage: str, steps: int, seed: int, log: Callable[[str], None], outer: Path | None = None) -> None:
@@ -215,7 +219,7 @@ def train(work: Path, stage: str, steps: int, seed: int, log: Callable[[str], No
         if fixed and step >= CRITIC_FIRST:
             parts["maker"] = maker_loss(critic, made)
         optimiser.zero_grad()
-        weighed(parts).backward()
+        weighed(parts, stage).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         rate.step()
