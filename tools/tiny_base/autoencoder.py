@@ -272,7 +272,8 @@ def take_autoencoder(base: Path, work: Path) -> None:
 
 def one_channel(shipped: Any) -> Any:
     """What three_channels was given."""
-    vae, state = new_vae(), dict(shipped.state_dict())
+    vae = type(shipped).from_config({**shipped.config, "in_channels": 1, "out_channels": 1})
+    state = dict(shipped.state_dict())
     state["encoder.conv_in.weight"] = state["encoder.conv_in.weight"].sum(1, keepdim=True)
     for name in ("decoder.conv_out.weight", "decoder.conv_out.bias"):
         state[name] = state[name][:1]

@@ -25,9 +25,9 @@ from tools.tiny_base.pictures import SIDE
 from tools.tiny_base.scans import load_openus
 from tools.tiny_base.training import checkpoint, resume, trapezoid
 
-WIDTHS = (12, 24, 48, 96)  # the first three are those of autoencoder.py: see take_outer
+WIDTHS = (12, 24, 48, 96)  # the first three are those of autoencoder.py: see take_up
 LATENT_CHANNELS = 4
-RATE, CRITIC_RATE = 2e-3, 5e-4
+RATE, CRITIC_RATE = 2e-3, 2e-3
 STEPS = {"code": 1500, "decoder": 1500}
 BATCH = 8  # crops of half the side; every fourth step as many pixels in whole images
 SOURCES = (("openus", 0.5), ("phantoms", 0.35), ("pictures", 0.15))
@@ -158,23 +158,21 @@ def texture(features: Features, made: torch.Tensor, real: torch.Tensor) -> dict[
 
 
 @torch.no_grad()
-def take_outer(vae: Any, shipped: Path) -> int:
-    """Copies what fits of an autoencoder of 4 px cells: all but the inner level; returns how many
-    tensors.
+def take_up(vae: Any, folder: Path) -> int:
+    """Copies what fits of a saved autoencoder; returns how many tensors.
 
-    Its decoder's blocks count from the inside, so that each moves by one.
+    Of one of these levels that is everything; of autoencoder.py's, which has a level fewer, the
+    outer levels. A decoder's blocks count from the inside, so that each of its blocks moves by one.
     """
     from diffusers import AutoencoderKL
 
-    saved: Any = AutoencoderKL.from_pretrained(shipped, use_safetensors=True, dtype=torch.float32)
-    outer, state = one_channel(saved).state_dict(), vae.state_dict()
-    taken = 0
-    for name, tensor in outer.items():
+    saved: Any = AutoencoderKL.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+    shift = len(WIDTHS) - len(saved.config.block_out_channels)
+    state, taken = vae.state_dict(), 0
+    for name, tensor in one_channel(saved).state_dict().items():
         if name.startswith("decoder.up_blocks."):
             block = int(name.split(".")[2])
-            name = name.replace(f"up_blocks.{block}.", f"up_blocks.{block + 1}.", 1)
-        elif not name.startswith(("encoder.conv_in", "encoder.down", "decoder.conv_norm_out", "decoder.conv_out")):
-            continue
+            name = name.replace(f"up_blocks.{block}.", f"up_blocks.{block + shift}.", 1)
         if name in state and state[name].shape == tensor.shape:
             state[name].copy_(tensor)
             taken += 1
@@ -185,17 +183,17 @@ def weighed(parts: dict[str, torch.Tensor], stage: str) -> torch.Tensor:
     return torch.stack([WEIGHTS[stage][name] * part for name, part in parts.items()]).sum()
 
 
-def train(work: Path, stage: str, steps: int, seed: int, log: Callable[[str], None], outer: Path | None = None) -> None:
+def train(work: Path, stage: str, steps: int, seed: int, log: Callable[[str], None], begin: Path | None = None) -> None:
     """Trains `code` into code.pt, or `decoder` from code.pt into decoder-f8.pt; goes on where it
     was cut short.
 
-    outer: the saved autoencoder that `code` takes its outer levels from; without it, from nothing.
+    begin: the saved autoencoder that `code` begins with, see take_up; without it, from nothing.
     """
     torch.manual_seed(seed)
     model, critic, features = Autoencoder(), Critic(), Features()
     fixed = stage == "decoder"
-    if outer and not fixed:
-        log(f"{take_outer(model.vae, outer)} tensors of {outer}")
+    if begin and not fixed:
+        log(f"{take_up(model.vae, begin)} tensors of {begin}")
     if fixed:
         model.load_state_dict(torch.load(work / "code.pt", weights_only=True))
         model.vae.encoder.requires_grad_(False)
@@ -251,7 +249,7 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder for everything in between (0.3 GB)")
     parser.add_argument("--openus", type=Path, required=True, help="folder with hc18, timtrack_cc0 and timtrack_ccby")
     parser.add_argument("--out", type=Path, help="folder for the AutoencoderKL in half precision; default WORK/vae")
-    parser.add_argument("--outer", type=Path, help="AutoencoderKL of 4 px cells whose outer levels to start from")
+    parser.add_argument("--begin", type=Path, help="a saved autoencoder to begin with; else from nothing")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--phantoms", type=int, default=5000)
     parser.add_argument("--pictures", type=int, default=2000)
@@ -272,7 +270,7 @@ def main() -> None:
         np.save(args.work / "openus.npy", load_openus(args.openus, args.seed))
     make_corpus(args.work, args.seed, args.phantoms, args.pictures, args.threads)
     if not (args.work / "code.pt").exists():
-        train(args.work, "code", args.code, args.seed, log, args.outer)
+        train(args.work, "code", args.code, args.seed, log, args.begin)
     if not (args.work / "decoder-f8.pt").exists():
         train(args.work, "decoder", args.decoder, args.seed, log)
     load(args.work / "decoder-f8.pt").plain().half().save_pretrained(args.out or args.work / "vae")

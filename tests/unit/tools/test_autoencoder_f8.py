@@ -73,7 +73,7 @@ def test_the_outer_levels_come_from_the_shipped_autoencoder():
 
     shipped = one_channel(AutoencoderKL.from_pretrained(TINY / "vae", dtype=torch.float32))
     vae = autoencoder_f8.Autoencoder().vae
-    assert autoencoder_f8.take_outer(vae, TINY / "vae") > 80
+    assert autoencoder_f8.take_up(vae, TINY / "vae") > 80
     for name in ("encoder.conv_in.weight", "encoder.down_blocks.2.resnets.0.conv1.weight", "decoder.conv_out.weight"):
         assert torch.equal(vae.state_dict()[name], shipped.state_dict()[name])
     inner, outer = vae.decoder.up_blocks[3], shipped.decoder.up_blocks[2]
@@ -126,6 +126,9 @@ def test_the_saved_autoencoder_has_normalised_latents_and_three_equal_channels(s
     assert torch.allclose(posterior.mean, latents, atol=1e-5) and posterior.std.max() < 0.02
     made, wanted = plain.decode(latents).sample, model.decode(latents)
     assert torch.allclose(made, wanted.expand(-1, 3, -1, -1), atol=1e-5)
+    again = autoencoder_f8.Autoencoder().eval()
+    assert autoencoder_f8.take_up(again.vae, tmp_path / "vae") == len(again.vae.state_dict())
+    assert torch.allclose(again.encode(images), latents, atol=1e-4)
 
 
 def test_openus_is_counted_and_every_image_has_its_views(tmp_path, monkeypatch):
