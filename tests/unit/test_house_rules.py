@@ -17,6 +17,7 @@ TORCH_LOAD = {"busray/vision/inception.py", "busray/vision/efficientnet.py"}
 """Modules that may call torch.load: with weights_only, after they checked the file's SHA-256."""
 TORCH_LOAD_OF_OWN_FILES = {
     "tools/tiny_base/autoencoder.py",
+    "tools/tiny_base/autoencoder_f8.py",
     "tools/tiny_base/denoiser.py",
     "tools/tiny_base/training.py",
 }
