@@ -213,7 +213,8 @@ def sampling_operations(pipe: Any, scale: Scale) -> int:
 
     @torch.no_grad()
     def of(work: Callable[[], object]) -> int:
-        with FlopCounterMode(display=False) as counter:
+        # Compiled code hides its operations from the counter.
+        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
             work()
         return counter.get_total_flops()
 

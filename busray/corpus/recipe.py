@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from busray.config import Config, template_fields
+from busray.config import Config, Sampling, template_fields
 from busray.data.framing import content_box
 from busray.data.templates import column_shares, fill, quota_value
 from busray.identity import image_id, seed_for
@@ -98,7 +98,7 @@ def corpus_identity(
         "prompts": {name: list(config.prompts(name)) for name in config.classes},
         "quotas": {name: settings.quotas for name, settings in config.classes.items()},
         "stand_ins": _token_texts(config, adapter_sha256 is not None and config.uses_tokens),
-        "sampling": config.sampling.model_dump(exclude={"batch_size", "compile"}),
+        "sampling": _sampling_identity(config.sampling),
         "refine": config.refine.model_dump() if config.refine and refine else None,
         "format": config.corpus.format,
         "keep_txt2img": config.corpus.keep_txt2img and refined,
@@ -107,6 +107,15 @@ def corpus_identity(
     # Without a gate the field is absent: older corpora have none, and must keep their fingerprint.
     if gate is not None and gate_sha256 is not None:
         identity["gate"] = {"classifier": gate_sha256, "threshold": gate.threshold, "attempts": gate.attempts}
+    return identity
+
+
+def _sampling_identity(sampling: Sampling) -> dict[str, Any]:
+    # What a preset sets stands in the settings themselves.
+    identity = sampling.model_dump(exclude={"batch_size", "compile", "preset"})
+    # Older corpora have no interval, and must keep their fingerprint.
+    if sampling.guidance_interval is None:
+        del identity["guidance_interval"]
     return identity
 
 

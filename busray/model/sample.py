@@ -164,7 +164,8 @@ class Sampler:
         if scale <= 1:
             return Guidance(scale, self.texts(prompts), None)
         texts = self.texts([*prompts, ""])
-        return Guidance(scale, texts[:-1], texts[-1:].expand(len(batch), -1, -1))
+        empty = texts[-1:].expand(len(batch), -1, -1)
+        return Guidance(scale, texts[:-1], empty, self.sampling.guidance_interval)
 
     def _encode(self, pixels: np.ndarray, generators: list[torch.Generator]) -> Tensor:
         """Scaled latents of images uint8 [b, s, s], drawn from the autoencoder's posterior."""

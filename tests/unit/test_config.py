@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from busray.config import Config, Settings, warnings
+from busray.config import Config, Sampling, Settings, warnings
 from busray.config_file import load_config, validate
 from busray.records import UserError, to_json
 from tests.support.paths import ROOT
@@ -69,6 +69,31 @@ def test_a_config_cannot_be_changed(tmp_path: Path) -> None:
     config = load_config(written(tmp_path, MINIMAL))
     with pytest.raises(ValidationError):
         config.seed = 5  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_fast_preset_sets_what_is_not_given_and_reads_back_as_itself(tmp_path: Path) -> None:
+    fast = load_config(written(tmp_path, MINIMAL), ["--sampling.preset=fast", "--sampling.guidance_scale=3"])
+    assert (fast.sampling.steps, fast.sampling.guidance_interval) == (20, (0.28, 5.42))
+    assert fast.sampling.guidance_scale == 3 and fast.refine is not None
+    assert int(fast.refine.steps * fast.refine.strength) == 8
+    assert validate(json.loads(to_json(fast.model_dump(mode="json")))) == fast
+    own = {**MINIMAL, "sampling": {"preset": "fast", "steps": 30, "guidance_interval": None}, "refine": {"steps": 40}}
+    given = validate(own)
+    assert (given.sampling.steps, given.sampling.guidance_interval) == (30, None)
+    assert given.refine is not None and given.refine.steps == 40
+    unrefined = {**own, "refine": None, "evaluate": {"arms": ["base"]}}
+    assert validate(unrefined).refine is None
+    assert validate(MINIMAL).sampling == Sampling()
+
+
+@pytest.mark.parametrize("strength", [0.1, 0.25, 0.3, 0.4, 0.7, 1.0])
+def test_the_fast_preset_refines_by_eight_steps_at_any_strength(strength: float) -> None:
+    refine = validate({**MINIMAL, "sampling": {"preset": "fast"}, "refine": {"strength": strength}}).refine
+    assert refine is not None and int(refine.steps * refine.strength) == 8
+
+
+def test_an_interval_of_guidance_that_is_empty_is_refused(tmp_path: Path) -> None:
+    assert "low is not below high" in mistakes(MINIMAL, "--sampling.guidance_interval=[5, 1]", folder=tmp_path)
 
 
 def test_a_stored_config_reads_back_as_itself() -> None:
@@ -147,7 +172,7 @@ def test_a_misspelt_setting_of_a_class_gets_the_nearest_name(tmp_path: Path) -> 
 
 
 def test_an_unknown_setting_gets_the_list_of_known_ones(tmp_path: Path) -> None:
-    assert "known here: batch_size, compile, guidance_scale, scheduler, steps" in mistakes(
+    assert "known here: batch_size, compile, guidance_interval, guidance_scale, preset, scheduler, steps" in mistakes(
         MINIMAL, "--sampling.zzz=1", folder=tmp_path
     )
 

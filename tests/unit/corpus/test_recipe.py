@@ -45,6 +45,7 @@ def identity(changed: Config, **changes: Any) -> str:
         {"seed": 8},
         {"sampling": {"steps": 9}},
         {"sampling": {"guidance_scale": 3}},
+        {"sampling": {"guidance_interval": [0.3, 5]}},
         {"refine": {"strength": 0.4}},
         {"refine": {"handover": "latent"}},
         {"corpus": {"format": "png"}},
@@ -60,7 +61,7 @@ def test_what_decides_pixels_is_part_of_the_identity(changes: dict[str, Any]) ->
     [
         {"output": "elsewhere"},
         {"name": "other"},
-        {"sampling": {"batch_size": 3}},
+        {"sampling": {"batch_size": 3, "compile": True}},
         {"corpus": {"shard_size": 5, "shard_seconds": 20}},
         {"cluster": {"actors": 4}},
         {"evaluate": {"reference": "train"}},
@@ -68,6 +69,12 @@ def test_what_decides_pixels_is_part_of_the_identity(changes: dict[str, Any]) ->
 )
 def test_how_many_and_where_are_not(changes: dict[str, Any]) -> None:
     assert identity(config(**changes)) == identity(config())
+
+
+def test_a_preset_is_what_it_sets() -> None:
+    interval = {"steps": 20, "guidance_interval": [0.28, 5.42]}
+    set_by_hand = config(sampling=interval, refine={"steps": 27})
+    assert identity(config(sampling={"preset": "fast"})) == identity(set_by_hand) != identity(config())
 
 
 def test_base_adapters_and_data_set_count_by_their_digests() -> None:
