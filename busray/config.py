@@ -166,7 +166,8 @@ class Dataset(Settings):
     left out of train and val."""
     group: Text | None = None
     """Which images show one patient: a column of dataset.metadata, `dicom` (PatientID and study),
-    `folder` (each folder below a class) or `none` (nobody knows). null: the column `group` and
+    `folder` (each folder below a class), `file` (names that differ in a side or an index at their
+    end only: P012_left, P012_right) or `none` (nobody knows). null: the column `group` and
     DICOM's own; where another column, or folders, seem to say it, busray asks."""
     unreadable: Literal["refuse", "leave_out"] = "refuse"
     """`leave_out`: go on without the images that cannot be read or show nothing (all pixels equal);

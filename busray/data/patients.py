@@ -10,14 +10,15 @@ import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from busray.data.duplicates import connected
 from busray.data.metadata import plain_name
 from busray.records import SourceImage, UserError
 
-NOBODY, DICOM, FOLDER = "none", "dicom", "folder"  # values of dataset.group that are no columns
+# Values of dataset.group that are no columns
+NOBODY, DICOM, FOLDER, FILE = "none", "dicom", "folder", "file"
 SIMULATED = "simulation"
 GROUP = "group"  # the column that is used without a setting
 # English, and what the same is called elsewhere, as plain names (metadata.plain_name)
@@ -46,6 +47,12 @@ PERSONAL = re.compile(
     f"|address|e?mail|phone"
 )
 PATIENT_FOLDER = re.compile(rf"(?:{PERSON}|{EVENT}|p|s|c|id)?(?:{NUMBER})?\d+\w?")  # patient_12, P012, 7
+# A name of a file as P012_left, bus_0001-r, 17_2: a number, then a side, a view or an index
+NUMBERED_FILE = re.compile(
+    r"(?P<patient>.*\d)[-_. ]+"
+    r"(?:(?P<side>l|r|s|left|right|lt|rt|le|ri|cc|mlo|links|rechts|gauche|droite|izq|der)(?:[-_. ]*\d{1,3})?|\d{1,3})",
+    re.IGNORECASE,
+)
 ENDS_IN_ID = re.compile(r"[\W_](?i:u?ids?)$|[a-z](?:ID|Id|UID)s?$")  # busi_id, AnonID
 Link = tuple[str, str]  # two files of one patient
 
@@ -120,12 +127,20 @@ def with_patients(
         dicom_links, dicom_known, notes = _by_dicom(images, who)
     if column:
         notes += _alike(column, {rows.get(image.path, {}).get(column, "") for image in images})
-    folder_links: list[Link] = []
-    if setting == FOLDER and not column:
-        folders = {image.file: folder_of.get(image.path, "") for image in images}
-        folder_links, dicom_known = _links(folders), {file for file, folder in folders.items() if folder}
-    known = dicom_known | {image.file for image in images if column and rows.get(image.path, {}).get(column)}
-    patient_of = _numbered(images, by_column + dicom_links + folder_links, known)
+    path_links: list[Link] = []
+    path_known: set[str] = set()
+    if setting in (FOLDER, FILE) and not column:
+        named = {image.file: folder_of.get(image.path, "") for image in images}
+        if setting == FILE:
+            named = {image.file: _patient_in_name(image.path) for image in images}
+            if not any(named.values()):
+                raise UserError("dataset.group: file, but no file's name ends in a side or an index after a number")
+        path_links, path_known = _links(named), {file for file, name in named.items() if name}
+    if setting is None and not column and not dicom_known:
+        notes += _names_that_tell(images)
+    beside_table = dicom_known | path_known
+    known = beside_table | {image.file for image in images if column and rows.get(image.path, {}).get(column)}
+    patient_of = _numbered(images, by_column + dicom_links + path_links, known)
     if setting is None and not known:
         _refuse_folders(images, folder_of)
     if setting is None:
@@ -139,14 +154,14 @@ def with_patients(
             kept.pop(column or "", None)
         grouped.append(replace(image, group=patient_of.get(image.file), columns=kept))
     sources = [f"column `{column}` of {table.name}"] if column and table else []
-    if folder_links:
-        sources.append("the folders below the classes")
+    if path_known:
+        sources.append("the names of their files" if setting == FILE else "the folders below the classes")
     elif dicom_known:
         sources.append("DICOM's PatientID and StudyInstanceUID")
     sizes: dict[str, int] = defaultdict(int)
     for patient in patient_of.values():
         sizes[patient] += 1
-    of_table = _numbered(images, by_column, known - dicom_known) if dicom_known else patient_of
+    of_table = _numbered(images, by_column, known - beside_table) if beside_table else patient_of
     found = Patients(
         " and ".join(sources), len(sizes), len(patient_of), len(images), max(sizes.values(), default=0),
         tuple(notes), of_table,
@@ -188,7 +203,7 @@ def _refuse_setting(
     who: Mapping[str, tuple[str, str]],
     folder_of: Mapping[str, str],
 ) -> None:
-    if setting is None or setting == NOBODY or setting in columns:
+    if setting in (None, NOBODY, FILE) or setting in columns:
         return
     if setting == DICOM:
         if not any(any(ids) for ids in who.values()):
@@ -266,6 +281,33 @@ def _alike(column: str, values: set[str]) -> list[str]:
     return [
         f"In column `{column}` {twice} values are written in more than one way (case, spaces, leading zeros), and "
         "each way counts as another patient: write them alike if they are one."
+    ]
+
+
+def _patient_in_name(file: str) -> str:
+    """What a file's name says before a side or an index; empty where it is not built so."""
+    found = NUMBERED_FILE.fullmatch(PurePosixPath(file).stem)
+    return found["patient"].casefold() if found else ""
+
+
+def _names_that_tell(images: Sequence[SourceImage]) -> list[str]:
+    """A note where most names hold a number before a side, or before an index that numbers only the
+    few images of each number, as names of patients do."""
+    paths_of: dict[str, list[str]] = defaultdict(list)
+    paths = sorted({image.path for image in images})
+    sides = 0
+    for path in paths:
+        if patient := _patient_in_name(path):
+            paths_of[patient].append(path)
+            found = NUMBERED_FILE.fullmatch(PurePosixPath(path).stem)
+            sides += bool(found and found["side"])
+    shared = [named for named in paths_of.values() if len(named) > 1]
+    n = sum(map(len, paths_of.values()))
+    if len(shared) < 2 or 10 * n < 9 * len(paths) or (not sides and 20 * len(paths_of) < n):
+        return []
+    return [
+        f"Names of {n} files hold a number before a side or an index, such as {shared[0][0]} and {shared[0][1]}, with "
+        f"{len(paths_of)} different numbers. If each is a patient, add --dataset.group=file, else --dataset.group=none."
     ]
 
 

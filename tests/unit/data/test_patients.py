@@ -193,3 +193,54 @@ def test_other_folders_are_not_asked_about() -> None:
         assert found.source == ""
     with pytest.raises(UserError, match="no image lies in a folder below"):
         with_patients(images(), {}, None, {}, "folder", {})
+
+
+def of_names(*names: str) -> list[SourceImage]:
+    return [SourceImage(f"benign/{name}.png", "benign", 10, 10, "L", f"{i:064d}") for i, name in enumerate(names)]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("P012_left", "P012_right", "P013_left", "P013_right"),
+        ("bus_0001-l", "bus_0001-r", "bus_0002-l", "bus_0002-r", "bus_0003-s"),
+        ("patient 7 R 1", "patient 7 R 2", "patient 8 L", "patient 8 R"),
+        ("0017_1", "0017_2", "0018_1", "0018_2"),
+    ],
+)
+def test_names_that_end_in_a_side_or_an_index_are_said_and_can_be_the_group(names: tuple[str, ...]) -> None:
+    grouped, found = with_patients(of_names(*names), {}, None, {}, None)
+    (note,) = found.notes
+    assert f"such as benign/{names[0]}.png and benign/{names[1]}.png" in note and "--dataset.group=file" in note
+    assert {image.group for image in grouped} == {None}
+
+    grouped, found = with_patients(of_names(*names), {}, None, {}, "file")
+    group_of = {image.file: image.group for image in grouped}
+    assert group_of[f"benign/{names[0]}.png"] == group_of[f"benign/{names[1]}.png"] == "patient 1"
+    assert group_of[f"benign/{names[2]}.png"] == "patient 2"
+    assert found.source == "the names of their files" and not found.notes
+    assert not with_patients(of_names(*names), {}, None, {}, "none")[1].notes
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"benign ({i})" for i in range(1, 40)],  # BUSI
+        [f"benign_{i}" for i in range(40)],
+        [f"00{i:04}" for i in range(40)],
+        [f"ALWI_{i:03}" for i in range(40)],
+        [f"birads_{level}_{i}" for level in (3, 4, 5) for i in range(40)],
+        [f"1.2.840.113619.2.{i}" for i in range(40)],
+        ["a_1_left", "a_1_right", "b", "c", "d", "e"],
+    ],
+)
+def test_names_that_number_images_are_not_taken_for_patients(names: list[str]) -> None:
+    assert not with_patients(of_names(*names), {}, None, {}, None)[1].notes
+
+
+def test_names_are_no_patients_where_a_table_says_who_is_who_or_none_is_built_so() -> None:
+    named = of_names("P1_left", "P1_right", "P2_left", "P2_right")
+    table = {image.file: {"group": f"g{i // 2}"} for i, image in enumerate(named)}
+    assert not with_patients(named, table, TABLE, {}, None)[1].notes
+    with pytest.raises(UserError, match="file, but no file's name ends in a side or an index"):
+        with_patients(images(), {}, None, {}, "file")
