@@ -15,13 +15,14 @@ from benchmarks.speed.runs import SIDE, small_run
 from busray.corpus.arms import arm_sources
 from busray.corpus.commit import commit_shard
 from busray.corpus.encode import Row
+from busray.identity import image_id
 from busray.layout import arm_prefix
 from busray.records import INCEPTION, ContentBox, Execution, ImageSpec, Shard
 from busray.run.pieces import synthetic_blocks
 from busray.stages.features import features
 from busray.workers import Beat, Kind
 
-ARM, IMAGES = "base+refine", 48
+ARM, IMAGES = "base+refine", 16
 """Images of a class."""
 
 
@@ -56,13 +57,16 @@ def questions() -> list[Contest]:
         Path(folder.name) / "run", IMAGES, evaluate={"arms": [ARM], "judge": None, "extractors": ["inception"]}
     )
     store = run.store.sub(arm_prefix(ARM))
-    box = ContentBox(0, 0, SIDE, SIDE)
+    box, provenance = ContentBox(0, 0, SIDE, SIDE), {"fingerprint": "f" * 64}
     for name in run.config.classes:
         rows = []
         for i, image in enumerate(simulated_images(IMAGES, SIDE)):
-            rows.append(Row(ImageSpec(f"x-{name}-{i}", name, i, 0, "", i, i, box, {}), image))
+            rows.append(
+                Row(ImageSpec(image_id(provenance["fingerprint"], name, i), name, i, 0, "", i, i, box, {}), image)
+            )
         execution = Execution("cpu", "float32", 8, 2, {})
-        commit_shard(store, Shard(name, 0, IMAGES), rows, (), {}, execution, "parquet", 1.0)
+        commit = commit_shard(store, Shard(name, 0, IMAGES), rows, (), provenance, execution, "parquet", 1.0)
+        assert commit.rows == IMAGES
     workers: Any = HereWorkers()
 
     def ours() -> np.ndarray:
@@ -78,6 +82,7 @@ def questions() -> list[Contest]:
 
     def same() -> str:
         computed = rival()
+        assert len(computed) > 2 * IMAGES
         assert np.array_equal(computed, ours())
         return f"{computed.shape[0]} rows identical"
 
