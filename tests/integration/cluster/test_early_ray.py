@@ -19,7 +19,8 @@ one_ray = own.one_ray
 
 @contextmanager
 def said(**options):
-    with one_ray(**options):
+    # As nice as what runs beside it: by Ray's default of 15, workers would wait for that.
+    with one_ray(_system_config={"worker_niceness": 0}, **options):
         print(processes.own_folder(), flush=True)
         yield
 
