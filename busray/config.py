@@ -319,6 +319,12 @@ FAST_INTERVAL = (0.28, 5.42)
 2404.07724, for Stable Diffusion XL)."""
 
 
+FAST_STEPS, FAST_REFINE_STEPS = 20, 8
+FAST_INTERVAL = (0.28, 5.42)
+"""Of the preset `fast`: steps run, and where guidance works (Kynkaanniemi et al. 2024, arXiv
+2404.07724, for Stable Diffusion XL)."""
+
+
 class Sampling(Settings):
     preset: Literal["fast"] | None = None
     """`fast`: 20 steps, 8 of refinement, and guidance_interval [0.28, 5.42], where these are not
