@@ -340,7 +340,7 @@ class Sampling(Settings):
     """Images a forward pass; the last batch is padded to it."""
     compile: Literal["auto"] | bool = "auto"
     """Compile the UNet and the decoder (torch.compile): minutes once a run, then faster steps. The
-    result is kept with the run for further workers. `auto`: on a GPU."""
+    result is kept with the run for further workers. `auto`: on a GPU; `false` also loads none."""
 
     @field_validator("guidance_interval")
     @classmethod

@@ -55,6 +55,7 @@ AGAIN: tuple[tuple[str, str], ...] = (
     (TRAINED, "the next command that needs it trains it again"),
     (CHECKPOINT, "a training goes on from an older checkpoint"),
     (LATENTS, "the next `busray finetune` that trains encodes the images again"),
+    (r"compiled/.*", "the next worker compiles again"),
     (r"(features|moments)/.*", "the next `busray evaluate` computes them again"),
     (r"copies/.*", "the next `busray audit` searches again"),
     (r"vae/.*", "the next `busray ablate` decodes again"),

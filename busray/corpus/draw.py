@@ -1,5 +1,6 @@
 """Drawing a corpus: load the models, draw shards, commit them. Drawing one image of it again."""
 
+import json
 import platform
 import tempfile
 import time
@@ -19,6 +20,7 @@ from busray.corpus.gate import GatedShard, draw_gated, place
 from busray.corpus.recipe import Recipe
 from busray.layout import commit_key
 from busray.model.checkpoints import fetch_adapters, read_adapters
+from busray.model.compiled import compiled_key, keep_compiled, load_compiled
 from busray.model.device import choose, prepare
 from busray.model.noise_schedule import with_schedule
 from busray.records import Commit, Computing, Execution, ImageSpec, Redrawn, Shard
@@ -140,6 +142,8 @@ class ShardDrawer:
     def __init__(self, job: DrawJob) -> None:
         self.job = job
         self.sampler = load_sampler(job)
+        if self.sampler.computing.compiled:
+            keep_compiled(job.run_store, compiled_key(_compiled_for(job, self.sampler)))
         if job.inline is not None:
             job.inline.load(job.device)
         # Once: that corpus was finished before this one was begun.
@@ -252,7 +256,20 @@ def load_sampler(job: DrawJob, computing: Computing | None = None) -> "Sampler":
     prepare(pipe, computing)
     sampler = Sampler(pipe, job.sampling, job.refine, job.base.size, job.keep_txt2img)
     sampler.computing = computing
+    if computing.compiled:
+        load_compiled(job.run_store, compiled_key(_compiled_for(job, sampler)))
+        sampler.warm_up()
     return sampler
+
+
+def _compiled_for(job: DrawJob, sampler: "Sampler") -> dict[str, Any]:
+    """All that decides what torch.compile makes."""
+    about: dict[str, Any] = {"device": device_name(job.device), "python": platform.python_version()}
+    about |= {name: version(name) for name in ("torch", "diffusers")}
+    about |= {"size": job.base.size, "batch_size": job.sampling.batch_size, **asdict(sampler.computing)}
+    for name in ("unet", "vae"):
+        about[name] = json.loads(getattr(sampler.pipe, name).to_json_string())
+    return about
 
 
 def redraw(job: DrawJob, commit: Commit, spec: ImageSpec) -> "DrawnImage":

@@ -106,6 +106,23 @@ class Sampler:
         return drawn
 
     @torch.no_grad()
+    def warm_up(self) -> None:
+        """Run the networks once at each shape of a batch, so that they are compiled."""
+        count, side = self.sampling.batch_size, self.size // self.pipe.vae_scale_factor
+        latents = torch.zeros(
+            (count, self.pipe.unet.config.in_channels, side, side), device=self.device, dtype=self.dtype
+        )
+        text, empty = self.texts([""] * count), self.texts([""]).expand(count, -1, -1)
+        scales = [self.sampling.guidance_scale, *([self.refine.guidance_scale] if self.refine else [])]
+        kinds = [Guidance(2.0, text, empty)] if max(scales) > 1 else []
+        if min(scales) <= 1 or self.sampling.guidance_interval is not None:
+            kinds.append(Guidance(1.0, text, None))
+        for guidance in kinds:
+            self.pipe.scheduler.set_timesteps(1)
+            denoise(self.pipe.unet, self.pipe.scheduler, latents, guidance, [_generator(0)] * count)
+        decode_grey(self.pipe.vae, latents, [ContentBox(0, 0, self.size, self.size)] * count)
+
+    @torch.no_grad()
     def draw_in_float32(self, spec: ImageSpec) -> DrawnImage:
         """The image alone, in float32 and not compiled: for one that is not finite otherwise."""
         with _float32(self.pipe):
