@@ -319,16 +319,10 @@ FAST_INTERVAL = (0.28, 5.42)
 2404.07724, for Stable Diffusion XL)."""
 
 
-FAST_STEPS, FAST_REFINE_STEPS = 20, 8
-FAST_INTERVAL = (0.28, 5.42)
-"""Of the preset `fast`: steps run, and where guidance works (Kynkaanniemi et al. 2024, arXiv
-2404.07724, for Stable Diffusion XL)."""
-
-
 class Sampling(Settings):
     preset: Literal["fast"] | None = None
     """`fast`: 20 steps, 8 of refinement, and guidance_interval [0.28, 5.42], where these are not
-    set: less than half the time, at a cost that benchmarks/sampling.md measures."""
+    set. What it gains and costs is not measured yet (benchmarks/fast_preset.py)."""
     scheduler: Literal["dpmsolver++", "sde-dpmsolver++", "ddim", "euler", "unipc"] = "dpmsolver++"
     steps: SamplingSteps = 50
     guidance_scale: Guidance = 7.5
