@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="re
 COMMAND = """
 import os, subprocess, sys, time
 from pathlib import Path
-from busray import cli
+from busray import cli, commands
 from busray import processes
 
 def work(options, flags):
@@ -31,7 +31,7 @@ def work(options, flags):
     exec(sys.argv[2])
     return 0
 
-cli.COMMAND_FUNCTIONS["doctor"] = work
+commands.COMMAND_FUNCTIONS["doctor"] = work
 cli.process(["doctor", "s3://bucket/a b"])
 """
 BUSY = {
