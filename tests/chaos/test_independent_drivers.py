@@ -43,8 +43,8 @@ class Workers:
     def report(self, *progress):
         pass
 
-    def draw(self, name, job, shards, planned, first, seen):
-        for shard in sample(shards, len(shards)):  # as cluster/draw.py takes them
+    def draw(self, drawing):
+        for shard in sample(drawing.shards, len(drawing.shards)):  # as cluster/draw.py takes them
             if not store.exists(commit_key(shard)):
                 time.sleep(0.02)
                 commit(store, shard, shade)  # pixels as on a machine of another kind
