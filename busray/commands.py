@@ -68,7 +68,7 @@ def _demo(options: argparse.Namespace, flags: list[str]) -> int:
 
 def _whole_job(file: Path, flags: list[str], command: str) -> int:
     config = _load(file, flags)
-    with _opened(config, starts_ray=True, command=command) as (run, workers):
+    with _opened(config, command=command) as (run, workers):
         from busray.stages.pipeline import run_all
         from busray.stages.plan import job_plan, recorded_rates, refuse_above
 
@@ -83,7 +83,7 @@ def _whole_job(file: Path, flags: list[str], command: str) -> int:
 
 def _finetune(options: argparse.Namespace, flags: list[str]) -> int:
     config = _load(options.config, flags)
-    with _opened(config, starts_ray=True, measures=False) as (run, workers):
+    with _opened(config, measures=False) as (run, workers):
         from busray.run.record import timed
         from busray.stages.finetune import finetune
 
@@ -94,7 +94,7 @@ def _finetune(options: argparse.Namespace, flags: list[str]) -> int:
 
 def _generate(options: argparse.Namespace, flags: list[str]) -> int:
     config = _load(options.config, flags)
-    with _opened(config, starts_ray=True, measures=False) as (run, workers):
+    with _opened(config, measures=False) as (run, workers):
         from busray.run.record import timed
         from busray.stages.generate import generate
 
@@ -120,7 +120,7 @@ def _ablate(options: argparse.Namespace, flags: list[str]) -> int:
 
     config = _load(options.config, flags)
     plans = plan_sub_runs(config)
-    with _opened(config, starts_ray=True, command=_command("ablate", options.config, *flags)) as (run, workers):
+    with _opened(config, command=_command("ablate", options.config, *flags)) as (run, workers):
         from busray.stages.ablate import ablate
 
         report = ablate(run, workers)
@@ -388,22 +388,20 @@ COMMAND_FUNCTIONS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
 
 
 @contextmanager
-def _opened(config: "Config", *, starts_ray: bool = False, **options: Any) -> Iterator[tuple["Run", "Workers"]]:
+def _opened(config: "Config", **options: Any) -> Iterator[tuple["Run", "Workers"]]:
     """A checked run and the workers of its stages; progress is shown for the length of the block.
 
-    starts_ray: the stages of a new run need Ray, so it starts while the images are checked. Else
-    it is loaded after the checks, and starts at the first use. options: of run.checks.open_run.
+    options: of run.checks.open_run. Ray is loaded after the checks, and starts at the first use.
     """
-    from busray.cluster.session import early_ray
     from busray.cluster_address import check_address
 
     check_address(config.cluster)
-    with terminal.reporter() as report, early_ray(config.cluster) as ray:
-        run = _open(config, report, **options, **({"when_reading": ray.start} if starts_ray else {}))
+    with terminal.reporter() as report:
+        run = _open(config, report, **options)
         from busray.cluster.pool import ray_workers
         from busray.run.progress import telling
 
-        with telling(run.store, report) as noted, ray_workers(config.cluster, run.log_file, noted, ray.wait) as workers:
+        with telling(run.store, report) as noted, ray_workers(config.cluster, run.log_file, noted) as workers:
             yield run, workers
 
 

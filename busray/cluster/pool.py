@@ -31,18 +31,14 @@ MOST_BUNDLES = 64
 
 
 @contextmanager
-def ray_workers(
-    settings: config.Cluster, log_file: Path, report: Report, wait: Callable[[], None] = lambda: None
-) -> Iterator["RayWorkers"]:
+def ray_workers(settings: config.Cluster, log_file: Path, report: Report) -> Iterator["RayWorkers"]:
     """Workers on Ray, started or joined at their first use and left at the end of the block.
 
-    A session that already runs in this process is used and left running. wait: see EarlyRay; it is
-    called before the first use.
+    A session that already runs in this process is used and left running.
     """
 
     @cache
     def start_session() -> None:
-        wait()
         at_exit.enter_context(session(settings, log_file))
         if not is_own(settings):  # `auto` finds a cluster that the user may not think of
             report(f"joined by {setting_of(settings)}: {capacity()}. Or {way_without(settings)}", 0, 0)

@@ -6,10 +6,8 @@ can run code on it.
 
 import logging
 import os
-import sys
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,64 +41,6 @@ def session(settings: config.Cluster, log_file: Path) -> Iterator[None]:
                 _join(settings)
         _quieten(log_file)
         yield
-
-
-@contextmanager
-def early_ray(settings: config.Cluster) -> Iterator["EarlyRay"]:
-    """A Ray of busray's own that may start before session() needs it; it ends with the block."""
-    ray = EarlyRay(settings)
-    try:
-        yield ray
-    except BaseException as error:
-        ray.error = error
-        raise
-    finally:
-        ray.end()
-
-
-class EarlyRay:
-    """A Ray that starts, lives and ends in a thread: its daemons die with the thread that started
-    them.
-
-    A Ray that does not start raises nothing here: session() starts it again, and says what is
-    wrong.
-    """
-
-    def __init__(self, settings: config.Cluster) -> None:
-        self.is_own = is_own(settings)
-        self.thread = threading.Thread(target=self._live, daemon=True)
-        self.is_up, self.is_over = threading.Event(), threading.Event()
-        self.error: BaseException | None = None  # with which the work on it ended
-
-    def start(self) -> None:
-        """Let it start, if no Ray is there, and return at once."""
-        # Not in the thread: this one goes on to import libraries that Ray imports too.
-        import ray
-
-        if self.is_own and not ray.is_initialized():
-            self.thread.start()
-
-    def wait(self) -> None:
-        """Return when it has started, or could not."""
-        if self.thread.ident is not None:
-            self.is_up.wait()
-
-    def end(self) -> None:
-        self.is_over.set()
-        if self.thread.ident is not None:
-            self.thread.join()
-
-    def _live(self) -> None:
-        nowhere = Path(os.devnull)  # no file is made for a run that may be refused yet
-        _log_to(nowhere)
-        with suppress(BaseException), ExitStack() as at_exit:
-            at_exit.callback(self.is_up.set)
-            with _native_messages_to(nowhere):
-                at_exit.enter_context(own_ray())
-            self.is_up.set()
-            self.is_over.wait()
-            if self.error is not None:
-                raise self.error  # so that Ray's last messages are kept
 
 
 def machines(settings: config.Cluster) -> tuple[str, list[tuple[float, float]]]:
@@ -151,13 +91,7 @@ def _join(settings: config.Cluster) -> None:
 
 @contextmanager
 def _native_messages_to(log_file: Path) -> Iterator[None]:
-    """Standard error, to which Ray's C++ part writes, goes to log_file while the block runs.
-
-    What Python prints there goes on reaching the terminal: other threads may be at work.
-    """
-    with suppress(OSError, ValueError):  # a notebook's stream has no number
-        if sys.stderr.fileno() == 2:  # not closed again: loggers may keep it
-            sys.stderr = open(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors=sys.stderr.errors)  # noqa: SIM115
+    """Standard error, to which Ray's C++ part writes, goes to log_file while the block runs."""
     terminal = os.dup(2)
     with log_file.open("ab") as file:
         os.dup2(file.fileno(), 2)
@@ -170,7 +104,9 @@ def _native_messages_to(log_file: Path) -> Iterator[None]:
 
 def _quieten(log_file: Path) -> None:
     """Ray's loggers in this process write to log_file; its progress bars are off."""
-    _log_to(log_file)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of C++, not reached by logging
     from ray.data import DataContext
 
     context = DataContext.get_current()
@@ -179,12 +115,6 @@ def _quieten(log_file: Path) -> None:
     context.raise_original_map_exception = True  # else a WorkError is lost on the way
     # An actor whose process dies while it loads is replaced; faults.py counts such deaths.
     context.max_consecutive_actor_init_deaths = -1
-
-
-def _log_to(log_file: Path) -> None:
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of C++, not reached by logging
     log_file.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(log_file, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -4,9 +4,9 @@ Each check raises UserError, whose message names the setting or the file and wha
 """
 
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,19 +63,10 @@ MAY_CHANGE = (
 """Settings that a rerun may change."""
 
 
-def open_run(
-    config: Config,
-    report: Report,
-    *,
-    measures: bool = True,
-    writes: bool = True,
-    command: str = "",
-    when_reading: Callable[[], None] = lambda: None,
-) -> Run:
+def open_run(config: Config, report: Report, *, measures: bool = True, writes: bool = True, command: str = "") -> Run:
     """Check the settings and the files that they name, and prepare the data set, once.
 
-    measures: the work measures images. writes: it writes into the run. when_reading: called when
-    the images of a new run begin to be read, which may take minutes.
+    measures: the work measures images. writes: it writes into the run.
     """
     store = Store(config.output)
     read_run(store)  # a newer stored format is refused before anything else is read
@@ -91,7 +82,7 @@ def open_run(
     check_classifier_weights(config, judges=measures, gates=writes)
     check_image_counts(config, compares=measures)
     with image_folder(config, store) as folder:
-        dataset, findings, account = checked_dataset(store, config, folder, report, when_reading)
+        dataset, findings, account = checked_dataset(store, config, folder, report)
         root = class_root(folder, config.folders(), config.dataset)
         images = ImageFolder(dataset, root, tuple(config.classes), recorded_masks(store, root))
         run = Run(config, store, images, base, extractors, command, f"{root}: {account}")
@@ -191,7 +182,7 @@ def check_image_counts(config: Config, *, compares: bool) -> None:
 
 
 def checked_dataset(
-    store: Store, config: Config, folder: Path, report: Report, when_reading: Callable[[], None]
+    store: Store, config: Config, folder: Path, report: Report
 ) -> tuple[DataSet, dict[str, Any] | None, str]:
     """(data set, findings of its check, line on its files); no findings where the run has both
     already."""
@@ -202,12 +193,7 @@ def checked_dataset(
         lost = store.digests(CHECK) or not store.digests(DATASET)
         if store.exists(CHECK) or not lost:
             return stored, None, line
-
-    def progress(done: int, total: int) -> None:
-        if stored is None and done == 1:  # the folder's layout has no mistake
-            when_reading()
-        report("check", done, total)
-
+    progress = partial(report, "check")
     dataset, checked = prepare(config.dataset, config.folders(), config.base.size, folder, progress)
     findings = {**checked.to_dict(), "tables": [asdict(table) for table in checked.tables()]}
     return stored or dataset, findings, f"{checked.account.line()}. {checked.patients.sentences()[0]}"

@@ -94,10 +94,9 @@ def commands_in_process() -> Iterator[None]:
     """Commands do the work of their stages in this process for the length of the block."""
 
     @contextmanager
-    def workers(settings: Any, log_file: Any, report: Report, wait: Any) -> Iterator[InProcessWorkers]:
+    def workers(settings: Any, log_file: Any, report: Report) -> Iterator[InProcessWorkers]:
         yield InProcessWorkers(report)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("busray.cluster.pool.ray_workers", workers)
-        patch.setattr("busray.cluster.session.EarlyRay.start", lambda self: None)
         yield

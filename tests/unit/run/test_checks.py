@@ -52,21 +52,6 @@ def test_a_run_from_before_a_setting_opens_with_that_settings_default_and_with_n
     opened({**tree, "card": {"license": "cc0-1.0"}})
 
 
-def test_whoever_waits_for_the_images_to_be_read_is_called_once_and_for_a_new_run_only(
-    tmp_path: Path, phantom_folder: Path
-) -> None:
-    config, called = validate(settings(phantom_folder, tmp_path / "out")), list[str]()
-
-    def report(stage: str, done: int, total: int) -> None:
-        called.append(f"{stage} {done}")
-
-    open_run(config, report, measures=False, when_reading=lambda: called.append("reading"))
-    assert called[0] == "reading" and called.count("reading") == 1 and len(called) > 2
-    called.clear()
-    open_run(config, report, measures=False, when_reading=lambda: called.append("reading"))
-    assert "reading" not in called
-
-
 def write_groups(file: Path, folder: Path, patients: int) -> None:
     images = sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/*.png") if "_mask" not in path.name)
     rows = "".join(f"{image},p{i % patients}\n" for i, image in enumerate(images))
