@@ -271,12 +271,12 @@ class Adapters(Settings):
     """The rate after warm-up; `cosine`: it falls to 0 at the last step, along half a cosine."""
     prediction: Literal["epsilon", "v_prediction"] | None = None
     """What the network learns to predict: the noise, or v (arXiv 2202.00512). null: as the base.
-    The adapters' images are drawn likewise. Of adapters.path's without adapter.json: what they were
-    trained for."""
+    The adapters' images are drawn likewise. Where adapters.path has no adapter.json, say here what
+    its adapters were trained for."""
     zero_terminal_snr: bool = False
     """Rescale the noise schedule so that its last step is pure noise (arXiv 2305.08891), in
     training and in drawing: mean brightness is then learned, and not given by the noise. Needs
-    v-prediction. Of adapters.path's without adapter.json: what they were trained for."""
+    v-prediction. Where adapters.path has no adapter.json, say here what its adapters need."""
     noise_offset: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Noise of this size that is equal in all cells of a channel is added to the noise of training:
     another way to learn mean brightness, for any base. 0.05 to 0.1 are usual."""
@@ -329,7 +329,8 @@ class Sampling(Settings):
     """1: no classifier-free guidance."""
     guidance_interval: tuple[NoiseLevel, NoiseLevel] | None = None
     """[low, high]: guidance only at noise levels between them (standard deviation of the noise over
-    that of the image), of refinement too; a step without it takes half the time. null: at all."""
+    that of the image), of refinement too; a step without it takes half the time. null: at every
+    level."""
     batch_size: Annotated[int, Field(ge=1, le=512)] = 8
     """Images a forward pass; the last batch is padded to it."""
     compile: Literal["auto"] | bool = "auto"

@@ -20,8 +20,8 @@ def choose(dtype: str, compiled: bool | str, device: str) -> Computing:
     """The settings base.dtype and sampling.compile on this machine; device: `cpu` or `cuda`.
 
     On a GPU, tensor cores want the channels last, and one large matrix in place of three. A CPU is
-    left as it is: there channels_last is slower in float32, and torch.compile takes minutes of each
-    worker for a gain of a sixth (benchmarks/sampling.md).
+    left as it is: its images stay as they were, and torch.compile takes minutes of each worker for
+    a gain of a sixth (benchmarks/sampling.md).
     """
     on_gpu = device != "cpu"
     if isinstance(compiled, str):

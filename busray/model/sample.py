@@ -236,11 +236,12 @@ def _float32(network: Any) -> Iterator[None]:
 def draw_shard(sampler: Any, specs: Sequence[ImageSpec], beat: Callable[[int], None]) -> list[DrawnImage]:
     """Draw specifications in batches; beat(n) after every n images.
 
-    An image that cannot be drawn comes with its `problem`. When a batch fails, each of its images
-    is tried once more alone, unless whole batches fail: see _draw_batch. Where memory does not hold
-    a batch, or not its decoding, the sampler's batch is halved for good and the shard is begun
-    again, so that all its images have one batch size. The error is raised where even one image is
-    too many, and where the device is broken.
+    An image that cannot be drawn comes with its `problem`. When a batch raises an error, each of
+    its images is tried once more alone, unless whole batches fail: see _draw_batch. An image that
+    is not finite in a 16-bit format is drawn once more in float32. Where memory does not hold a
+    batch, or not its decoding, the sampler's batch is halved for good and the shard is begun again,
+    so that all its images have one batch size. The error is raised where even one image is too
+    many, and where the device is broken.
     """
     while True:
         decode_batch = sampler.decode_batch

@@ -57,7 +57,7 @@ def report_warnings(run: Run, figures: list[Figure]) -> list[Warned]:
     """What to know before the corpus is used."""
     simulated = is_simulated(run)
     words = words_for(simulated=simulated)
-    found = [Warned(words(w.text), words(w.advice)) for w in warnings(figures, released_arm(run.config))]
+    found = [Warned(words(w.text), w.advice) for w in warnings(figures, released_arm(run.config))]
     return [SIMULATED, *found] if simulated else found
 
 

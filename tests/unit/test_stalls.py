@@ -7,16 +7,9 @@ import pytest
 from busray import stalls as module
 from busray.records import Stopped
 from busray.stalls import HOPELESS_SECONDS, Ledger, StallWatch, State
+from tests.support.clock import Clock
 
 ONE, TWO = ("node", 1, ""), ("node", 2, "")
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -72,9 +65,9 @@ def test_workers_that_start_one_after_the_other_and_fall_silent_are_no_progress(
 
 
 def test_a_worker_that_others_wait_for_beats_for_them_but_not_for_idle_ones(ledger: Ledger, clock: Clock) -> None:
-    for worker in (ONE, TWO, ("node", 3)):
+    for worker in (ONE, TWO, ("node", 3, "")):
         ledger.add(0, worker)
-    ledger.idle(("node", 3))
+    ledger.idle(("node", 3, ""))
     clock.now += 8
     ledger.add(0, ONE, for_all=True)
     clock.now += 8

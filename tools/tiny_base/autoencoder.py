@@ -6,7 +6,7 @@ saved, so that pipelines see RGB.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,20 +56,22 @@ def to_unit(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pixels.astype(np.float32))[:, None] / 127.5 - 1
 
 
-def new_vae(channels: int = 1) -> Any:
-    """An untrained AutoencoderKL, f=4, of so many image channels (1 while training, 3 as
-    shipped)."""
+def new_vae(channels: int = 1, widths: Sequence[int] = VAE_WIDTHS, latent_channels: int = LATENT_CHANNELS) -> Any:
+    """An untrained AutoencoderKL of so many image channels (1 while training, 3 as shipped).
+
+    widths: of its levels; each but the last halves the side, so three of them give f = 4.
+    """
     from diffusers import AutoencoderKL
 
     build: Any = AutoencoderKL  # whose annotations are those of one block
     return build(
         in_channels=channels,
         out_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * len(VAE_WIDTHS),
-        up_block_types=("UpDecoderBlock2D",) * len(VAE_WIDTHS),
-        block_out_channels=VAE_WIDTHS,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=tuple(widths),
         layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
+        latent_channels=latent_channels,
         norm_num_groups=4,
         sample_size=SIDE,
         scaling_factor=1.0,

@@ -10,6 +10,7 @@ python -m tools.tiny_base.autoencoder_f8 WORK --openus FOLDER [--out VAE]
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tools.tiny_base.autoencoder import gradients, one_channel, texture_loss, three_channels, to_unit
+from tools.tiny_base.autoencoder import gradients, new_vae, one_channel, texture_loss, three_channels, to_unit
 from tools.tiny_base.critic import Critic, Features, critic_loss, maker_loss
 from tools.tiny_base.denoiser import make_corpus
 from tools.tiny_base.pictures import SIDE
 from tools.tiny_base.scans import load_openus
-from tools.tiny_base.training import checkpoint, resume, trapezoid
+from tools.tiny_base.training import checkpoint, resume, trapezoid, write_log
 
 WIDTHS = (12, 24, 48, 96)  # the first three are those of autoencoder.py: see take_up
 LATENT_CHANNELS = 4
@@ -51,22 +52,8 @@ class Autoencoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        from diffusers import AutoencoderKL
 
-        build: Any = AutoencoderKL  # whose annotations are those of one block
-        self.vae = build(
-            in_channels=1,
-            out_channels=1,
-            down_block_types=("DownEncoderBlock2D",) * len(WIDTHS),
-            up_block_types=("UpDecoderBlock2D",) * len(WIDTHS),
-            block_out_channels=WIDTHS,
-            layers_per_block=1,
-            latent_channels=LATENT_CHANNELS,
-            norm_num_groups=4,
-            sample_size=SIDE,
-            scaling_factor=1.0,
-            mid_block_add_attention=False,
-        )
+        self.vae = new_vae(1, WIDTHS, LATENT_CHANNELS)
         # Only its running moments are used. Those of a batch would take the brightness from its few
         # images, which the decoder cannot know.
         self.norm = nn.BatchNorm2d(LATENT_CHANNELS, affine=False)
@@ -261,11 +248,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     args.work.mkdir(parents=True, exist_ok=True)
 
-    def log(line: str) -> None:
-        print(line, flush=True)
-        with open(args.work / "log.txt", "a") as file:
-            file.write(line + "\n")
-
+    log = partial(write_log, args.work)
     if not (args.work / "openus.npy").exists():
         np.save(args.work / "openus.npy", load_openus(args.openus, args.seed))
     make_corpus(args.work, args.seed, args.phantoms, args.pictures, args.threads)

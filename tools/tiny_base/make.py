@@ -5,12 +5,14 @@ python -m tools.tiny_base.make WORK [--out busray/model/tiny] [--stage all] [--s
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from busray.model.base import TINY
 from tools.tiny_base import autoencoder, denoiser
+from tools.tiny_base.training import write_log
 
 STAGES = ("corpus", "vae", "scans", "latents", "decoder", "unet", "texture", "save")
 
@@ -31,11 +33,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     args.work.mkdir(parents=True, exist_ok=True)
 
-    def log(line: str) -> None:
-        print(line, flush=True)
-        with open(args.work / "log.txt", "a") as file:
-            file.write(line + "\n")
-
+    log = partial(write_log, args.work)
     stages = STAGES if args.stage == "all" else (args.stage,)
     if args.autoencoder:
         autoencoder.take_autoencoder(args.autoencoder, args.work)

@@ -9,6 +9,13 @@ import torch
 from busray.vision.fitting import cosine
 
 
+def write_log(work: Path, line: str) -> None:
+    """Print a line, and keep it in the folder of a making."""
+    print(line, flush=True)
+    with open(work / "log.txt", "a") as file:
+        file.write(line + "\n")
+
+
 def trapezoid(step: int, steps: int, warm: int) -> float:
     """Share of the peak learning rate: linear warm-up, the peak held, a cosine to 1 % over the
     last quarter.

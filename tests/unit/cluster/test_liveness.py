@@ -7,16 +7,9 @@ import pytest
 
 from busray.cluster import liveness as module
 from busray.cluster.liveness import BEAT_SECONDS, Heartbeat
+from tests.support.clock import Clock
 
 ONE = ("node", 1, "")
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 @pytest.fixture

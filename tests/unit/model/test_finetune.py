@@ -1,7 +1,6 @@
 """A training step sees what (seed, step, position) say, padding carries no loss, and a resumed
 run is the same run."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,12 @@ from busray.model.latents import EncodedImages, TrainingImages, encode_images
 from busray.records import ContentBox, UserError
 from tests.support.pipelines import tiny_pipeline
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZE = 64
 TOKENS = {"benign": "<us-benign>", "malignant": "<us-malignant>"}
 WORDS = {"benign": "smooth", "malignant": "irregular"}
 CAPTIONS = [f"{TOKENS[name]} ultrasound image" for name in ("benign", "malignant")] * 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """With two threads oneDNN adds up in an order of its own, and a repeated run differs in the
-    last bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

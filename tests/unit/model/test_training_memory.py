@@ -1,6 +1,6 @@
 """Training in less memory: smaller slices, bfloat16, checkpointing. The gradients stay the same."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from busray.model.memory import in_slices
 from busray.records import ContentBox
 from tests.support.pipelines import tiny_pipeline
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZE = 32
 BOXES = [ContentBox(0, 0, SIZE, SIZE)] * 4 + [ContentBox(0, 8, SIZE, 16)]
 TOKENS, WORDS = {"benign": "<us-benign>"}, {"benign": "smooth"}
@@ -24,14 +26,6 @@ LAYER = "down_blocks.1.resnets.0.conv1"
 
 def pictures() -> np.ndarray:
     return np.stack([phantom(i, CLASSES[i % 2], PROBES["demo"], (SIZE, SIZE)).image for i in range(len(BOXES))])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

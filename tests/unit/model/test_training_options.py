@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,12 @@ from busray.model.latents import TrainingImages, encode_images
 from busray.records import ContentBox
 from tests.support.pipelines import tiny_pipeline
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZE, BATCH = 32, 3
 CAPTION = "smooth ultrasound image"
 CONVOLUTION = "down_blocks.0.resnets.0.conv1"
 FEED_FORWARD = "down_blocks.1.attentions.0.transformer_blocks.0.ff.net.2"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
