@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from busray import __version__
-from busray.cli import COMMANDS, _parser, main, split_settings
+from busray.cli import main
+from busray.command_line import COMMANDS, build_parser, split_settings
 from busray.commands import COMMAND_FUNCTIONS
 from busray.records import UserError
 from tests.support.paths import ROOT, SHARED
@@ -186,7 +187,7 @@ def test_a_lora_that_loads_nothing_is_refused(capsys: pytest.CaptureFixture, fol
 
 
 def split(*arguments: str) -> tuple[list[str], list[str]]:
-    return split_settings(arguments, _parser())
+    return split_settings(arguments, build_parser())
 
 
 def test_a_setting_and_its_value_may_be_two_words() -> None:

@@ -20,7 +20,8 @@ import pytest
 import yaml
 
 from busray import storage
-from busray.cli import COMMANDS, main
+from busray.cli import main
+from busray.command_line import COMMANDS
 from busray.config_file import validate
 from busray.records import UserError, json_object
 from busray.stages import classifiers

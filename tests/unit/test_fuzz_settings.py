@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, seed, settings
 from hypothesis import strategies as st
 
 from busray import places
-from busray.cli import _parser, split_settings
+from busray.command_line import build_parser, split_settings
 from busray.config import Config, warnings
 from busray.config_file import load_config, validate
 from busray.records import UserError, to_json
@@ -21,7 +21,7 @@ OFTEN = settings(
     max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 LONGEST_MESSAGE = 20_000
-PARSER = _parser()
+PARSER = build_parser()
 
 NAMES = [name.replace("<class>", "benign") for name in setting_names()]
 WORDS = st.sampled_from(

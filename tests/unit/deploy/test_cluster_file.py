@@ -13,8 +13,8 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from busray.cli import _parser, split_settings
 from busray.cluster.pool import RayWorkers
+from busray.command_line import build_parser, split_settings
 from busray.config import Cluster
 from busray.config_file import load_config
 from tests.support.paths import ROOT
@@ -302,8 +302,8 @@ def test_busray_accepts_the_commands_of_the_kubernetes_job_and_of_the_readme(
     for command in (manifests["RayJob/busray"]["spec"]["entrypoint"], submitted[1].replace("\\\n", " ")):
         program, job, *words = shlex.split(command)
         assert (program, job) == ("python", "jobs/pipeline.py") and (ROOT / job).is_file()
-        own, flags = split_settings(["run", *words], _parser())
-        config = load_config(ROOT / _parser().parse_args(own).config, flags)
+        own, flags = split_settings(["run", *words], build_parser())
+        config = load_config(ROOT / build_parser().parse_args(own).config, flags)
         assert config.cluster.cpu_nodes and config.base.path == "/home/ray/stable-diffusion-v1-5"
 
 

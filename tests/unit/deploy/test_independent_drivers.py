@@ -12,7 +12,7 @@ import pytest
 import yaml
 from botocore.validate import ParamValidator
 
-from busray.cli import _parser, split_settings
+from busray.command_line import build_parser, split_settings
 from busray.config import Config
 from busray.config_file import load_config
 from tests.support.paths import ROOT
@@ -48,8 +48,8 @@ def commands() -> dict[str, list[str]]:
 
 def parsed(words: list[str]) -> tuple[str, Config]:
     """(command, its settings), as busray reads them."""
-    own, flags = split_settings(words[1:], _parser())
-    options = _parser().parse_args(own)
+    own, flags = split_settings(words[1:], build_parser())
+    options = build_parser().parse_args(own)
     return options.command, load_config(ROOT / options.config, flags)
 
 

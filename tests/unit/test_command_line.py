@@ -1,0 +1,28 @@
+"""The table of commands: what it says in the help is what the parser takes."""
+
+import shlex
+
+import pytest
+
+from busray.command_line import COMMANDS, EXIT_STATUS, build_parser, split_settings
+from busray.config_file import with_flags
+
+EXAMPLES = [(name, example) for name, command in COMMANDS.items() for example in command.examples]
+
+
+@pytest.mark.parametrize("name, example", EXAMPLES)
+def test_every_example_in_the_help_is_taken(name: str, example: str) -> None:
+    own, flags = split_settings(shlex.split(example), build_parser())
+    assert build_parser().parse_args(own).command == name
+    tree = {"dataset": {"path": "d"}, "classes": {"benign": {}}, "output": "runs/x", "study": {"primary": {"arm": "a"}}}
+    if not any("primary" in flag for flag in flags):
+        del tree["study"]
+    with_flags(tree, flags)
+
+
+def test_each_commands_help_has_examples_and_the_exit_statuses(capsys: pytest.CaptureFixture) -> None:
+    for name in COMMANDS:
+        with pytest.raises(SystemExit):
+            build_parser().parse_args([name, "--help"])
+        shown = capsys.readouterr().out
+        assert f"  busray {name} " in f"{shown} " and EXIT_STATUS in shown, name
