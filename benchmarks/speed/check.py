@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.speed.contest import Contest, Skipped
+from benchmarks.speed.profiles import profile_program
 from busray.data.phantom import CLASSES, PROBES, phantom
 
 BEFORE = "91be7a5"
@@ -39,12 +40,15 @@ def questions() -> list[Contest | Skipped]:
     def rival() -> str:
         return _check(before, images)
 
+    def profiled() -> list[str]:
+        return profile_program(["-m", "busray", "check", str(images)], ROOT, _environment(ROOT))
+
     def same() -> str:
         mine, theirs = ours().splitlines(), rival().splitlines()
         differing = len(set(mine) ^ set(theirs))
         return "the same output" if mine == theirs else f"{differing} lines of the output differ"
 
-    return [Contest(f"check of {name}", "busray", f"commit {BEFORE}", ours, rival, 3, same, profiled=False)]
+    return [Contest(f"check of {name}", "busray", f"commit {BEFORE}", ours, rival, 3, same, profile_of_ours=profiled)]
 
 
 def earlier_code() -> Path | Skipped:
@@ -63,12 +67,15 @@ def earlier_code() -> Path | Skipped:
 
 def _check(code: Path, images: Path) -> str:
     """What the command prints."""
-    environment = {**os.environ, "PYTHONPATH": str(code)}
     command = [sys.executable, "-m", "busray", "check", str(images)]
-    done = subprocess.run(command, cwd=code, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=code, env=_environment(code), capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1) or not done.stdout:
         raise RuntimeError(done.stderr)
     return done.stdout
+
+
+def _environment(code: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(code)}
 
 
 def _simulate(folder: Path) -> None:

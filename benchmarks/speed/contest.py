@@ -1,9 +1,12 @@
 """One question of speed: ours and a rival in turn, so that a busy machine slows both alike."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from benchmarks.speed import profiles
 
 REPEATS = 5
 
@@ -21,12 +24,19 @@ class Contest:
     rival_name: str
     ours: Callable[[], object]
     rival: Callable[[], object]
-    goal: float
-    """Least time of the rival over ours."""
+    goal: float | None
+    """Least time of the rival over ours; None: the ratio is only stated."""
     same: Callable[[], str]
     """Compares the two results; says how far they differ. AssertionError where that is too far."""
-    profiled: bool = True
-    """Whether a profile of this process shows where our time goes."""
+    by_cpu: bool = True
+    """Whether the CPU seconds of this process and of those that it waited for are those of the
+    work."""
+    profile_of_ours: Callable[[], list[str]] | None = None
+    """Lines of Markdown; None: `ours` is profiled in this process."""
+
+    def profile(self) -> list[str]:
+        """Where our time goes."""
+        return self.profile_of_ours() if self.profile_of_ours else profiles.profile(self.ours)
 
 
 @dataclass(frozen=True)
@@ -75,8 +85,7 @@ class Outcome:
     rival: Times
     same: str
     cpu_ratio: float | None
-    """Of the CPU seconds of this process: a busy machine changes them least. None where the work is
-    done in others."""
+    """A busy machine changes it least. None where CPU seconds are not those of the work."""
 
     @property
     def ratio(self) -> float:
@@ -84,7 +93,7 @@ class Outcome:
 
     @property
     def met(self) -> bool:
-        return self.ratio >= self.contest.goal
+        return self.contest.goal is None or self.ratio >= self.contest.goal
 
 
 def run(contest: Contest, repeats: int = REPEATS) -> Outcome:
@@ -93,10 +102,10 @@ def run(contest: Contest, repeats: int = REPEATS) -> Outcome:
     ours, rival, our_cpu, rival_cpu = [], [], [], []
     for _ in range(repeats):
         for work, wall, cpu in ((contest.ours, ours, our_cpu), (contest.rival, rival, rival_cpu)):
-            began = time.process_time()
+            began = _cpu_seconds()
             wall.append(seconds_of(work))
-            cpu.append(time.process_time() - began)
-    cpu_ratio = statistics.median(rival_cpu) / max(statistics.median(our_cpu), 1e-9) if contest.profiled else None
+            cpu.append(_cpu_seconds() - began)
+    cpu_ratio = statistics.median(rival_cpu) / max(statistics.median(our_cpu), 1e-9) if contest.by_cpu else None
     return Outcome(contest, Times.of(ours), Times.of(rival), same, cpu_ratio)
 
 
@@ -106,20 +115,29 @@ def seconds_of(work: Callable[[], object]) -> float:
     return float(result) if isinstance(result, Seconds) else time.perf_counter() - started
 
 
+def _cpu_seconds() -> float:
+    """Of this process, all threads, and of processes that it waited for."""
+    times = os.times()
+    return time.process_time() + times.children_user + times.children_system
+
+
 HEADER = "| question | ours | rival | rival / ours | by CPU | goal | met | results |\n|---|---|---|--:|--:|--:|---|---|"
 
 
 def row(outcome: Outcome) -> str:
     """A line of the table under HEADER: medians, with the least and most of the repeats."""
-    contest = outcome.contest
+    contest, goal, met = outcome.contest, "", ""
+    if contest.goal is not None:
+        goal = f"{contest.goal:.2g}" if contest.goal < 1 else f"{contest.goal:g}"
+        met = "yes" if outcome.met else f"no, by {1 - outcome.ratio / contest.goal:.0%}"
     cells = [
         contest.question,
         f"{contest.ours_name}: {outcome.ours}",
         f"{contest.rival_name}: {outcome.rival}",
         f"{outcome.ratio:.2f}",
         "" if outcome.cpu_ratio is None else f"{outcome.cpu_ratio:.2f}",
-        f"{contest.goal:.2g}" if contest.goal < 1 else f"{contest.goal:g}",
-        "yes" if outcome.met else f"no, by {1 - outcome.ratio / contest.goal:.0%}",
+        goal,
+        met,
         outcome.same,
     ]
     return f"| {' | '.join(cells)} |"

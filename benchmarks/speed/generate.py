@@ -18,8 +18,7 @@ from busray.model.sample import Sampler, scheduler_for
 from busray.records import ContentBox, ImageSpec
 
 BATCH = 8
-IMAGES = {16: 2 * BATCH, 32: BATCH}
-"""Latent side -> images of a call."""
+IMAGES = BATCH  # of a call
 SAMPLING = config.Sampling(steps=15, guidance_scale=2.0, batch_size=BATCH)
 REFINE = config.Refine(strength=0.3, steps=20, guidance_scale=2.0)
 PROMPTS = (
@@ -40,23 +39,17 @@ def questions() -> list[Contest]:
 
 
 def _contest(latent_side: int, rival_batch: int, goal: float) -> Contest:
-    side, images = latent_side * DOWNSCALE, IMAGES[latent_side]
-    box = ContentBox(0, 0, side, side)
-    specs = []
-    for i in range(images):
-        specs.append(ImageSpec(f"i-{i}", "benign", i, 0, PROMPTS[i % len(PROMPTS)], 2 * i, 2 * i + 1, box, {}))
+    side = latent_side * DOWNSCALE
+    specs = image_specs(IMAGES, side)
     sampler = Sampler(load_pipeline(config.Base()), SAMPLING, REFINE, side, keep_txt2img=False)
     theirs = diffusers_images(config.Base(size=side), SAMPLING, REFINE)
 
     def ours() -> np.ndarray:
-        drawn = []
-        for at in range(0, images, BATCH):
-            drawn += [image.image for image in sampler.draw(specs[at : at + BATCH])]
-        return np.stack(drawn)
+        return np.stack([drawn.image for drawn in sampler.draw(specs)])
 
     def rival() -> np.ndarray:
         drawn = []
-        for at in range(0, images, rival_batch):
+        for at in range(0, IMAGES, rival_batch):
             drawn.append(theirs(specs[at : at + rival_batch]))
         return np.concatenate(drawn)
 
@@ -65,9 +58,17 @@ def _contest(latent_side: int, rival_batch: int, goal: float) -> Contest:
         assert differing <= 1, differing
         return f"pixels within {differing}/255"
 
-    name = f"{images} images of {side} px (latents {latent_side} x {latent_side}), 15 + 6 steps"
+    name = f"{IMAGES} images of {side} px (latents {latent_side} x {latent_side}), 15 + 6 steps"
     rival_name = "diffusers, a prompt at a time" if rival_batch == 1 else f"diffusers, batch {rival_batch}"
     return Contest(name, f"busray, batch {BATCH}", rival_name, ours, rival, goal, same)
+
+
+def image_specs(images: int, side: int) -> list[ImageSpec]:
+    """What is drawn: whole squares, with all prompts in turn."""
+    box, specs = ContentBox(0, 0, side, side), []
+    for i in range(images):
+        specs.append(ImageSpec(f"i-{i}", "benign", i, 0, PROMPTS[i % len(PROMPTS)], 2 * i, 2 * i + 1, box, {}))
+    return specs
 
 
 def diffusers_images(

@@ -144,7 +144,7 @@ def job(run: Run, scale: Scale, draw: Callable[[DrawStage], None]) -> list[Quest
             sampler.draw(specs[at : at + scale.batch])
 
     name = f"a shard of {scale.shard} images with PNG, record and inline features"
-    return [Contest(name, "job", "bare loop of batches", ours, synced(rival, scale), 0.97, lambda: "", profiled=False)]
+    return [Contest(name, "job", "bare loop of batches", ours, synced(rival, scale), 0.97, lambda: "", by_cpu=False)]
 
 
 def training(run: Run, scale: Scale) -> list[Question]:

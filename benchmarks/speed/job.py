@@ -63,7 +63,12 @@ def questions() -> list[Contest]:
         return "pixels identical"
 
     question = f"Ray job, a shard of {SHARD_SECONDS} s ({images - BATCH} images of 64 px), at most 1.10 x"
-    return [Contest(question, "on Ray", "in process", ours, rival, 1 / 1.1, same, profiled=False)]
+    contest = Contest(question, "on Ray", "in process", ours, rival, 1 / 1.1, same, by_cpu=False)
+    return [replace(contest, profile_of_ours=_no_profile)]
+
+
+def _no_profile() -> list[str]:
+    return ["Not profiled: the work is done in processes of Ray."]
 
 
 def draw_here(job: DrawJob, shards: list[Shard]) -> float:

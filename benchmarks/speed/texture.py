@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks.speed.check import BEFORE, ROOT, earlier_code
 from benchmarks.speed.contest import Contest, Seconds, Skipped
 from benchmarks.speed.images import simulated_images
+from benchmarks.speed.profiles import profile_program
 
 IMAGES, SIDE = 16, 512
 MOST_DIFFERING = 1e-9
@@ -54,6 +55,12 @@ def questions() -> list[Contest | Skipped]:
     def rival() -> Seconds:
         return extracted(before, scratch / "rival.npy")
 
+    def profiled() -> list[str]:
+        program = scratch / "program.py"
+        program.write_text(PROGRAM)
+        arguments = [str(program), str(scratch / "images.npy"), str(scratch / "profiled.npy")]
+        return profile_program(arguments, ROOT, {**os.environ, "PYTHONPATH": str(ROOT)})
+
     def same() -> str:
         ours()
         rival()
@@ -63,4 +70,4 @@ def questions() -> list[Contest | Skipped]:
         return f"differ by {differing:.0e}"
 
     name = f"Texture features, {IMAGES} of {SIDE} px, seconds of CPU"
-    return [Contest(name, "busray", f"commit {BEFORE}", ours, rival, 3, same, profiled=False)]
+    return [Contest(name, "busray", f"commit {BEFORE}", ours, rival, 3, same, by_cpu=False, profile_of_ours=profiled)]

@@ -1,5 +1,6 @@
 """The questions of a GPU, answered at a tiny size on a CPU, and what the page says of an answer."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -47,11 +48,12 @@ def test_a_training_step_is_compared_with_matrix_products(tiny: Run) -> None:
 
 
 def test_a_missed_goal_says_by_how_much() -> None:
-    def contest(goal: float) -> Contest:
+    def contest(goal: float | None) -> Contest:
         return Contest("q", "ours", "theirs", lambda: Seconds(2), lambda: Seconds(3), goal, lambda: "equal")
 
     assert " 1.5 | yes | equal |" in row(run(contest(1.5)))
     assert " 2 | no, by 25% | equal |" in row(run(contest(2.0)))
+    assert " 1.50 |  |  |  | equal |" in row(replace(run(contest(None)), cpu_ratio=None))
     limit = Limit("q", lambda: None, 10)
     assert "| 10 s | yes |" in limit_row(limit, Times(9, 8, 11))
     assert "| 10 s | no, by 20% |" in limit_row(limit, Times(12, 8, 13))
