@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -257,13 +258,19 @@ def _read_as_its_kind(key: str, data: bytes) -> None:
         safetensors_header(data)
 
 
+ONE_ARRAY_AT_A_TIME = Lock()
+"""NumPy parses an array's header as Python. Where threads do so at once, CPython 3.11 may count the
+parser's depth wrong and raise SystemError (python/cpython, issue 106905)."""
+
+
 def array_of(data: bytes) -> np.ndarray:
     """The array of a .npy object. ValueError where the bytes are not exactly one."""
     if not data.startswith(b"\x93NUMPY"):
         raise ValueError("it does not begin as an array does")
     buffer = io.BytesIO(data)
     try:
-        array = np.load(buffer, allow_pickle=False)
+        with ONE_ARRAY_AT_A_TIME:
+            array = np.load(buffer, allow_pickle=False)
     except (EOFError, OSError, SyntaxError) as error:
         raise ValueError(f"no array: {error}") from error
     if buffer.read(1):

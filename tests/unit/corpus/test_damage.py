@@ -1,10 +1,14 @@
 """Every kind of object of a finished run, damaged in every way: `verify --evidence` names it, and
 `repair` moves it aside or says why it cannot."""
 
+import io
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from busray.cli import main
@@ -15,7 +19,7 @@ from busray.corpus.verify import verify
 from busray.layout import CONFIG, MANIFEST
 from busray.records import Damaged
 from busray.run.pieces import load_array
-from busray.storage import Store
+from busray.storage import Store, in_threads
 from tests.support.fake_corpus import draw, everything
 from tests.support.pinned_run import keep_digests, unpack
 
@@ -279,3 +283,24 @@ def store_of_ablation(tmp_path: Path) -> Store:
         one.put_checked(CONFIG, b"{}")
         draw(one)
     return store
+
+
+def test_threads_never_parse_the_headers_of_two_arrays_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, most = 0, 0
+    load = np.load
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        threading.Event().wait(0.002)  # long enough for another thread to come in
+        try:
+            return load(*arguments, **options)
+        finally:
+            inside -= 1
+
+    monkeypatch.setattr("busray.corpus.damage.np.load", watched)
+    buffer = io.BytesIO()
+    np.save(buffer, np.arange(3))
+    arrays = list(in_threads(lambda _: array_of(buffer.getvalue()), range(16), 8))
+    assert most == 1 and all(array.tolist() == [0, 1, 2] for array in arrays)
