@@ -284,6 +284,11 @@ class Adapters(Settings):
     """Gamma of min-SNR loss weighting (arXiv 2303.09556). null: no weighting."""
     ema: Fraction | None = None
     """Decay of the moving average of the adapters' weights. null: no average."""
+    decoder_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    """Steps that tune the autoencoder's decoder on the train images, so that its texture becomes
+    theirs; 0: not. The result is the folder `vae` beside the LoRA, which diffusers loads."""
+    decoder_learning_rate: Fraction = 1e-3
+    """Of the decoder; it falls to 0 along half a cosine."""
     mirror: bool = True
     """Also train on left-right mirrored copies."""
     caption_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1

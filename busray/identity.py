@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 
 STAGES = (
     "txt2img", "img2img", "frame", "prompt", "train", "split",
-    "validate", "study", "segmenter", "classify", "audit",
+    "validate", "study", "segmenter", "classify", "audit", "decoder",
 )  # fmt: skip
 """Uses of random numbers. Each has seeds of its own, so that a change of one moves no other."""
 

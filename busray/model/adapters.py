@@ -25,6 +25,7 @@ from busray.records import UserError, to_json
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 METADATA_FILE = "adapter.json"
+DECODER_FOLDER = "vae"  # of a tuned decoder, as diffusers names it
 PEFT_FILE = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 EMB_PARAMS = "emb_params"  # the name of a token's vectors in A1111's files
@@ -179,6 +180,10 @@ def offered_adapters(
         rows = _token_rows(folder / token_file(token), token, where, files_of_base)
         vectors[token] = 1 if rows.ndim == 1 else len(rows)
         files[token_file(token)] = _token_bytes(folder / token_file(token), token, rows)
+    if (folder / DECODER_FOLDER).exists():
+        from busray.model.decoder import offered_decoder  # imports torch
+
+        files |= offered_decoder(folder, files_of_base, where)
     _refuse_other_training(metadata, base, dataset_hash, where)
     schedule = offered_schedule(metadata, settings or Adapters(), files_of_base.configs["scheduler"], where)
     digest = adapter_sha256(files, schedule)
@@ -341,7 +346,14 @@ def _token_bytes(path: Path, token: str, rows: Any) -> bytes:
 
 
 def load_adapters(pipe: Any, folder: Path, method: str, tokens: Mapping[str, str]) -> None:
-    """Load checked adapters into a pipeline and fuse the LoRA; RuntimeError if nothing changed."""
+    """Load checked adapters into a pipeline and fuse the LoRA; RuntimeError if nothing changed.
+
+    A tuned decoder beside them is part of them.
+    """
+    if (folder / DECODER_FOLDER).exists():
+        from busray.model.decoder import load_decoder  # imports torch
+
+        load_decoder(pipe, folder)
     if "ti" in method.split("+"):
         for token in sorted(set(tokens.values())):
             _load_token(pipe, folder / token_file(token), token)

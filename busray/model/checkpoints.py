@@ -133,5 +133,6 @@ def fetch_adapters(store: Store, folder: Path) -> Path:
         raise FileNotFoundError(f"{store.url} has no adapters yet")
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in read_adapter_files(store, record).items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
     return folder

@@ -129,7 +129,7 @@ def shape_problems(files: BaseFiles) -> list[str]:
     problems = []
     for part in ("unet", "vae", "text_encoder"):
         try:
-            wanted = _built(part, files.configs[part])
+            wanted = built_shapes(part, files.configs[part])
         except Exception as error:  # a configuration can be wrong in many ways, all with one fix
             first = (str(error).splitlines() or [repr(error)])[0]
             problems.append(f"{files.folder / part / 'config.json'} is no configuration of diffusers: {first}")
@@ -143,7 +143,7 @@ def shape_problems(files: BaseFiles) -> list[str]:
     return problems
 
 
-def _built(part: str, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def built_shapes(part: str, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Name -> shape of a network's weights, as its configuration has them."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel

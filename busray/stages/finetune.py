@@ -53,6 +53,7 @@ class AdapterTraining:
     captions: Mapping[str, list[str]]  # split -> caption of each image
     latents: Mapping[str, tuple[str, ...]]  # split -> keys of its encoded images, part by part
     grid: tuple[ImageSpec, ...]  # the images that are drawn at each validation
+    decoder: str | None  # key of the tuned decoder's weights; None where none is tuned
     seed: int
     device: str
     metadata: Mapping[str, Any]  # what the adapters carry: base, data set, tokens, settings
@@ -87,6 +88,7 @@ def finetune(run: Run, workers: Workers) -> AdaptersRecord:
     if run.config.adapters.path:
         return _adopt(run, run.config.adapters.path)
     training = _training(run, workers.device)
+    _tune_decoder_once(run, workers, training)
     _encode_once(run, workers, training)
     _train(run.store, workers, training)
     record = read_adapters(run.store)
@@ -136,6 +138,7 @@ def _training(run: Run, device: str) -> AdapterTraining:
         captions=captions,
         latents=latents,
         grid=_grid(run),
+        decoder=_decoder_key(run, pins),
         seed=settings.seed,
         device=device,
         metadata=metadata,
@@ -161,6 +164,33 @@ def _keys(name: str, images: int) -> tuple[str, ...]:
     if images <= IMAGES_A_PART:
         return (f"{name}.safetensors",)
     return tuple(f"{name}-{at // IMAGES_A_PART:05d}.safetensors" for at in range(0, images, IMAGES_A_PART))
+
+
+def _decoder_key(run: Run, pins: dict[str, Any]) -> str | None:
+    settings = run.config.adapters
+    if not settings.decoder_steps:
+        return None
+    how = [settings.decoder_steps, settings.decoder_learning_rate, run.config.seed]
+    return f"finetune/decoder-{fingerprint([run.dataset.hash, pins, how])[:16]}.safetensors"
+
+
+def _tune_decoder_once(run: Run, workers: Workers, training: AdapterTraining) -> None:
+    """Put the decoder that is tuned on the train images into the store, where it is missing."""
+    if training.decoder is None or run.store.exists(training.decoder):
+        return
+    from busray.model.decoder import evenly_chosen  # imports torch
+
+    images = run.images.load(evenly_chosen(run.dataset.train))
+    workers.call("decoder", training.adapters.decoder_steps, _tune_decoder, training, images.pixels, kind="model")
+
+
+def _tune_decoder(beat: Beat, training: AdapterTraining, pixels: np.ndarray) -> None:
+    from busray.model.decoder import WEIGHTS, Decoding, decoder_files, tune_decoder
+
+    assert training.decoder is not None
+    vae, settings = _load(training).vae, training.adapters
+    tune_decoder(vae, pixels, Decoding(settings.decoder_steps, settings.decoder_learning_rate, training.seed), beat)
+    training.store.put_checked(training.decoder, decoder_files(vae)[WEIGHTS])
 
 
 def _encode_once(run: Run, workers: Workers, training: AdapterTraining) -> None:
@@ -328,6 +358,15 @@ class AdapterTrainingLoop:
 
     def commit(self) -> None:
         metadata = {**self.training.metadata, "step": self.training.steps}
-        files = self.tuner.adapter_files(metadata)
+        files = {**self.tuner.adapter_files(metadata), **self._decoder_files()}
         record = {**metadata, "sha256": adapter_sha256(files, metadata[SCHEDULER]), **asdict(self.log)}
         commit_adapters(self.training.store, files, record)
+
+    def _decoder_files(self) -> dict[str, bytes]:
+        """The tuned decoder's files; none where none was tuned. Damaged."""
+        if self.training.decoder is None:
+            return {}
+        from busray.model.decoder import files_of_weights
+
+        weights = self.training.store.read_checked(self.training.decoder)
+        return files_of_weights(weights, self.tuner.pipe.vae)

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
+from busray.model.decoder import differences, texture_loss
 from busray.vision.fitting import cosine
 from tools.tiny_base.pictures import SIDE
 from tools.tiny_base.training import checkpoint, resume
@@ -79,36 +79,6 @@ def new_vae(channels: int = 1, widths: Sequence[int] = VAE_WIDTHS, latent_channe
     )
 
 
-def gradients(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Differences between neighbours, down and across."""
-    return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
-
-
-def _windows(x: torch.Tensor, size: int) -> torch.Tensor:
-    """[b, 1, h, w] -> half-overlapping windows [n, size, size], their means taken off, under a
-    Hann window."""
-    w = x[:, 0].unfold(1, size, size // 2).unfold(2, size, size // 2).reshape(-1, size, size)
-    hann = torch.hann_window(size + 2, periodic=False)[1:-1]
-    return (w - w.mean((1, 2), keepdim=True)) * torch.outer(hann, hann)
-
-
-def texture_loss(made: torch.Tensor, real: torch.Tensor, size: int = 16) -> torch.Tensor:
-    """How far the local amplitude spectra of two images [b, 1, h, w] are apart, phases aside.
-
-    The absolute difference of amplitudes, plus the log ratio of power summed over rings of
-    frequency: the first keeps each grain's strength where its place is known, the second gives
-    back the energy that a code cannot hold.
-    """
-    made_power, real_power = (torch.fft.rfft2(_windows(x, size), norm="ortho").abs().square() for x in (made, real))
-    amplitude = ((made_power + 1e-6).sqrt() - (real_power + 1e-6).sqrt()).abs().mean()
-    fy, fx = torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)[None]
-    ring = (torch.sqrt(fy**2 + fx**2) * size).round().long().clamp(max=size // 2).flatten()
-    rings = F.one_hot(ring).float()
-    floor = 5e-5 * rings.sum(0)  # speckle of 2 grey levels
-    ratio = torch.log(made_power.flatten(1) @ rings + floor) - torch.log(real_power.flatten(1) @ rings + floor)
-    return 2 * amplitude + 0.25 * ratio.abs().mean()
-
-
 def vae_loss(
     vae: Any, real: torch.Tensor, generator: torch.Generator, texture_weight: float = TEXTURE
 ) -> tuple[torch.Tensor, dict[str, float]]:
@@ -116,7 +86,7 @@ def vae_loss(
     posterior = vae.encode(real).latent_dist
     made = vae.decode(posterior.sample(generator=generator)).sample
     pixel = (made - real).abs().mean()
-    down, across = ((a - b).abs().mean() for a, b in zip(gradients(made), gradients(real), strict=True))
+    down, across = ((a - b).abs().mean() for a, b in zip(differences(made), differences(real), strict=True))
     edge = down + across
     texture = texture_loss(made, real)
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tools.tiny_base.autoencoder import gradients, new_vae, one_channel, texture_loss, three_channels, to_unit
+from busray.model.decoder import differences, texture_loss
+from tools.tiny_base.autoencoder import new_vae, one_channel, three_channels, to_unit
 from tools.tiny_base.critic import Critic, Features, critic_loss, maker_loss
 from tools.tiny_base.denoiser import make_corpus
 from tools.tiny_base.pictures import SIDE
@@ -105,7 +106,7 @@ def structure(
     strength = NOISE * torch.rand((len(latents), 1, 1, 1), generator=generator)
     noise = torch.randn(latents.shape, generator=generator)
     made = model.decode(latents + strength * noise)
-    down, across = ((a - b).abs().mean() for a, b in zip(gradients(made), gradients(real), strict=True))
+    down, across = ((a - b).abs().mean() for a, b in zip(differences(made), differences(real), strict=True))
     # Latents at half the resolution should mean the image at half the resolution: this keeps them
     # smooth (Skorokhodov et al. 2025, arXiv 2502.14831).
     pooled = model.decode(F.avg_pool2d(latents, 2))
