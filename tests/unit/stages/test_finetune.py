@@ -6,8 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from busray.corpus.draw import load_sampler
+from busray.identity import sha256_bytes
 from busray.layout import ADAPTERS
 from busray.model.checkpoints import Checkpoint, TrainingLog, commit_adapters, put_checkpoint
 from busray.records import Computing, Stopped, UserError
@@ -106,3 +108,14 @@ def test_adapters_are_drawn_with_the_noise_schedule_that_they_were_trained_for(t
     again = {"path": adapters_folder(run), "method": "lora", "prediction": "epsilon"}
     with pytest.raises(UserError, match=r"adapters\.path: .* trained for v_prediction"):
         trained(tmp_path / "again", **again)
+
+
+def test_a_tuned_decoder_is_part_of_the_adapters_and_drawn_with(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", decoder_steps=2, steps=1)
+    (tuned,) = (key for key in run.store.list("finetune") if "decoder-" in key)
+    assert adapters(run).files["vae/diffusion_pytorch_model.safetensors"] == sha256_bytes(run.store.read(tuned))
+    adapted, bare = (load_sampler(draw_job(run, "cpu", arm), Computing("float32")) for arm in ("lora", "base"))
+    weights = [sampler.pipe.vae.state_dict()["decoder.conv_in.weight"] for sampler in (adapted, bare)]
+    assert not torch.equal(*weights)
+    adopted = trained(tmp_path / "adopted", path=adapters_folder(run), method="lora")
+    assert adapters(adopted).sha256 == adapters(run).sha256
