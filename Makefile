@@ -56,7 +56,7 @@ format: .venv/dev
 
 .venv/runtime: .venv/bin/python pyproject.toml constraints.txt requirements-inception.txt requirements-classifier.txt
 	@echo "installing into .venv: some 6 GB, a few minutes"
-	$(PIP) install --quiet --no-compile -c constraints.txt -e .
+	$(PIP) install --quiet --no-compile -c constraints.txt -e '.[s3]'
 	$(PIP) install --quiet --no-deps -r requirements-inception.txt -r requirements-classifier.txt
 	@$(COMPILE)
 	@touch $@

