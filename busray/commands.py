@@ -96,9 +96,11 @@ def _generate(options: argparse.Namespace, flags: list[str]) -> int:
     config = _load(options.config, flags)
     with _opened(config, measures=False) as (run, workers):
         from busray.run.record import timed
+        from busray.stages.card import write_card
         from busray.stages.generate import generate
 
         digest = timed(run, "generate", lambda: generate(run, workers))
+        write_card(run, workers.report)
     print(f"corpus: {_url(config)}, manifest digest {digest}")
     return _quarantine_status(config, released=True)
 
@@ -180,8 +182,7 @@ def _reproduce(options: argparse.Namespace, flags: list[str]) -> int:
 def _card(options: argparse.Namespace, flags: list[str]) -> int:
     from busray.config_file import with_flags
     from busray.corpus.manifest import published_rows
-    from busray.identity import fingerprint_rows
-    from busray.report.card import data_card
+    from busray.stages.card import is_foreign, keep_statements, put_card
 
     _refuse([flag for flag in flags if not flag.startswith("--card.")])
     store = _stored_run(options.run)
@@ -190,7 +191,11 @@ def _card(options: argparse.Namespace, flags: list[str]) -> int:
         missing = f"no {layout.REPORT_JSON if report is None else layout.MANIFEST} there"
         raise UserError(f"{options.run}: {missing}: finish it with `busray run CONFIG` first")
     config = with_flags(report["run"]["settings"], flags)
-    store.replace(layout.CARD, data_card(report, config, shards, fingerprint_rows(shards)).encode())
+    if is_foreign(store):
+        raise UserError(f"{options.run}: {layout.CARD} there was not written by busray: move it elsewhere")
+    if flags:
+        keep_statements(store, config)
+    config = put_card(store, report, config, shards)
     print(f"card: {options.run.rstrip('/')}/{layout.CARD}")
     undeclared = [f"card.{field}" for field, value in config.card if value is None]
     if undeclared:

@@ -6,9 +6,11 @@ import re
 
 from busray.records import Shard
 
-FORMAT = 1
+FORMAT = 2
 """Version of all that a run stores; `format` in run.json. Raise it when an older busray would
-misread what this one writes (CONTRIBUTING.md, "How to change a stored format")."""
+misread what this one writes (CONTRIBUTING.md, "How to change a stored format").
+
+2: shards have captions, and PNGs of images before refinement lie under txt2img/."""
 
 # Create-only: written once, never changed.
 RUN = "run.json"
@@ -27,7 +29,12 @@ DAMAGED = "damaged"
 CHECK = "check.json"
 MANIFEST = "manifest.parquet"
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
-CARD = "card.md"
+CARD = "README.md"
+PNG_INDEX = "data/metadata.parquet"
+CARD_STATEMENTS = "card.json"
+"""What flags of `busray card` said of licence, source, ethics and contact."""
+OLD_CARD = "card.md"
+"""Where an older busray wrote the card."""
 AUDIT_JSON, AUDIT_PANELS = "audit.json", "audit.png"
 GEOMETRY_JSON, GEOMETRY_PNG = "geometry.json", "geometry.png"
 STUDY_JSON, STUDY_CSV = "study.json", "study.csv"
@@ -97,10 +104,20 @@ def png_prefix(shard: Shard) -> str:
     return f"data/{shard.class_name}/{shard.name}"
 
 
+def txt2img_prefix(shard: Shard) -> str:
+    """Folder of its PNG files from before refinement. It is no folder of data/, where readers of
+    image folders take every file for a sample."""
+    return f"txt2img/{shard.class_name}/{shard.name}"
+
+
+DATA_FOLDERS = ("data", "txt2img", "first-draws")
+"""Folders with the objects of shards."""
+
+
 def data_shard(key: str) -> Shard | None:
     """The shard of a data object, a PNG file or first draws; None for any other key."""
     ending = r"(?:-[0-9a-f]{16}\.(?:parquet|jsonl)|/[^/]+-[0-9a-f]{16}\.png)"
-    match = re.fullmatch(r"(?:data|first-draws)/([^/]+)/([0-9]+)-([0-9]+)" + ending, key)
+    match = re.fullmatch(r"(?:data|txt2img|first-draws)/([^/]+)/([0-9]+)-([0-9]+)" + ending, key)
     shard = Shard(match[1], int(match[2]), int(match[3])) if match else None
     return shard if shard and f"/{shard.class_name}/{shard.name}" in key else None
 

@@ -2,6 +2,7 @@
 
 import re
 import string
+from collections.abc import Mapping
 
 LORA_TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]{0,200}>")
 
@@ -53,3 +54,20 @@ def read_literally(template: str) -> list[str]:
     for pattern, meaning in LITERAL:
         found += [f"{match[0]!r} ({meaning} elsewhere)" for match in pattern.finditer(template)]
     return found
+
+
+def plain_caption(prompt: str, words: Mapping[str, str], class_name: str) -> str:
+    """The prompt without learned tokens, which no other model knows.
+
+    words: token -> the plain words in its place. A word that then stands twice in a row stands
+    once. The class's name is added where no word says it.
+    """
+    for token, plain in words.items():
+        prompt = prompt.replace(token, f" {plain} ")
+    caption: list[str] = []
+    for word in prompt.split():
+        if not caption or word.lower() != caption[-1].lower():
+            caption.append(word)
+    text = re.sub(r" ([,.;:!?])", r"\1", " ".join(caption))
+    named = re.search(rf"(?<![\w-]){re.escape(class_name)}(?![\w-])", text, re.IGNORECASE)
+    return text if named else ", ".join(part for part in (text, class_name) if part)

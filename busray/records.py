@@ -269,6 +269,7 @@ class ImageSpec:
     seed_img2img: int
     box: ContentBox
     columns: dict[str, str] = field(default_factory=dict[str, str])  # values that quotas gave
+    caption: str = ""  # the prompt in plain words; empty in a corpus of format 1
 
 
 @dataclass(frozen=True)

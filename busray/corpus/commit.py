@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from busray.corpus.encode import Row, encode_parquet, encode_png
 from busray.identity import sha256_bytes
-from busray.layout import commit_key, committed_shard, data_key, first_draws_key, png_prefix
+from busray.layout import FORMAT, commit_key, committed_shard, data_key, first_draws_key, png_prefix, txt2img_prefix
 from busray.records import Commit, Damaged, Execution, FirstDraws, Redrawn, Shard, UserError, to_json
 from busray.storage import FEW_KEYS, Store, in_threads
 
@@ -37,13 +37,14 @@ def commit_shard(
     seconds: float,
     redrawn: Sequence[Redrawn] = (),
     first_draws: Sequence[Row] = (),
+    stored_format: int = FORMAT,
 ) -> Commit:
     """Make a shard done. Returns the commit that won, which another worker may have put first.
 
     rejects: (image id, reason) of images to quarantine. Rows that do not encode join them, so that
     one image never fails its shard.
     redrawn, first_draws: what the class gate did, and the first draws that it rejected.
-    format: `parquet` or `png`. seconds: the time of drawing.
+    format: `parquet` or `png`. seconds: the time of drawing. stored_format: of the corpus.
     ValueError where rows and rejects are not as many as the shard's images.
     """
     if len(rows) + len(rejects) != shard.count:
@@ -53,7 +54,9 @@ def commit_shard(
     def encode(subset: Sequence[Row]) -> tuple[bytes, dict[str, bytes]]:
         if format == "parquet":
             return encode_parquet(subset, provenance), {}
-        return encode_png(subset, provenance, png_prefix(shard))
+        # In a corpus of format 1 both lie in one folder: all its shards are alike.
+        before = txt2img_prefix(shard) if stored_format >= 2 else png_prefix(shard)
+        return encode_png(subset, provenance, png_prefix(shard), before)
 
     (data, pngs), rows, failed = _encode_what_encodes(rows, encode)
     failed_ids, redraws = {image_id for image_id, _ in failed}, []

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 
@@ -26,6 +27,7 @@ from busray.layout import (
     CHECK,
     CONFIG,
     DAMAGED,
+    DATA_FOLDERS,
     DATASET,
     DIGESTS,
     MANIFEST,
@@ -154,8 +156,8 @@ def _check_corpora(store: Store, found: Findings) -> None:
         found.compared += 2 * result.shards
         objects: dict[Shard, list[str]] = {}
         # Listed only where they are asked for: there are as many as shards, or as images.
-        listed = (*corpus.list("data"), *corpus.list("first-draws")) if result.broken else ()
-        for key in listed:
+        folders = DATA_FOLDERS if result.broken else ()
+        for key in chain.from_iterable(map(corpus.list, folders)):
             shard = data_shard(key)
             if shard is not None and shard in result.broken:
                 objects.setdefault(shard, []).append(start + key)

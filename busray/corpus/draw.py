@@ -18,7 +18,7 @@ from busray.corpus.encode import Row, png_pixels
 from busray.corpus.features import InlineFeatures
 from busray.corpus.gate import GatedShard, draw_gated, place
 from busray.corpus.recipe import Recipe
-from busray.layout import commit_key
+from busray.layout import FORMAT, commit_key
 from busray.model.checkpoints import fetch_adapters, read_adapters
 from busray.model.compiled import compiled_key, keep_compiled, load_compiled
 from busray.model.device import choose, prepare
@@ -88,6 +88,7 @@ class DrawJob:
     txt2img_source: Store | None = None
     gate: ClassGate | None = None
     inline: InlineFeatures | None = None  # what is measured of a shard where it is drawn
+    stored_format: int = FORMAT  # of the corpus
 
     def labels(self) -> dict[str, str]:
         """What metrics are tagged by."""
@@ -122,6 +123,7 @@ class DrawJob:
             drawn.seconds,
             drawn.redrawn,
             drawn.first_draws,
+            self.stored_format,
         )
         if self.inline is not None:
             self.inline.put(self.store, commit, drawn.rows, drawn.first_draws, self.device, beat)

@@ -29,6 +29,8 @@ FIELDS: dict[str, pa.DataType] = {
     **dict.fromkeys(("left", "top", "width", "height"), pa.int64()),
     "columns": pa.string(),
 }
+CAPTION = "caption"
+"""A column more, since format 2."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,12 @@ def image_columns(rows: Sequence[Row]) -> list[str]:
 def describe(row: Row) -> dict[str, Any]:
     """A row's columns besides the images."""
     spec = row.spec
+    caption = {CAPTION: spec.caption} if spec.caption else {}
     return {
         "image_id": spec.image_id,
         "class": spec.class_name,
         "prompt": spec.prompt,
+        **caption,
         "index": spec.index,
         "attempt": spec.attempt,
         "seed_txt2img": spec.seed_txt2img,
@@ -106,10 +110,11 @@ def describe(row: Row) -> dict[str, Any]:
 def encode_parquet(rows: Sequence[Row], provenance: Mapping[str, Any]) -> bytes:
     """A Parquet shard. The run-wide provenance is in the metadata of its schema."""
     images = image_columns(rows)
+    fields = FIELDS | ({CAPTION: pa.string()} if any(row.spec.caption for row in rows) else {})
     features = {column: {"_type": "Image"} for column in images}
-    features |= {name: {"dtype": str(kind), "_type": "Value"} for name, kind in FIELDS.items()}
+    features |= {name: {"dtype": str(kind), "_type": "Value"} for name, kind in fields.items()}
     schema = pa.schema(
-        [*((column, IMAGE) for column in images), *FIELDS.items()],
+        [*((column, IMAGE) for column in images), *fields.items()],
         metadata={
             "huggingface": json.dumps({"info": {"features": features}}),
             "busray": canonical_json(dict(provenance)),
@@ -122,7 +127,7 @@ def encode_parquet(rows: Sequence[Row], provenance: Mapping[str, Any]) -> bytes:
             values[column] = {"bytes": _synthetic_png(row, column, provenance), "path": f"{row.spec.image_id}.png"}
         cells.append(values)
     table = pa.Table.from_pylist(cells, schema=schema)
-    compression = dict.fromkeys(FIELDS, "zstd")
+    compression = dict.fromkeys(fields, "zstd")
     for column in images:  # the bytes are a PNG, compressed already
         compression |= {f"{column}.bytes": "none", f"{column}.path": "zstd"}
     buffer = io.BytesIO()
@@ -136,8 +141,11 @@ def encode_parquet(rows: Sequence[Row], provenance: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def encode_png(rows: Sequence[Row], provenance: Mapping[str, Any], prefix: str) -> tuple[bytes, dict[str, bytes]]:
-    """(metadata.jsonl, object key -> PNG) of a PNG shard whose keys begin with `prefix`.
+def encode_png(
+    rows: Sequence[Row], provenance: Mapping[str, Any], prefix: str, txt2img_prefix: str
+) -> tuple[bytes, dict[str, bytes]]:
+    """(metadata.jsonl, object key -> PNG) of a PNG shard whose keys begin with `prefix`, those of
+    images before refinement with `txt2img_prefix`.
 
     The metadata's first line is the run-wide provenance. Each further line names the PNGs of a row
     by key and SHA-256, so that the digest of the metadata covers every image.
@@ -149,9 +157,9 @@ def encode_png(rows: Sequence[Row], provenance: Mapping[str, Any], prefix: str) 
         for column in image_columns(rows):
             data = _synthetic_png(row, column, provenance)
             digest = sha256_bytes(data)
-            suffix = "" if column == "image" else ".txt2img"
+            suffix, folder = ("", prefix) if column == "image" else (".txt2img", txt2img_prefix)
             # The digest in the key keeps two drivers from writing different bytes to one object.
-            key = f"{prefix}/{row.spec.image_id}{suffix}-{digest[:16]}.png"
+            key = f"{folder}/{row.spec.image_id}{suffix}-{digest[:16]}.png"
             pngs[key] = data
             cells[column] = {"key": key, "sha256": digest}
         lines.append(canonical_json({**cells, **describe(row)}))

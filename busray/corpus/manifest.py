@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from busray.corpus.commit import committed_shards, read_commit, read_named, record_digests
 from busray.corpus.plan import in_class_order, read_segments, shards
 from busray.identity import fingerprint_rows
-from busray.layout import MANIFEST, data_shard
+from busray.layout import DATA_FOLDERS, MANIFEST, data_shard
 from busray.records import Commit, Damaged, Segment, Shard, Stopped
 from busray.storage import Store, in_threads
 
@@ -173,7 +174,7 @@ def orphans(store: Store) -> list[str]:
     # in `done` has its object in the later listing.
     done = set(committed_shards(store))
     objects: dict[Shard, list[str]] = defaultdict(list)
-    for key in (*store.list("data"), *store.list("first-draws")):
+    for key in chain.from_iterable(map(store.list, DATA_FOLDERS)):
         shard = data_shard(key)
         if shard is not None and shard in done:
             objects[shard].append(key)

@@ -8,6 +8,8 @@ from busray.config import Config, Sampling, template_fields
 from busray.data.framing import content_box
 from busray.data.templates import column_shares, fill, quota_value
 from busray.identity import image_id, seed_for
+from busray.layout import FORMAT
+from busray.prompt_text import plain_caption
 from busray.records import ContentBox, DataSet, ImageSpec, Shard
 
 # class -> column of its prompts -> value -> share of the images
@@ -26,6 +28,8 @@ class Recipe:
     # Of the training images of all classes, so that padding reveals no class
     boxes: tuple[ContentBox, ...]
     quotas: Quotas
+    plain_words: Mapping[str, str] | None = None
+    """token -> what a caption says in its place; None in a corpus of format 1, without captions."""
 
     def specs(self, shard: Shard) -> list[ImageSpec]:
         """The specifications of a shard's images, in their order."""
@@ -40,21 +44,27 @@ class Recipe:
             columns[column] = quota_value(shares, index, seed, number)
         templates = self.prompts[name]
         template = templates[index % len(templates)]
+        prompt = fill(template, token=self.token_texts[name], class_name=name, columns=columns)
+        caption = "" if self.plain_words is None else plain_caption(prompt, self.plain_words, name)
         return ImageSpec(
             image_id=image_id(self.fingerprint, name, index),
             class_name=name,
             index=index,
             attempt=attempt,
-            prompt=fill(template, token=self.token_texts[name], class_name=name, columns=columns),
+            prompt=prompt,
             seed_txt2img=seed_for(self.seed, name, index, attempt, "txt2img"),
             seed_img2img=seed_for(self.seed, name, index, attempt, "img2img"),
             box=self.boxes[seed_for(self.seed, name, index, 0, "frame") % len(self.boxes)],
             columns=columns,
+            caption=caption,
         )
 
 
-def make_recipe(config: Config, dataset: DataSet, fingerprint: str, use_tokens: bool) -> Recipe:
-    """use_tokens: the adapters have learned tokens. UserError as of quotas()."""
+def make_recipe(
+    config: Config, dataset: DataSet, fingerprint: str, use_tokens: bool, stored_format: int = FORMAT
+) -> Recipe:
+    """use_tokens: the adapters have learned tokens. stored_format: of the corpus. UserError as of
+    quotas()."""
     boxes = []
     for image in dataset.train:
         boxes.append(content_box(image.width, image.height, dataset.size, dataset.frame))
@@ -67,7 +77,13 @@ def make_recipe(config: Config, dataset: DataSet, fingerprint: str, use_tokens: 
         token_texts=_token_texts(config, use_tokens),
         boxes=tuple(boxes),
         quotas=quotas(config, dataset),
+        plain_words=plain_words(config) if stored_format >= 2 else None,
     )
+
+
+def plain_words(config: Config) -> dict[str, str]:
+    """token -> its class's initializer."""
+    return {config.token(name): settings.initializer for name, settings in config.classes.items()}
 
 
 def corpus_identity(

@@ -33,6 +33,11 @@ def claim_corpus(store: Store, identity: dict[str, Any]) -> str:
     return digest
 
 
+def stored_format(store: Store) -> int:
+    """The format of the corpus's shards, as its run.json says it."""
+    return (read_run(store) or {"format": FORMAT}).get("format", 1)
+
+
 def read_run(store: Store) -> dict[str, Any] | None:
     """run.json as a dict, None where there is none. A run.json without `format` is of format 1.
 

@@ -54,6 +54,9 @@ SIZES = (
 )
 """Hugging Face's size categories: (images, name of the category below that many)."""
 
+MARK = "**Synthetic. Not for clinical use.**"
+"""In every card, also an older busray's: a file without it is the user's own."""
+
 TAGS = ["synthetic", "medical", "ultrasound", "breast", "diffusion", "not-for-clinical-use", "busray"]
 
 LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
@@ -64,11 +67,12 @@ RESTRICTIONS = Path(__file__).with_name("openrail.md").read_text("utf-8")
 """Attachment A of CreativeML OpenRAIL-M (22 August 2022), in short."""
 
 
-def data_card(report: Json, config: Config, shards: Sequence[Mapping[str, Any]], digest: str) -> str:
+def data_card(report: Json, config: Config, shards: Sequence[Mapping[str, Any]], digest: str, files: Json) -> str:
     """The card of the released corpus, as Markdown.
 
     report: the content of report.json. config: the run's settings, with the user's statements under
-    `card`. shards: rows of the published manifest. digest: the manifest's.
+    `card`. shards: rows of the published manifest. digest: the manifest's. files: what a reader
+    finds beside the card (hub.py).
     """
     counts = dict.fromkeys(config.classes, 0)
     for row in shards:
@@ -93,7 +97,7 @@ def data_card(report: Json, config: Config, shards: Sequence[Mapping[str, Any]],
     if study:
         found = _list([study.get("outdated"), *study["sentences"]])
     return TEMPLATE.format(
-        header=_header(config, images),
+        header=_header(config, images, files),
         config=config,
         run=run,
         images=images,
@@ -141,7 +145,7 @@ def _figures_of_corpus(report: Json, config: Config, arm: str) -> tuple[list[Fig
     return figures, [f for f in models if not f.metric.startswith(SEEN_AS)]
 
 
-def _header(config: Config, images: int) -> str:
+def _header(config: Config, images: int, files: Json) -> str:
     """YAML between two lines of dashes, from which Hugging Face reads tags and files."""
     category = next((name for limit, name in SIZES if images < limit), "n>10M")
     header: Json = {
@@ -151,10 +155,8 @@ def _header(config: Config, images: int) -> str:
         "size_categories": [category],
         "annotations_creators": ["machine-generated"],
         "tags": TAGS,
+        **files,
     }
-    if config.corpus.format == "parquet":
-        files = [{"split": "train", "path": "data/*/*.parquet"}]
-        header["configs"] = [{"config_name": "default", "data_files": files}]
     return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n"
 
 

@@ -20,7 +20,7 @@ from busray.corpus.features import inline_features
 from busray.corpus.manifest import publish_manifest
 from busray.corpus.plan import extend_plan, first_of_each_class, pending, shards
 from busray.corpus.recipe import corpus_identity, make_recipe
-from busray.corpus.record import claim_corpus, read_run
+from busray.corpus.record import claim_corpus, read_run, stored_format
 from busray.layout import RUN, arm_prefix
 from busray.model.checkpoints import read_adapters
 from busray.records import Arm, Commit, Damaged, Segment, Shard, StoppedForGood, UserError
@@ -266,6 +266,7 @@ def draw_job(run: Run, device: str, arm: str | None = None, txt2img_source: Stor
         _refuse_other_txt2img(txt2img_source, identity)
     store = run.store.sub(arm_prefix(arm)) if arm else run.store
     corpus = claim_corpus(store, identity)
+    format = stored_format(store)
     return DrawJob(
         store=store,
         run_store=run.store,
@@ -276,7 +277,7 @@ def draw_job(run: Run, device: str, arm: str | None = None, txt2img_source: Stor
         refine=refine,
         keep_txt2img=config.corpus.keep_txt2img and refine is not None,
         format=config.corpus.format,
-        recipe=make_recipe(config, run.dataset, corpus, use_tokens=use_tokens),
+        recipe=make_recipe(config, run.dataset, corpus, use_tokens=use_tokens, stored_format=format),
         provenance={
             "fingerprint": corpus,
             "identity": identity,
@@ -288,6 +289,7 @@ def draw_job(run: Run, device: str, arm: str | None = None, txt2img_source: Stor
         txt2img_source=txt2img_source,
         gate=gate,
         inline=inline_features(config, run.dataset, run.extractors, arm),
+        stored_format=format,
     )
 
 

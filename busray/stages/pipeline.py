@@ -5,6 +5,7 @@ from busray.corpus.commit import committed_shards
 from busray.corpus.plan import pending, read_segments, shards
 from busray.records import Figure, UserError
 from busray.run.record import Run, timed
+from busray.stages.card import write_card
 from busray.stages.evaluate import evaluate
 from busray.stages.finetune import finetune
 from busray.stages.generate import generate_together
@@ -33,6 +34,7 @@ def measure(run: Run, workers: Workers) -> list[Figure]:
     if run.config.evaluate.geometry:
         figures += timed(run, "geometry", lambda: geometry(run, workers))
     write_report(run, figures)
+    write_card(run, workers.report)
     return figures
 
 

@@ -255,7 +255,7 @@ def test_a_disk_that_takes_no_more_is_named_with_the_file(pinned: Path, capsys: 
     with small_files():
         ended = Ended(capsys, ["card", str(pinned)])
     assert ended.status == 1
-    assert f"busray: {pinned}/card.md: File too large\n" in ended.err
+    assert f"busray: {pinned}/README.md: File too large\n" in ended.err
     assert f"then run the same command again: busray card {pinned}\n" in ended.err
     assert ended.log is None and "(a log with all details could not be written: File too large)" in ended.err
     assert not list(pinned.glob(".tmp-*"))

@@ -24,7 +24,7 @@ from busray.config_file import validate
 from busray.corpus.arms import corpora
 from busray.corpus.commit import read_commits, read_rows
 from busray.corpus.draw import LIBRARIES, device_name
-from busray.layout import CARD, CONFIG, PROGRESS, REPORT_JSON
+from busray.layout import CARD, CONFIG, OLD_CARD, PROGRESS, REPORT_JSON
 from busray.records import Commit
 from busray.run.checks import open_run
 from busray.run.record import Run
@@ -154,12 +154,20 @@ def content(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_card_has_the_same_header_figures_and_hashes(stored: Path) -> None:
-    before = (stored / CARD).read_text()
-    (stored / CARD).unlink()
+    before = (stored / OLD_CARD).read_text()
     assert main(["card", str(stored)]) == 0
     after = (stored / CARD).read_text()
-    assert after.split("---\n")[1] == before.split("---\n")[1]
+    (stored / CARD).unlink()
+    headers = [yaml.safe_load(card.split("---\n")[1]) for card in (before, after)]
+    for header in headers:  # which now names each file and column
+        assert header.pop("configs")
+    assert headers[1].pop("dataset_info")["splits"][0]["num_examples"] == sum_of_rows(stored)
+    assert headers[0] == headers[1]
     assert rows(after) == rows(before) and len(rows(before)) > 100
+
+
+def sum_of_rows(stored: Path) -> int:
+    return sum(commit.rows for commit in read_commits(Store(str(stored))))
 
 
 def rows(card: str) -> list[str]:
@@ -199,7 +207,8 @@ def test_nothing_is_stored_under_another_name_and_no_record_is_changed(stored: P
     packed = [key for key in EXPECTED["keys"] if key not in maker.MADE_AGAIN]
     assert list(Store(str(stored)).list()) == packed
     # An older busray had no progress/, and nothing reads it but `status` and `repair`.
-    written = [key for key in Store(str(evaluated)).list() if not key.startswith(f"{PROGRESS}/")]
+    # Its card had another name, and was no work of `evaluate`.
+    written = [key for key in Store(str(evaluated)).list() if not key.startswith(f"{PROGRESS}/") and key != CARD]
     assert written == EXPECTED["keys"]
     unchanged = {key: digest for key, digest in EXPECTED["digests"].items() if key not in WRITTEN_ANEW}
     assert {key: maker.sha256_file(evaluated / key) for key in unchanged} == unchanged

@@ -2,7 +2,7 @@
 
 import pytest
 
-from busray.prompt_text import read_literally, template_fields, template_problem
+from busray.prompt_text import plain_caption, read_literally, template_fields, template_problem
 
 
 def test_template_fields_are_the_names_in_braces() -> None:
@@ -54,3 +54,19 @@ def test_syntax_of_other_programs_is_told_as_read_literally(text: str) -> None:
 
 def test_an_ordinary_text_has_nothing_to_tell() -> None:
     assert read_literally("an (old) scan [left], BI-RADS 4: oval and dark, 3:2, Brandt") == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "caption"),
+    [
+        ("<us-benign> ultrasound image of benign breast tissue", "ultrasound image of benign breast tissue"),
+        ("a photo of <us-benign>", "a photo of ultrasound, benign"),
+        ("<us-benign>", "ultrasound, benign"),
+        ("dark, <us-benign>, Benign", "dark, ultrasound, Benign"),
+        ("benignity of <us-benign>", "benignity of ultrasound, benign"),
+        ("plain words, benign", "plain words, benign"),
+        ("", "benign"),
+    ],
+)
+def test_a_caption_has_plain_words_and_the_class(prompt: str, caption: str) -> None:
+    assert plain_caption(prompt, {"<us-benign>": "ultrasound"}, "benign") == caption

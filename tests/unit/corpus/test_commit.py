@@ -13,7 +13,7 @@ from busray.corpus.commit import commit_shard, committed_shards, find_image, rea
 from busray.corpus.encode import Row
 from busray.corpus.manifest import Incomplete, orphans, publish_manifest
 from busray.corpus.plan import extend_plan
-from busray.layout import commit_key
+from busray.layout import DATA_FOLDERS, commit_key
 from busray.records import Commit, ContentBox, Damaged, Execution, ImageSpec, Shard, UserError
 from busray.storage import Store
 
@@ -51,7 +51,7 @@ def test_the_record_names_the_object_by_digest_and_its_rows_come_back(store: Sto
     assert table.column("index").to_pylist() == [4, 5, 6]
     assert table.column("image").to_pylist()[0]["bytes"].startswith(b"\x89PNG")
     assert read_rows(store, made, columns=["index"]).column_names == ["index"]
-    assert made.bytes == sum(len(store.read(key)) for key in store.list("data"))
+    assert made.bytes == sum(len(store.read(key)) for folder in DATA_FOLDERS for key in store.list(folder))
 
 
 @pytest.mark.parametrize("format", ["parquet", "png"])
@@ -62,7 +62,7 @@ def test_the_first_record_wins_and_the_losers_objects_are_orphans(store: Store, 
     left = orphans(store)
     assert left and not set(left) & {first.object}
     assert read_rows(store, read_commits(store)[0]).column("image").to_pylist()[0]["bytes"] is not None
-    kept = set(store.list("data")) - set(left)
+    kept = {key for folder in DATA_FOLDERS for key in store.list(folder)} - set(left)
     assert len(kept) == (1 if format == "parquet" else 7)
 
 

@@ -58,7 +58,9 @@ def test_a_corpus_without_refinement_has_one_image_column() -> None:
 
 def test_the_same_rows_give_the_same_bytes() -> None:
     assert encode_parquet(rows(), PROVENANCE) == encode_parquet(rows(), PROVENANCE)
-    assert encode_png(rows(), PROVENANCE, "data/b/s") == encode_png(rows(), PROVENANCE, "data/b/s")
+    assert encode_png(rows(), PROVENANCE, "data/b/s", "txt2img/b/s") == encode_png(
+        rows(), PROVENANCE, "data/b/s", "txt2img/b/s"
+    )
 
 
 def test_every_image_says_that_it_is_synthetic_and_which() -> None:
@@ -70,7 +72,7 @@ def test_every_image_says_that_it_is_synthetic_and_which() -> None:
 
 
 def test_a_png_shard_names_every_image_by_its_digest() -> None:
-    metadata, pngs = encode_png(rows(), PROVENANCE, "data/benign/00000000-00003")
+    metadata, pngs = encode_png(rows(), PROVENANCE, "data/benign/s", "txt2img/benign/s")
     head, *lines = [json.loads(line) for line in metadata.decode().splitlines()]
     assert head == {"busray": PROVENANCE}
     assert len(lines) == 3 and len(pngs) == 6

@@ -8,7 +8,7 @@ from busray.cli import main
 from busray.corpus.commit import read_rows
 from busray.corpus.manifest import orphans
 from busray.corpus.plan import read_segments
-from busray.layout import commit_key
+from busray.layout import DATA_FOLDERS, commit_key
 from busray.records import Shard
 from busray.storage import Store
 from tests.support.fake_corpus import FIRST, commit, draw
@@ -18,6 +18,10 @@ def gc(store: Store, capsys: pytest.CaptureFixture, *flags: str) -> list[str]:
     capsys.readouterr()
     assert main(["gc", store.url, *flags]) == 0
     return capsys.readouterr().out.split()
+
+
+def stored(store: Store) -> set[str]:
+    return {key for folder in DATA_FOLDERS for key in store.list(folder)}
 
 
 def test_two_drivers_with_different_bytes_leave_one_live_object_and_one_orphan(
@@ -35,12 +39,12 @@ def test_two_drivers_with_different_bytes_leave_one_live_object_and_one_orphan(
 
 def test_live_pictures_are_kept_and_the_losers_pictures_go(store: Store, capsys: pytest.CaptureFixture) -> None:
     won = commit(store, FIRST, format="png")
-    live = set(store.list("data"))
+    live = stored(store)
     commit(store, FIRST, shade=9, format="png")
-    lost = set(store.list("data")) - live
+    lost = stored(store) - live
     assert len(live) == 9 and len(lost) == 5  # four pictures before refinement are the same in both
     assert set(gc(store, capsys, "--delete")) == lost
-    assert set(store.list("data")) == live
+    assert stored(store) == live
     assert read_rows(store, won).num_rows == 4
 
 
@@ -128,7 +132,7 @@ def test_gc_reads_only_the_records_of_shards_with_more_than_one_object(
     monkeypatch.setattr(Store, "list", lambda self, prefix="": prefixes.append(prefix) or listed(self, prefix))
     assert len(orphans(store)) == 1
     assert keys == [commit_key(Shard("benign", 8, 2))]
-    assert sorted(prefixes) == ["commits", "data", "first-draws"]
+    assert sorted(prefixes) == ["commits", "data", "first-draws", "txt2img"]
 
 
 def test_an_empty_store_has_no_orphans(store: Store) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from busray.corpus.plan import extend_plan, pending, read_segments, shards
-from busray.layout import commit_key, committed_shard, data_key, data_shard, png_prefix
+from busray.layout import commit_key, committed_shard, data_key, data_shard, png_prefix, txt2img_prefix
 from busray.records import Segment, Shard, UserError
 from busray.storage import Store
 
@@ -86,6 +86,7 @@ def test_a_shard_is_told_from_the_key_of_its_record_and_of_its_objects(shard: Sh
     assert data_shard(data_key(shard, "d" * 64, ".parquet")) == shard
     assert data_shard(data_key(shard, "d" * 64, ".jsonl")) == shard
     assert data_shard(f"{png_prefix(shard)}/f-{shard.class_name}-00000000.txt2img-{'d' * 16}.png") == shard
+    assert data_shard(f"{txt2img_prefix(shard)}/f-{shard.class_name}-00000000.txt2img-{'d' * 16}.png") == shard
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_of_two_corpora_opened_at_once_the_first_record_decides(store: Store, mo
 
 def test_a_new_record_has_its_format_which_decides_no_fingerprint(store: Store) -> None:
     assert claim_corpus(store, IDENTITY) == fingerprint(IDENTITY)
-    assert json.loads(store.read(RUN))["format"] == FORMAT == 1
+    assert json.loads(store.read(RUN))["format"] == FORMAT == 2
 
 
 def test_a_record_from_before_formats_is_the_first_format_and_stays_as_it_is(store: Store) -> None:
@@ -74,12 +74,12 @@ def test_a_record_from_before_formats_is_the_first_format_and_stays_as_it_is(sto
     assert store.read(RUN) == old
 
 
-@pytest.mark.parametrize("newer", [2, 0, "1", None])
+@pytest.mark.parametrize("newer", [3, 0, "1", None])
 def test_a_format_that_this_busray_does_not_know_is_refused_by_who_wrote_it(store: Store, newer: Any) -> None:
     record = {"format": newer, "fingerprint": fingerprint(IDENTITY), "identity": IDENTITY, "busray": "7.1"}
     store.put_once(RUN, to_json(record))
     with pytest.raises(
-        UserError, match=rf"run\.json is of format {newer}, written by busray 7\.1, .* up to 1: install"
+        UserError, match=rf"run\.json is of format {newer}, written by busray 7\.1, .* up to 2: install"
     ):
         claim_corpus(store, IDENTITY)
 
@@ -112,7 +112,7 @@ def test_every_command_refuses_a_run_of_a_newer_format_and_touches_nothing(
     }
     (tmp_path / "run.yaml").write_text(json.dumps(tree))
     store = Store(str(output))
-    store.put_once(RUN, to_json({"format": 2, "busray": "7.1"}))
+    store.put_once(RUN, to_json({"format": FORMAT + 1, "busray": "7.1"}))
     store.put_once(CONFIG, to_json({"of": "a newer busray"}))
     before = {key: store.read(key) for key in store.list()}
     takes = {
@@ -124,7 +124,7 @@ def test_every_command_refuses_a_run_of_a_newer_format_and_touches_nothing(
         "gc": [output, "--delete"],
     }
     assert main([command, *map(str, takes.get(command, [tmp_path / "run.yaml"]))]) == 2
-    assert "run.json is of format 2, written by busray 7.1" in capsys.readouterr().err
+    assert f"run.json is of format {FORMAT + 1}, written by busray 7.1" in capsys.readouterr().err
     assert {key: store.read(key) for key in store.list()} == before
 
 

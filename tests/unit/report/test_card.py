@@ -17,6 +17,7 @@ from busray.report.card import RESTRICTIONS, SIZES, data_card
 from busray.storage import Store
 
 SEVEN = ("Congruence", "Coverage", "Constraint", "Completeness", "Compliance", "Comprehension", "Consistency")
+FILES = {"configs": [{"config_name": "default", "data_files": "data/*.parquet"}]}
 HASH = {name: name[0] * 64 for name in ("fingerprint", "dataset", "adapters", "lora", "base")}
 
 
@@ -97,7 +98,7 @@ def shards(benign: int = 4, malignant: int = 2, rejects: int = 0) -> list[dict[s
 
 
 def card(**changes: Any) -> str:
-    given = {"report": report(), "config": config(), "shards": shards(), "digest": "m" * 64, **changes}
+    given = {"report": report(), "config": config(), "shards": shards(), "digest": "m" * 64, "files": FILES, **changes}
     return data_card(**given)
 
 
@@ -117,10 +118,7 @@ def test_the_header_reads_back_and_names_what_is_synthetic_and_not_clinical() ->
     assert front["size_categories"] == ["n<1K"]
     assert {"synthetic", "not-for-clinical-use"} <= set(front["tags"])
     assert front["task_categories"] == ["image-classification", "text-to-image"]
-    assert front["configs"] == [
-        {"config_name": "default", "data_files": [{"split": "train", "path": "data/*/*.parquet"}]}
-    ]
-    assert "configs" not in header(card(config=config(corpus={"format": "png"})))
+    assert front["configs"] == FILES["configs"]
 
 
 def test_a_title_that_looks_like_yaml_is_quoted() -> None:
