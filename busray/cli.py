@@ -45,8 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, rest = parser.parse_known_args(own)
         refuse_words(rest)
         _refuse_small_memory()
+        from busray import terminal
         from busray.commands import COMMAND_FUNCTIONS
 
+        terminal.talk = terminal.Talk(("-q" if options.quiet else "") or ("-v" if options.verbose else ""))
         status = COMMAND_FUNCTIONS[options.command](options, [*rest, *flags])
         sys.stdout.flush()  # a full disk or a closed pipe may show only here
         return status
@@ -66,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _explain(error: Exception, command: str, options: argparse.Namespace, flags: list[str]) -> int:
     """Say what failed and what to do; the traceback goes to a log. Returns the exit status."""
+    import traceback
+
     from busray.commands import log_file
     from busray.failures import explain, write_log
 
@@ -78,6 +82,8 @@ def _explain(error: Exception, command: str, options: argparse.Namespace, flags:
         lines += [f"{failure.fix}; then {again}" if failure.fix else again]
     elif failure.fix:
         lines += [failure.fix]
+    if "verbose" in options and options.verbose:
+        lines = ["".join(traceback.format_exception(error)).rstrip(), *lines]
     log, why = write_log(error, command, log_file(options, flags))
     if not failure.is_known:
         lines += ["please report it" + (" with the log" if log else "")]

@@ -8,7 +8,7 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from busray import __version__, places
 
@@ -22,7 +22,8 @@ exit status:
 """
 
 SETTINGS_ARE_FLAGS = """\
-Settings of the config are flags too: --sampling.steps=25 or --sampling.steps 25."""
+Settings of the config are flags too: --sampling.steps=25 or --sampling.steps 25.
+`busray config settings` lists them, `busray config settings sampling` those of a group."""
 
 
 class Command(NamedTuple):
@@ -65,10 +66,6 @@ def _place(text: str, *, url: bool) -> str:
 # ---- arguments of the commands
 
 
-def _no_arguments(command: argparse.ArgumentParser) -> None:
-    pass
-
-
 def _config(command: argparse.ArgumentParser) -> None:
     command.add_argument("config", type=_local, help="YAML file, such as configs/demo.yaml")
 
@@ -81,11 +78,48 @@ def _doctor(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "url", type=_run_place, help="folder or URL that runs are to be under, such as s3://BUCKET/runs"
     )
+    _json(command)
+
+
+def _json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print it as JSON, for programs")
+
+
+def _figures(command: argparse.ArgumentParser) -> None:
+    _config(command)
+    _json(command)
+
+
+def _figures_of_run(command: argparse.ArgumentParser) -> None:
+    _run(command)
+    _json(command)
+
+
+def _configs(command: argparse.ArgumentParser) -> None:
+    either = "config file, or folder or URL of a run"
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listed = actions.add_parser("settings", help="list settings: name, default, what it takes, what it means")
+    listed.add_argument("prefix", nargs="?", default="", help="only these, such as sampling or refine.steps")
+    _json(listed)
+    actions.add_parser("schema", help="print a JSON schema of config files, for editors")
+    init = actions.add_parser("init", help="write a commented config to begin with")
+    init.add_argument("data", type=_local, nargs="?", help="folder with one folder of images per class")
+    init.add_argument("--to", type=_local, metavar="FILE", help="the config file; default: the folder's name and .yaml")
+    show = actions.add_parser("show", help="print every setting that is in force, as a config file")
+    show.set_defaults(settings="--")
+    show.add_argument("config", type=_run_place, help=either)
+    _json(show)
+    diff = actions.add_parser("diff", help="which settings differ; exit status 1 where any does")
+    diff.add_argument("a", type=_run_place, help=either)
+    diff.add_argument("b", type=_run_place, help=either)
+    _json(diff)
 
 
 def _check(command: argparse.ArgumentParser) -> None:
     command.add_argument("data", type=_local, help="folder with one folder of images per class")
-    command.add_argument("--json", type=_local, help="also write the findings to this file")
+    command.add_argument(
+        "--json", type=_local, metavar="FILE", help="write the findings to this file too; -: print them"
+    )
     command.add_argument("--metadata", type=_local, help="CSV with the columns file, group and any others")
 
 
@@ -95,7 +129,7 @@ def _plan(command: argparse.ArgumentParser) -> None:
     rates.add_argument("--probe", action="store_true", help="measure rates here: load the base, draw one batch")
     rates.add_argument("--rates", type=_run_place, metavar="RUN", help="take rates from this run's records")
     command.add_argument("--price", type=float, help="of a GPU-hour; prints the cost")
-    command.add_argument("--json", action="store_true", help="print it as JSON")
+    _json(command)
 
 
 def _reproduce(command: argparse.ArgumentParser) -> None:
@@ -118,13 +152,14 @@ def _readers(command: argparse.ArgumentParser) -> None:
 
 def _status(command: argparse.ArgumentParser) -> None:
     _run(command)
-    command.add_argument("--json", action="store_true", help="print it as JSON")
+    _json(command)
 
 
 def _verify(command: argparse.ArgumentParser) -> None:
     _run(command)
     evidence = "also compare features, records, weights and the real images with their digests"
     command.add_argument("--evidence", action="store_true", help=evidence)
+    _json(command)
 
 
 def _repair(command: argparse.ArgumentParser) -> None:
@@ -150,6 +185,18 @@ COMMANDS = {
         ("check DATA", "check DATA --metadata=patients.csv --json=check.json", "check DATA --dataset.frames=all"),
         settings="--dataset.",
     ),
+    "config": Command(
+        "settings: list and explain them, write a config to begin with, show and compare configs",
+        _configs,
+        (
+            "config init DATA",
+            "config settings sampling",
+            "config show my.yaml --sampling.steps=25",
+            "config diff my.yaml runs/mine",
+            "config schema > busray.schema.json",
+        ),
+        settings=None,
+    ),
     "plan": Command(
         "say before it is spent what a config's job takes: images, GPU-hours, bytes, requests, cost",
         _plan,
@@ -157,19 +204,19 @@ COMMANDS = {
     ),
     "run": Command(
         "the whole job of a config: check, fine-tune, generate, evaluate, report",
-        _config,
+        _figures,
         ("run my.yaml", "run my.yaml --dataset.path=DATA --output=s3://BUCKET/mine"),
     ),
     "demo": Command(
         "the whole job on simulated images, into runs/demo",
-        _no_arguments,
+        _json,
         ("demo", "demo --output=/tmp/demo"),
     ),
     "finetune": Command("train the config's adapters", _config, ("finetune my.yaml --adapters.steps=2000",)),
     "generate": Command("draw the config's corpus", _config, ("generate my.yaml --classes.benign.images=500",)),
     "evaluate": Command(
         "compare the config's arms with the real images and write the report",
-        _config,
+        _figures,
         ("evaluate my.yaml", "evaluate my.yaml --evaluate.whole_corpus=true"),
     ),
     "ablate": Command(
@@ -179,12 +226,12 @@ COMMANDS = {
     ),
     "study": Command(
         "train classifiers with and without a run's synthetic images, test them on real ones",
-        _config,
+        _figures,
         ("study my.yaml --study.primary.metric=auc --study.primary.arm=mixed@0.5",),
     ),
     "audit": Command(
         "look for copies of training images in a run's corpus; exit status 1 unless there are none",
-        _run,
+        _figures_of_run,
         ("audit runs/mine", "audit s3://BUCKET/mine --dataset.path=DATA"),
     ),
     "reproduce": Command(
@@ -231,15 +278,37 @@ COMMANDS = {
 """Name -> command, in the order of the help."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake as all of busray does, and takes -q and -v in every place."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # SUPPRESS: else a command's own default would undo `busray -q COMMAND`.
+        self.add_argument(
+            "-q", "--quiet", action="store_true", default=argparse.SUPPRESS, help="print results and errors only"
+        )
+        self.add_argument(
+            "-v",
+            "--verbose",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="print all tables, and of an error its traceback",
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise mistake(f"{message}; see {self.prog} --help")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of COMMANDS. Its arguments come from split_settings, so it sees no settings."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="busray",
         description="From a folder of labelled breast-ultrasound images to a synthetic corpus with its evidence.",
-        epilog="Flags such as --sampling.steps=25 override settings of the config. See README.md.\n\n" + EXIT_STATUS,
+        epilog=SETTINGS_ARE_FLAGS + "\nStart with `busray config init DATA`. See README.md.\n\n" + EXIT_STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"busray {__version__}")
+    parser.set_defaults(quiet=False, verbose=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         below = commands.add_parser(
@@ -309,6 +378,7 @@ def refuse_words(rest: Sequence[str]) -> None:
 def _options_of(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[set[str], str | None]:
     """(the options of the command that is given, how the settings begin that it takes too)."""
     options, settings = set[str](), None
+    words = [argument for argument in arguments if not argument.startswith("-")]
     level: argparse.ArgumentParser | None = parser
     while level is not None:
         settings = level.get_default("settings")
@@ -316,15 +386,31 @@ def _options_of(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tu
         for action in level._actions:  # argparse has no public list of them
             options |= set(action.option_strings)
             if isinstance(action, argparse._SubParsersAction):
-                below = next((action.choices[word] for word in arguments if word in action.choices), None)
+                named = next((word for word in words if word in action.choices), None)
+                if named is None:
+                    _refuse_unknown(words, list(action.choices), level.prog)
+                    break
+                below = action.choices[named]
+                words = words[words.index(named) + 1 :]
         level = below
     return options, settings
 
 
+def _refuse_unknown(words: Sequence[str], known: Sequence[str], prog: str) -> None:
+    """UserError with the nearest command; nothing where no word is given, which argparse says."""
+    if words:
+        near = _near(words[0], known)
+        raise mistake(f"{_shown(words[0])}: no such command of {prog}{near}; {prog} --help lists them")
+
+
 def _nearest(name: str, options: set[str]) -> str:
+    return _near(f"--{name.lstrip('-').rpartition('.')[2]}", sorted(options))
+
+
+def _near(name: str, known: Sequence[str]) -> str:
     import difflib
 
-    close = difflib.get_close_matches(f"--{name.lstrip('-').rpartition('.')[2]}", sorted(options), n=1)
+    close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 

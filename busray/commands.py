@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from busray.records import Damaged, UserError, json_object
 if TYPE_CHECKING:
     from busray.config import Config
     from busray.corpus.damage import Findings
+    from busray.corpus.verify import VerifyResult
     from busray.records import Figure
     from busray.run.record import Run
     from busray.storage import Store
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def _run(options: argparse.Namespace, flags: list[str]) -> int:
-    return _whole_job(options.config, flags, _command("run", options.config, *flags))
+    return _whole_job(options, options.config, flags, _command("run", options.config, *flags))
 
 
 def _plan(options: argparse.Namespace, flags: list[str]) -> int:
@@ -63,21 +65,20 @@ def _demo(options: argparse.Namespace, flags: list[str]) -> int:
     folder = Path(__file__).parent / "configs"  # in an installed wheel
     if not folder.is_dir():
         folder = Path(__file__).parents[1] / "configs"  # in a checkout
-    return _whole_job(folder / "demo.yaml", flags, _command("demo", *flags))
+    return _whole_job(options, folder / "demo.yaml", flags, _command("demo", *flags))
 
 
-def _whole_job(file: Path, flags: list[str], command: str) -> int:
+def _whole_job(options: argparse.Namespace, file: Path, flags: list[str], command: str) -> int:
     config = _load(file, flags)
     with _opened(config, command=command) as (run, workers):
         from busray.stages.pipeline import run_all
         from busray.stages.plan import job_plan, recorded_rates, refuse_above
 
         plan = job_plan(config, recorded_rates(config, run.store))
-        print(terminal.short_plan(plan), file=sys.stderr)
+        terminal.note(terminal.short_plan(plan))
         refuse_above(config, plan)
         figures = run_all(run, workers)
-    _print_figures(run, figures)
-    print(f"report: {_url(config)}/report.html")
+    _print_figures(run, figures, as_json=options.json)
     return _quarantine_status(config, released=True, arms=True)
 
 
@@ -112,8 +113,7 @@ def _evaluate(options: argparse.Namespace, flags: list[str]) -> int:
 
         check_finished(run)
         figures = evaluate_all(run, workers)
-    _print_figures(run, figures)
-    print(f"report: {_url(config)}/report.html")
+    _print_figures(run, figures, as_json=options.json)
     return _quarantine_status(config, arms=True)
 
 
@@ -139,6 +139,8 @@ def _study(options: argparse.Namespace, flags: list[str]) -> int:
         from busray.stages.study import study
 
         figures, sentences = timed(run, "study", lambda: study(run, workers))
+    if options.json:
+        return _print_stored(run.store, layout.STUDY_JSON)
     terminal.print_study(config.study.architecture, figures, sentences)
     print(f"figures: {_url(config)}/{layout.STUDY_CSV}")
     return 0
@@ -153,8 +155,11 @@ def _audit(options: argparse.Namespace, flags: list[str]) -> int:
         from busray.stages.audit import audit
 
         figures, sentences, passes = timed(run, "audit", lambda: audit(run, workers))
-    terminal.print_audit(figures, sentences)
-    print(f"figures: {options.run.rstrip('/')}/{layout.AUDIT_JSON}")
+    if options.json:
+        _print_stored(run.store, layout.AUDIT_JSON)
+    else:
+        terminal.print_audit(figures, sentences)
+        print(f"figures: {options.run.rstrip('/')}/{layout.AUDIT_JSON}")
     return 0 if passes else 1
 
 
@@ -241,6 +246,9 @@ def _verify(options: argparse.Namespace, flags: list[str]) -> int:
 
     if options.evidence:
         found = _damage(options.run, flags, "verify")
+        if options.json:
+            damaged = [asdict(damage) for damage in found.damages]
+            return _print_verified(options.run, found.corpora, {"compared": found.compared, "damaged": damaged})
         terminal.print_verify(options.run, found.corpora)
         terminal.print_evidence(found)
         return _advise_repair(options.run, bool(found.damages))
@@ -250,8 +258,21 @@ def _verify(options: argparse.Namespace, flags: list[str]) -> int:
         for prefix, store in corpora(_stored_run(options.run)).items():
             name = prefix or "released"
             results[name] = verify(store, partial(report, f"verify {name}"))
+    if options.json:
+        return _print_verified(options.run, results, None)
     terminal.print_verify(options.run, results)
     return _advise_repair(options.run, any(result.problems for result in results.values()))
+
+
+def _print_verified(url: str, results: dict[str, "VerifyResult"], evidence: dict[str, Any] | None) -> int:
+    """As JSON; returns the exit status."""
+    corpora = {}
+    for name, result in results.items():
+        counts = {field: getattr(result, field) for field in ("planned", "committed", "quarantined", "shards")}
+        corpora[name] = {**counts, "digest": result.digest, "problems": result.problems}
+    damaged = any(result.problems for result in results.values()) or bool(evidence and evidence["damaged"])
+    print(json.dumps({"url": url, "sound": not damaged, "corpora": corpora, "evidence": evidence}, indent=1))
+    return int(damaged)
 
 
 def _advise_repair(run: str, damaged: bool) -> int:
@@ -337,8 +358,94 @@ def _gc(options: argparse.Namespace, flags: list[str]) -> int:
     for key, _ in zip(keys, deleted, strict=True):
         print(key)
     outcome = "deleted" if options.delete else "listed, not deleted; --delete deletes them"
-    print(f"{len(keys)} orphaned objects ({outcome})", file=sys.stderr)
+    terminal.note(f"{len(keys)} orphaned objects ({outcome})")
     return 0
+
+
+# ---- settings ----
+
+
+def _config(options: argparse.Namespace, flags: list[str]) -> int:
+    from busray import settings_text
+
+    if options.action == "show":
+        config = _config_of(options.config, flags)
+        print(json.dumps(config.model_dump(mode="json"), indent=1) if options.json else _shown_config(config))
+        return 0
+    _refuse(flags)
+    if options.action == "settings":
+        found = settings_text.matching(options.prefix)
+        if not found:
+            near = settings_text.nearest(options.prefix)
+            raise UserError(f"{options.prefix}: no such setting or group{near}; busray config settings lists all")
+        if options.json:
+            print(json.dumps([setting._asdict() for setting in found], indent=1))
+        else:
+            terminal.print_settings(found)
+    elif options.action == "schema":
+        print(json.dumps(settings_text.schema(), indent=1))
+    elif options.action == "init":
+        _config_init(options.data, options.to)
+    else:
+        return _config_diff(options)
+    return 0
+
+
+def _shown_config(config: "Config") -> str:
+    from busray.settings_text import config_yaml
+
+    return config_yaml(config).rstrip()
+
+
+def _config_init(data: Path | None, file: Path | None) -> None:
+    """Write a config for the classes that are found in the folder."""
+    from busray.config import Dataset
+    from busray.data.folder import lay_out
+    from busray.failures import missing_folder
+    from busray.settings_text import starting_config
+
+    classes = {"benign": "benign", "malignant": "malignant"}
+    if data is not None:
+        if not data.is_dir():
+            raise missing_folder("config init", data, "give the folder with one folder of images per class")
+        classes = lay_out(data, None, Dataset()).classes
+    file = file or Path(f"{data.resolve().name if data else 'my'}.yaml")
+    shown = shlex.quote(str(file))
+    text = starting_config(shown, None if data is None else str(data.absolute()), classes)
+    try:
+        with open(file, "x", encoding="utf-8") as written:
+            written.write(text)
+    except FileExistsError as error:
+        raise UserError(f"{file}: it is there already: name another with --to=FILE") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"--to={file}: no folder {file.parent}: make it first") from error
+    print(f"config: {file}, {len(classes)} classes: {', '.join(classes)}")
+    if data is None:
+        print("set dataset.path and the classes in it")
+    print("next: say in prompts how each class looks, then")
+    print(f"  busray check {shlex.quote(str(data or 'FOLDER'))}")
+    print(f"  busray run {shown}")
+
+
+def _config_diff(options: argparse.Namespace) -> int:
+    from busray.corpus.record import differing
+
+    first, second = _config_of(options.a, []), _config_of(options.b, [])
+    changed = differing(first.model_dump(mode="json"), second.model_dump(mode="json"))
+    if options.json:
+        print(json.dumps({key: {"a": a, "b": b} for key, (a, b) in changed.items()}, indent=1))
+    else:
+        terminal.print_differences(options.a, options.b, changed)
+    return int(bool(changed))
+
+
+def _config_of(place: str, flags: list[str]) -> "Config":
+    """The settings of a config file or of a run."""
+    return _load(Path(place), flags) if _is_config_file(place) else _stored_config(place, flags)
+
+
+def _is_config_file(place: str) -> bool:
+    return Path(place).is_file() or place.endswith((".yaml", ".yml"))
 
 
 # ---- before a run ----
@@ -351,10 +458,14 @@ def _doctor(options: argparse.Namespace, flags: list[str]) -> int:
     _refuse(flags)
     store = Store(options.url)
     findings = examine(store)
-    terminal.print_doctor(store.url, findings)
+    if options.json:
+        doubt, seen = unproven(store), [asdict(finding) for finding in findings]
+        print(json.dumps({"url": store.url, "findings": seen, "not proven": doubt}, indent=1))
+    else:
+        terminal.print_doctor(store.url, findings)
     if problem := complaint(store, findings):
         raise UserError(problem)
-    if doubt := unproven(store):
+    if not options.json and (doubt := unproven(store)):
         print(f"not proven: {doubt}")
     return 0
 
@@ -367,12 +478,16 @@ def _check(options: argparse.Namespace, flags: list[str]) -> int:
     from busray.storage import naming
 
     settings = dataset_settings(flags)
+    printed = str(options.json) == "-"
     if options.json and not options.json.absolute().parent.is_dir():
         raise missing_folder("--json", options.json.parent, "make it first, or name another")
     if options.json and options.json.is_dir():
         raise UserError(f"--json: {options.json} is a folder: name a file in it")
     with terminal.reporter() as report:
         checked = check(options.data, None, options.metadata, partial(report, "check"), settings)
+    if printed:
+        print(to_json(checked.to_dict()).decode())
+        return 0
     for table in checked.tables():
         terminal.print_table(table.title, table.columns, table.rows)
     if options.json:
@@ -382,8 +497,8 @@ def _check(options: argparse.Namespace, flags: list[str]) -> int:
 
 
 COMMAND_FUNCTIONS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
-    "doctor": _doctor, "check": _check, "plan": _plan, "run": _run, "demo": _demo, "finetune": _finetune,
-    "generate": _generate, "evaluate": _evaluate, "ablate": _ablate, "study": _study,
+    "doctor": _doctor, "check": _check, "config": _config, "plan": _plan, "run": _run, "demo": _demo,
+    "finetune": _finetune, "generate": _generate, "evaluate": _evaluate, "ablate": _ablate, "study": _study,
     "audit": _audit, "reproduce": _reproduce, "card": _card, "readers": _readers,
     "status": _status, "verify": _verify, "repair": _repair, "gc": _gc,
 }  # fmt: skip
@@ -416,7 +531,7 @@ def _open(config: "Config", report: "Report", **options: Any) -> "Run":
     report("start", 0, 1)
     run = open_run(config, report, **options)
     report("start", 1, 1)
-    print(run.account, file=sys.stderr)
+    terminal.note(run.account)
     return run
 
 
@@ -481,11 +596,20 @@ def _stored_run(url: str) -> "Store":
     return store
 
 
-def _print_figures(run: "Run", figures: list["Figure"]) -> None:
+def _print_stored(store: "Store", key: str) -> int:
+    print(store.read(key).decode())
+    return 0
+
+
+def _print_figures(run: "Run", figures: list["Figure"], *, as_json: bool) -> None:
+    if as_json:
+        _print_stored(run.store, layout.REPORT_JSON)
+        return
     from busray.stages.report import is_simulated, report_sentences, report_warnings
 
     said, warned = report_sentences(run, figures), report_warnings(run, figures)
     terminal.print_figures(figures, said, warned, simulated=is_simulated(run))
+    print(f"report: {_url(run.config)}/report.html")
 
 
 def _quarantine_status(config: "Config", *, released: bool = False, arms: bool = False) -> int:

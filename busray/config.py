@@ -128,7 +128,10 @@ def _as_range(value: Any) -> Any:
 class Settings(BaseModel):
     """A group of settings: frozen, and an unknown name is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    # The text below a setting is what `busray config settings` and the JSON schema say of it.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Phantoms(Settings):
@@ -137,11 +140,14 @@ class Phantoms(Settings):
     images: Annotated[int, Field(ge=8, le=100_000)] = 60
     """Images per class."""
     seed: Seed = 7
+    """Seed of the simulation."""
     probe: str = "demo"
     """Probe preset of busray.data.phantom."""
 
 
 class Dataset(Settings):
+    """The labelled images."""
+
     path: LocalLocation | None = None
     """Folder with one folder per class."""
     phantoms: Phantoms | None = None
@@ -182,9 +188,12 @@ class Dataset(Settings):
     test: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
     """Share of each class for the test split."""
     seed: Seed = 42
+    """Seed of the split."""
 
 
 class Base(Settings):
+    """The Stable Diffusion checkpoint that everything starts from."""
+
     path: Annotated[str, Place(url=False), AfterValidator(_base_location)] = "tiny"
     """`tiny` (embedded), a folder in diffusers' layout, a `.safetensors` file of Stable Diffusion
     1.x, or a hub id."""
@@ -206,6 +215,8 @@ class Base(Settings):
 
 
 class Class(Settings):
+    """One class: how many images, and by which texts."""
+
     folder: Text | None = None
     """The class's folder of dataset.path; default: the class's name. A class that is named as a
     folder with spaces or accents gets a safe name, and its folder stands here."""
@@ -225,11 +236,15 @@ class Class(Settings):
 
 
 class Adapters(Settings):
+    """What fine-tuning makes: LoRA weights and learned tokens."""
+
     method: Literal["lora", "ti", "lora+ti"] = "lora+ti"
+    """`lora`: weights; `ti` (textual inversion): a learned token for each class."""
     path: Location | None = None
     """Folder or URL of existing adapters to use instead of training: a LoRA of diffusers, kohya or
     PEFT, and a file for each token."""
     rank: Annotated[int, Field(ge=1, le=256)] = 4
+    """Rank of LoRA's matrices."""
     alpha: PositiveFloat | None = None
     """LoRA scaling numerator; default: the rank."""
     convolutions: bool = False
@@ -297,7 +312,10 @@ class Adapters(Settings):
     """Steps between validation losses with a sample grid."""
     checkpoint_every: Steps = 500
     """Steps between checkpoints."""
-    num_workers: Annotated[tuple[WorkerCount, WorkerCount], BeforeValidator(_as_range)] = (1, 1)
+    num_workers: Annotated[
+        tuple[WorkerCount, WorkerCount],
+        BeforeValidator(_as_range, json_schema_input_type=WorkerCount | tuple[WorkerCount, WorkerCount]),
+    ] = (1, 1)
     """Ray Train workers: a number, or [min, max] to train on as many nodes as there are."""
 
     @field_validator("num_workers")
@@ -325,11 +343,15 @@ FAST_INTERVAL = (0.28, 5.42)
 
 
 class Sampling(Settings):
+    """How images are drawn from a prompt (txt2img)."""
+
     preset: Literal["fast"] | None = None
     """`fast`: 20 steps, 8 of refinement, and guidance_interval [0.28, 5.42], where these are not
     set. What it gains and costs is not measured yet (benchmarks/fast_preset.py)."""
     scheduler: Literal["dpmsolver++", "sde-dpmsolver++", "ddim", "euler", "unipc"] = "dpmsolver++"
+    """The sampler, of txt2img and refinement."""
     steps: SamplingSteps = 50
+    """Denoising steps of an image."""
     guidance_scale: Guidance = 7.5
     """1: no classifier-free guidance."""
     guidance_interval: tuple[NoiseLevel, NoiseLevel] | None = None
@@ -354,9 +376,11 @@ class Refine(Settings):
     """img2img on the txt2img result."""
 
     strength: Strength = 0.3
+    """How much noise the image gets before it is drawn again; 1: it is drawn from noise alone."""
     steps: SamplingSteps = 50
     """Steps of the whole schedule; strength x steps of them are run."""
     guidance_scale: Guidance = 7.5
+    """As sampling.guidance_scale."""
     handover: Literal["pixel", "latent"] = "pixel"
     """`pixel` decodes, rounds to 8 bits and encodes again (the paper); `latent` does not."""
 
@@ -382,6 +406,8 @@ class Gate(Settings):
 
 
 class Corpus(Settings):
+    """What is written: shards, their format, and which images are kept."""
+
     shard_seconds: Annotated[float, Field(ge=1, le=86_400)] = 75
     """About how long one worker draws at a shard, which is the unit of work, retry and output. A
     lost worker costs so much; a spot machine can finish it after its notice. How many images that
@@ -389,6 +415,7 @@ class Corpus(Settings):
     shard_size: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Images of a shard, whatever they take. null: whole batches, by shard_seconds."""
     format: Literal["parquet", "png"] = "parquet"
+    """`parquet`: a file a shard. `png`: a file an image, and a `.jsonl` for each shard."""
     keep_txt2img: bool = True
     """Keep the image before refinement too."""
     gate: Gate | None = None
@@ -406,6 +433,8 @@ class Geometry(Settings):
 
 
 class Evaluate(Settings):
+    """What is compared with the real images, and by which measures."""
+
     arms: Annotated[tuple[str, ...], Field(min_length=1), Distinct] = ("base", "lora+ti", "lora+ti+refine")
     """Arms to compare: `base` or adapters.method, each also with `+refine`."""
     images: Images | None = None
@@ -433,6 +462,7 @@ class Evaluate(Settings):
     """Architecture of the classifier that says which class each first draw shows; another one than
     the class gate's. null: no class consistency."""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 32
+    """Images that an extractor takes at once."""
 
 
 class Ablate(Settings):
@@ -451,9 +481,11 @@ class Primary(Settings):
     all others are corrected for multiple comparisons."""
 
     metric: Literal["accuracy", "macro_f1", "auc"]
+    """What the comparison is of."""
     arm: str
     """An arm of the study, such as `mixed@0.5`."""
     against: str = "real"
+    """The arm that it is compared with."""
 
 
 class Study(Settings):
@@ -472,6 +504,7 @@ class Study(Settings):
     steps: Annotated[int, Field(ge=10, le=1_000_000)] = 400
     """Optimiser steps of every training; they do not depend on its number of images."""
     batch_size: Annotated[int, Field(ge=2, le=4096)] = 32
+    """Images of an optimiser step."""
     learning_rates: Annotated[tuple[Fraction, ...], Field(min_length=1), Distinct] = (3e-3,)
     """Each is tried in every training; the validation images choose one."""
     external: LocalLocation | None = None
@@ -479,6 +512,8 @@ class Study(Settings):
 
 
 class Cluster(Settings):
+    """Where the work runs, and how much of a machine each worker takes."""
+
     address: Text | None = None
     """Ray address. null: RAY_ADDRESS; if that is not set, Ray is started in this process."""
     allow_insecure: bool = False
@@ -488,7 +523,9 @@ class Cluster(Settings):
     """Actors that sample and compute features. All are asked for at once, and each works as soon as
     there is a place for it."""
     gpus_per_actor: Annotated[float, Field(ge=0, le=16)] = 0
+    """GPUs of an actor; 0.5: two actors share one."""
     cpus_per_actor: Annotated[float, Field(ge=0, le=256)] = 1
+    """CPUs of an actor."""
     cpu_nodes: bool = False
     """The cluster has machines without a GPU that offer Ray's custom resource `cpu_node`, as those
     of cluster.yaml and kuberay.yaml do. Work that needs no GPU then runs on these alone, and keeps
@@ -539,6 +576,8 @@ class Card(Settings):
 
 
 class Config(Settings):
+    """All settings of a run."""
+
     name: str = "run"
     """The run's name; default: the config file's name."""
     output: Annotated[str, Place(url=True), AfterValidator(_output)] = ""
@@ -581,7 +620,11 @@ class Config(Settings):
             value["refine"] = {"steps": math.ceil(FAST_REFINE_STEPS / strength), **refine}
         return value
 
-    @field_validator("classes", mode="before")
+    @field_validator(
+        "classes",
+        mode="before",
+        json_schema_input_type=Annotated[dict[str, Class | None], Field(min_length=1)],
+    )
     @classmethod
     def _folders_with_spaces_and_accents_get_a_safe_name(cls, value: Any) -> Any:
         if not isinstance(value, dict):

@@ -6,6 +6,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from busray.records import CLASS_ALL, INCEPTION, Figure
@@ -20,9 +21,22 @@ if TYPE_CHECKING:
     from busray.report.tables import Table
     from busray.report.warnings import Warned
     from busray.run.progress import Driver
+    from busray.settings_text import Setting
     from busray.stages.plan import JobPlan
     from busray.stages.status import CorpusStatus, RunStatus
     from busray.workers import Report
+
+
+class Talk(Enum):
+    """How much is printed besides results and errors."""
+
+    QUIET = "-q"
+    USUAL = ""
+    VERBOSE = "-v"
+
+
+talk = Talk.USUAL
+"""Of this process; cli.py sets it for each command."""
 
 LINE_SECONDS = 10.0  # between plain progress lines where there is no terminal
 WIDEST = 1000  # characters of a table's line where there is no terminal
@@ -85,6 +99,28 @@ def print_figures(
 def _print_words(title: str, table: "Table", words: Callable[[str], str]) -> None:
     """A table whose texts call images by what they are."""
     print_table(words(title), list(map(words, table.columns)), [list(map(words, row)) for row in table.rows])
+
+
+def print_settings(settings: Sequence["Setting"]) -> None:
+    """Each with its default, what it takes and what it means; in at most 80 columns."""
+    for setting in settings:
+        print(f"{setting.name} = {setting.default}")
+        for text in (f"({setting.takes})", setting.text):
+            if text:
+                print(textwrap.fill(text, 80, initial_indent="    ", subsequent_indent="    ", break_long_words=False))
+
+
+def print_differences(a: str, b: str, changed: Mapping[str, tuple[Any, Any]]) -> None:
+    """changed: setting -> (value in a, value in b)."""
+    for name, (first, second) in changed.items():
+        print(f"{name}\n  - {_value(first)}\n  + {_value(second)}")
+    print(f"{len(changed)} settings differ (- {a}, + {b})" if changed else "no setting differs")
+
+
+def _value(value: Any) -> str:
+    from busray.settings_text import yaml_value
+
+    return yaml_value(value)
 
 
 def print_ablation(report: dict[str, Any]) -> None:
@@ -392,9 +428,19 @@ def print_quarantine(url: str, found: "Quarantine", allowed: float) -> None:
     )
 
 
+def note(text: str) -> None:
+    """A line on standard error, unless `-q` asks for results and errors alone."""
+    if talk is not Talk.QUIET:
+        print(text, file=sys.stderr)
+
+
 @contextmanager
 def reporter() -> Iterator["Report"]:
-    """report(stage, done, total): bars on a terminal, a plain line now and then elsewhere."""
+    """report(stage, done, total): bars on a terminal, a plain line now and then elsewhere; nothing
+    with `-q`."""
+    if talk is Talk.QUIET:
+        yield lambda stage, done, total: None
+        return
     if not sys.stderr.isatty():
         yield _plain_lines()
         return

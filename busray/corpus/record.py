@@ -66,11 +66,17 @@ def _run_of(data: bytes) -> dict[str, Any]:
 
 def differences(old: Any, new: Any) -> dict[str, str]:
     """The differing fields of two plain trees, such as {"sampling.steps": "4 there, 5 now"}."""
+    return {key: f"{_short(there)} there, {_short(now)} now" for key, (there, now) in differing(old, new).items()}
+
+
+def differing(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
+    """The differing fields of two plain trees, such as {"sampling.steps": (4, 5)}; None for one
+    that a tree does not have."""
     before, after = flatten(old), flatten(new)
     changes = {}
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):
-            changes[key] = f"{_short(before.get(key))} there, {_short(after.get(key))} now"
+            changes[key] = before.get(key), after.get(key)
     return changes
 
 

@@ -1,5 +1,6 @@
 """What commands make of a corpus: their exit status and messages."""
 
+import json
 import re
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from busray.cli import main
-from busray.commands import _quarantine_status
+from busray.commands import COMMAND_FUNCTIONS, _quarantine_status
 from busray.config_file import validate
 from busray.layout import MANIFEST
 from busray.storage import Store
@@ -51,3 +52,38 @@ def test_an_arms_quarantined_images_count_for_themselves(store: Store, capsys: p
     assert _quarantine_status(config, released=True) == 0
     assert _quarantine_status(config, released=True, arms=True) == 1
     assert f"{store.url}/arms/base/commits/" in capsys.readouterr().err
+
+
+def test_verify_and_doctor_print_json_for_programs(store: Store, capsys: pytest.CaptureFixture) -> None:
+    draw(store, rejected=1)
+    assert main(["verify", store.url, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["sound"], told["corpora"]["released"]["problems"]) == (True, [])
+    store.delete(next(iter(store.list("commits"))))
+    assert main(["verify", "--json", store.url]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert not told["sound"] and told["corpora"]["released"]["problems"]
+    assert main(["doctor", store.url, "--json"]) == 0
+    assert all(finding["passed"] for finding in json.loads(capsys.readouterr().out)["findings"])
+
+
+def test_quiet_leaves_out_what_is_neither_result_nor_error(store: Store, capsys: pytest.CaptureFixture) -> None:
+    draw(store)
+    assert main(["gc", store.url]) == 0
+    assert "0 orphaned objects" in capsys.readouterr().err
+    for arguments in (["-q", "gc", store.url], ["gc", store.url, "--quiet"]):
+        assert main(arguments) == 0
+        assert capsys.readouterr().err == ""
+
+
+def test_verbose_shows_an_errors_traceback(
+    store: Store, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(options: object, flags: object) -> int:
+        raise ZeroDivisionError("unheard of")
+
+    monkeypatch.setitem(COMMAND_FUNCTIONS, "gc", fail)
+    assert main(["gc", store.url]) == 1
+    assert "Traceback" not in capsys.readouterr().err
+    assert main(["gc", store.url, "-v"]) == 1
+    assert "Traceback" in capsys.readouterr().err
