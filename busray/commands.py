@@ -605,11 +605,15 @@ def _print_figures(run: "Run", figures: list["Figure"], *, as_json: bool) -> Non
     if as_json:
         _print_stored(run.store, layout.REPORT_JSON)
         return
+    from busray.corpus.arms import arm_after_gate, released_arm
     from busray.stages.report import is_simulated, report_sentences, report_warnings
 
-    said, warned = report_sentences(run, figures), report_warnings(run, figures)
-    terminal.print_figures(figures, said, warned, simulated=is_simulated(run))
-    print(f"report: {_url(run.config)}/report.html")
+    warned, simulated = report_warnings(run, figures), is_simulated(run)
+    if terminal.talk is terminal.Talk.VERBOSE:
+        terminal.print_figures(figures, report_sentences(run, figures), warned, simulated=simulated)
+    corpus = run.store.read_record(layout.REPORT_JSON, json_object)["corpus"]
+    released = arm_after_gate(run.config) or released_arm(run.config)
+    terminal.print_outcome(figures, warned, corpus, released, _url(run.config), simulated=simulated)
 
 
 def _quarantine_status(config: "Config", *, released: bool = False, arms: bool = False) -> int:

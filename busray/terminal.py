@@ -1,6 +1,7 @@
 """What commands show on a terminal: tables, sentences, progress."""
 
 import io
+import shlex
 import sys
 import textwrap
 import time
@@ -39,6 +40,9 @@ talk = Talk.USUAL
 """Of this process; cli.py sets it for each command."""
 
 LINE_SECONDS = 10.0  # between plain progress lines where there is no terminal
+TERMINAL_WIDTH = 80
+WRAPPER = textwrap.TextWrapper(TERMINAL_WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+LONG_CELL = 30  # characters: longer cells of words are wrapped
 WIDEST = 1000  # characters of a table's line where there is no terminal
 PROBLEMS_SHOWN = 20  # problems of `verify` that are printed; the rest is counted
 
@@ -48,19 +52,80 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), title_justify="left")
-    for i, column in enumerate(columns):
-        table.add_column(escape(column), justify="left" if i == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
     # Into a file a table is as wide as it needs: rich would take 80 columns and fold figures.
     is_terminal = sys.stdout.isatty()
     # Not printed by rich, which itself ends the process where a pipe is closed.
     printed = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding or "utf-8", "backslashreplace", newline="")
     console = Console(file=printed, force_terminal=is_terminal or None, width=None if is_terminal else WIDEST)
-    console.print(table)
+    for shown in fitting_columns([columns, *rows], console.width):
+        table = Table(title=escape(title), title_justify="left")
+        for i in shown:
+            table.add_column(escape(columns[i]), justify="left" if i == 0 else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*(escape(str(row[i])) for i in shown))
+        console.print(table)
+        title = f"{title.removesuffix(' (more columns)')} (more columns)"
     printed.seek(0)
     sys.stdout.write(printed.read())
+
+
+def fitting_columns(rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
+    """The columns of each part of a table that together are too wide; each part has the first.
+
+    No word is broken: a column is as wide as its longest cell, or as LONG_CELL where that has
+    spaces to be wrapped at.
+    """
+    needs = []
+    for i in range(len(rows[0])):
+        cells = [str(row[i]) for row in rows]
+        words = [word for cell in cells for word in cell.split()]
+        needs.append(min(max(map(len, cells)), max(LONG_CELL, *map(len, words))) + 3)
+    parts, used = [[0]], 1 + needs[0]
+    for i in range(1, len(needs)):
+        if used + needs[i] > width and len(parts[-1]) > 1:
+            parts.append([0])
+            used = 1 + needs[0]
+        parts[-1].append(i)
+        used += needs[i]
+    return parts
+
+
+def print_outcome(
+    figures: Sequence[Figure],
+    warned: Sequence["Warned"],
+    corpus: Mapping[str, Any],
+    released: str,
+    url: str,
+    *,
+    simulated: bool,
+) -> None:
+    """What a run came to: a verdict, one table of 80 columns, what to do next.
+
+    corpus: of report.json. released: the arm that the corpus is. simulated: phantoms stand in for
+    real images.
+    """
+    from busray.report.outcome import outcome_table, verdict_lines
+    from busray.report.simulated import words_for
+
+    words = words_for(simulated=simulated)
+    _print_wrapped(list(map(words, verdict_lines(figures, warned, corpus, released, url))))
+    table = outcome_table(figures, released, TERMINAL_WIDTH)
+    reference = next(figure.reference for figure in figures if figure.protocol == "synthetic-only")
+    print()
+    _print_wrapped([words(f"Against real {reference} images; lower FID, KID, AUC: nearer. *: released corpus")])
+    _print_columns([list(map(words, row)) for row in (table.columns, *table.rows)])
+    quoted = shlex.quote(url)
+    print()
+    print("Next: look at the images in the report, then search for copies, then describe it:")
+    print(f"  busray audit {quoted}\n  busray card {quoted}")
+
+
+def _print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """The first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))]
+        print("  ".join(cells).rstrip())
 
 
 def print_figures(
@@ -230,7 +295,7 @@ def print_status(status: "RunStatus") -> None:
 
 def _print_wrapped(lines: Sequence[str]) -> None:
     for line in lines:
-        print(textwrap.fill(line, 80, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))
+        print(WRAPPER.fill(line))
 
 
 def _corpus_lines(corpus: "CorpusStatus", status: "RunStatus") -> list[str]:

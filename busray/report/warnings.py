@@ -31,6 +31,8 @@ class Warned:
     text: str
     advice: str
     """What to try, or to do instead."""
+    short: str = ""
+    """What follows `Use:` in the verdict on a terminal, in at most 60 characters or so."""
 
 
 def warnings(figures: Sequence[Figure], arm: str) -> list[Warned]:
@@ -42,6 +44,7 @@ def warnings(figures: Sequence[Figure], arm: str) -> list[Warned]:
 SIMULATED = Warned(
     "No scan of a patient is in this run: simulated images (phantoms) stand in for real ones.",
     "Read its figures as a test of the method. Measure your own images with `busray run CONFIG`.",
+    "none; it is a test of the method on simulated images.",
 )
 
 
@@ -86,6 +89,7 @@ def _collapsed(agreement: Figure, most: Figure, judge: Figure, fell: str) -> War
         f"({most.value:.2f} of {most.n}). It sees '{name}' in {METRICS[CONSISTENCY].text(agreement)} of "
         f"them, and in {METRICS[JUDGE].text(judge)} of real '{name}' images.{fell}",
         RETRY_CLASS,
+        f"not the '{name}' images; a classifier takes most of them for '{other}'.",
     )
 
 
@@ -96,6 +100,7 @@ def _weak(agreement: Figure, judge: Figure, fell: str) -> Warned:
         f"{METRICS[CONSISTENCY].text(agreement)} of them, and in {METRICS[JUDGE].text(judge)} of real "
         f"'{name}' images.{fell}",
         RETRY_CLASS,
+        f"with care; fewer '{name}' images than real ones show their class.",
     )
 
 
@@ -105,6 +110,7 @@ def _judge_is_weak(judge: Figure) -> Warned:
         f"Whether '{name}' images show their class is not known: the judge recognises only "
         f"{METRICS[JUDGE].text(judge)} of real '{name}' test images.",
         "Look at the images yourself, or choose another judge (evaluate.judge).",
+        f"look first; whether '{name}' images show their class is not known.",
     )
 
 
@@ -131,9 +137,10 @@ def _steps(figures: Sequence[Figure], arm: str) -> list[Warned]:
         measured = f"KID x 1000, {after} minus {before}: {METRICS['kid'].text(difference, '+')}"
         if not excludes_zero(difference):
             text = f"{step} is not shown to help: its effect cannot be distinguished from none ({measured})."
-            found.append(Warned(text, advice))
+            found.append(Warned(text, advice, f"with care; {step.lower()} is not shown to help."))
         elif difference.value > 0:
-            found.append(Warned(f"{step} made the images less like real ones ({measured}).", advice))
+            text = f"{step} made the images less like real ones ({measured})."
+            found.append(Warned(text, advice, f"with care; {step.lower()} made them less like real ones."))
     return found
 
 
@@ -148,6 +155,7 @@ def _variety(figures: Sequence[Figure], arm: str) -> list[Warned]:
             f"{METRICS['recall'].number(recall.value)} of the real images' variety, other real images "
             f"{METRICS['recall'].number(floor.value)} (recall, n = {recall.n}).",
             "Try more and more different prompts, or a lower sampling.guidance_scale.",
+            "with care; the images vary less than real ones.",
         )
     ]
 
@@ -162,5 +170,6 @@ def _separable(figures: Sequence[Figure], arm: str) -> list[Warned]:
             f"(AUC {METRICS[SEPARABILITY_AUC].text(area)}; 0.5 is guessing).",
             "Do not use the images where they must pass for real ones. `busray study` measures what "
             "they are worth for training.",
+            "for training only; nearly every image is recognised as synthetic.",
         )
     ]

@@ -1,7 +1,7 @@
 """report.json and report.html, from what the stages committed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import zip_longest
 from typing import Any
@@ -57,7 +57,7 @@ def report_warnings(run: Run, figures: list[Figure]) -> list[Warned]:
     """What to know before the corpus is used."""
     simulated = is_simulated(run)
     words = words_for(simulated=simulated)
-    found = [Warned(words(w.text), w.advice) for w in warnings(figures, released_arm(run.config))]
+    found = [replace(w, text=words(w.text), short=words(w.short)) for w in warnings(figures, released_arm(run.config))]
     return [SIMULATED, *found] if simulated else found
 
 

@@ -95,3 +95,23 @@ def test_check_prints_its_tables_and_keeps_them_as_json(capsys: pytest.CaptureFi
     shown = capsys.readouterr().out
     assert "benign (9).png" in shown and "benign (9).png" in json.dumps(found)
     assert all(f"{name}" in shown for name in ("benign", "malignant"))
+
+
+def test_a_table_too_wide_for_a_terminal_is_printed_in_parts_and_no_word_is_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    names = ["class", *(f"malignant-{i}" for i in range(12))]
+    print_table("images", names, [["benign", *["123.4 [100.0, 200.0]"] * 12]])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    shown = "\n".join(lines)
+    assert all(name in shown for name in names) and shown.count("123.4 [100.0, 200.0]") == 12
+    assert shown.count("benign") > 1 and "images (more columns)" in shown
+
+
+@pytest.mark.parametrize("width, parts", [(80, [[0, 1, 2]]), (30, [[0, 1], [0, 2]]), (5, [[0, 1], [0, 2]])])
+def test_each_part_of_a_wide_table_has_the_first_column(width: int, parts: list[list[int]]) -> None:
+    assert terminal.fitting_columns([["class", "a" * 15, "b" * 10]], width) == parts
