@@ -30,6 +30,7 @@ def test_more_quarantined_images_than_allowed_end_the_command_with_status_1(
     run = SimpleNamespace(store=store, log_file=None)
     monkeypatch.setattr("busray.commands._opened", lambda *_, **__: nullcontext((run, None)))
     monkeypatch.setattr("busray.stages.generate.generate", lambda *_: draw(store, shard_size=6, rejected=1))
+    monkeypatch.setattr("busray.stages.card.write_card", lambda *_: None)
     config = Path(store.url).parent / "config.yaml"
     config.write_text(yaml.safe_dump({"dataset": {"path": "data"}, "classes": {"benign": {}, "malignant": {}}}))
     flags = [f"--output={store.url}", f"--corpus.max_quarantined={allowed}"]
