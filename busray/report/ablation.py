@@ -7,9 +7,11 @@ training image in feature space only; the copy audit compares the images themsel
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
+from markupsafe import Markup
+
 from busray.evidence.nearness import DISTANCE, RECONSTRUCTION, SAME_CLASS, VAE
 from busray.records import CLASS_ALL, INCEPTION, REAL, Figure
-from busray.report import html
+from busray.report import html, plots
 from busray.report.metrics import METRICS, NONE
 from busray.report.page import report_html
 from busray.report.tables import Json, Table, figures_of, first, select
@@ -185,22 +187,23 @@ def ablation_html(report: Json, sheets: Mapping[str, bytes]) -> str:
     return report_html(report, arms, {}, sections)
 
 
-def _notes(ablation: Json) -> str:
+def _notes(ablation: Json) -> html.Section:
     """Below the figures, whose tables they are about."""
-    notes = "".join(html.paragraph(note, "soft") for note in ablation["notes"])
-    return f"<section><h3>Notes on the tables</h3>{notes}</section>" if notes else ""
+    notes = html.NOTHING.join(html.paragraph(note, "soft") for note in ablation["notes"])
+    return html.Section("Notes on the tables", notes)
 
 
-def _sheets(sheets: Mapping[str, bytes]) -> str:
+def _sheets(sheets: Mapping[str, bytes]) -> html.Section:
+    title = "Arms side by side"
     if not sheets:
-        return ""
+        return html.Section(title, html.NOTHING)
     inside = html.paragraph(
         "The first images of each class, not a selection. All images of a column share seed, noise and prompt.",
         "soft",
     )
-    for title, png in sheets.items():
-        inside += html.figure(html.image(png, title), "", title)
-    return html.section("Arms side by side", inside)
+    for name, png in sheets.items():
+        inside += html.figure(html.image(png, name), "", name)
+    return html.Section(title, inside)
 
 
 NEARNESS = (
@@ -211,28 +214,28 @@ NEARNESS = (
 )
 
 
-def _nearness(figures: Sequence[Figure], ablation: Json) -> str:
+def _nearness(figures: Sequence[Figure], ablation: Json) -> html.Section:
     rows = html.table(*nearness_rows(figures, ablation["arms"], ablation["held_out"]))
-    return html.section("Copying and class drift", html.paragraph(NEARNESS, "soft") + rows)
+    return html.Section("Copying and class drift", html.paragraph(NEARNESS, "soft") + rows)
 
 
-def _sweeps(figures: Sequence[Figure], ablation: Json) -> str:
+def _sweeps(figures: Sequence[Figure], ablation: Json) -> html.Section:
     reference, curves = ablation["sweep_reference"], ablation["curves"]
     overall = _overall(figures, reference)
     floor_arms = {"kid": REAL, DISTANCE: f"{REAL} {reference}", SAME_CLASS: f"{REAL} {reference}"}
-    plots = ""
+    drawings = html.NOTHING
     for setting, arms in curves.items():
-        shown = ""
+        shown = html.NOTHING
         for metric, floor_arm in floor_arms.items():
             shown += _curves(setting, metric, arms, overall, overall[metric, floor_arm])
-        plots += html.heading(setting) + html.columns(shown)
+        drawings += html.heading(setting) + html.columns(shown)
     note = (
         f"Sweeps of {ablation['full']}, one setting at a time, against the {reference} images. "
         f"Settings are chosen here, so that the {ablation['reference']} images are used only once. "
         "Strength 0 is the image before refinement. Bars: 95 % intervals. Dashed: real images."
     )
     rows = html.table(*sweep_rows(figures, curves, reference))
-    return html.section("Sweeps", html.paragraph(note, "soft") + plots + rows)
+    return html.Section("Sweeps", html.paragraph(note, "soft") + drawings + rows)
 
 
 def _curves(
@@ -241,23 +244,23 @@ def _curves(
     arms: Mapping[str, Sequence[tuple[float, str]]],
     overall: Overall,
     floor: Figure,
-) -> str:
+) -> Markup:
     """One line per arm over the values of a sweep."""
     metric, series, at, names = METRICS[name], [], set(), []
     for i, (arm, values) in enumerate(arms.items()):
         points = []
         for value, arm_there in values:
-            points.append(html.Point(value, *metric.scaled(overall[name, arm_there])))
+            points.append(plots.Point(value, *metric.scaled(overall[name, arm_there])))
             at.add(value)
-        series.append(html.Series(arm, points, f"c{i + 1}"))
+        series.append(plots.Series(arm, points, f"c{i + 1}"))
         names.append(f"{COLOUR_NAMES[i]}: {arm}")
     label, dashed = f"{metric.title} over {setting}", (metric.floor, metric.scaled(floor)[0])
     # ticks at the values that were tried, and at no other
-    drawing = html.curve_plot(series, setting, label, metric.title, sorted(at), dashed)
+    drawing = plots.curve_plot(series, setting, label, metric.title, sorted(at), dashed)
     return html.figure(drawing, "; ".join(names))
 
 
-def _configurations(ablation: Json) -> str:
+def _configurations(ablation: Json) -> html.Section:
     note = "Every configuration tried under this output. All share data, seeds, training steps and images per class."
     rows = html.table(*configuration_rows(ablation["configurations"]))
-    return html.section("Every configuration tried", html.paragraph(note, "soft") + rows)
+    return html.Section("Every configuration tried", html.paragraph(note, "soft") + rows)

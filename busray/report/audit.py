@@ -3,13 +3,17 @@
 import math
 from collections.abc import Iterable, Sequence
 
+from markupsafe import Markup
+
 from busray.evidence.audit import AuditEvidence, NearestPair
 from busray.evidence.copies import FALSE_ALARMS, IDENTICAL
 from busray.evidence.stats.intervals import wilson
 from busray.records import Figure
-from busray.report import html
+from busray.report import html, plots
 from busray.report.metrics import METRICS, arms_text
 from busray.report.tables import Json, Table, figures_of
+
+TITLE = "Copies of training images"
 
 SPACE_NAMES = {
     "image": ("The whole image", "score of the nearest training image (higher is nearer)"),
@@ -17,6 +21,13 @@ SPACE_NAMES = {
     "features": ("Features", "distance to the nearest training image (smaller is nearer)"),
 }
 """space -> title and axis of its plot"""
+
+
+LEGEND = (
+    ("c0", "held-out real images: share in each bin, on a logarithmic axis"),
+    ("c1", "the corpus"),
+    ("floor", "threshold: images beyond it are copies; a bin that the line cuts may hold both"),
+)
 
 
 def audit_rows(figures: Sequence[Figure]) -> Table:
@@ -40,10 +51,10 @@ def of_now(audit: Json, images: int) -> Json:
     return {**audit, "outdated": note if audited < images else None}
 
 
-def copies_section(audit: Json, panels: bytes | None) -> str:
-    """Empty where there was no audit. panels: PNG of the closest pairs."""
+def copies_section(audit: Json, panels: bytes | None) -> html.Section:
+    """Nothing inside where there was no audit. panels: PNG of the closest pairs."""
     if not audit:
-        return ""
+        return html.Section(TITLE, html.NOTHING)
     outdated = [audit["outdated"]] if audit.get("outdated") else []
     method = (
         "The search finds each image's nearest training images in two ways: by squares of their "
@@ -57,19 +68,19 @@ def copies_section(audit: Json, panels: bytes | None) -> str:
     )
     inside = html.sentence_list([*outdated, *audit["sentences"]]) + html.paragraph(method)
     inside += html.table(*audit_rows(figures_of(audit))) + html.heading("Nearest training images")
-    plots = ""
+    drawings = html.NOTHING
     for space, counts in audit["spread"].items():
-        plots += _histogram(*SPACE_NAMES[space], counts)
-    inside += html.columns(plots)
+        drawings += _histogram(*SPACE_NAMES[space], counts)
+    inside += html.legend(LEGEND if drawings else ()) + html.columns(drawings)
     if panels:
         inside += html.figure(html.image(panels, "closest pairs"), caption)
     closest = audit["closest"]
     pairs = html.table(closest["columns"], closest["rows"], "words")
     inside += html.folded("The closest pairs", pairs)
-    return html.section("Copies of training images", inside)
+    return html.Section(TITLE, inside)
 
 
-def _histogram(title: str, axis: str, counts: Json) -> str:
+def _histogram(title: str, axis: str, counts: Json) -> Markup:
     """Shares of held-out real images (filled) and of the corpus (line) a bin."""
     real, corpus, threshold = counts["held_out"], counts["corpus"], counts["threshold"]
     start, end = counts["ends"]
@@ -81,27 +92,23 @@ def _histogram(title: str, axis: str, counts: Json) -> str:
         low, high = min(low, threshold - width), max(high, threshold + width)
     # The axis of the shares is logarithmic, so that one copy in a million images can be seen.
     decades = math.ceil(math.log10(max(sum(real), sum(corpus)))) or 1
-    plot = html.Plot((low, high), (-decades - 0.3, 0), (52, 392, 40, 184))
+    plot = plots.Plot((low, high), (-decades - 0.3, 0), (52, 392, 40, 184))
     plot.y_axis(range(-decades, 1), lambda decade: f"{10.0**decade:g}")
-    plot.x_axis(html.ticks(low, high), axis)
-    sides = ((52, "c0", real, 0.3, "held-out real"), (170, "c1", corpus, None, "corpus"))
-    for left, colour, of_side, opacity, words in sides:
+    plot.x_axis(plots.ticks(low, high), axis)
+    for colour, of_side, opacity in (("c0", real, 0.3), ("c1", corpus, None)):
         plot.shape(_outline(plot, start, width, of_side), colour, opacity)
-        plot.shape(f"M{left} 3h14v10h-14Z", colour, opacity)
-        plot.text(left + 20, 12, words)
-    decides = "This space has no threshold and decides nothing."
+    decides = " This space has no threshold and decides nothing."
     if threshold is not None:
         x = plot.x(threshold)
         plot.rule("floor", (x, plot.top - 8), (x, plot.bottom))
         anchor = "end" if x > 220 else "start"
         plot.text(x, plot.top - 12, f"threshold {threshold:.3f}", anchor=anchor)
-        decides = "Images beyond the dashed line are copies; a bin that the line cuts may hold both."
-    n = f"n = {sum(real):,} held-out real images and {sum(corpus):,} of the corpus"
-    caption = f"Share of images in a bin, on a logarithmic axis; {n}. {decides}"
+        decides = ""
+    caption = f"n = {sum(real):,} held-out real images and {sum(corpus):,} of the corpus.{decides}"
     return html.figure(plot.drawing(f"{title}: how near training images are"), caption, title)
 
 
-def _outline(plot: html.Plot, start: float, width: float, counts: Sequence[int]) -> str:
+def _outline(plot: plots.Plot, start: float, width: float, counts: Sequence[int]) -> str:
     """The outline of a histogram's bars as an SVG path; bars that touch are one shape."""
     path, last_right = "", None
     for i, count in enumerate(counts):

@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 from busray.evidence.classes import AFTER_GATE, CONSISTENCY, EXCESS, FIRST_DRAW, JUDGE, SEEN_AS
 from busray.evidence.nearness import DISTANCE
 from busray.evidence.stats.intervals import Estimate
 from busray.evidence.stats.samples import FEWEST_UNITS
 from busray.records import CLASS_ALL, REAL, Figure, Interval
-from busray.report import html
+from busray.report import html, plots
 from busray.report.metrics import METRICS, NONE, excludes_zero
 from busray.report.tables import Json, Table, distinct, first, select, worst_class
+
+TITLE = "Class consistency"
 
 CELL_HEIGHT = 40
 """Of a confusion matrix."""
@@ -71,9 +75,9 @@ def _lost(excess: Figure) -> str:
     return "yes" if excludes_zero(excess) else "perhaps"
 
 
-def confusions(figures: Sequence[Figure]) -> str:
+def confusions(figures: Sequence[Figure]) -> Markup:
     """Matrices of the class that the judge sees: real test images, and each arm's first draws."""
-    seen, drawings = [f for f in figures if f.metric.startswith(SEEN_AS)], ""
+    seen, drawings = [f for f in figures if f.metric.startswith(SEEN_AS)], html.NOTHING
     for arm in distinct(seen, "arm"):
         drawings += _confusion(arm, select(seen, arm=arm))
     note = (
@@ -83,21 +87,21 @@ def confusions(figures: Sequence[Figure]) -> str:
     return html.paragraph(note) + html.columns(drawings)
 
 
-def _confusion(arm: str, figures: Sequence[Figure]) -> str:
+def _confusion(arm: str, figures: Sequence[Figure]) -> Markup:
     """A cell has its count and its share of the row, also as shade; outlines mark agreement."""
     rows = distinct(figures, "class_name")
     seen = [metric.removeprefix(SEEN_AS) for metric in distinct(figures, "metric")]
     # the names of the rows need room at the left; longer ones are shortened
-    left = 24 + html.LETTER * min(max(map(len, rows)), 16)
-    width = (html.WIDTH - left) / len(seen)
+    left = 24 + plots.LETTER * min(max(map(len, rows)), 16)
+    width = (plots.WIDTH - left) / len(seen)
     # only of real images is the class known to be true
-    marks = html.text(0, 12, "true class" if arm == REAL else "requested", "soft")
-    marks += html.text(html.WIDTH, 12, "seen as", "soft", "end")
+    marks = plots.text(0, 12, "true class" if arm == REAL else "requested", "soft")
+    marks += plots.text(plots.WIDTH, 12, "seen as", "soft", "end")
     for j, name in enumerate(seen):
-        short = html.clipped(name, int(width / 7))
-        marks += html.text(left + (j + 0.5) * width, 30, short, "head", "middle")
+        short = plots.clipped(name, int(width / 7))
+        marks += plots.text(left + (j + 0.5) * width, 30, short, "head", "middle")
     for i, name in enumerate(rows):
-        marks += html.text(left - 8, 60 + i * CELL_HEIGHT, html.clipped(name, 16), "head", "end")
+        marks += plots.text(left - 8, 60 + i * CELL_HEIGHT, plots.clipped(name, 16), "head", "end")
     for f in figures:
         j = seen.index(f.metric.removeprefix(SEEN_AS))
         y = 36 + rows.index(f.class_name) * CELL_HEIGHT
@@ -107,24 +111,26 @@ def _confusion(arm: str, figures: Sequence[Figure]) -> str:
     parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     caption = f"n = {sum(counts.values()):,} ({parts}), seen by {figures[0].extractor}."
     label = f"Classes that the judge sees: {title}"
-    drawing = html.svg(40 + CELL_HEIGHT * len(rows), label, marks)
+    drawing = plots.svg(40 + CELL_HEIGHT * len(rows), label, marks)
     return html.figure(drawing, caption, title)
 
 
-def _matrix_cell(f: Figure, x: float, y: float, width: float) -> str:
+def _matrix_cell(f: Figure, x: float, y: float, width: float) -> Markup:
     agrees = f.metric == SEEN_AS + f.class_name
-    place = f'x="{x + 1:.1f}" y="{y + 1:.1f}" width="{width - 2:.1f}" height="{CELL_HEIGHT - 2}"'
+    place = [f"{side:.1f}" for side in (x + 1, y + 1, width - 2, CELL_HEIGHT - 2)]
     # 0.06: an empty cell is still seen; 0.5: the count can be read on the darkest one
-    shade = f'fill="currentColor" fill-opacity="{0.06 + 0.44 * f.value:.2f}"'
-    outline = f'stroke="{"currentColor" if agrees else "none"}"'
-    count = html.text(x + width / 2, y + 18, f"{round(f.value * f.n):,}", "head", "middle")
-    share = html.text(x + width / 2, y + 33, f"{f.value:.2f}", anchor="middle")
-    return f'<rect class="c1" {place} {shade} {outline}/>{count}{share}'
+    shade, outline = f"{0.06 + 0.44 * f.value:.2f}", "currentColor" if agrees else "none"
+    cell = Markup(
+        '<rect class="c1" x="{}" y="{}" width="{}" height="{}" fill="currentColor" fill-opacity="{}" stroke="{}"/>'
+    ).format(*place, shade, outline)
+    count = plots.text(x + width / 2, y + 18, f"{round(f.value * f.n):,}", "head", "middle")
+    share = plots.text(x + width / 2, y + 33, f"{f.value:.2f}", anchor="middle")
+    return cell + count + share
 
 
-def consistency_section(figures: Sequence[Figure], gate: Json | None) -> str:
+def consistency_section(figures: Sequence[Figure], gate: Json | None) -> html.Section:
     """The report's part: class consistency, and the class gate where there is one."""
-    judge, inside = first(figures, metric=JUDGE, class_name=CLASS_ALL), ""
+    judge, inside = first(figures, metric=JUDGE, class_name=CLASS_ALL), html.NOTHING
     if judge:
         inside = html.paragraph(
             f"The judge is a classifier ({judge.extractor}). It was trained on {judge.n} real "
@@ -135,11 +141,11 @@ def consistency_section(figures: Sequence[Figure], gate: Json | None) -> str:
             "a sign of lost diversity (perhaps: the interval contains 0; –: after a gate, which "
             "selects images that agree). In figures of all classes, each class has the same weight."
         )
-        inside += html.table(*consistency_rows(figures)) + confusions(figures)
-    return html.section("Class consistency", inside + (_gate(gate, figures) if gate else ""))
+        inside += confusions(figures) + html.table(*consistency_rows(figures))
+    return html.Section(TITLE, inside + (_gate(gate, figures) if gate else html.NOTHING))
 
 
-def _gate(gate: Json, figures: Sequence[Figure]) -> str:
+def _gate(gate: Json, figures: Sequence[Figure]) -> Markup:
     images, shares = gate["images"], []
     for name, tested in gate["test"].items():
         share = Estimate(tested["value"], Interval(*tested["interval"]))

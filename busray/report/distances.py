@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from itertools import starmap
 
+from markupsafe import Markup
+
 from busray.evidence.distances import WHOLE_CORPUS
 from busray.records import CLASS_ALL, Figure
-from busray.report import html, tables
-from busray.report.metrics import DISTANCES, METRICS, SPREAD
+from busray.report import html, plots, tables
+from busray.report.metrics import DISTANCES, METRICS, OTHER_REAL, SPREAD
 from busray.report.tables import distinct, first, select
 
 MIXTURE_NOTE = (
@@ -56,20 +58,19 @@ INTRODUCTIONS = {
 """family of an extractor -> heading and explanation of its figures"""
 
 
-def figures_section(figures: Sequence[Figure]) -> str:
-    """HTML: a section for each extractor, so that no table mixes extractors."""
-    return "".join(starmap(_extractor_section, tables.by_extractor(figures).items()))
+def distance_sections(figures: Sequence[Figure]) -> list[html.Section]:
+    """A section for each extractor, so that no table mixes extractors."""
+    return list(starmap(_extractor_section, tables.by_extractor(figures).items()))
 
 
-def _extractor_section(extractor: str, figures: Sequence[Figure]) -> str:
+def _extractor_section(extractor: str, figures: Sequence[Figure]) -> html.Section:
     figures, clean = tables.without_clean(figures)
     family = extractor.partition("-")[0]
     title, introduction = INTRODUCTIONS.get(family, INTRODUCTIONS["inception"])
-    plots = "".join(_distance_plot(figures, metric) for metric in DISTANCES)
-    inside = html.paragraph(introduction) + html.columns(plots)
+    drawings = html.NOTHING.join(_distance_plot(figures, metric) for metric in DISTANCES)
+    inside = html.paragraph(introduction) + _legend(figures) + html.columns(drawings) + _statements(figures)
     inside += html.table(*tables.metrics_rows(figures))
-    each_class = html.table(*tables.class_rows(figures))
-    inside += html.folded("Each class", each_class) + _statements(figures)
+    inside += html.folded("Each class", html.table(*tables.class_rows(figures)))
     if select(figures, protocol="paper-mixture"):
         inside += html.paragraph(MIXTURE_NOTE, "soft")
     if select(figures, protocol=WHOLE_CORPUS):
@@ -81,10 +82,10 @@ def _extractor_section(extractor: str, figures: Sequence[Figure]) -> str:
         inside += html.table(*tables.metrics_rows(clean)) + _statements(clean)
     if near := html.table(*tables.neighbour_rows(figures)):
         inside += html.heading("Neighbourhoods") + html.paragraph(NEIGHBOURHOODS) + near
-    return html.section(title, inside)
+    return html.Section(title, inside)
 
 
-def _statements(figures: Sequence[Figure]) -> str:
+def _statements(figures: Sequence[Figure]) -> Markup:
     """A paragraph for each protocol, and for metrics with the same n and reference."""
     measured = select(figures, metric=DISTANCES)
     names: dict[str, list[str]] = {}
@@ -93,7 +94,7 @@ def _statements(figures: Sequence[Figure]) -> str:
         names.setdefault(_statement(alike), []).append(METRICS[metric].name)
     # Metrics with the same statement share one sentence: most of them count the same images.
     notes = [f"{' and '.join(metrics)} {about}." for about, metrics in names.items()]
-    return "".join(html.paragraph(note, "soft") for note in notes)
+    return html.NOTHING.join(html.paragraph(note, "soft") for note in notes)
 
 
 def _statement(figures: Sequence[Figure]) -> str:
@@ -121,31 +122,44 @@ def _span(values: Sequence[int]) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def _distance_plot(figures: Sequence[Figure], name: str) -> str:
+def _plotted(figures: Sequence[Figure]) -> list[Figure]:
+    """Only one protocol: a plot has one axis, and protocols must not be compared."""
+    return select(figures, metric=DISTANCES, protocol="synthetic-only")
+
+
+def _legend(figures: Sequence[Figure]) -> Markup:
+    """The colours of the arms and the lines, for all plots of an extractor."""
+    shown = _plotted(figures)
+    entries = [(f"c{i % 4}", arm) for i, arm in enumerate(distinct(shown, "arm"))]
+    with_bars = [f.metric for f in shown if f.interval]
+    if any(METRICS[name].brackets == SPREAD for name in with_bars):
+        spread = [METRICS[name].name for name in dict.fromkeys(with_bars) if METRICS[name].brackets == SPREAD]
+        entries.append(("bar", f"95 % interval; of {' and '.join(spread)} the spread over disjoint parts"))
+    elif with_bars:
+        entries.append(("bar", "95 % interval"))
+    if shown and select(figures, metric=DISTANCES, floor=True):
+        entries.append(("floor", f"the floor: {OTHER_REAL}"))
+    return html.legend(entries)
+
+
+def _distance_plot(figures: Sequence[Figure], name: str) -> Markup:
     """A group per class, a dot per arm; whiskers are intervals, the dashed line is the floor."""
     metric = METRICS[name]
-    # Only one protocol: a plot has one axis, and protocols must not be compared.
-    shown = select(figures, metric=name, protocol="synthetic-only")
+    shown = select(_plotted(figures), metric=name)
     if not shown:
-        return ""
+        return html.NOTHING
     floors = select(figures, metric=name, floor=True)
-    arms, groups = distinct(shown, "arm"), []
+    arms, groups = distinct(_plotted(figures), "arm"), []
     for class_name in tables.classes_of(shown):
         rows = []
         for f in select(shown, class_name=class_name):
             # an arm has the same colour in every class; the page has four
             colour = f"c{arms.index(f.arm) % 4}"
-            rows.append(html.Row(f.arm, *metric.scaled(f), metric.number(f.value), colour))
+            rows.append(plots.Row(f.arm, *metric.scaled(f), metric.number(f.value), colour))
         floor = first(floors, class_name=class_name)
         dashed = (metric.scaled(floor)[0], metric.number(floor.value)) if floor else None
         title = "all classes" if class_name == CLASS_ALL else class_name
-        groups.append(html.RowGroup(title, rows, dashed))
+        groups.append(plots.RowGroup(title, rows, dashed))
     axis = f"{metric.title} (no unit; {metric.better} is closer)"
-    drawing = html.row_plot(groups, axis, f"{metric.name} of each arm and class")
-    caption = f"{metric.name} {_statement(shown)}. "
-    if any(f.interval for f in shown):
-        spread = "spread over disjoint parts of the synthetic images"
-        caption += f"Bars: {spread if metric.brackets == SPREAD else '95 % intervals'}. "
-    if floors:
-        caption += f"Dashed: the floor ({metric.floor}), {metric.name} {_statement(floors)}."
-    return html.figure(drawing, caption, metric.title)
+    drawing = plots.row_plot(groups, axis, f"{metric.name} of each arm and class")
+    return html.figure(drawing, "", metric.title)

@@ -1,283 +1,95 @@
-"""Parts of a page as text: sections, tables, plots. Whatever comes from data is escaped here."""
+"""Parts of a page: sections, tables, pictures. templates/parts.html has their markup.
+
+Every part is Markup; whatever else stands in a template is escaped by jinja2.
+"""
 
 import base64
-import math
-from collections.abc import Callable, Iterable, Sequence
-from html import escape
-from itertools import chain
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from busray.records import Interval
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
 from busray.report.tables import numeric
 
-Pair = tuple[float, float]
-Area = tuple[float, float, float, float]
+NOTHING = Markup("")
+
+ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).with_name("templates")),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+PARTS: Any = ENVIRONMENT.get_template("parts.html").module
 
 
-def section(title: str, inside: str) -> str:
-    """A part of the page; nothing where there is nothing inside."""
-    return f"<section><h2>{escape(title)}</h2>{inside}</section>" if inside else ""
+class Section(NamedTuple):
+    """A part of the page with a heading and a line in the list of contents."""
+
+    title: str
+    inside: Markup
+    """The page leaves a section out that has nothing inside."""
+
+    @property
+    def anchor(self) -> str:
+        """What a link to it names."""
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
-def heading(words: str) -> str:
+def heading(words: str) -> Markup:
     """Inside a section."""
-    return f"<h3>{escape(words)}</h3>"
+    return PARTS.heading(words)
 
 
-def paragraph(words: str, kind: str = "") -> str:
-    mark = f' class="{kind}"' if kind else ""
-    return f"<p{mark}>{escape(words)}</p>"
+def paragraph(words: str, kind: str = "") -> Markup:
+    return PARTS.paragraph(words, kind)
 
 
-def sentence_list(sentences: Iterable[str]) -> str:
-    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
-    return f'<ul class="sentences">{items}</ul>' if items else ""
+def sentence_list(sentences: Iterable[str]) -> Markup:
+    """Nothing where there are no sentences."""
+    said = list(sentences)
+    return PARTS.sentence_list(said) if said else NOTHING
 
 
-def folded(title: str, inside: str) -> str:
-    return f"<details><summary>{escape(title)}</summary>{inside}</details>" if inside else ""
+def folded(title: str, inside: Markup) -> Markup:
+    """Inside is seen after a click on the title; nothing where there is nothing inside."""
+    return PARTS.folded(title, inside) if inside else NOTHING
 
 
-def image(png: bytes, alt: str) -> str:
-    # inside the page itself: it is one file, which can be sent, and fetches nothing
-    data = base64.b64encode(png).decode()
-    return f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}">'
+def image(data: bytes, alt: str) -> Markup:
+    """data: of a PNG or WebP."""
+    return PARTS.image(data_address(data), alt)
 
 
-def figure(inside: str, caption: str, title: str = "") -> str:
-    above = heading(title) if title else ""
-    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f"<figure>{above}{inside}{below}</figure>"
+def data_address(data: bytes) -> str:
+    """A picture as an address: the page is one file, which can be sent, and fetches nothing."""
+    kind = "webp" if data[8:12] == b"WEBP" else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def columns(inside: str) -> str:
-    """Figures side by side where the window is wide."""
-    return f'<div class="columns">{inside}</div>' if inside else ""
+def figure(inside: Markup, caption: str, title: str = "") -> Markup:
+    return PARTS.figure(inside, caption, title)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], kind: str = "") -> str:
+def columns(inside: Markup) -> Markup:
+    """Figures side by side where the window is wide; nothing where there are none."""
+    return PARTS.columns(inside) if inside else NOTHING
+
+
+def legend(entries: Sequence[tuple[str, str]]) -> Markup:
+    """What colours and lines mean, once for all plots below it.
+
+    entries: (c0 .. c3, `bar` for a whisker or `floor` for the dashed line; its meaning).
+    """
+    return PARTS.legend(list(entries)) if entries else NOTHING
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], kind: str = "") -> Markup:
     """Columns of numbers to the right, of words to the left; nothing where there are no rows."""
     if not rows:
-        return ""
+        return NOTHING
     printed = [list(map(str, row)) for row in rows]
-    right = numeric(printed)
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        inside = ""
-        for i, cell in enumerate(cells):
-            mark = "" if i in right else ' class="left"'
-            inside += f"<{tag}{mark}>{escape(cell)}</{tag}>"
-        return f"<tr>{inside}</tr>"
-
-    head = f"<thead>{line(columns, 'th')}</thead>" if columns else ""
-    body = "".join(line(row, "td") for row in printed)
-    return f'<div class="scroll"><table class="{kind}">{head}<tbody>{body}</tbody></table></div>'
-
-
-# ---- drawings: 400 units wide, in the page's colours c0 .. c3
-
-WIDTH = 400
-LETTER = 6.6
-"""Width of a letter, about."""
-
-
-def svg(height: float, label: str, inside: str) -> str:
-    # the page scales a drawing to its column; the label is for screen readers
-    head = f'viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(label)}"'
-    return f"<svg {head}>{inside}</svg>"
-
-
-def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}"'
-    return f"<text {place}>{escape(words)}</text>"
-
-
-def clipped(name: str, most: int) -> str:
-    """A label of at most `most` characters: the end of a longer one is cut off."""
-    return name if len(name) <= most else f"{name[: max(most - 1, 1)]}…"
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Four to ten round numbers within low .. high (a single one if these are equal)."""
-    span = (high - low) or 1.0  # a constant has no span and gets a single tick
-    power = 10 ** math.floor(math.log10(span / 4))
-    step = max(power * m for m in (1, 2, 2.5, 5) if power * m <= span / 4)
-    return [round(i * step, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    """value -> position: low at start, high at end."""
-    return lambda value: start + (value - low) / ((high - low) or 1.0) * (end - start)
-
-
-class Plot:
-    """A drawing with axes, filled mark by mark: x(value) and y(value) are positions in it.
-
-    across, up: the values at the ends of the axes; without `up`, y takes positions.
-    area: (left, right, top, bottom) between the axes.
-    """
-
-    def __init__(self, across: Pair, up: Pair | None = None, area: Area = (52, 386, 32, 184)) -> None:
-        self.left, self.right, self.top, self.bottom = area
-        self.x = scale(*across, self.left, self.right)
-        self.y = scale(*up, self.bottom, self.top) if up else lambda position: position
-        self._marks: list[str] = []
-
-    def x_axis(self, values: Iterable[float], title: str, rules: bool = False) -> None:
-        for value in values:
-            x = self.x(value)
-            if rules:
-                self.rule("rule", (x, self.top), (x, self.bottom))
-            self.text(x, self.bottom + 18, f"{value:g}", "soft", "middle")
-        self.text((self.left + self.right) / 2, self.bottom + 36, title, "soft", "middle")
-
-    def y_axis(self, values: Iterable[float], label: Callable[[float], str] = "{:g}".format) -> None:
-        for value in values:
-            y = self.y(value)
-            self.rule("rule", (self.left, y), (self.right, y))
-            self.text(self.left - 6, y + 4, label(value), "soft", "end")
-
-    def rule(self, kind: str, start: Pair, end: Pair) -> None:
-        """A straight line between positions: `rule` thin, `floor` dashed."""
-        path = f"M{start[0]:.1f} {start[1]:.1f}L{end[0]:.1f} {end[1]:.1f}"
-        self._marks.append(f'<path class="{kind}" d="{path}"/>')
-
-    def line(self, points: Iterable[Pair], colour: str) -> None:
-        """Through values; of two points also a whisker."""
-        self.shape("M" + "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in points), colour)
-
-    def shape(self, path: str, colour: str, opacity: float | None = None) -> None:
-        """An SVG path of positions, filled if an opacity is given. colour: c0 .. c3, else ink."""
-        fill = "none" if opacity is None else f'currentColor" fill-opacity="{opacity}'
-        mark = f'fill="{fill}" stroke="currentColor" stroke-width="1.5" d="{path}"'
-        self._marks.append(f'<path class="{colour}" {mark}/>')
-
-    def dot(self, x: float, y: float, colour: str) -> None:
-        place = f'cx="{self.x(x):.1f}" cy="{self.y(y):.1f}"'
-        self._marks.append(f'<circle class="{colour}" fill="currentColor" {place} r="4"/>')
-
-    def text(self, x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> None:
-        """At a position."""
-        self._marks.append(text(x, y, words, kind, anchor))
-
-    def drawing(self, label: str) -> str:
-        return svg(self.bottom + 42, label, "".join(self._marks))
-
-
-class Row(NamedTuple):
-    """A value among others: its name at the left, its number at the right, its mark between."""
-
-    name: str
-    value: float
-    interval: Interval | None
-    number: str
-    colour: str
-
-
-class RowGroup(NamedTuple):
-    title: str
-    rows: Sequence[Row]
-    floor: tuple[float, str] | None = None
-    """Value and number of a dashed line."""
-
-
-def row_plot(groups: Sequence[RowGroup], axis: str, label: str, bars: bool = False, reach: float = 0.0) -> str:
-    """Rows of dots or bars with intervals, over an axis that reaches at least from 0 to `reach`."""
-    rows = list(chain.from_iterable(group.rows for group in groups))
-    values = [0.0, reach, *(group.floor[0] for group in groups if group.floor)]
-    for row in rows:
-        values += [row.value, *(row.interval or ())]
-    head = 22 if any(group.title for group in groups) else 0
-    across = (min(values), max(values))
-    # SVG cannot measure text: room for the names is estimated from their letters
-    left = 12 + LETTER * max(len(row.name) for row in rows)
-    bottom = (head + 12) * len(groups) + 20 * len(rows) - 8
-    plot = Plot(across, area=(left, 335, head or 2, bottom))
-    plot.x_axis(ticks(*across), axis, rules=True)
-    y = 0
-    for group in groups:
-        plot.text(0, y + 15, clipped(group.title, 40), "head")
-        y += head
-        if group.floor:
-            value, number = group.floor
-            plot.text(WIDTH, y - 7, f"floor {number}", "soft", "end")
-            plot.rule("floor", (plot.x(value), y), (plot.x(value), y + 20 * len(group.rows)))
-        for row in group.rows:
-            _draw_row(plot, row, y + 10, bars)
-            y += 20
-        y += 12
-    return plot.drawing(label)
-
-
-def _draw_row(plot: Plot, row: Row, y: float, bars: bool) -> None:
-    plot.text(0, y + 4, row.name)
-    if bars:
-        zero, end = f"{plot.x(0):.1f}", f"{plot.x(row.value):.1f}"
-        plot.shape(f"M{zero} {y - 7:g}H{end}v14H{zero}Z", row.colour, 1)
-    if row.interval:
-        # in ink over a bar: in the bar's own colour its lower half would not be seen
-        plot.line([(row.interval.low, y), (row.interval.high, y)], "" if bars else row.colour)
-    if not bars:
-        plot.dot(row.value, y, row.colour)
-    plot.text(WIDTH, y + 4, row.number, anchor="end")
-
-
-class Point(NamedTuple):
-    x: float
-    y: float
-    interval: Interval | None = None
-
-
-class Series(NamedTuple):
-    name: str
-    points: Sequence[Point]
-    colour: str
-    line: bool = True
-    dots: bool = True
-
-
-def curve_plot(
-    series: Sequence[Series],
-    axis: str,
-    label: str,
-    title: str = "",
-    at: Sequence[float] | None = None,
-    floor: tuple[str, float] | None = None,
-    named: bool = False,
-) -> str:
-    """Lines and dots with intervals over one axis. at: its ticks, by default round numbers from 0.
-
-    floor: name and value of a dashed line. named: names at the right end of the lines.
-    """
-    points = list(chain.from_iterable(curve.points for curve in series))
-    heights = [floor[1]] if floor else []
-    for point in points:
-        heights += [point.y, *(point.interval or ())]
-    up, last = (min(heights), max(heights)), max(point.x for point in points)
-    across = (min(at), max(at)) if at else (0.0, last)
-    plot = Plot(across, up, (52, 320 if named else 386, 32, 184))
-    plot.text(0, 12, title, "head")
-    plot.y_axis(ticks(*up))
-    plot.x_axis(at or ticks(0, last), axis)
-    names: dict[str, float] = {}
-    if floor:
-        names[floor[0]] = plot.y(floor[1])
-        plot.rule("floor", (plot.left, names[floor[0]]), (plot.right, names[floor[0]]))
-    for curve in series:
-        names[curve.name] = plot.y(curve.points[-1].y)
-        _draw_series(plot, curve)
-    above = float("-inf")
-    for name, height in sorted(names.items(), key=lambda item: item[1]) if named else ():
-        above = max(height, above + 12)  # a name that would cover the one above it moves down
-        plot.text(plot.right + 6, above + 4, name)
-    return plot.drawing(label)
-
-
-def _draw_series(plot: Plot, series: Series) -> None:
-    if series.line:
-        plot.line([(point.x, point.y) for point in series.points], series.colour)
-    for point in series.points:
-        if ends := point.interval:
-            plot.line([(point.x, ends.low), (point.x, ends.high)], series.colour)
-        if series.dots:
-            plot.dot(point.x, point.y, series.colour)
+    return PARTS.table(list(columns), printed, numeric(printed), kind)

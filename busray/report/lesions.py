@@ -11,6 +11,8 @@ from busray.vision.lesion_shape import MEASURES, TRUE
 
 P_VALUE = "_p_value"
 
+TITLE = "Lesion geometry"
+
 
 def geometry_sentences(figures: Sequence[Figure], reason: str | None) -> list[str]:
     """Dice of the segmenter, and arms whose lesions differ from real ones; or why none is known."""
@@ -66,11 +68,11 @@ def _distance(by_metric: Mapping[str, Figure], measure: str) -> str:
     return f"{METRICS[name].number(distance.value)} ({p_text(p_value.value)})"
 
 
-def geometry_section(figures: Sequence[Figure], reason: str | None, picture: bytes | None) -> str:
+def geometry_section(figures: Sequence[Figure], reason: str | None, picture: bytes | None) -> html.Section:
     """The report's part. reason: why there are no figures. picture: PNG of outlined lesions."""
     table_of_lesions = geometry_rows(figures)
     if not table_of_lesions.rows:
-        return html.section("Lesion geometry", html.paragraph(f"Not measured: {reason}.") if reason else "")
+        return html.Section(TITLE, html.paragraph(f"Not measured: {reason}.") if reason else html.NOTHING)
     dice, reached = select(figures, metric=DICE), []
     for f in dice:
         reached.append(f"{f.class_name} {METRICS[DICE].text(f)}, n = {f.n_reference}")
@@ -87,7 +89,7 @@ def geometry_section(figures: Sequence[Figure], reason: str | None, picture: byt
         "of a distance this large if the lesions were like the real ones. Square brackets: 95 % "
         "intervals."
     )
-    shown = ""
+    shown = html.NOTHING
     if picture:
         caption = (
             "The first images of each class, not a selection, with the outline of the pseudo-mask; "
@@ -96,4 +98,4 @@ def geometry_section(figures: Sequence[Figure], reason: str | None, picture: byt
         outlines = html.image(picture, "images with the outlines of pseudo-masks")
         shown = html.figure(outlines, caption)
     inside = html.paragraph(explanation) + html.table(*table_of_lesions) + shown
-    return html.section("Lesion geometry", inside)
+    return html.Section(TITLE, inside)

@@ -1,4 +1,4 @@
-"""The evidence for people: one HTML page.
+"""The evidence for people: one HTML page. templates/page.html has its frame.
 
 Pure: records in, text out. The page fetches nothing and runs nothing, as its own policy states.
 Whatever comes from data is escaped.
@@ -7,18 +7,28 @@ Whatever comes from data is escaped.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import chain, starmap
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from markupsafe import Markup
 
 from busray.corpus.record import flatten
+from busray.layout import CARD, MANIFEST, REPORT_JSON
 from busray.records import Figure
-from busray.report import html
-from busray.report.distances import figures_section
+from busray.report import html, plots
+from busray.report.classes import TITLE as CLASSES
+from busray.report.contact_sheet import thumbnail
+from busray.report.distances import distance_sections
 from busray.report.simulated import words_for
+from busray.report.summary import TABLE_NOTE, drawn_arm, not_measured, short_sentences, short_table
 from busray.report.tables import Json
+from busray.report.warnings import collapsed_classes
+
+Words = Callable[[str], str]
+"""What images are called: of phantoms, no image is called real."""
 
 
 @dataclass(frozen=True)
@@ -36,89 +46,115 @@ class GalleryRow:
 
 GALLERY_COLUMNS = ("real", "txt2img", "refined")
 """Fields of a GalleryRow, from left to right."""
+STRIP_IMAGES = 3  # of each kind and class that the first screen shows
+THUMBNAIL = 160  # pixels of a side there
 
-STYLE = "\n" + Path(__file__).with_name("page.css").read_text("utf-8")
+STAGES = ("finetune", "generate", "evaluate", "audit", "study")
+"""First words of timed stages, in the order of the work."""
+
+STYLE = (Path(__file__).with_name("templates") / "page.css").read_text("utf-8")
+
+
+class Picture(NamedTuple):
+    """A picture of the page that enlarges."""
+
+    anchor: str
+    address: str
+    alt: str
 
 
 def report_html(
     report: Json,
     figures: Sequence[Figure],
     galleries: dict[str, list[GalleryRow]],
-    sections: Sequence[str] = (),
+    sections: Sequence[html.Section] = (),
 ) -> str:
     """The whole page as HTML: what report.json holds, its figures, and rows of images per class.
 
-    sections: HTML of further parts, after the figures. Missing parts are left out.
+    sections: further parts, after the distances. Missing parts are left out.
     """
-    run = report.get("run", {})
-    words = words_for(simulated=bool((report.get("dataset") or {}).get("simulated")))
-    evidence = [figures_section(figures), *sections, _data_set(report.get("dataset") or {}, report.get("check") or {})]
-    body = [
-        _header(run),
-        _warnings(report.get("warnings") or []),
-        _key_numbers(report.get("corpus") or {}),
-        words(html.sentence_list([*(report.get("verdicts") or []), *_first_sentences(report)])),
-        _gallery(galleries, words),
-        *map(words, evidence),
+    run, dataset = report.get("run", {}), report.get("dataset") or {}
+    words = words_for(simulated=bool(dataset.get("simulated")))
+    findings = html.sentence_list([*(report.get("verdicts") or []), *_first_sentences(report)])
+    measured = [*distance_sections(figures), *sections]
+    early: list[html.Section] = []
+    if collapsed_classes(figures, drawn_arm(report)):
+        # what the corpus must not be used for is seen before all other figures
+        early = [section for section in measured if section.title == CLASSES]
+        measured = [section for section in measured if section.title != CLASSES]
+    before = [
+        *early,
+        html.Section("Findings", findings),
+        _data_set(dataset, report.get("check") or {}),
         _training(report.get("finetune") or {}),
-        _timings(report.get("timings") or []),
-        _provenance(run),
     ]
-    # The policy forbids every script and address, should an escape ever be missing.
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">"
-        f"<title>{escape(run.get('name', 'run'))} – busray</title>"
-        f"<style>{STYLE}</style></head>\n<body><main>\n"
-        + "\n".join(part for part in body if part)
-        + '\n<footer class="soft">All generated images are synthetic and not for clinical use.'
-        "</footer></main></body></html>\n"
+    # not in other words as a whole: its captions are the user's prompts
+    images = html.Section("Images", _gallery(galleries, words))
+    after = [*measured, _timings(report.get("timings") or []), _provenance(run)]
+    shown = [*_in_words(before, words), images, *_in_words(after, words)]
+    table = html.table(*short_table(report, figures))
+    return html.ENVIRONMENT.get_template("page.html").render(
+        style=Markup(STYLE),
+        run=run,
+        facts=_facts(run),
+        sentences=list(map(words, short_sentences(report, figures))),
+        not_measured=not_measured(report) if report.get("corpus") else "",
+        warnings=report.get("warnings") or [],
+        strip=_strip(galleries, words),
+        strip_kinds=(words("real"), "synthetic"),
+        table=words(table),
+        table_note=words(TABLE_NOTE) if table else "",
+        corpus=_corpus(report.get("corpus") or {}),
+        links=_links(report),
+        sections=[section for section in shown if section.inside],
     )
 
 
-def _header(run: Json) -> str:
+def _in_words(sections: Sequence[html.Section], words: Callable[[Any], Any]) -> list[html.Section]:
+    return [html.Section(words(section.title), words(section.inside)) for section in sections]
+
+
+def _facts(run: Json) -> list[tuple[str, str, str]]:
+    """(what stands before it, the fact, all of it where it is shortened)"""
     fingerprint, created = str(run.get("fingerprint", "")), str(run.get("created", ""))
-    # 12 digits tell runs apart; all 64 are shown when the pointer rests on them
-    short = f'<code title="{escape(fingerprint)}">{escape(fingerprint[:12])}</code>'
     facts = [
-        fingerprint and f"fingerprint {short}",
-        escape(created.replace("T", " ").replace("+00:00", " UTC")),
-        run.get("busray") and f"busray {escape(run['busray'])}",
-        run.get("command") and f"<code>{escape(run['command'])}</code>",
+        # 12 digits distinguish runs; all 64 are shown when the pointer rests on them
+        ("fingerprint", fingerprint[:12], fingerprint),
+        ("", created.replace("T", " ").replace("+00:00", " UTC"), ""),
+        ("busray", str(run.get("busray", "")), ""),
+        ("command", str(run.get("command", "")), ""),
     ]
-    shown = "".join(f"<span>{fact}</span>" for fact in facts if fact)
-    return (
-        '<header><div class="soft">Synthetic breast-ultrasound corpus and its evidence</div>'
-        f"<h1>{escape(run.get('name', 'run'))}</h1>"
-        f'<div class="facts soft">{shown}</div></header>'
-    )
+    return [fact for fact in facts if fact[1]]
 
 
-def _warnings(warned: Sequence[Mapping[str, str]]) -> str:
-    """warned: of report.json, `text` and `advice` of each."""
-    items = ""
-    for warning in warned:
-        items += f"<li>{escape(warning['text'])} <span>{escape(warning['advice'])}</span></li>"
-    return f'<section class="warnings"><b>Read this first</b><ul>{items}</ul></section>' if items else ""
-
-
-def _key_numbers(corpus: Json) -> str:
+def _corpus(corpus: Json) -> Json:
+    """The images as a sum, planned = committed + quarantined, so that nothing is lost unseen."""
     if not corpus:
-        return ""
+        return {}
     planned, committed = corpus["planned"], corpus["committed"]
     quarantined = corpus["quarantined"]
-    # shown as a sum, planned = committed + quarantined, so that nothing can be lost unseen
     terms = [(committed, "committed"), (quarantined, "quarantined")]
     if missing := planned - committed - quarantined:
         terms.append((missing, "not generated"))
-    sums = "<i>+</i>".join(f"<div><b>{n:,}</b>{name}</div>" for n, name in terms)
     classes = " · ".join(f"{name} {n:,}" for name, n in corpus["classes"].items())
     size = f"{corpus['bytes'] / 1e6:,.1f}\u00a0MB in {corpus['shards']:,} shards"
-    total = f"<div><b>{planned:,}</b>planned</div><i>=</i>"
-    images = html.paragraph(f"Images: {classes}; {size}", "soft")
-    return f'<section class="keys">{total}{sums}</section>{images}'
+    return {"planned": planned, "terms": terms, "images": f"Images: {classes}; {size}"}
+
+
+def _links(report: Json) -> list[tuple[str, str]]:
+    """(address beside the page, what is there) of what a reader looks for next."""
+    if not report.get("corpus"):
+        return []
+    adapters = (report["run"].get("adapters") or {}).get("folder")
+    links = [
+        ("data/", "images"),
+        (MANIFEST, "manifest"),
+        (CARD, "card (after `busray card`)"),
+        (f"{adapters}/" if adapters else "", "adapters"),
+        (REPORT_JSON, "figures as JSON"),
+    ]
+    # relative, so that no name is read as another protocol
+    return [(f"./{quote(address)}", text) for address, text in links if address]
 
 
 def _first_sentences(report: Json) -> list[str]:
@@ -131,52 +167,73 @@ def _first_sentences(report: Json) -> list[str]:
     return sentences
 
 
-def _gallery(galleries: dict[str, list[GalleryRow]], words: Callable[[str], str]) -> str:
-    """words: what real images are called here; prompts stay as they are."""
+def _strip(galleries: Mapping[str, Sequence[GalleryRow]], words: Words) -> list[tuple[str, list[list[Picture]]]]:
+    """(class, [its first real images, its first synthetic ones]), small; each links to it large."""
+    strip = []
+    for name, rows in galleries.items():
+        sides: list[list[Picture]] = [[], []]
+        for number, row in enumerate(rows[:STRIP_IMAGES]):
+            released = "refined" if row.refined else "txt2img"
+            for side, kind in zip(sides, ("real", released)):
+                if png := getattr(row, kind):
+                    small = html.data_address(thumbnail(png, THUMBNAIL))
+                    side.append(Picture(_anchor(name, number, kind), small, f"{words(kind)}, {name}"))
+        if any(sides):
+            strip.append((name, sides))
+    return strip
+
+
+def _gallery(galleries: Mapping[str, Sequence[GalleryRow]], words: Words) -> Markup:
     rows = list(chain.from_iterable(galleries.values()))
     # a run without refinement has no such column
     kinds = [kind for kind in GALLERY_COLUMNS if any(map(attrgetter(kind), rows))]
     if not kinds:
-        return ""
+        return html.NOTHING
+    classes = []
+    for name, of_class in galleries.items():
+        shown = []
+        for number, row in enumerate(of_class):
+            pictures = [_picture(row, kind, name, number, words) for kind in kinds]
+            shown.append((pictures, row.caption))
+        if shown:
+            classes.append((name, shown))
     note = (
         "The first synthetic images of each class, not a selection. The real images beside them "
-        "are for comparison, not their sources; captions are the prompts."
+        "are for comparison, not their sources; captions are the prompts. A click enlarges an image."
     )
-    inside = html.paragraph(words(note), "soft")
-    for name, of_class in galleries.items():
-        shown = "".join(_gallery_row(row, kinds, name, words) for row in of_class)
-        if shown:
-            inside += html.heading(name) + f'<div class="columns gallery">{shown}</div>'
-    return html.section("Images", inside)
+    template = html.ENVIRONMENT.get_template("gallery.html")
+    return Markup(template.render(note=words(note), kinds=list(map(words, kinds)), classes=classes))
 
 
-def _gallery_row(row: GalleryRow, kinds: list[str], name: str, words: Callable[[str], str]) -> str:
-    heads = cells = ""
-    for kind in kinds:
-        png = getattr(row, kind)
-        heads += f"<span>{words(kind)}</span>"
-        cells += html.image(png, f"{words(kind)}, {name}") if png else "<span></span>"
-    drawing = f'<div class="row heads">{heads}</div><div class="row">{cells}</div>'
-    return html.figure(drawing, row.caption)
+def _picture(row: GalleryRow, kind: str, name: str, number: int, words: Words) -> Picture | None:
+    png = getattr(row, kind)
+    return Picture(_anchor(name, number, kind), html.data_address(png), f"{words(kind)}, {name}") if png else None
 
 
-def _training(training: Json) -> str:
+def _anchor(class_name: str, number: int, kind: str) -> str:
+    """What a link to an image of the gallery names."""
+    # Browsers decode a link before they look for the name in it: so it has no `%`.
+    name = quote(class_name, safe="").replace("%", "_")
+    return f"image-{name}-{number}-{GALLERY_COLUMNS.index(kind)}"
+
+
+def _training(training: Json) -> html.Section:
     """Training loss as a line, validation loss as dots: it is measured at few steps only."""
-    loss = list(starmap(html.Point, training.get("loss") or []))
-    validation = list(starmap(html.Point, training.get("validation") or []))
+    loss = list(starmap(plots.Point, training.get("loss") or []))
+    validation = list(starmap(plots.Point, training.get("validation") or []))
     if not loss:
-        return ""
-    series = [html.Series("training", loss, "c1", dots=False)]
+        return html.Section("Fine-tuning", html.NOTHING)
+    series = [plots.Series("training", loss, "c1", dots=False)]
     caption = f"Line: training, {loss[-1].y:.3g} at the end."
     if validation:
-        series.append(html.Series("validation", validation, "c2", line=False))
+        series.append(plots.Series("validation", validation, "c2", line=False))
         caption += f" Dots: validation, {validation[-1].y:.3g} at the end."
     title = "mean squared error (no unit)"
-    drawing = html.curve_plot(series, "optimiser step", "Loss over optimiser steps", title)
-    return html.section("Fine-tuning", html.figure(drawing, caption))
+    drawing = plots.curve_plot(series, "optimiser step", "Loss over optimiser steps", title)
+    return html.Section("Fine-tuning", html.figure(drawing, caption))
 
 
-def _data_set(dataset: Json, check: Json) -> str:
+def _data_set(dataset: Json, check: Json) -> html.Section:
     counts, left_out = dataset.get("counts") or {}, dataset.get("left_out") or []
     classes = list(dict.fromkeys(chain.from_iterable(counts.values())))
     rows = []
@@ -193,14 +250,14 @@ def _data_set(dataset: Json, check: Json) -> str:
         # two columns are a file and words about it, which may be long; more are numbers
         kind = "words" if len(checked["columns"]) <= 2 else ""
         inside += html.folded(checked["title"], html.table(checked["columns"], checked["rows"], kind))
-    return html.section("Data set", inside)
+    return html.Section("Data set", inside)
 
 
-def _copies(check: Json) -> str:
+def _copies(check: Json) -> Markup:
     """Which copies of one image were looked for, and which were not."""
     copies = check.get("copies_looked_for") or []
     if not copies:
-        return ""
+        return html.NOTHING
     sought = [entry["copy"] for entry in copies if entry["looked_for"].startswith("yes")]
     others = [entry["copy"] for entry in copies if not entry["looked_for"].startswith("yes")]
     words = f"Copies of one image stay on one side of the split. Looked for: {'; '.join(sought)}."
@@ -225,9 +282,9 @@ def patients_sentence(dataset: Json) -> str:
     return f"The images show {n} known patients. None of them is in more than one split."
 
 
-def _timings(timings: list[Json]) -> str:
-    rows, note = [], ""
-    for timing in timings:
+def _timings(timings: list[Json]) -> html.Section:
+    rows, note = [], html.NOTHING
+    for timing in sorted(timings, key=_place_in_work):
         images, rate = timing["images"], timing["images_per_actor_second"]
         row = [timing["stage"], f"{timing['seconds']:,.1f}", f"{images:,}" if images else ""]
         rows.append([*row, f"{rate:,.2f}" if rate else ""])
@@ -239,17 +296,22 @@ def _timings(timings: list[Json]) -> str:
                 "soft",
             )
     heads = ["stage", "wall time (s)", "images", "images per second and actor"]
-    return html.section("Timings", html.table(heads, rows) + note)
+    return html.Section("Timings", html.table(heads, rows) + note)
 
 
-def _provenance(run: Json) -> str:
-    inside = ""
+def _place_in_work(timing: Json) -> int:
+    word = timing["stage"].split()[0]
+    return STAGES.index(word) if word in STAGES else len(STAGES)
+
+
+def _provenance(run: Json) -> html.Section:
+    inside = html.NOTHING
     for part in ("base", "adapters", "execution", "settings"):
         inside += html.folded(part.capitalize(), _settings(run.get(part)))
-    return html.section("Provenance", inside)
+    return html.Section("Provenance", inside)
 
 
-def _settings(tree: Any) -> str:
+def _settings(tree: Any) -> Markup:
     """{"a": {"b": 1}} as a table with the row `a.b`, `1`; unset values are left out."""
     rows = []
     for name, value in flatten(tree or {}).items():

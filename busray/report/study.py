@@ -4,14 +4,17 @@ import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from markupsafe import Markup
 
 from busray.evidence.stats.paired import LEVEL, POWER
 from busray.evidence.study import DETECTABLE, DIFFERENCE, P_HOLM, P_VALUE, StudyResults
 from busray.evidence.study_design import MIXED, REAL, UNGATED, gate_pairs
 from busray.records import CLASS_ALL, Figure
-from busray.report import html
+from busray.report import html, plots
 from busray.report.metrics import CLASS_RECALL, METRICS, NONE, Metric, arms_text, p_equation, p_text
 from busray.report.tables import Json, Table, distinct, figures_of, first, first_n, grid, select
+
+TITLE = "Downstream study"
 
 COLOURS = {"synthetic": "c2", MIXED: "c1", UNGATED: "c3"}
 """Of the kinds of arms that have a curve."""
@@ -21,11 +24,11 @@ STUDIED["recall"] = CLASS_RECALL
 """The study's metrics: `recall` is of a class, the others are of all classes."""
 
 
-def study_section(study: Json) -> str:
-    """What synthetic images are worth to a classifier. Empty without figures."""
+def study_section(study: Json) -> html.Section:
+    """What synthetic images are worth to a classifier; nothing inside without figures."""
     figures = figures_of(study)
     if not figures:
-        return ""
+        return html.Section(TITLE, html.NOTHING)
     inside = html.sentence_list(study["sentences"]) + html.paragraph(_explanation(figures))
     for reference in distinct(figures, "reference"):
         inside += _test_set(figures, reference, study["primary"]["metric"])
@@ -37,7 +40,7 @@ def study_section(study: Json) -> str:
         tried.append([part["identity"], part["trainings"], training["architecture"], settings])
     rows = html.table(["identity", "trainings", "architecture", "training"], tried, "words")
     inside += html.folded(f"Configurations tried ({len(tried)})", rows)
-    return html.section("Downstream study", inside)
+    return html.Section(TITLE, inside)
 
 
 def _explanation(figures: Sequence[Figure]) -> str:
@@ -54,7 +57,7 @@ def _explanation(figures: Sequence[Figure]) -> str:
     )
 
 
-def _test_set(figures: Sequence[Figure], reference: str, metric: str) -> str:
+def _test_set(figures: Sequence[Figure], reference: str, metric: str) -> Markup:
     """Plots and tables on one test set."""
     shown = select(figures, reference=reference, metric=metric, class_name=CLASS_ALL)
     plots = _bars(shown, STUDIED[metric])
@@ -70,18 +73,18 @@ def _test_set(figures: Sequence[Figure], reference: str, metric: str) -> str:
     )
 
 
-def _bars(figures: Sequence[Figure], metric: Metric) -> str:
+def _bars(figures: Sequence[Figure], metric: Metric) -> Markup:
     """A bar an arm from 0, its 95 % interval as a whisker."""
     if not figures:
-        return ""
+        return html.NOTHING
     rows = []
     for f in figures:
         # arms of real images, the controls among them, are grey
         real_or_mixed = "c0" if f.arm.startswith("real") else "c1"
         colour = COLOURS.get(f.arm.split("@")[0], real_or_mixed)
-        rows.append(html.Row(f.arm, *metric.scaled(f), metric.number(f.value), colour))
+        rows.append(plots.Row(f.arm, *metric.scaled(f), metric.number(f.value), colour))
     label = f"{metric.title} of each arm"
-    drawing = html.row_plot([html.RowGroup("", rows)], "", label, bars=True, reach=1.0)
+    drawing = plots.row_plot([plots.RowGroup("", rows)], "", label, bars=True, reach=1.0)
     return html.figure(drawing, _caption(figures), metric.title)
 
 
@@ -93,25 +96,25 @@ def _caption(figures: Sequence[Figure]) -> str:
     )
 
 
-def _utility_curve(figures: Sequence[Figure], metric: Metric) -> str:
+def _utility_curve(figures: Sequence[Figure], metric: Metric) -> Markup:
     """The metric over synthetic images for each real one; the dashed line is real images alone."""
-    curves: dict[str, list[html.Point]] = {}
+    curves: dict[str, list[plots.Point]] = {}
     for f in figures:
         kind, at, ratio = f.arm.partition("@")
         if kind in COLOURS and at:
-            curves.setdefault(kind, []).append(html.Point(float(ratio), *metric.scaled(f)))
+            curves.setdefault(kind, []).append(plots.Point(float(ratio), *metric.scaled(f)))
     real = first(figures, arm="real")
     if real is None or sum(map(len, curves.values())) < 4:
-        return ""  # two points a kind are the least that has a slope
+        return html.NOTHING  # two points a kind are the least that has a slope
     series = []
     for kind, colour in COLOURS.items():
         if kind in curves:
-            series.append(html.Series(kind, sorted(curves[kind]), colour))
+            series.append(plots.Series(kind, sorted(curves[kind]), colour))
     title = f"{metric.title} over corpus size"
     axis = "synthetic images for each real one"
     floor = ("real", metric.scaled(real)[0])
-    drawing = html.curve_plot(series, axis, title, floor=floor, named=True)
-    return html.figure(drawing, _caption(figures), title)
+    drawing = plots.curve_plot(series, axis, title, floor=floor, named=True)
+    return html.figure(drawing, "", title)  # the bars beside it have the caption
 
 
 Lookup = Mapping[tuple[str, str, str | None, str, str], Figure]

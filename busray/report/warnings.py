@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from busray.evidence.classes import CONSISTENCY, EXCESS, FIRST_DRAW, JUDGE, SEEN_AS
 from busray.records import CLASS_ALL, INCEPTION, REAL, SEPARABILITY_AUC, Arm, Figure
 from busray.report.metrics import METRICS, excludes_zero
-from busray.report.tables import first, select
+from busray.report.tables import distinct, first, select
 
 FELL = 0.1
 """An adapted class that is seen as itself less often than the base's, by more than this share."""
@@ -65,8 +65,7 @@ def _classes(figures: Sequence[Figure], arm: str) -> list[Warned]:
         fell = ""
         if before and arm != before.arm and before.value - agreement.value > FELL:
             fell = f" Adaptation made it worse: of the base's images it was {before.value:.2f}."
-        seen = [f for f in select(drawn, class_name=name) if f.metric.startswith(SEEN_AS)]
-        most = max(seen, key=lambda f: f.value)
+        most = _most_seen(drawn, name)
         if most.metric != SEEN_AS + name:
             collapsed.append(_collapsed(agreement, most, judge, fell))
             continue
@@ -74,6 +73,25 @@ def _classes(figures: Sequence[Figure], arm: str) -> list[Warned]:
         if fell or (less and less.value < 0 and excludes_zero(less)):
             others.append(_weak(agreement, judge, fell))
     return collapsed + others
+
+
+def _most_seen(drawn: Sequence[Figure], name: str) -> Figure:
+    """The class that the judge sees most often in images of this class."""
+    seen = [f for f in select(drawn, class_name=name) if f.metric.startswith(SEEN_AS)]
+    return max(seen, key=lambda f: f.value)
+
+
+def collapsed_classes(figures: Sequence[Figure], arm: str) -> list[str]:
+    """The arm's classes that a judge that is of use takes for another class in most images."""
+    tested = select(figures, reference="test")
+    drawn = select(tested, protocol=FIRST_DRAW, arm=arm)
+    collapsed = []
+    for name in distinct(select(drawn, metric=CONSISTENCY), "class_name"):
+        judge = first(tested, metric=JUDGE, class_name=name, arm=REAL)
+        is_known = name != CLASS_ALL and judge is not None and judge.value >= USELESS_JUDGE
+        if is_known and _most_seen(drawn, name).metric != SEEN_AS + name:
+            collapsed.append(name)
+    return collapsed
 
 
 RETRY_CLASS = (

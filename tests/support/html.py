@@ -13,7 +13,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str]]] = []
         self.text = ""
-        self.feed(html)
+        self.feed(str(html))  # slices of markup are escaped again
         self.close()
         assert self.open == []
 

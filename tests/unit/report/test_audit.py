@@ -52,12 +52,12 @@ def test_the_page_shows_verdict_figures_and_pairs_and_escapes_names(rng: np.rand
     columns, pairs = closest_rows(of.tally.closest, ["<b>.png"] * TRAINING)
     figures = [f.to_dict() for f in audit_figures(of)]
     part = {"sentences": audit_sentences(of), "figures": figures, "closest": {"columns": columns, "rows": pairs}}
-    page = copies_section({**part, "spread": audit_spread(of)}, b"png")
+    page = copies_section({**part, "spread": audit_spread(of)}, b"png").inside
     assert page.count("<svg") == page.count("n = 300 held-out real images and 10,000 of the corpus") == 2
     assert f"threshold {of.tally.limits['image'][0]:.3f}<" in page
     assert "1 of 10,000" in page and "&lt;b&gt;.png" in page and "<b>.png" not in page
     assert "data:image/png;base64," in page
-    assert copies_section({}, None) == ""
+    assert copies_section({}, None).inside == ""
     assert len(audit_rows(audit_figures(of))[1]) == len(figures)
 
 
@@ -67,7 +67,7 @@ def test_an_audit_of_fewer_images_than_the_corpus_has_says_so_until_it_is_repeat
     part = {"sentences": audit_sentences(of), "figures": figures, "closest": {"columns": [], "rows": []}, "spread": {}}
     grown = of_now(part, 10_001)
     said = "of an earlier state of this corpus (10,000 of 10,001 images): run `busray audit` again"
-    assert said in grown["outdated"] and said in copies_section(grown, None)
+    assert said in grown["outdated"] and said in copies_section(grown, None).inside
     assert of_now(grown, 10_000)["outdated"] is None
-    assert "earlier state" not in copies_section(of_now(part, 10_000), None)
+    assert "earlier state" not in copies_section(of_now(part, 10_000), None).inside
     assert grown["sentences"] == part["sentences"]

@@ -8,7 +8,7 @@ from tests.support.judged import NAMES, RECORD, SEVEN_OF_TEN, real, said
 def test_the_page_draws_a_matrix_of_real_images_and_of_each_arm_with_counts_and_n() -> None:
     drawn = {"benign": said(*[0] * 1500, *[1] * 500), "malignant": said(*[1] * 20)}
     figures = consistency_figures({"<b>": drawn}, real(*SEVEN_OF_TEN), NAMES, FIRST_DRAW)
-    page = consistency_section(figures, None)
+    page = consistency_section(figures, None).inside
     assert page.count("<svg") == 2 and "First draws of &lt;b&gt;" in page
     for words in ("n = 20 (benign 10, malignant 10)", "n = 2,020 (benign 2,000, malignant 20)", ">1,500<", ">0.25<"):
         assert words in page
@@ -45,13 +45,13 @@ def test_images_that_a_gate_selected_to_agree_say_nothing_of_lost_diversity() ->
 
 
 def test_nothing_is_said_of_arms_that_were_not_judged() -> None:
-    assert consistency_sentences([]) == [] and consistency_section([], None) == ""
+    assert consistency_sentences([]) == [] and consistency_section([], None).inside == ""
 
 
 def test_the_page_names_the_gate_its_accuracy_and_what_became_of_each_class() -> None:
     gate = {**RECORD, "threshold": 0.5, "attempts": 3}
     counts = GateCounts(20, 16, 2, 1, 25, undrawn=1)
-    page = consistency_section([], {**gate, "classes": {"<b>": counts.__dict__}})
+    page = consistency_section([], {**gate, "classes": {"<b>": counts.__dict__}}).inside
     assert "<td>16</td><td>2</td><td>1</td><td>1</td><td>25</td>" in page
     assert "trained on 50 real training images" in page and "all 0.80 [0.60, 0.90]" in page
     assert "&lt;b&gt;" in page and "<td>25</td>" in page

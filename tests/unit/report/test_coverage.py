@@ -6,7 +6,7 @@ from busray.evidence.distances import WHOLE_CORPUS
 from busray.records import CLASS_ALL, INCEPTION, Figure, Interval
 from busray.report.card import PROTOCOLS
 from busray.report.coverage import coverage_sentences, measured_whole, whole_corpus_sentences
-from busray.report.distances import figures_section
+from busray.report.distances import distance_sections
 from busray.report.tables import class_rows, metrics_rows, narrow_rows
 
 
@@ -35,7 +35,8 @@ def test_distances_of_all_images_stand_beside_those_at_equal_n_and_each_says_its
         ["lora+ti", "120"],
         ["lora+ti (whole-corpus)", "1000000"],
     ]
-    page = figures_section(FIGURES)
+    (section,) = distance_sections(FIGURES)
+    page = section.inside
     assert "FID falls as n grows" in page and "n = 1000000 against 130" in page
     assert WHOLE_CORPUS in PROTOCOLS
 

@@ -72,8 +72,8 @@ def test_the_table_has_real_images_by_both_masks_the_floor_and_every_arm(figures
 
 
 def test_the_page_shows_dice_and_picture_or_the_reason_and_escapes_what_comes_from_data(figures: list[Figure]) -> None:
-    page = geometry_section(figures, None, b"png")
+    page = geometry_section(figures, None, b"png").inside
     assert "80 real training images" in page and "data:image/png;base64,cG5n" in page
-    assert "<script>" not in geometry_section([replace(f, arm="<script>") for f in figures], None, None)
-    assert "no masks &lt;b&gt;" in geometry_section([], "no masks <b>", None)
-    assert geometry_section([], None, None) == ""
+    assert "<script>" not in geometry_section([replace(f, arm="<script>") for f in figures], None, None).inside
+    assert "no masks &lt;b&gt;" in geometry_section([], "no masks <b>", None).inside
+    assert geometry_section([], None, None).inside == ""

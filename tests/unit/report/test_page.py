@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
+from busray.evidence.classes import FIRST_DRAW, consistency_figures
 from busray.records import Figure
+from busray.report.classes import consistency_section
 from busray.report.page import GalleryRow, report_html
 from tests.support.figures import CLASSES, MARKUP, arm_and_floor_figures, neighbour_figures, png, texture_figures
 from tests.support.html import Page
+from tests.support.judged import NAMES, SEVEN_OF_TEN, real, said
 
 
 def report(**changes: Any) -> dict[str, Any]:
@@ -21,9 +24,9 @@ def report(**changes: Any) -> dict[str, Any]:
             "busray": "0.1",
             "command": "busray demo",
             "base": {"repository": "tiny", "revision": None, "files": {"unet/weights.safetensors": "ab" * 32}},
-            "adapters": {"method": "lora+ti"},
+            "adapters": {"method": "lora+ti", "folder": "adapters/0123"},
             "execution": {"device": "cpu", "libraries": {"torch": "2.10"}},
-            "settings": {"sampling": {"steps": 15}},
+            "settings": {"sampling": {"steps": 15}, "adapters": {"method": "lora+ti"}},
         },
         "dataset": {
             "size": 128,
@@ -67,28 +70,40 @@ def html() -> str:
     return render(rows=galleries())
 
 
-def test_tags_balance_and_the_parts_stand_in_their_order(html: str) -> None:
-    text = Page(html).text
-    parts = (
-        "demo",
-        "planned",
-        "differs from",
-        "prompts",
-        "Distances",
-        "Data set",
-        "Fine-tuning",
-        "Timings",
-        "Provenance",
-    )
-    places = [text.index(part) for part in parts]
-    assert places == sorted(places)
+def test_tags_balance_and_the_parts_stand_in_the_order_of_the_work(html: str) -> None:
+    page = Page(html)
+    sections = [attrs["id"] for attrs in page.named("section")]
+    assert sections == [
+        "findings",
+        "data-set",
+        "fine-tuning",
+        "images",
+        "distances-to-real-images",
+        "timings",
+        "provenance",
+    ]
+    assert page.text.index("demo") < page.text.index("planned") < page.text.index("differs from")
+
+
+def test_the_list_of_contents_has_a_link_to_each_section_and_links_lead_to_what_is_there(html: str) -> None:
+    page = Page(html)
+    links = [attrs["href"] for attrs in page.named("a")]
+    anchors = {f"#{attrs['id']}" for _, attrs in page.tags if "id" in attrs}
+    assert {link for link in links if link.startswith("#")} - {"#-"} == anchors
+    assert [link for link in links if not link.startswith("#")] == [
+        "./data/",
+        "./manifest.parquet",
+        "./card.md",
+        "./adapters/0123/",
+        "./report.json",
+    ]
 
 
 def test_no_external_address_and_no_script_is_in_the_page(html: str) -> None:
     page = Page(html)
     assert not re.search(r"https?:|//\w|url\(|@import", re.sub(r"base64,[^\"]*", "", html))
-    assert not page.named("script") and not page.named("link") and not page.named("a")
-    assert all(attrs["src"].startswith("data:image/png;base64,") for attrs in page.named("img"))
+    assert not page.named("script") and not page.named("link")
+    assert all(re.match(r"data:image/(png|webp);base64,", attrs["src"]) for attrs in page.named("img"))
     assert "default-src 'none'" in html
 
 
@@ -125,25 +140,57 @@ def test_everything_that_comes_from_data_is_escaped() -> None:
     assert page.named("img")[0]["alt"] == f"real, {MARKUP}"
 
 
+def gallery_images(page: Page) -> list[str]:
+    """What the images of the gallery are, without the small ones of the first screen."""
+    return [attrs["alt"] for attrs in page.named("img") if attrs["src"].startswith("data:image/png")]
+
+
 def test_the_gallery_has_three_columns(html: str) -> None:
-    assert [attrs["alt"] for attrs in Page(html).named("img")[:3]] == [
-        "real, benign",
-        "txt2img, benign",
-        "refined, benign",
-    ]
+    assert gallery_images(Page(html))[:3] == ["real, benign", "txt2img, benign", "refined, benign"]
 
 
 def test_the_gallery_has_two_columns_where_nothing_was_refined() -> None:
     page = Page(render(rows=galleries(refined=False)))
-    assert len(page.named("img")) == 4
+    assert len(gallery_images(page)) == 4
     assert "refined" not in page.text
 
 
 def test_a_missing_image_leaves_its_cell_blank() -> None:
     rows = {"benign": [GalleryRow(png(1), png(2), png(3), ""), GalleryRow(None, png(2), png(3), "")]}
-    page = Page(render(rows=rows))
-    assert len(page.named("img")) == 5
-    assert [attrs["alt"] for attrs in page.named("img")[3:]] == ["txt2img, benign", "refined, benign"]
+    shown = gallery_images(Page(render(rows=rows)))
+    assert len(shown) == 5
+    assert shown[3:] == ["txt2img, benign", "refined, benign"]
+
+
+def test_the_first_screen_has_small_real_and_released_images_that_lead_to_the_large_ones(html: str) -> None:
+    page = Page(html)
+    small = [attrs["alt"] for attrs in page.named("img") if attrs["src"].startswith("data:image/webp")]
+    assert small == ["real, benign", "refined, benign", "real, malignant", "refined, malignant"]
+    assert {"href": "#image-benign-0-2"} in page.named("a")
+    assert {"class": "picture", "id": "image-benign-0-2"} in page.named("span")
+
+
+def test_an_image_enlarges_and_goes_back_without_a_script(html: str) -> None:
+    page = Page(html)
+    assert len(page.named("a", "open")) == len(page.named("a", "close")) == len(gallery_images(page)) == 6
+
+
+def test_the_matrices_come_first_where_a_class_is_taken_for_another() -> None:
+    right, wrong = said(*[0] * 20), said(*[0] * 20)
+    drawn = {"lora+ti": {"benign": right, "malignant": wrong}}
+    judged = consistency_figures(drawn, real(*SEVEN_OF_TEN), NAMES, FIRST_DRAW)
+    section = consistency_section(judged, None)
+    for figures, place in (([*arm_and_floor_figures(), *judged], 0), ([f for f in judged if f.arm == "real"], -3)):
+        page = Page(report_html(report(), figures, {}, [section]))
+        assert page.named("section")[place]["id"] == "class-consistency"
+
+
+def test_stages_are_timed_in_the_order_of_the_work() -> None:
+    row = {"seconds": 1.0, "images": None, "images_per_actor_second": None}
+    names = ["audit", "evaluate", "finetune", "generate", "generate base", "study"]
+    text = Page(render(timings=[{"stage": name, **row} for name in names])).text
+    places = [text.rindex(f"{name}1.0") for name in ("finetune", "generate", "generate base", "evaluate", "audit")]
+    assert places == sorted(places)
 
 
 def test_every_arm_and_class_has_a_dot_and_kid_has_whiskers(html: str) -> None:
@@ -173,7 +220,8 @@ def test_dots_lie_where_their_values_are() -> None:
 def test_figures_state_extractor_protocol_n_and_reference(html: str) -> None:
     text = Page(html).text
     assert (
-        "FID (inception-v3-2015), synthetic-only, n = 40 against 24 test images; each class n = 20 against 12" in text
+        "FID and KID (inception-v3-2015), synthetic-only, n = 40 against 24 test images; each class n = 20 against 12"
+        in text
     )
     assert "FID and KID (inception-v3-2015), real-against-real, n = 40 against 24 test images" in text
     assert "biased upwards at small n" in text and "next to the floor" in text
@@ -182,11 +230,11 @@ def test_figures_state_extractor_protocol_n_and_reference(html: str) -> None:
 def test_the_first_sentences_of_copies_and_study_stand_at_the_top_too() -> None:
     found: dict[str, Any] = {"audit": {"sentences": ["Copies: none.", "more"]}}
     found["study"] = {"sentences": ["Primary: no.", "more"]}
-    said = Page(render(verdicts=["Order: a < b."], **found)).text
-    assert "Order: a < b.Copies: none.Primary: no." in said
+    shown = Page(render(verdicts=["Order: a < b."], **found)).text
+    assert "Order: a < b.Copies: none.Primary: no." in shown
     found["audit"]["outdated"] = "That is old."
-    said = Page(render(verdicts=["Order: a < b."], **found)).text
-    assert "Copies: none. That is old.Primary: no." in said
+    shown = Page(render(verdicts=["Order: a < b."], **found)).text
+    assert "Copies: none. That is old.Primary: no." in shown
 
 
 def test_the_rate_of_generation_is_an_actors_and_explained_where_there_is_one(html: str) -> None:
@@ -237,16 +285,17 @@ def test_neighbourhoods_are_shown_where_there_are_any(html: str) -> None:
 def test_the_page_keeps_texture_apart_from_fid() -> None:
     page = render([*arm_and_floor_figures(), *texture_figures()])
     Page(page)
-    before, after = page.split("<h2>Distances in ultrasound texture</h2>")
-    texture, rest = after.split("</section>", 1)
-    assert f"{before.removesuffix('<section>')}{rest}" == render()
+    before, after = page.split('<section id="distances-in-ultrasound-texture"><h2>Distances in ultrasound texture</h2>')
+    texture, rest = after.split("</section>\n", 1)
+    link = '<a href="#distances-in-ultrasound-texture">Distances in ultrasound texture</a>'
+    assert f"{before}{rest}".replace(link, "") == render()
     assert "FD-texture and KD-texture (texture-1), real-against-real, n = 40 against 24 test images" in texture
     assert "each class n = 20 against 12 test images, letterbox, 128 px." in texture
     assert texture.count("FID") == texture.count("FID and KID") == 1  # where it says that it is neither
 
 
 @pytest.mark.parametrize(
-    "patients, said",
+    "patients, sentence",
     [
         ({"patients": 7, "crossing": 0}, "The images show 7 known patients. None of them is in more than one split."),
         ({"patients": 7, "crossing": 2}, "2 of 7 patients are in several splits."),
@@ -254,9 +303,9 @@ def test_the_page_keeps_texture_apart_from_fid() -> None:
     ],
 )
 def test_the_data_set_says_how_many_patients_there_are_and_whether_one_crosses(
-    patients: dict[str, int], said: str
+    patients: dict[str, int], sentence: str
 ) -> None:
-    assert said in Page(render(dataset={"patients": patients})).text
+    assert sentence in Page(render(dataset={"patients": patients})).text
 
 
 def test_a_report_of_an_older_busray_says_nothing_of_patients() -> None:

@@ -46,7 +46,7 @@ def test_the_page_and_the_sentences_speak_of_the_gate_only_where_there_is_one(
 ) -> None:
     def page(made: StudyResults, figures: list[Figure]) -> str:
         said, plain = study_sentences(figures, made), [figure.to_dict() for figure in figures]
-        return study_section({"primary": {"metric": "macro_f1"}, "sentences": said, "figures": plain})
+        return study_section({"primary": {"metric": "macro_f1"}, "sentences": said, "figures": plain}).inside
 
     with_gate, without = page(gated, study_figures(gated)), page(*found)
     assert with_gate.count("<circle") == 6 and ">ungated</text>" in with_gate
@@ -107,4 +107,4 @@ def test_the_page_has_bars_the_curve_and_the_configurations_and_escapes_names() 
     for text in ("Downstream study", "macro F1 over corpus size", "On external images", "Configurations tried (1)"):
         assert text in page
     assert page.count("<circle") == 4
-    assert study_section({}) == ""
+    assert study_section({}).inside == ""
