@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from busray.evidence.classes import FIRST_DRAW, consistency_figures
+from busray.layout import CARD
 from busray.records import Figure
 from busray.report.classes import consistency_section
 from busray.report.page import GalleryRow, report_html
@@ -93,7 +94,7 @@ def test_the_list_of_contents_has_a_link_to_each_section_and_links_lead_to_what_
     assert [link for link in links if not link.startswith("#")] == [
         "./data/",
         "./manifest.parquet",
-        "./card.md",
+        f"./{CARD}",
         "./adapters/0123/",
         "./report.json",
     ]
