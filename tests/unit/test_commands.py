@@ -28,7 +28,7 @@ def test_more_quarantined_images_than_allowed_end_the_command_with_status_1(
 ) -> None:
     """Two of ten. Drawn by this file in place of Ray, through the command."""
     run = SimpleNamespace(store=store, log_file=None)
-    monkeypatch.setattr("busray.commands._opened", lambda *_, **__: nullcontext((run, None)))
+    monkeypatch.setattr("busray.commands._opened", lambda *_, **__: nullcontext((run, SimpleNamespace(report=print))))
     monkeypatch.setattr("busray.stages.generate.generate", lambda *_: draw(store, shard_size=6, rejected=1))
     monkeypatch.setattr("busray.stages.card.write_card", lambda *_: None)
     config = Path(store.url).parent / "config.yaml"
