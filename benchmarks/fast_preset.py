@@ -1,7 +1,8 @@
 """What sampling.preset=fast gains in time and costs in quality, part by part, on the embedded base.
 
-    python -m benchmarks.fast_preset --images 120
+    python -m benchmarks.fast_preset --images 120 --keep FOLDER
 
+What is drawn stays in FOLDER, so that an interrupted run goes on with the arms that are left.
 The same prompts and seeds in every arm. The reference is simulated scans, as the base was trained
 on, that are not among the prompts' own. Quality: KID by Inception-2015, Frechet distance of texture
 features, and how often a small classifier of simulated scans sees the prompt's class. Cost: CPU
@@ -10,11 +11,11 @@ seconds of this process, which a busy machine changes less than wall time.
 
 import argparse
 import time
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers.hooks import HookRegistry, PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
 
 from busray import config
 from busray.data.phantom import CLASSES, PROBES, phantom
@@ -33,18 +34,30 @@ TRAINED, REFERENCE = 1_000_000, 2_000_000  # first seeds of the judge's and the 
 GUIDANCE = 2.0
 INTERVAL = config.FAST_INTERVAL
 FAST_REFINE = 27  # x 0.3: 8 steps
+
+
+@dataclass(frozen=True)
+class Arm:
+    name: str
+    steps: int
+    refine_steps: int  # of the refinement's schedule
+    interval: tuple[float, float] | None = None  # of guidance
+    deep_every: int = 1
+
+
 ARMS = (
-    # name, steps, steps of the refinement's schedule, guidance's interval, reuses attention
-    ("50 + 15 steps (default)", 50, 50, None, False),
-    ("20 + 8 steps", 20, FAST_REFINE, None, False),
-    ("20 + 8 steps, interval (preset fast)", 20, FAST_REFINE, INTERVAL, False),
-    ("20 + 8 steps, interval, attention reused", 20, FAST_REFINE, INTERVAL, True),
+    Arm("50 + 15 steps (default)", 50, 50),
+    Arm("20 + 8 steps", 20, FAST_REFINE),
+    Arm("20 + 8, guidance in an interval", 20, FAST_REFINE, INTERVAL),
+    Arm("20 + 8, deep features of every 2nd step", 20, FAST_REFINE, None, 2),
+    Arm("20 + 8, both", 20, FAST_REFINE, INTERVAL, 2),
 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=120, help="drawn in each arm (default 120)")
+    parser.add_argument("--keep", type=Path, help="folder of the drawn images, an .npz for each arm")
     parser.add_argument("--reference", type=int, default=300, help="simulated scans (default 300)")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -59,8 +72,9 @@ def main() -> None:
     print("| arm | CPU s an image | gain | KID x 1000 | texture distance | class seen | as in the first arm |")
     print("|---|--:|--:|--:|--:|--:|--:|")
     default = 0.0
-    for name, steps, refine_steps, interval, reuse in ARMS:
-        images, wanted, seconds = drawn(options.images, steps, refine_steps, interval, reuse)
+    wanted = np.arange(options.images) % len(CLASSES)
+    for arm in ARMS:
+        images, seconds = kept(options.keep, options.images, arm)
         default = default or seconds
         estimate = kid(in_batches(extractor, images), inception)
         low, high = estimate.interval
@@ -69,7 +83,7 @@ def main() -> None:
         seen = probabilities(judge, images).argmax(1)
         first = seen if first is None else first
         cells = [
-            name,
+            arm.name,
             f"{seconds:.2f}",
             f"{default / seconds:.2f}",
             f"{estimate.value * 1000:.1f} [{low * 1000:.1f}, {high * 1000:.1f}]",
@@ -101,40 +115,34 @@ def in_batches(extractor: InceptionFeatures, images: np.ndarray) -> np.ndarray:
     return np.concatenate([extractor(images[at : at + 8]) for at in range(0, len(images), 8)])
 
 
-def drawn(
-    count: int, steps: int, refine_steps: int, interval: tuple[float, float] | None, reuse: bool
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """(images uint8 [n, s, s], labels int [n], CPU seconds an image)."""
+def kept(folder: Path | None, count: int, arm: Arm) -> tuple[np.ndarray, float]:
+    """As drawn(); from the folder where an earlier run has left it there."""
+    if folder is None:
+        return drawn(count, arm)
+    file = folder / f"{count}-{arm.name.replace(' ', '-')}.npz"
+    if not file.exists():
+        images, seconds = drawn(count, arm)
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(file, images=images, seconds=seconds)
+    stored = np.load(file)
+    return stored["images"], float(stored["seconds"])
+
+
+def drawn(count: int, arm: Arm) -> tuple[np.ndarray, float]:
+    """(images uint8 [n, s, s] of the classes in turn, CPU seconds an image)."""
     pipe = load_pipeline(config.Base())
-    sampling = config.Sampling(steps=steps, guidance_scale=GUIDANCE, guidance_interval=interval, batch_size=BATCH)
-    refine = config.Refine(strength=0.3, steps=refine_steps, guidance_scale=GUIDANCE, handover="latent")
+    how = {"steps": arm.steps, "guidance_interval": arm.interval, "deep_every": arm.deep_every}
+    sampling = config.Sampling(guidance_scale=GUIDANCE, batch_size=BATCH, **how)
+    refine = config.Refine(strength=0.3, steps=arm.refine_steps, guidance_scale=GUIDANCE, handover="latent")
     sampler = Sampler(pipe, sampling, refine, SIDE, keep_txt2img=False)
     specs = []
     for i in range(count):
         prompt = phantom(i, CLASSES[i % len(CLASSES)], PROBES["general"], (SIDE, SIDE)).caption
         specs.append(ImageSpec(f"i-{i}", "", i, 0, prompt, 2 * i, 2 * i + 1, BOX, {}))
-    if reuse:
-        reuse_attention(pipe.unet)
     began, images = time.process_time(), []
     for at in range(0, count, BATCH):
-        HookRegistry.check_if_exists_or_initialize(pipe.unet).reset_stateful_hooks()
         images += [image.image for image in sampler.draw(specs[at : at + BATCH])]
-    return np.stack(images), np.arange(count) % len(CLASSES), (time.process_time() - began) / count
-
-
-def reuse_attention(unet: Any) -> None:
-    """diffusers' pyramid attention broadcast (Zhao et al. 2024, arXiv 2408.12588): every other step
-    takes self-attention from the one before. UNet2DConditionModel has no enable_cache() of its own.
-    """
-    now = [0.0]
-    unet.register_forward_pre_hook(lambda module, given: now.__setitem__(0, float(given[1])))
-    settings = PyramidAttentionBroadcastConfig(
-        spatial_attention_block_skip_range=2,
-        spatial_attention_timestep_skip_range=(100, 800),
-        spatial_attention_block_identifiers=("transformer_blocks",),
-        current_timestep_callback=lambda: int(now[0]),
-    )
-    apply_pyramid_attention_broadcast(unet, settings)
+    return np.stack(images), (time.process_time() - began) / count
 
 
 if __name__ == "__main__":

@@ -338,16 +338,17 @@ class Adapters(Settings):
 
 FAST_STEPS, FAST_REFINE_STEPS = 20, 8
 FAST_INTERVAL = (0.28, 5.42)
-"""Of the preset `fast`: steps run, and where guidance works (Kynkaanniemi et al. 2024, arXiv
-2404.07724, for Stable Diffusion XL)."""
+FAST_DEEP_EVERY = 2
+"""Of the preset `fast`: steps run, where guidance works (Kynkaanniemi et al. 2024, arXiv
+2404.07724, for Stable Diffusion XL), and how often the UNet's deep layers are computed."""
 
 
 class Sampling(Settings):
     """How images are drawn from a prompt (txt2img)."""
 
     preset: Literal["fast"] | None = None
-    """`fast`: 20 steps, 8 of refinement, and guidance_interval [0.28, 5.42], where these are not
-    set. What it gains and costs is not measured yet (benchmarks/fast_preset.py)."""
+    """`fast`: 20 steps, 8 of refinement, guidance_interval [0.28, 5.42] and deep_every 2, where
+    these are not set. What it gains and costs: benchmarks/sampling.md."""
     scheduler: Literal["dpmsolver++", "sde-dpmsolver++", "ddim", "euler", "unipc"] = "dpmsolver++"
     """The sampler, of txt2img and refinement."""
     steps: SamplingSteps = 50
@@ -358,6 +359,9 @@ class Sampling(Settings):
     """[low, high]: guidance only at noise levels between them (standard deviation of the noise over
     that of the image), of refinement too; a step without it takes half the time. null: at every
     level."""
+    deep_every: Annotated[int, Field(ge=1, le=10)] = 1
+    """n: the UNet's deep layers are computed at every n-th step, of refinement too, and the steps
+    between reuse what they made (DeepCache). 1: at every step."""
     batch_size: Annotated[int, Field(ge=1, le=512)] = 8
     """Images a forward pass; the last batch is padded to it."""
     compile: Literal["auto"] | bool = "auto"
@@ -612,7 +616,11 @@ class Config(Settings):
         sampling = value.get("sampling") if isinstance(value, dict) else None
         if not isinstance(sampling, dict) or sampling.get("preset") != "fast":
             return value
-        fast: dict[str, Any] = {"steps": FAST_STEPS, "guidance_interval": FAST_INTERVAL}
+        fast: dict[str, Any] = {
+            "steps": FAST_STEPS,
+            "guidance_interval": FAST_INTERVAL,
+            "deep_every": FAST_DEEP_EVERY,
+        }
         value = {**value, "sampling": {**fast, **sampling}}
         refine = value.get("refine", {})
         strength = refine.get("strength", Refine().strength) if isinstance(refine, dict) else None

@@ -269,6 +269,7 @@ def _compiled_for(job: DrawJob, sampler: "Sampler") -> dict[str, Any]:
     about: dict[str, Any] = {"device": device_name(job.device), "python": platform.python_version()}
     about |= {name: version(name) for name in ("torch", "diffusers")}
     about |= {"size": job.base.size, "batch_size": job.sampling.batch_size, **asdict(sampler.computing)}
+    about["deep_every"] = job.sampling.deep_every
     for name in ("unet", "vae"):
         about[name] = json.loads(getattr(sampler.pipe, name).to_json_string())
     return about

@@ -129,9 +129,11 @@ def corpus_identity(
 def _sampling_identity(sampling: Sampling) -> dict[str, Any]:
     # What a preset sets stands in the settings themselves.
     identity = sampling.model_dump(exclude={"batch_size", "compile", "preset"})
-    # Older corpora have no interval, and must keep their fingerprint.
+    # Older corpora have neither, and must keep their fingerprint.
     if sampling.guidance_interval is None:
         del identity["guidance_interval"]
+    if sampling.deep_every == 1:
+        del identity["deep_every"]
     return identity
 
 

@@ -18,6 +18,7 @@ from busray import config
 from busray.failures import is_compile_error, is_device_error
 from busray.model.memory import in_slices, is_out_of_memory
 from busray.model.prompts import PromptTexts
+from busray.model.reuse import ReusingUnet
 from busray.model.steps import (
     Guidance,
     Padding,
@@ -55,6 +56,7 @@ class Sampler:
         self.keep_txt2img = keep_txt2img and refine is not None
         pipe.scheduler = scheduler_for(sampling.scheduler, pipe.scheduler.config)
         self.device, self.dtype = pipe.unet.device, pipe.unet.dtype
+        self.unet = pipe.unet if sampling.deep_every == 1 else ReusingUnet(pipe.unet, sampling.deep_every)
         self.computing = Computing(str(self.dtype).removeprefix("torch."))  # unless prepare() did more
         # Images decoded at once. Only a memory that is too small makes them fewer than a batch.
         self.decode_batch = sampling.batch_size
@@ -119,7 +121,7 @@ class Sampler:
             kinds.append(Guidance(1.0, text, None))
         for guidance in kinds:
             self.pipe.scheduler.set_timesteps(1)
-            denoise(self.pipe.unet, self.pipe.scheduler, latents, guidance, [_generator(0)] * count)
+            self._denoise(latents, guidance, [_generator(0)] * count)
         decode_grey(self.pipe.vae, latents, [ContentBox(0, 0, self.size, self.size)] * count)
 
     @torch.no_grad()
@@ -152,7 +154,7 @@ class Sampler:
         start = noise * pipe.scheduler.init_noise_sigma
         # The generators are past the first noise: a stochastic scheduler does not draw it again.
         guidance, padding = self._guidance(batch, self.sampling.guidance_scale), self._padding(batch, noise)
-        return denoise(pipe.unet, pipe.scheduler, start, guidance, generators, padding)
+        return self._denoise(start, guidance, generators, padding)
 
     def _img2img(self, batch: list[ImageSpec], latents: Tensor | None, pixels: np.ndarray | None) -> Tensor:
         """Scaled latents [b, c, h, w] of the refined images.
@@ -174,7 +176,20 @@ class Sampler:
         alpha, sigma = noise_levels(scheduler, self.dtype)[first]
         start = alpha * latents + sigma * self._there(unit_noise(shape, generators))
         guidance, padding = self._guidance(batch, self.refine.guidance_scale), self._padding(batch, self._there(noise))
-        return denoise(self.pipe.unet, scheduler, start, guidance, generators, padding, first)
+        return self._denoise(start, guidance, generators, padding, first)
+
+    def _denoise(
+        self,
+        start: Tensor,
+        guidance: Guidance,
+        generators: Sequence[torch.Generator],
+        padding: Padding | None = None,
+        first: int = 0,
+    ) -> Tensor:
+        """denoise() by this sampler's networks; its scheduler has its timesteps."""
+        if isinstance(self.unet, ReusingUnet):
+            self.unet.begin()
+        return denoise(self.unet, self.pipe.scheduler, start, guidance, generators, padding, first)
 
     def _guidance(self, batch: list[ImageSpec], scale: float) -> Guidance:
         prompts = [spec.prompt for spec in batch]

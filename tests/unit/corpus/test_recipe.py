@@ -46,6 +46,7 @@ def identity(changed: Config, **changes: Any) -> str:
         {"sampling": {"steps": 9}},
         {"sampling": {"guidance_scale": 3}},
         {"sampling": {"guidance_interval": [0.3, 5]}},
+        {"sampling": {"deep_every": 2}},
         {"refine": {"strength": 0.4}},
         {"refine": {"handover": "latent"}},
         {"corpus": {"format": "png"}},
@@ -72,8 +73,8 @@ def test_how_many_and_where_are_not(changes: dict[str, Any]) -> None:
 
 
 def test_a_preset_is_what_it_sets() -> None:
-    interval = {"steps": 20, "guidance_interval": [0.28, 5.42]}
-    set_by_hand = config(sampling=interval, refine={"steps": 27})
+    sampling = {"steps": 20, "guidance_interval": [0.28, 5.42], "deep_every": 2}
+    set_by_hand = config(sampling=sampling, refine={"steps": 27})
     assert identity(config(sampling={"preset": "fast"})) == identity(set_by_hand) != identity(config())
 
 
