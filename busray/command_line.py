@@ -26,6 +26,9 @@ Settings of the config are flags too: --sampling.steps=25 or --sampling.steps 25
 `busray config settings` lists them, `busray config settings sampling` those of a group."""
 
 
+SHELLS = ("bash", "zsh", "fish")
+
+
 class Command(NamedTuple):
     """A command of `busray`; its function is commands.COMMAND_FUNCTIONS[name]."""
 
@@ -121,6 +124,10 @@ def _check(command: argparse.ArgumentParser) -> None:
         "--json", type=_local, metavar="FILE", help="write the findings to this file too; -: print them"
     )
     command.add_argument("--metadata", type=_local, help="CSV with the columns file, group and any others")
+
+
+def _completion(command: argparse.ArgumentParser) -> None:
+    command.add_argument("shell", choices=SHELLS, help="the shell that is to complete busray")
 
 
 def _plan(command: argparse.ArgumentParser) -> None:
@@ -272,6 +279,12 @@ COMMANDS = {
         "list a run's orphaned objects, or delete them",
         _gc,
         ("gc runs/mine", "gc runs/mine --delete"),
+        settings=None,
+    ),
+    "completion": Command(
+        "print the script by which a shell completes commands, settings and their values",
+        _completion,
+        ("completion bash > busray.bash", "completion fish"),
         settings=None,
     ),
 }

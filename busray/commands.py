@@ -391,6 +391,14 @@ def _config(options: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+def _completion(options: argparse.Namespace, flags: list[str]) -> int:
+    from busray.completion import script
+
+    _refuse(flags)
+    sys.stdout.write(script(options.shell))
+    return 0
+
+
 def _shown_config(config: "Config") -> str:
     from busray.settings_text import config_yaml
 
@@ -500,7 +508,7 @@ COMMAND_FUNCTIONS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "doctor": _doctor, "check": _check, "config": _config, "plan": _plan, "run": _run, "demo": _demo,
     "finetune": _finetune, "generate": _generate, "evaluate": _evaluate, "ablate": _ablate, "study": _study,
     "audit": _audit, "reproduce": _reproduce, "card": _card, "readers": _readers,
-    "status": _status, "verify": _verify, "repair": _repair, "gc": _gc,
+    "status": _status, "verify": _verify, "repair": _repair, "gc": _gc, "completion": _completion,
 }  # fmt: skip
 
 
