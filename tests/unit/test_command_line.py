@@ -22,9 +22,10 @@ def test_every_example_in_the_help_is_taken(name: str, example: str) -> None:
 
 
 def test_each_commands_help_has_examples_and_the_exit_statuses(capsys: pytest.CaptureFixture) -> None:
+    parser = build_parser()
     for name in COMMANDS:
         with pytest.raises(SystemExit):
-            build_parser().parse_args([name, "--help"])
+            parser.parse_args([name, "--help"])
         shown = capsys.readouterr().out
         assert f"  busray {name} " in f"{shown} " and EXIT_STATUS in shown, name
 
