@@ -1,15 +1,13 @@
 """Features of a corpus and of the real images: read from the store, against computed."""
 
-import atexit
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.speed.contest import Contest
+from benchmarks.speed.contest import Contest, scratch_folder
 from benchmarks.speed.images import simulated_images
 from benchmarks.speed.runs import SIDE, small_run
 from busray.corpus.arms import arm_sources
@@ -51,10 +49,8 @@ class _Value:
 
 
 def questions() -> list[Contest]:
-    folder = tempfile.TemporaryDirectory()
-    atexit.register(folder.cleanup)
     run = small_run(
-        Path(folder.name) / "run", IMAGES, evaluate={"arms": [ARM], "judge": None, "extractors": ["inception"]}
+        scratch_folder() / "run", IMAGES, evaluate={"arms": [ARM], "judge": None, "extractors": ["inception"]}
     )
     store = run.store.sub(arm_prefix(ARM))
     box, provenance = ContentBox(0, 0, SIDE, SIDE), {"fingerprint": "f" * 64}

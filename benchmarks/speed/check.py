@@ -7,12 +7,11 @@ import atexit
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.speed.contest import Contest, Skipped
+from benchmarks.speed.contest import Contest, Skipped, scratch_folder
 from benchmarks.speed.profiles import profile_program
 from busray.data.phantom import CLASSES, PROBES, phantom
 
@@ -38,10 +37,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def questions() -> list[Contest | Skipped]:
-    folder = tempfile.TemporaryDirectory()
-    atexit.register(folder.cleanup)
-    scratch = Path(folder.name)
-    before = earlier_code()
+    scratch, before = scratch_folder(), earlier_code()
     if isinstance(before, Skipped):
         return [before]
     given = os.environ.get("BUSRAY_BUSI")
@@ -70,9 +66,7 @@ def questions() -> list[Contest | Skipped]:
 
 def earlier_code() -> Path | Skipped:
     """A folder with the code of BEFORE; it is removed at exit."""
-    folder = tempfile.TemporaryDirectory()
-    atexit.register(folder.cleanup)
-    before = Path(folder.name) / "before"
+    before = scratch_folder() / "before"
     add = ["git", "-C", str(ROOT), "worktree", "add", "--detach", str(before), BEFORE]
     added = subprocess.run(add, capture_output=True, text=True, check=False)
     if added.returncode:

@@ -1,10 +1,13 @@
 """One question of speed: ours and a rival in turn, so that a busy machine slows both alike."""
 
+import atexit
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks.speed import profiles
 
@@ -113,6 +116,13 @@ def seconds_of(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     result = work()
     return float(result) if isinstance(result, Seconds) else time.perf_counter() - started
+
+
+def scratch_folder() -> Path:
+    """A new folder, which is removed when this process ends."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 def _cpu_seconds() -> float:

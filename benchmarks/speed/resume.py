@@ -1,11 +1,9 @@
 """`generate` on a plan of a million images that is drawn to the end: what it costs."""
 
-import atexit
-import tempfile
 from unittest.mock import patch
 
 from benchmarks.resume import drive_apart, null_objects, share_out
-from benchmarks.speed.contest import Limit, Seconds
+from benchmarks.speed.contest import Limit, Seconds, scratch_folder
 from busray.corpus.manifest import publish_manifest
 from busray.corpus.plan import extend_plan, shards
 from busray.storage import Store, in_threads
@@ -14,9 +12,7 @@ IMAGES, SHARD_SIZE = 1_000_000, 256
 
 
 def questions() -> list[Limit]:
-    folder = tempfile.TemporaryDirectory()
-    atexit.register(folder.cleanup)
-    store = Store(folder.name)
+    store = Store(str(scratch_folder()))
     _finish(store)
 
     def ours() -> Seconds:

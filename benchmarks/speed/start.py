@@ -3,20 +3,18 @@
 The commands are processes of their own. A shard here is one batch of the embedded base at 64 px.
 """
 
-import atexit
 import os
 import resource
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import yaml
 
-from benchmarks.speed.contest import Limit, Seconds
+from benchmarks.speed.contest import Limit, Seconds, scratch_folder
 from benchmarks.speed.runs import BATCH, small_run
 
 ROOT = Path(__file__).parents[2]
@@ -26,9 +24,7 @@ WAIT_SECONDS = 300.0
 
 
 def questions() -> list[Limit]:
-    folder = tempfile.TemporaryDirectory()
-    atexit.register(folder.cleanup)
-    scratch = Path(folder.name)
+    scratch = scratch_folder()
     run = small_run(scratch / "run", BATCH)
     config = scratch / "config.yaml"
     settings = run.config.model_dump(mode="json") | {"corpus": {"shard_size": BATCH}}

@@ -1,16 +1,14 @@
 """Texture features against those of an earlier commit, each in a process of its own."""
 
-import atexit
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.speed.check import BEFORE, ROOT, earlier_code
-from benchmarks.speed.contest import Contest, Seconds, Skipped
+from benchmarks.speed.contest import Contest, Seconds, Skipped, scratch_folder
 from benchmarks.speed.images import simulated_images
 from benchmarks.speed.profiles import profile_program
 
@@ -33,10 +31,7 @@ np.save(sys.argv[2], features)
 
 
 def questions() -> list[Contest | Skipped]:
-    folder = tempfile.TemporaryDirectory()
-    atexit.register(folder.cleanup)
-    scratch = Path(folder.name)
-    before = earlier_code()
+    scratch, before = scratch_folder(), earlier_code()
     if isinstance(before, Skipped):
         return [Skipped("texture features", before.reason)]
     np.save(scratch / "images.npy", np.stack(simulated_images(IMAGES, SIDE)))
