@@ -18,11 +18,12 @@ __all__ = ["finished", "one_thread"]
 
 @pytest.fixture(scope="session")
 def checked(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A data set, checked once; read only."""
+    """A data set of images of 64 x 64 pixels, checked once; read only."""
     tree: dict[str, Any] = {
         "output": str(tmp_path_factory.mktemp("checked") / "run"),
         "dataset": {"phantoms": {"images": 12, "seed": 3}},
         "classes": {name: {"images": 6, "token": f"<us-{name}>"} for name in ("benign", "malignant")},
+        "base": {"size": 64},
         "sampling": {"steps": 2, "batch_size": 2},
         "refine": {"steps": 2, "strength": 0.5},
         "evaluate": {"arms": ["base"]},

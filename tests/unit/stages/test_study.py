@@ -36,6 +36,7 @@ def settings(output: Path, **changes: Any) -> Config:
     """Two classes of twelve real and four synthetic images; trainings of ten steps."""
     tree: dict[str, Any] = {
         "output": str(output),
+        "base": {"size": 64},
         "dataset": {"phantoms": {"images": 12, "seed": 3}, "val": 0.2, "test": 0.3},
         "classes": {name: {"images": 4, "token": f"<us-{name}>"} for name in ("benign", "malignant")},
         "adapters": {"steps": 2, "batch_size": 2, "checkpoint_every": 2, "validate_every": 2},
