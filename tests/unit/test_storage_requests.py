@@ -98,12 +98,12 @@ def test_a_look_for_an_object_that_is_not_there_is_one_request(store: Store, ask
 
 
 def test_many_pieces_are_looked_for_in_the_pages_of_a_listing(store: Store, asked: Counter[str]) -> None:
-    there = [f"features/x/{number:05d}.npy" for number in range(2_500)]
+    there = [f"features/x/{number:05d}.npy" for number in range(1_100)]
     load(store, dict.fromkeys(there, b"x"))
-    missing = [f"features/x/{number:05d}-none.npy" for number in range(2_500)]
+    missing = [f"features/x/{number:05d}-none.npy" for number in range(1_100)]
     asked.clear()
     assert store.present([*there, *missing]) == set(there)
-    assert asked == {"LIST": 3}, "pages of a thousand keys"
+    assert asked == {"LIST": 2}, "pages of a thousand keys"
 
 
 def test_few_pieces_are_asked_for_one_by_one_since_a_folder_may_hold_millions(
@@ -131,15 +131,15 @@ def test_folders_are_found_without_a_listing_of_what_lies_in_them(store: Store, 
 
 @pytest.mark.parametrize("with_digests", [True, False], ids=["of now", "of an older busray"])
 def test_records_are_read_with_one_request_each(store: Store, asked: Counter[str], with_digests: bool) -> None:
-    plan = corpus(store, 100, with_digests=with_digests)
+    plan = corpus(store, 50, with_digests=with_digests)
     asked.clear()
     assert [commit.shard for commit in each_commit(store, plan)] == plan
     # Where there is no digest at all, s3fs also asks whether their folder is an object.
     digests = {"LIST": 1} if with_digests else {"LIST": 2, "HEAD": 1}
-    assert asked == {"GET": 100, **digests}
+    assert asked == {"GET": 50, **digests}
     asked.clear()
-    assert len(read_commits(store)) == 100
-    assert asked - Counter(digests) == {"GET": 100, "LIST": 1}
+    assert len(read_commits(store)) == 50
+    assert asked - Counter(digests) == {"GET": 50, "LIST": 1}
 
 
 def test_a_changed_record_is_damaged_though_its_digest_comes_from_a_listing(store: Store) -> None:
@@ -170,19 +170,19 @@ def test_stored_arrays_are_read_with_one_request_each_in_their_order(store: Stor
         list(load_arrays(store, keys))
 
 
-def test_a_manifest_and_orphans_of_four_times_the_shards_take_no_more_than_its_records(
+def test_a_manifest_and_orphans_of_twice_the_shards_take_no_more_than_its_records(
     store: Store, asked: Counter[str]
 ) -> None:
     """Both corpora are listed on one page."""
     took: dict[int, Counter[str]] = {}
-    for count in (60, 240):
+    for count in (60, 120):
         folder = store.sub(str(count))
         plan = corpus(folder, count)
         asked.clear()
         publish_manifest(folder, extend_plan(folder, {"benign": 2 * count}, 2), drawn=plan)
         assert orphans(folder) == []
         took[count] = Counter(asked)
-    assert took[240] - took[60] == {"GET": 180}
+    assert took[120] - took[60] == {"GET": 60}
     assert took[60]["LIST"] < 10
 
 

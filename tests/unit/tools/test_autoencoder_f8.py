@@ -90,7 +90,8 @@ def test_the_decoder_answers_to_the_critic(small):
     assert all(p.grad is None for p in model.vae.encoder.parameters())
 
 
-def test_the_critic_learns_to_tell_noise_from_smooth_images():
+def test_the_critic_learns_to_tell_noise_from_smooth_images(monkeypatch):
+    monkeypatch.setattr(critic, "CRITIC_WIDTHS", (8, 16))
     torch.manual_seed(0)
     judge = critic.Critic()
     optimiser = torch.optim.Adam(judge.parameters(), lr=5e-3)
