@@ -35,17 +35,23 @@ for module in (sys.modules[__name__], sleeping):
 
 SHARDS = 16
 IMAGE_SECONDS = 0.5
+LONGEST_WAIT = 300.0  # seconds
 LATE = 1
 """Shards that the driver may hand out before it hears of a drain: it looks once a second."""
 
 
 @dataclass(frozen=True)
 class Noted(SleepingCorpus):
-    """Notes on which node a shard is begun."""
+    """Notes on which node a shard is begun; the first one is drawn when both nodes have begun."""
 
     def draw(self, shard: Shard, beat: Beat) -> Any:
         node = ray.get_runtime_context().get_node_id()
         self.store.put_once(f"begun/{node}/{shard.name}", b"begun")
+        # On a busy machine a node may start so late that the other one would have drawn everything.
+        end = time.monotonic() + LONGEST_WAIT
+        while len(self.begun()) < 2 and time.monotonic() < end:
+            time.sleep(0.2)
+            beat()
         return super().draw(shard, beat)
 
     def begun(self) -> dict[str, int]:
