@@ -1,5 +1,5 @@
-"""One S3 server (moto) for the chaos tests of storage, with the fault proxy in front of it. No
-Ray here."""
+"""One S3 server (moto) for the chaos tests of storage, with the fault proxy in front of it, and a
+cluster on this machine."""
 
 import os
 import tempfile
@@ -8,10 +8,12 @@ from pathlib import Path
 
 import boto3
 import pytest
+import ray
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
 from tests.support.fault_proxy import FaultProxy
+from tests.support.nodes import Nodes
 
 BUCKET = "busray-chaos"
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -61,6 +63,16 @@ def fresh_connections() -> None:
 def bucket_url(s3_server: str, request: pytest.FixtureRequest) -> str:
     """A folder of the bucket that is this test's alone."""
     return f"s3://{BUCKET}/{request.node.name}"
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    """A head without work and nodes that a test adds; this process is its driver."""
+    made = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    ray.init(address=made.address, log_to_driver=False)
+    yield made
+    ray.shutdown()
+    made.shutdown()
 
 
 @pytest.fixture

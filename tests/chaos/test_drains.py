@@ -5,14 +5,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 
 from busray import config
 from busray.cluster.draw import CALLS
@@ -22,6 +20,7 @@ from busray.records import Shard
 from busray.storage import Store
 from busray.workers import Beat, DrawStage
 from tests.support import sleeping
+from tests.support.nodes import Nodes
 from tests.support.paths import ROOT
 from tests.support.sleeping import SleepingCorpus, plan
 
@@ -61,15 +60,11 @@ class Noted(SleepingCorpus):
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    """A head without work and two nodes of one actor each; this process is their driver."""
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    ray.init(address=made.address, log_to_driver=False)
+def two_nodes(nodes: Nodes) -> Nodes:
+    """Of one actor each."""
     for _ in range(2):
-        made.add_node(num_cpus=1)
-    yield made
-    ray.shutdown()
-    made.shutdown()
+        nodes.add_node(num_cpus=1)
+    return nodes
 
 
 class Job(threading.Thread):
@@ -102,25 +97,25 @@ class Job(threading.Thread):
         raise AssertionError(f"the job was over before anything could happen: {self.error}")
 
 
-def drain(cluster: Cluster, node: str, seconds: int | None) -> None:
-    command = drain_command(cluster.address, node, "a test", seconds)
+def drain(nodes: Nodes, node: str, seconds: int | None) -> None:
+    command = drain_command(nodes.address, node, "a test", seconds)
     subprocess.run([Path(sys.executable).parent / "ray", *command[1:]], check=True)
 
 
 @pytest.mark.parametrize("seconds", [None, 60], ids=["rebalance", "notice"])
 def test_a_drained_node_finishes_its_shards_and_gets_no_new_ones(
-    cluster: Cluster, tmp_path: Path, seconds: int | None
+    two_nodes: Nodes, tmp_path: Path, seconds: int | None
 ) -> None:
     """With a deadline the machine goes when it has come."""
     corpus = Noted(Store(str(tmp_path / "run")), seconds=IMAGE_SECONDS)
     job = Job(corpus, tmp_path / "ray.log")
     node = job.until_both_nodes_drew()
-    drain(cluster, node, seconds)
+    drain(two_nodes, node, seconds)
     before = corpus.begun()[node]
     if seconds is not None:
         time.sleep(seconds)
-        machine = next(m for m in cluster.worker_nodes if m.node_id == node)
-        cluster.remove_node(machine, allow_graceful=False)
+        machine = next(m for m in two_nodes.worker_nodes if m.node_id == node)
+        two_nodes.remove_node(machine, allow_graceful=False)
     job.join(600)
     assert not job.is_alive() and job.error is None, job.error
     assert committed_shards(corpus.store) == plan(SHARDS, 4)

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 import pytest
 import ray
 from ray import cloudpickle
-from ray.cluster_utils import Cluster as Nodes
 
 from busray import stalls
 from busray.cluster.pool import RayWorkers, ray_workers
@@ -26,6 +24,7 @@ from busray.records import Shard, Stopped, StoppedForGood
 from busray.storage import Store
 from busray.workers import Beat, DrawStage
 from tests.support import sleeping
+from tests.support.nodes import Nodes
 from tests.support.sleeping import SleepingCorpus, plan
 
 pytestmark = pytest.mark.slow
@@ -35,24 +34,6 @@ for module in (sys.modules[__name__], sleeping):
 
 LONGEST_WAIT = 300.0  # seconds
 ECC = "CUDA error: uncorrectable ECC error encountered"
-
-
-@pytest.fixture
-def nodes() -> Iterator[Nodes]:
-    """A head without work and nodes that a test adds; this process is its driver."""
-    made = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    ray.init(address=made.address, log_to_driver=False)
-    yield made
-    ray.shutdown()
-    made.shutdown()
-
-
-def add_node(nodes: Nodes) -> Any:
-    """A node of one actor; Ray's own limit on its start is short for a busy machine."""
-    for _ in range(3):
-        with suppress(Exception):
-            return nodes.add_node(num_cpus=1)
-    return nodes.add_node(num_cpus=1)
 
 
 @dataclass
@@ -106,7 +87,7 @@ class DeviceFailsOnce(SleepingCorpus):
 
 
 def test_a_device_error_ends_its_process_alone(nodes: Nodes, stage: Callable[..., Drawn], store: Store) -> None:
-    add_node(nodes)
+    nodes.add_node(num_cpus=1)
     drawn = stage(1)
     drawn.draw(DeviceFailsOnce(store, 0.05), plan(6, 2))
     assert committed_shards(store) == plan(6, 2)
@@ -125,7 +106,7 @@ class DeviceFailsWhileMeasuring(SleepingCorpus):
 def test_a_device_error_in_a_commit_ends_its_process_alone(
     nodes: Nodes, stage: Callable[..., Drawn], store: Store
 ) -> None:
-    add_node(nodes)
+    nodes.add_node(num_cpus=1)
     stage(1).draw(DeviceFailsWhileMeasuring(store, 0.05), plan(6, 2))
     assert committed_shards(store) == plan(6, 2)
     assert len({path.name for path in Path(store.url, "workers").iterdir()}) == 2
@@ -152,8 +133,8 @@ class BadNode(SleepingCorpus):
 def test_a_node_that_fails_again_and_again_gets_no_more_work(
     nodes: Nodes, stage: Callable[..., Drawn], store: Store
 ) -> None:
-    bad = add_node(nodes)
-    add_node(nodes)
+    bad = nodes.add_node(num_cpus=1)
+    nodes.add_node(num_cpus=1)
     drawn = stage(2)
     drawn.draw(BadNode(store, 0.05, node=bad.node_id), plan(10, 4))
     assert committed_shards(store) == plan(10, 4)
@@ -178,7 +159,7 @@ class Poison(SleepingCorpus):
 def test_a_shard_that_kills_its_workers_is_quarantined_with_its_reason(
     nodes: Nodes, stage: Callable[..., Drawn], store: Store
 ) -> None:
-    add_node(nodes)
+    nodes.add_node(num_cpus=1)
     drawn = stage(1)
     drawn.draw(Poison(store, 0.05), plan(6, 2))
     assert committed_shards(store) == plan(6, 2)
@@ -217,7 +198,7 @@ class BusyHub(SleepingCorpus):
 def test_a_hub_that_refuses_a_restarted_worker_twice_is_asked_again(
     nodes: Nodes, stage: Callable[..., Drawn], store: Store
 ) -> None:
-    add_node(nodes)
+    nodes.add_node(num_cpus=1)
     stage(1).draw(BusyHub(store, 0.05), plan(6, 2))
     assert committed_shards(store) == plan(6, 2)
     assert len(list(store.list("loads"))) == 4
@@ -233,7 +214,7 @@ class CannotLoad(SleepingCorpus):
 def test_what_fails_on_every_machine_ends_the_stage_with_its_innermost_cause(
     nodes: Nodes, stage: Callable[..., Drawn], store: Store
 ) -> None:
-    add_node(nodes)
+    nodes.add_node(num_cpus=1)
     with pytest.raises(Stopped, match=r"^draw: (on node .*)?/tmp/weights: No space left on device$"):
         stage(1).draw(CannotLoad(store), plan(6, 2))
     assert len(list(store.list("loads"))) == 3
@@ -270,15 +251,14 @@ def test_a_recipe_of_broken_images_stops_after_its_canaries(
 def test_a_time_without_any_machine_is_waited_out_and_said(
     nodes: Nodes, stage: Callable[..., Drawn], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stalls, "STALLED_AFTER", 1)
-    monkeypatch.setattr(stalls, "WAIT_SAID_AFTER", 3.0)
-    drawn = stage(1, hang_seconds=5, patience=0.2)
+    monkeypatch.setattr(stalls, "WAIT_SAID_EARLY", 3.0)
+    drawn = stage(1, hang_seconds=60, patience=0.2)
     with ThreadPoolExecutor(1) as pool:  # Ray starts nodes in main threads only
         running = pool.submit(drawn.draw, SleepingCorpus(store, 0.05), plan(4, 2))
         end = time.monotonic() + LONGEST_WAIT
         while not drawn.said("waits, ") and not running.done() and time.monotonic() < end:
             time.sleep(0.5)
-        add_node(nodes)
+        nodes.add_node(num_cpus=1)
         running.result()
     assert committed_shards(store) == plan(4, 2)
     assert drawn.said("waits, ") and drawn.said(f"no worker came; Ray at {nodes.address} has 1 node,")

@@ -1,8 +1,8 @@
 """Nodes and workers are lost, stopped and added while a run draws, trains and measures: its result
 stays the same.
 
-Several raylets on this machine stand in for nodes (ray.cluster_utils); a node is lost by SIGKILL
-to all that is its.
+Several raylets on this machine stand in for nodes (tests/support/nodes.py); a node is lost by
+SIGKILL to all that is its.
 """
 
 import os
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 from ray.train import ScalingConfig
 
 from busray.cluster.pool import ray_workers
@@ -39,6 +38,7 @@ from busray.storage import Store
 from busray.workers import Report
 from tests.support.adapters import effect
 from tests.support.drivers import copied, write_config
+from tests.support.nodes import Nodes
 from tests.support.paths import ROOT
 from tests.support.runs import quiet
 from tests.support.workers import InProcessWorkers
@@ -51,16 +51,6 @@ pytestmark = pytest.mark.slow
 T = TypeVar("T")
 ACTOR = {"num_cpus": 2}
 """A node for one sampling actor and the commits beside it."""
-
-
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    """A head without work and nodes that a test adds; this process is its driver."""
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    ray.init(address=made.address, log_to_driver=False)
-    yield made
-    ray.shutdown()
-    made.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -146,38 +136,38 @@ def working(class_part: str) -> list[tuple[str, int]]:
     ]
 
 
-def node_of(cluster: Cluster, class_part: str) -> Any:
+def node_of(nodes: Nodes, class_part: str) -> Any:
     """A node on which such an actor works."""
     at_work = {node for node, _ in working(class_part)}
-    return next(n for n in cluster.worker_nodes if n.node_id in at_work)
+    return next(n for n in nodes.worker_nodes if n.node_id in at_work)
 
 
-def lose(cluster: Cluster, class_part: str) -> None:
+def lose(nodes: Nodes, class_part: str) -> None:
     """SIGKILL to everything of a node on which such an actor works."""
-    cluster.remove_node(node_of(cluster, class_part), allow_graceful=False)
+    nodes.remove_node(node_of(nodes, class_part), allow_graceful=False)
 
 
-def drain_and_lose(cluster: Cluster, class_part: str, seconds: int) -> None:
+def drain_and_lose(nodes: Nodes, class_part: str, seconds: int) -> None:
     """What a spot notice brings: the watcher's command, and the machine gone at its deadline."""
-    node = node_of(cluster, class_part)
-    command = drain_command(cluster.address, node.node_id, "spot notice", seconds)
+    node = node_of(nodes, class_part)
+    command = drain_command(nodes.address, node.node_id, "spot notice", seconds)
     subprocess.run([Path(sys.executable).parent / "ray", *command[1:]], check=True)
     time.sleep(seconds)
-    cluster.remove_node(node, allow_graceful=False)
+    nodes.remove_node(node, allow_graceful=False)
 
 
 def test_nodes_lost_while_drawing_cost_at_most_what_was_in_flight_and_new_ones_are_used(
-    trained: Run, cluster: Cluster, tmp_path: Path
+    trained: Run, nodes: Nodes, tmp_path: Path
 ) -> None:
     for _ in range(2):
-        cluster.add_node(**ACTOR)
+        nodes.add_node(**ACTOR)
     seen: set[str] = set()
 
     def happen() -> None:
         seen.update(node for node, _ in working("MapWorker"))
-        lose(cluster, "MapWorker")
+        lose(nodes, "MapWorker")
         for _ in range(2):
-            cluster.add_node(**ACTOR)
+            nodes.add_node(**ACTOR)
         until(lambda: len(seen | {node for node, _ in working("MapWorker")}) >= 3, 120)
         seen.update(node for node, _ in working("MapWorker"))
 
@@ -208,9 +198,9 @@ def until(true: Callable[[], bool], seconds: float) -> None:
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_a_sampling_worker_that_dies_or_hangs_is_replaced_and_its_shard_drawn_again(
-    trained: Run, cluster: Cluster, tmp_path: Path, sign: signal.Signals
+    trained: Run, nodes: Nodes, tmp_path: Path, sign: signal.Signals
 ) -> None:
-    cluster.add_node(num_cpus=3)
+    nodes.add_node(num_cpus=3)
     trigger = Trigger("generate corpus", 1)
     store = begun(trained, tmp_path / "run", "commits/", "data/", "manifest")
     run = opened(folder_of(trained), store.url, "--cluster.hang_seconds=30", "--cluster.actors=1")
@@ -221,40 +211,40 @@ def test_a_sampling_worker_that_dies_or_hangs_is_replaced_and_its_shard_drawn_ag
     print(f"shards begun again: {trigger.again}")
 
 
-def test_a_drained_node_that_goes_at_its_deadline_loses_nothing(trained: Run, cluster: Cluster, tmp_path: Path) -> None:
+def test_a_drained_node_that_goes_at_its_deadline_loses_nothing(trained: Run, nodes: Nodes, tmp_path: Path) -> None:
     for _ in range(2):
-        cluster.add_node(**ACTOR)
+        nodes.add_node(**ACTOR)
     trigger = Trigger("generate corpus", 1)
     store = begun(trained, tmp_path / "run", "commits/", "data/", "manifest")
     run = opened(folder_of(trained), store.url)
     with on_ray(run, trigger) as workers:
-        digest = trigger.during(lambda: generate(run, workers), lambda: drain_and_lose(cluster, "MapWorker", 10))
+        digest = trigger.during(lambda: generate(run, workers), lambda: drain_and_lose(nodes, "MapWorker", 10))
     assert digest == verify(trained.store).digest == verify(run.store).digest
     print(f"shards begun again: {trigger.again}")
 
 
-def test_a_node_lost_while_measuring_changes_no_figure(trained: Run, cluster: Cluster, tmp_path: Path) -> None:
+def test_a_node_lost_while_measuring_changes_no_figure(trained: Run, nodes: Nodes, tmp_path: Path) -> None:
     for _ in range(2):
-        cluster.add_node(**ACTOR)
+        nodes.add_node(**ACTOR)
     trigger = Trigger("features", 1)
     store = begun(trained, tmp_path / "run", "features/")
     run = opened(folder_of(trained), store.url, "--evaluate.batch_size=1")
     with on_ray(run, trigger) as workers:
-        figures = trigger.during(lambda: evaluate(run, workers), lambda: lose(cluster, "MapWorker"))
+        figures = trigger.during(lambda: evaluate(run, workers), lambda: lose(nodes, "MapWorker"))
     undisturbed = evaluate(trained, InProcessWorkers())
     for figure, same in zip(figures, undisturbed, strict=True):
         assert figure.value == pytest.approx(same.value, rel=1e-6, abs=1e-6)
 
 
 def test_training_goes_on_with_the_workers_that_are_left_and_with_those_that_come(
-    trained: Run, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Run, nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two workers, one after a node is lost, two again; the global batch and so the adapters
     stay the same."""
     often = partial(ScalingConfig, elastic_resize_monitor_interval_s=5)  # of Ray's 60 s, which the training lasts
     monkeypatch.setattr("busray.cluster.train.ScalingConfig", often)
     for _ in range(2):
-        cluster.add_node(num_cpus=1)
+        nodes.add_node(num_cpus=1)
     trigger = Trigger("finetune", 3)
     store = begun(
         trained, tmp_path / "run", "adapters", "finetune/checkpoints", "commits/", "data/", "run.json", "arms/"
@@ -266,9 +256,9 @@ def test_training_goes_on_with_the_workers_that_are_left_and_with_those_that_com
         return newest is not None and newest.log.workers[-1][1] == 1
 
     def happen() -> None:
-        lose(cluster, "RayTrainWorker")
+        lose(nodes, "RayTrainWorker")
         until(alone, 180)
-        cluster.add_node(num_cpus=1)
+        nodes.add_node(num_cpus=1)
 
     with on_ray(run, trigger) as workers:
         record = trigger.during(lambda: finetune(run, workers), happen)
