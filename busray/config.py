@@ -337,18 +337,16 @@ class Adapters(Settings):
 
 
 FAST_STEPS, FAST_REFINE_STEPS = 20, 8
-FAST_INTERVAL = (0.28, 5.42)
 FAST_DEEP_EVERY = 2
-"""Of the preset `fast`: steps run, where guidance works (Kynkaanniemi et al. 2024, arXiv
-2404.07724, for Stable Diffusion XL), and how often the UNet's deep layers are computed."""
+"""Of the preset `fast`: steps run, and how often the UNet's deep layers are computed."""
 
 
 class Sampling(Settings):
     """How images are drawn from a prompt (txt2img)."""
 
     preset: Literal["fast"] | None = None
-    """`fast`: 20 steps, 8 of refinement, guidance_interval [0.28, 5.42] and deep_every 2, where
-    these are not set. What it gains and costs: benchmarks/sampling.md."""
+    """`fast`: 20 steps, 8 of refinement and deep_every 2, where these are not set. What is known of
+    its gain and its cost: benchmarks/sampling.md."""
     scheduler: Literal["dpmsolver++", "sde-dpmsolver++", "ddim", "euler", "unipc"] = "dpmsolver++"
     """The sampler, of txt2img and refinement."""
     steps: SamplingSteps = 50
@@ -616,11 +614,7 @@ class Config(Settings):
         sampling = value.get("sampling") if isinstance(value, dict) else None
         if not isinstance(sampling, dict) or sampling.get("preset") != "fast":
             return value
-        fast: dict[str, Any] = {
-            "steps": FAST_STEPS,
-            "guidance_interval": FAST_INTERVAL,
-            "deep_every": FAST_DEEP_EVERY,
-        }
+        fast: dict[str, Any] = {"steps": FAST_STEPS, "deep_every": FAST_DEEP_EVERY}
         value = {**value, "sampling": {**fast, **sampling}}
         refine = value.get("refine", {})
         strength = refine.get("strength", Refine().strength) if isinstance(refine, dict) else None

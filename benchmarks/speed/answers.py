@@ -92,7 +92,7 @@ def page(answers: dict[str, Answer], questions: Sequence[str], header: str) -> s
         lines += ["", "## Where the time goes", "", "In the contests furthest below their goals."]
     for loss in losses[:PROFILES]:
         lines += ["", f"**{loss.contest}**: {loss.ratio:.2f}, goal {loss.goal:.3g}.", "", *loss.profile]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _runs(asked: Sequence[Answer]) -> list[str]:

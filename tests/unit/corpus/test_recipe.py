@@ -73,8 +73,7 @@ def test_how_many_and_where_are_not(changes: dict[str, Any]) -> None:
 
 
 def test_a_preset_is_what_it_sets() -> None:
-    sampling = {"steps": 20, "guidance_interval": [0.28, 5.42], "deep_every": 2}
-    set_by_hand = config(sampling=sampling, refine={"steps": 27})
+    set_by_hand = config(sampling={"steps": 20, "deep_every": 2}, refine={"steps": 27})
     assert identity(config(sampling={"preset": "fast"})) == identity(set_by_hand) != identity(config())
 
 
