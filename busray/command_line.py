@@ -21,6 +21,8 @@ exit status:
   141  the program that reads the output ended first, such as `| head`
 """
 
+EXPORT_FORMATS = ("huggingface", "imagefolder", "webdataset", "dicom")
+
 SETTINGS_ARE_FLAGS = """\
 Settings of the config are flags too: --sampling.steps=25 or --sampling.steps 25.
 `busray config settings` lists them, `busray config settings sampling` those of a group."""
@@ -144,6 +146,13 @@ def _reproduce(command: argparse.ArgumentParser) -> None:
     command.add_argument("image_id", help="the column image_id of a shard")
 
 
+def _export(command: argparse.ArgumentParser) -> None:
+    _run(command)
+    command.add_argument("target", type=_run_place, help="new folder or URL; an export that was stopped goes on there")
+    command.add_argument("--to", required=True, choices=EXPORT_FORMATS, help="format of the files")
+    command.add_argument("--seed", type=int, default=0, help="of the images' order (default %(default)s)")
+
+
 def _readers(command: argparse.ArgumentParser) -> None:
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     export = actions.add_parser("export", help="write the readers' folder and, beside it, the key")
@@ -250,6 +259,15 @@ COMMANDS = {
         "write a run's data-set card; --card.license, .source, .ethics and .contact state what it says",
         _run,
         ("card runs/mine --card.license=cc-by-4.0",),
+    ),
+    "export": Command(
+        "copy a run's released images in a format of other programs, mixed, in large files, and verify it",
+        _export,
+        (
+            "export runs/mine corpus --to=huggingface",
+            "export s3://BUCKET/mine gs://BUCKET/corpus --to=webdataset",
+        ),
+        settings=None,
     ),
     "readers": Command(
         "a blinded reader study: export real and synthetic images to distinguish, score a sheet",

@@ -209,6 +209,19 @@ def _card(options: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+def _export(options: argparse.Namespace, flags: list[str]) -> int:
+    from busray.stages.export import export_run
+    from busray.storage import Store
+
+    _refuse(flags)
+    store, target = _stored_run(options.run), Store(options.target)
+    with terminal.reporter() as report:
+        found = export_run(store, _stored_config(options.run, []), target, options.to, options.seed, report)
+    counts = ", ".join(f"{images} {name}" for name, images in found.images.items())
+    print(f"exported and verified: {sum(found.images.values())} images ({counts}) in {found.files} files: {target.url}")
+    return 0
+
+
 def _readers(options: argparse.Namespace, flags: list[str]) -> int:
     if options.action == "export":
         return _readers_export(options, flags)
@@ -507,7 +520,7 @@ def _check(options: argparse.Namespace, flags: list[str]) -> int:
 COMMAND_FUNCTIONS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "doctor": _doctor, "check": _check, "config": _config, "plan": _plan, "run": _run, "demo": _demo,
     "finetune": _finetune, "generate": _generate, "evaluate": _evaluate, "ablate": _ablate, "study": _study,
-    "audit": _audit, "reproduce": _reproduce, "card": _card, "readers": _readers,
+    "audit": _audit, "reproduce": _reproduce, "card": _card, "export": _export, "readers": _readers,
     "status": _status, "verify": _verify, "repair": _repair, "gc": _gc, "completion": _completion,
 }  # fmt: skip
 

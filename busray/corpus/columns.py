@@ -4,12 +4,14 @@ Stored shards keep what they always had: the class as text, and quotas' values a
 What leaves a run has the class as a number with its name beside, and a column for each quota.
 """
 
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from busray.config import Config
 from busray.corpus.encode import CAPTION, IMAGE
@@ -58,11 +60,17 @@ class FlatColumns:
         fields = first | self.fields()
         features: Json = {}
         for name, kind in fields.items():
-            features[name] = {"dtype": _dtype(kind), "_type": "Value"}
+            features[name] = {"dtype": dtype(kind), "_type": "Value"}
         features[LABEL] = {"names": list(self.classes), "_type": "ClassLabel"}
         if image:
             features["image"] = {"_type": "Image"}
         return pa.schema(list(fields.items()), metadata={"huggingface": json.dumps({"info": {"features": features}})})
+
+    def table(self, rows: Sequence[Mapping[str, Any]]) -> bytes:
+        """Parquet of `flat` rows, without images."""
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=self.schema()), buffer)
+        return buffer.getvalue()
 
 
 def flat_columns(config: Config, dataset: DataSet, classes: Iterable[str]) -> FlatColumns:
@@ -104,14 +112,11 @@ def flat_name(column: str) -> str:
     return f"quota_{column}" if column in (*TEXTS, *NUMBERS, LABEL, "image", "file_name") else column
 
 
-def _dtype(kind: pa.DataType) -> str:
+def dtype(kind: pa.DataType) -> str:
+    """A type's name in `datasets`."""
     return "float64" if kind == pa.float64() else str(kind)  # Arrow calls it double
 
 
 def class_names(published: Iterable[Mapping[str, Any]]) -> list[str]:
     """The classes that have images, by rows of the manifest; sorted."""
     return sorted({row["class"] for row in published if row["rows"]})
-
-
-def one_table(tables: Sequence[pa.Table], schema: pa.Schema) -> pa.Table:
-    return pa.concat_tables(tables) if tables else schema.empty_table()

@@ -97,7 +97,7 @@ def data_card(report: Json, config: Config, shards: Sequence[Mapping[str, Any]],
     if study:
         found = _list([study.get("outdated"), *study["sentences"]])
     return TEMPLATE.format(
-        header=_header(config, images, files),
+        header=header(config, images, files),
         config=config,
         run=run,
         images=images,
@@ -145,10 +145,10 @@ def _figures_of_corpus(report: Json, config: Config, arm: str) -> tuple[list[Fig
     return figures, [f for f in models if not f.metric.startswith(SEEN_AS)]
 
 
-def _header(config: Config, images: int, files: Json) -> str:
+def header(config: Config, images: int, files: Json) -> str:
     """YAML between two lines of dashes, from which Hugging Face reads tags and files."""
     category = next((name for limit, name in SIZES if images < limit), "n>10M")
-    header: Json = {
+    fields: Json = {
         "pretty_name": f"{config.name}: synthetic breast-ultrasound images",
         **_license_fields(config.card),
         "task_categories": ["image-classification", "text-to-image"],
@@ -157,7 +157,7 @@ def _header(config: Config, images: int, files: Json) -> str:
         "tags": TAGS,
         **files,
     }
-    return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n"
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
 
 
 def _license_fields(card: Card) -> Json:

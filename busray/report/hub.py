@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from busray.corpus.columns import LABEL, FlatColumns, class_names
+from busray.corpus.columns import LABEL, FlatColumns, class_names, dtype
 from busray.corpus.encode import CAPTION, FIELDS
 from busray.layout import PNG_INDEX
 
@@ -22,7 +22,8 @@ def files_of_run(stored_format: int, shards: Sequence[Mapping[str, Any]], index:
     used = [row for row in shards if row["rows"]]
     images, size = sum(row["rows"] for row in used), sum(row["bytes"] for row in used)
     if index is not None:
-        return split_files([PNG_INDEX, "data/*/*/*.png"], index.fields(), index.classes, images, size)
+        columns = image_columns(index.fields(), index.classes)
+        return split_files([PNG_INDEX, "data/*/*/*.png"], columns, images, size)
     fields = dict(FIELDS)
     if stored_format >= 2:
         fields[CAPTION] = pa.string()
@@ -31,7 +32,8 @@ def files_of_run(stored_format: int, shards: Sequence[Mapping[str, Any]], index:
     if len(names) > MOST_FILES and len(used) == len(shards):
         names = ["data/*/*.parquet"]
     # The columns are named, since a shard may also have its images before refinement.
-    return split_files(names, fields, class_names(used), images, size, columns=["image", *fields])
+    columns = image_columns(fields, class_names(used))
+    return split_files(names, columns, images, size, columns=["image", *fields])
 
 
 def _turn(shards: Sequence[Mapping[str, Any]]) -> Any:
@@ -42,24 +44,36 @@ def _turn(shards: Sequence[Mapping[str, Any]]) -> Any:
     return lambda row: (row["first"] / ends[row["class"]], row["class"])
 
 
-def split_files(
-    paths: Sequence[str],
-    fields: Mapping[str, pa.DataType],
-    classes: Sequence[str],
-    images: int,
-    size: int,
-    **reader: Any,
-) -> Json:
-    """`configs` and `dataset_info` of a data set with one split, `train`. fields: columns besides
-    the image. size: bytes. reader: further settings of the reader."""
-    features: list[Json] = [{"name": "image", "dtype": "image"}]
-    for name, kind in fields.items():
-        if name == LABEL:
-            labels = {str(i): label for i, label in enumerate(classes)}
-            features.append({"name": name, "dtype": {"class_label": {"names": labels}}})
-        else:
-            features.append({"name": name, "dtype": "float64" if kind == pa.float64() else str(kind)})
+def split_files(paths: Sequence[str], features: Sequence[Json], images: int, size: int, **reader: Any) -> Json:
+    """`configs` and `dataset_info` of a data set with one split, `train`. features: columns that a
+    reader finds there. size: bytes. reader: further settings of the reader."""
     config = {"config_name": "default", **reader, "data_files": [{"split": "train", "path": list(paths)}]}
     split = {"name": "train", "num_bytes": size, "num_examples": images}
-    info = {"config_name": "default", "features": features, "splits": [split]}
+    info = {"config_name": "default", "features": list(features), "splits": [split]}
     return {"configs": [config], "dataset_info": {**info, "download_size": size, "dataset_size": size}}
+
+
+def image_columns(fields: Mapping[str, pa.DataType], classes: Sequence[str]) -> list[Json]:
+    """An image and these columns; LABEL numbers the classes."""
+    columns: list[Json] = [{"name": "image", "dtype": "image"}]
+    for name, kind in fields.items():
+        columns.append(_class_label(name, classes) if name == LABEL else {"name": name, "dtype": dtype(kind)})
+    return columns
+
+
+def tar_columns(fields: Mapping[str, pa.DataType], classes: Sequence[str]) -> list[Json]:
+    """What `datasets` makes of WebDataset's files: a column for each suffix."""
+    inner = [{"name": name, "dtype": dtype(kind)} for name, kind in fields.items()]
+    return [
+        {"name": "png", "dtype": "image"},
+        _class_label("cls", classes),
+        {"name": "txt", "dtype": "string"},
+        {"name": "json", "struct": inner},
+        {"name": "__key__", "dtype": "string"},
+        {"name": "__url__", "dtype": "string"},
+    ]
+
+
+def _class_label(name: str, classes: Sequence[str]) -> Json:
+    labels = {str(i): label for i, label in enumerate(classes)}
+    return {"name": name, "dtype": {"class_label": {"names": labels}}}
