@@ -40,14 +40,15 @@ def _run(options: argparse.Namespace, flags: list[str]) -> int:
 def _plan(options: argparse.Namespace, flags: list[str]) -> int:
     from busray.cluster.session import machines
     from busray.corpus.cost import Machine, shard_warnings, width_warnings
+    from busray.run.devices import choose_devices
     from busray.stages.plan import job_plan, rates_of
 
-    config = _load(options.config, flags)
+    config, _ = choose_devices(_load(options.config, flags))
     price = options.price
     if price is not None and not 0 < price < float("inf"):
         raise UserError(f"--price={price}: a price of a GPU-hour above 0")
-    if price is not None and not config.cluster.gpus_per_actor:
-        raise UserError("--price: it is of a GPU-hour, and cluster.gpus_per_actor is 0, so no GPU is used")
+    if price is not None and not config.cluster.gpus:
+        raise UserError("--price: it is of a GPU-hour, and no GPU is used (cluster.gpus_per_actor)")
     with terminal.reporter() as report:
         plan = job_plan(config, rates_of(config, options.rates, report, probe=options.probe))
         where, nodes = machines(config.cluster)
@@ -74,9 +75,9 @@ def _whole_job(options: argparse.Namespace, file: Path, flags: list[str], comman
         from busray.stages.pipeline import run_all
         from busray.stages.plan import job_plan, recorded_rates, refuse_above
 
-        plan = job_plan(config, recorded_rates(config, run.store))
+        plan = job_plan(run.config, recorded_rates(run.config, run.store))
         terminal.note(terminal.short_plan(plan))
-        refuse_above(config, plan)
+        refuse_above(run.config, plan)
         figures = run_all(run, workers)
     _print_figures(run, figures, as_json=options.json)
     return _quarantine_status(config, released=True, arms=True)
@@ -535,14 +536,16 @@ def _opened(config: "Config", **options: Any) -> Iterator[tuple["Run", "Workers"
     options: of run.checks.open_run. Ray is loaded after the checks, and starts at the first use.
     """
     from busray.cluster_address import check_address
+    from busray.run.devices import with_devices
 
     check_address(config.cluster)
     with terminal.reporter() as report:
-        run = _open(config, report, **options)
+        run, computes_on = with_devices(_open(config, report, **options))
+        terminal.note(computes_on)
         from busray.cluster.pool import ray_workers
         from busray.run.progress import telling
 
-        with telling(run.store, report) as noted, ray_workers(config.cluster, run.log_file, noted) as workers:
+        with telling(run.store, report) as noted, ray_workers(run.config.cluster, run.log_file, noted) as workers:
             yield run, workers
 
 

@@ -524,8 +524,9 @@ class Cluster(Settings):
     actors: ActorCount = 1
     """Actors that sample and compute features. All are asked for at once, and each works as soon as
     there is a place for it."""
-    gpus_per_actor: Annotated[float, Field(ge=0, le=16)] = 0
-    """GPUs of an actor; 0.5: two actors share one."""
+    gpus_per_actor: Literal["auto"] | Annotated[float, Field(ge=0, le=16)] = "auto"
+    """GPUs of an actor; 0.5: two actors share one. `auto`: one, where this machine or the cluster
+    at cluster.address has GPUs now; else none."""
     cpus_per_actor: Annotated[float, Field(ge=0, le=256)] = 1
     """CPUs of an actor."""
     cpu_nodes: bool = False
@@ -545,6 +546,11 @@ class Cluster(Settings):
     patience: Annotated[float, Field(ge=0, le=1000)] = 6
     """Hours that a stage waits where a cluster has no worker for it, as without spot capacity, or a
     model hub is busy; then the exit status is 1."""
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of an actor. `auto` stands for none until run/devices.py has looked for GPUs."""
+        return 0.0 if self.gpus_per_actor == "auto" else self.gpus_per_actor
 
     _old_names: tuple[str, ...] = PrivateAttr(())
 

@@ -167,6 +167,8 @@ base:
   # `tiny` is for trying out. For images of use: configs/busi-sd15.yaml (Stable Diffusion, a GPU).
   path: tiny
   size: 128
+  # auto: the fastest number format of the device that draws.
+  dtype: auto
 
 # A class of images to draw. `folder` is its folder of dataset.path, if it has another name.
 classes:

@@ -82,7 +82,7 @@ def _rows(settings: config.Cluster, drawing: Drawing, shards: Sequence[Shard], l
             enable_true_multi_threading=True,
         ),
         num_cpus=settings.cpus_per_actor,
-        num_gpus=settings.gpus_per_actor,
+        num_gpus=settings.gpus,
         **_elsewhere(liveness),
     )
     yield from done.iter_rows()

@@ -64,7 +64,7 @@ class RayWorkers:
         self.settings = settings
         self.report = report
         self.start_session = start_session
-        self.device = device_of(settings.gpus_per_actor)
+        self.device = device_of(settings.gpus)
 
     def labelled(self, prefix: str) -> "RayWorkers":
         def report(stage: str, done: int, total: int) -> None:
@@ -162,7 +162,7 @@ class RayWorkers:
         cluster = self.settings
         cpus = 1 if kind == "core" else cluster.cpus_per_actor
         if kind == "model":
-            return {"num_cpus": cpus, "num_gpus": cluster.gpus_per_actor}
+            return {"num_cpus": cpus, "num_gpus": cluster.gpus}
         resources: dict[str, Any] = {"num_cpus": cpus, "num_gpus": 0}
         if cluster.cpu_nodes and address_of(cluster) != "local":
             # A little of it: it only says where, and the CPUs say how many.

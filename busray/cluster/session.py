@@ -16,6 +16,9 @@ from busray.cluster.own import own_ray, signal_handlers_kept
 from busray.cluster_address import address_of, asks_for_token, check_address, refusal, setting_of, way_without
 from busray.records import UserError
 
+GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""A machine with GPUs has one of them: NVIDIA's driver, that of Windows' Linux, AMD's."""
+
 
 @contextmanager
 def session(settings: config.Cluster, log_file: Path) -> Iterator[None]:
@@ -48,11 +51,7 @@ def machines(settings: config.Cluster) -> tuple[str, list[tuple[float, float]]]:
     this machine alone, and no Ray is started. UserError where the cluster cannot be joined."""
     address = address_of(settings)
     if address == "local":
-        gpus = 0
-        if settings.gpus_per_actor:
-            import torch
-
-            gpus = torch.cuda.device_count()
+        gpus = gpus_here() if settings.gpus else 0
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return "this machine", [(cpus, gpus)]
     check_address(settings)
@@ -61,6 +60,15 @@ def machines(settings: config.Cluster) -> tuple[str, list[tuple[float, float]]]:
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return f"the cluster at {address} now", [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes]
+
+
+def gpus_here() -> int:
+    """GPUs of this machine that torch can use."""
+    if not any(map(os.path.exists, GPU_FILES)):
+        return 0  # without torch, whose import takes seconds
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def is_own(settings: config.Cluster) -> bool:

@@ -27,7 +27,7 @@ def fit(settings: config.Cluster, training: Training, liveness: Any, done: int) 
 
     from busray.cluster.rendezvous import InOneFolder
 
-    gpus, folder = settings.gpus_per_actor, own_folder()
+    gpus, folder = settings.gpus, own_folder()
     backend = "nccl" if gpus else "gloo"
     resources = {"CPU": settings.cpus_per_actor}
     if gpus:

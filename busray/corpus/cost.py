@@ -182,8 +182,8 @@ def actors_that_fit(machine: Machine, settings: config.Cluster) -> int:
     fits: list[float] = []
     if settings.cpus_per_actor:
         fits.append(machine.cpus / settings.cpus_per_actor)
-    if settings.gpus_per_actor:
-        fits.append(machine.gpus / settings.gpus_per_actor)
+    if settings.gpus:
+        fits.append(machine.gpus / settings.gpus)
     return int(min(fits, default=settings.actors))
 
 
@@ -211,12 +211,12 @@ def width_warnings(
         cpus, gpus = sum(machine.cpus for machine in machines), sum(machine.gpus for machine in machines)
         lines.append(
             f"{where} has {cpus:g} CPUs and {gpus:g} GPUs, which take {fits} of cluster.actors={width} actors "
-            f"(cpus_per_actor={settings.cpus_per_actor:g}, gpus_per_actor={settings.gpus_per_actor:g}): "
+            f"(cpus_per_actor={settings.cpus_per_actor:g}, gpus_per_actor={settings.gpus:g}): "
             "the others wait"
         )
-    if settings.gpus_per_actor:
+    if settings.gpus:
         for machine in machines:
-            by_gpus = int(machine.gpus / settings.gpus_per_actor)
+            by_gpus = int(machine.gpus / settings.gpus)
             taken = actors_that_fit(machine, settings)
             if taken < by_gpus:
                 lines.append(

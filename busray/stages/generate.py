@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from busray.cluster.session import gpus_here
 from busray.corpus.arms import arm_after_gate, compared_images, corpora, released_arm
 from busray.corpus.breaker import Breaker
 from busray.corpus.commit import committed_shards, find_image, read_commit
@@ -326,14 +327,14 @@ def reproduce(run: Run, image_id: str) -> tuple[np.ndarray, np.ndarray]:
     Drawn in this process. UserError where the run has no such image.
     """
     # The stored settings do not list the stored arms, since later commands may have added some.
-    gpus = run.config.cluster.gpus_per_actor
     for prefix, store in corpora(run.store).items():
         match = find_image(store, image_id)
         if match is None:
             continue
         commit, row = match
         arm = prefix.removeprefix(arm_prefix("")) or None
-        job = draw_job(run, "cuda" if gpus > 0 else "cpu", arm)
+        on_gpu = commit.execution.device.startswith("cuda") and gpus_here() > 0
+        job = draw_job(run, "cuda" if on_gpu else "cpu", arm)
         spec = job.recipe.spec(commit.class_name, row["index"], row["attempt"])
         redrawn = redraw(job, commit, spec)
         return png_pixels(row["image"]["bytes"]), redrawn.image

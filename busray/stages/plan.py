@@ -160,7 +160,7 @@ def _drawing(config: Config, store: Store, name: str, images: Mapping[str, int],
         units=units,
         done=sum(shard.count for shard in plan) - sum(units),
         workers=config.cluster.actors,
-        gpus=config.cluster.gpus_per_actor,
+        gpus=config.cluster.gpus,
         rate=rate,
         requests=requests,
         is_cut=size is not None,
@@ -204,7 +204,7 @@ def _features(
         units=tuple(units),
         done=0,
         workers=workers,
-        gpus=0.0 if is_plain else cluster.gpus_per_actor,
+        gpus=0.0 if is_plain else cluster.gpus,
         rate=rates.extractors.get(name),
         requests=BLOCK_REQUESTS * len(units),
         bytes_an_image=4.0 * FEATURES[name] if name in FEATURES else None,
@@ -259,7 +259,12 @@ def recorded_rates(config: Config, store: Store, *, asked: bool = False) -> Rate
         if asked:
             raise UserError(f"--rates: {store.url}: no run there (no {CONFIG})")
         return UNKNOWN
-    changed = _slower_or_faster(validate({**stored, "output": store.url}), config)
+    theirs, device = validate({**stored, "output": store.url}), ""
+    if theirs.cluster.gpus_per_actor == "auto":  # their records say what it was
+        device = "cuda" if config.cluster.gpus else "cpu"
+        same = theirs.cluster.model_copy(update={"gpus_per_actor": config.cluster.gpus_per_actor})
+        theirs = theirs.model_copy(update={"cluster": same})
+    changed = _slower_or_faster(theirs, config)
     if changed:
         reason = "; ".join(f"{key}: {change}" for key, change in changed.items())
         message = f"{store.url} was drawn with other settings ({reason}), so its rates are not this job's"
@@ -269,7 +274,7 @@ def recorded_rates(config: Config, store: Store, *, asked: bool = False) -> Rate
     rates: dict[bool, Rate] = {}
     for prefix, corpus in corpora(store).items():
         refined = Arm.parse(prefix.removeprefix(arm_prefix("")) or released_arm(config)).refined
-        rate = rate_of_records(corpus)
+        rate = rate_of_records(corpus, device)
         if rate is not None and refined not in rates:
             rates[refined] = rate
     if asked and not rates:
@@ -320,7 +325,7 @@ def gpu_budget(config: Config, store: Store, arm: str | None) -> Budget | None:
     """What watches the GPU-hours while an arm, or the released corpus, is drawn; None without a
     limit or without GPUs. Arms that take as long an image, refined or not, are counted with it."""
     limit = config.cluster.max_gpu_hours
-    if limit is None or not config.cluster.gpus_per_actor:
+    if limit is None or not config.cluster.gpus:
         return None
     plan = job_plan(config, recorded_rates(config, store), store)
     released = released_arm(config)
@@ -331,4 +336,4 @@ def gpu_budget(config: Config, store: Store, arm: str | None) -> Budget | None:
         (alike if Arm.parse(name).refined == refined else others).append(work)
     images = sum(work.images + work.done for work in alike)
     known = [work for work in others if work.rate is not None]
-    return Budget(limit, images, config.cluster.gpus_per_actor, whole_gpu_hours(known) or 0.0)
+    return Budget(limit, images, config.cluster.gpus, whole_gpu_hours(known) or 0.0)

@@ -21,7 +21,7 @@ WARM_UP_STEPS = 2  # of a batch drawn first, so that what is loaded at the first
 
 def probe_device(config: Config) -> str:
     """`cuda` or `cpu`, as the actors compute. UserError where they need a GPU and none is here."""
-    if not config.cluster.gpus_per_actor:
+    if not config.cluster.gpus:
         return "cpu"
     import torch
 

@@ -105,7 +105,8 @@ def _asked_for(data: bytes) -> tuple[dict[str, int], float]:
     the settings of a newer busray can be read too."""
     settings = json_object(data)
     images = {name: int(of_class["images"]) for name, of_class in settings["classes"].items()}
-    return images, float(settings["cluster"]["gpus_per_actor"])
+    gpus = settings["cluster"]["gpus_per_actor"]
+    return images, 1.0 if gpus == "auto" else float(gpus)
 
 
 def _all_corpora(store: Store) -> dict[str, Store]:
