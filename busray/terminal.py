@@ -116,7 +116,7 @@ def print_outcome(
     _print_columns([list(map(words, row)) for row in (table.columns, *table.rows)])
     quoted = shlex.quote(url)
     print()
-    print("Next: look at the images in the report, then search for copies, then describe it:")
+    print("Next: look at the report's images, search for copies, write the data-set card:")
     print(f"  busray audit {quoted}\n  busray card {quoted}")
 
 

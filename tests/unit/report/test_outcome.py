@@ -76,7 +76,7 @@ def test_a_finished_run_fits_80_columns_and_ends_with_what_to_do(
     warned = warnings(figures, "lora+ti+refine")
     print_outcome(figures, warned, CORPUS, released, "runs/pinned", simulated=simulated)
     shown = capsys.readouterr().out.splitlines()
-    assert max(map(len, shown)) <= 81
+    assert max(map(len, shown)) <= 80
     assert shown[5] == "" and shown[4].startswith("Report: runs/pinned/report.html")
     assert "FID" in shown[7] and len(shown[7:12]) == 5 and shown[-1] == "  busray card runs/pinned"
     assert ("real" in " ".join(shown[:12])) != simulated
