@@ -261,7 +261,8 @@ def test_a_time_without_any_machine_is_waited_out_and_said(
         nodes.add_node(num_cpus=1)
         running.result()
     assert committed_shards(store) == plan(4, 2)
-    assert drawn.said("waits, ") and drawn.said(f"no worker came; Ray at {nodes.address} has 1 node,")
+    address = ray.get_runtime_context().gcs_address
+    assert drawn.said("waits, ") and drawn.said(f"no worker came; Ray at {address} has 1 node,")
 
 
 def test_patience_ends(
