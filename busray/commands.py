@@ -86,10 +86,12 @@ def _whole_job(options: argparse.Namespace, file: Path, flags: list[str], comman
 def _finetune(options: argparse.Namespace, flags: list[str]) -> int:
     config = _load(options.config, flags)
     with _opened(config, measures=False) as (run, workers):
+        from busray.report.warnings import not_nearer
         from busray.run.record import timed
         from busray.stages.finetune import finetune
 
         record = timed(run, "finetune", lambda: finetune(run, workers))
+    terminal.print_warned(not_nearer(record.about))
     print(f"adapters: {_url(config)}/{record.folder}")
     return 0
 

@@ -309,7 +309,14 @@ class Adapters(Settings):
     caption_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of samples trained with the empty caption, so that guidance keeps its meaning."""
     validate_every: Steps = 500
-    """Steps between validation losses with a sample grid."""
+    """Steps between validations: the validation loss, and images that are drawn."""
+    validation_images: Annotated[int, Field(ge=0, le=256)] = 8
+    """Images of each class, at least 4, that a validation draws. The weights whose images are
+    nearest to the val images become the adapters. 0, or no class with 3 val images: those of the
+    last step do."""
+    stop_after: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Validations in a row without nearer images after which training ends. null: it never ends
+    early."""
     checkpoint_every: Steps = 500
     """Steps between checkpoints."""
     num_workers: Annotated[
@@ -329,6 +336,8 @@ class Adapters(Settings):
     def _settings_of_the_training_agree(self) -> "Adapters":
         if self.learning_rate_schedule == "cosine" and self.warmup >= self.steps:
             raise ValueError("warmup takes all steps, so the rate never falls along a cosine: lower warmup")
+        if self.stop_after is not None and not self.validation_images:
+            raise ValueError("stop_after needs a distance to the val images: give validation_images too")
         if self.zero_terminal_snr and self.snr_gamma is not None:
             raise ValueError(
                 "snr_gamma gives the step of pure noise, which zero_terminal_snr adds, no weight: leave one of them out"

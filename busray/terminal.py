@@ -155,6 +155,11 @@ def print_figures(
     if agreement.rows:
         _print_words("Does a classifier of real images see each drawn image's class?", agreement, words)
     print(*sentences, sep="\n")
+    print_warned(warned)
+
+
+def print_warned(warned: Sequence["Warned"]) -> None:
+    """Warnings, with what to do about each."""
     if warned:
         print("", "Read this first:", sep="\n")
     for warning in warned:

@@ -70,6 +70,20 @@ class TrainingLoop(Protocol):
 
     def resume(self, checkpoint: Any) -> None: ...
 
+    def begin(self, beat: Beat) -> None:
+        """What is done before the first step. Only the first worker calls it."""
+
+    @property
+    def over(self) -> bool:
+        """Training ends here, before its last step. All know it of a checkpoint; later only the
+        first worker does, and it tells the others after a step that may_end."""
+        ...
+
+    @property
+    def may_end(self) -> bool:
+        """After the present step `over` may be true; the same in every worker."""
+        ...
+
     def parameters(self) -> Sequence[Any]:
         """The trainable tensors, whose gradients the workers add up."""
         ...

@@ -76,10 +76,14 @@ def train_worker(arguments: dict[str, Any]) -> None:
     beat_for_all = partial(beat, for_all=True)
 
     loop = training.start(world)
-    checkpoint = same_everywhere(loop.checkpoint() if rank == 0 else None, world)
+    # A newer checkpoint that is written meanwhile must not split the workers.
+    checkpoint = from_first(loop.checkpoint() if rank == 0 else None, world)
     if checkpoint is not None:
         loop.resume(checkpoint)
-    for _ in range(loop.step, training.steps):
+    if rank == 0:
+        loop.begin(beat_for_all)
+    over = loop.over
+    while loop.step < training.steps and not over:
         loss = loop.accumulate(range(rank, training.batch_size, world))
         loop.apply(add_up(loop.parameters(), loss, world))
         if rank == 0:
@@ -87,19 +91,21 @@ def train_worker(arguments: dict[str, Any]) -> None:
             loop.record(beat_for_all)
         else:
             beat()
+        if loop.may_end:
+            over = from_first(loop.over, world)
     if rank == 0:
         loop.commit()
     beat.idle()
     ray.train.report({"step": loop.step})
 
 
-def same_everywhere(checkpoint: Any, world: int) -> Any:
-    """Rank 0's checkpoint on every rank: a newer one written meanwhile must not split them."""
+def from_first(value: Any, world: int) -> Any:
+    """Rank 0's value on every rank."""
     if world == 1:
-        return checkpoint
+        return value
     import torch.distributed as dist
 
-    box = [checkpoint]
+    box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
 

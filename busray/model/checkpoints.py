@@ -24,6 +24,8 @@ class TrainingLog:
 
     loss: tuple[tuple[int, float], ...] = ()  # (step, mean loss since the previous entry)
     validation: tuple[tuple[int, float], ...] = ()  # (step, validation loss)
+    # (step, distance of drawn images to the val images); step 0 is the base before training
+    distance: tuple[tuple[int, float], ...] = ()
     # (steps done, number of workers from then on), one entry a start
     workers: tuple[tuple[int, int], ...] = ()
 
@@ -78,7 +80,12 @@ class CheckpointRecord:
     @staticmethod
     def from_json(data: bytes) -> "CheckpointRecord":
         value = json.loads(data)
-        log = TrainingLog(_pairs(value["loss"]), _pairs(value["validation"]), _pairs(value["workers"]))
+        log = TrainingLog(
+            loss=_pairs(value["loss"]),
+            validation=_pairs(value["validation"]),
+            distance=_pairs(value.get("distance", [])),  # an older busray measured none
+            workers=_pairs(value["workers"]),
+        )
         return CheckpointRecord(int(value["step"]), str(value["object"]), str(value["digest"]), log)
 
 

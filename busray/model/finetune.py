@@ -86,6 +86,7 @@ class FineTuner:
         self.micro_batch = settings.micro_batch_size or settings.batch_size
         self.optimiser = torch.optim.AdamW(self._groups(), fused=self.device.type == "cuda")
         self.ema = self._copies() if settings.ema else None
+        self.kept: dict[str, Tensor] | None = None  # values that the adapters will hold; None: the last
         self._ids: dict[str, Tensor] = {}
         for caption in sorted(set(captions)):
             self._token_ids(caption)  # UserError for one that is too long, before training begins
@@ -297,7 +298,8 @@ class FineTuner:
         return total / len(rows)
 
     def state_bytes(self) -> bytes:
-        """All that a resumed training needs, as safetensors: values, optimiser state, average."""
+        """All that a resumed training needs, as safetensors: values, optimiser state, average,
+        and the weights that were kept."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
             tensors[f"value/{name}"] = parameter.detach()
@@ -305,6 +307,8 @@ class FineTuner:
                 tensors[f"optimiser/{key}/{name}"] = value
             if self.ema is not None:
                 tensors[f"ema/{name}"] = self.ema[name]
+            if self.kept is not None:
+                tensors[f"kept/{name}"] = self.kept[name]
         return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
 
     def load_state(self, data: bytes) -> None:
@@ -322,6 +326,8 @@ class FineTuner:
             self.optimiser.state[parameter] = state
             if self.ema is not None:
                 self.ema[name] = tensors[f"ema/{name}"].to(self.device)
+        kept = {name: tensors.get(f"kept/{name}") for name in self.parameters}
+        self.kept = {name: value.to(self.device) for name, value in kept.items() if value is not None} or None
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -336,9 +342,22 @@ class FineTuner:
         finally:
             self._put(raw)
 
-    def adapter_files(self, metadata: Mapping[str, Any]) -> dict[str, bytes]:
-        """file name -> bytes of the adapters, with their averaged weights."""
+    def keep(self) -> None:
+        """Keep the present weights for the adapters, averaged where that is on."""
         with self.averaged_weights():
+            self.kept = self._copies()
+
+    @contextmanager
+    def _given_out(self) -> Iterator[None]:
+        """A context in which the parameters are what the adapters hold."""
+        with self.averaged_weights():
+            if self.kept is not None:
+                self._put(self.kept)
+            yield
+
+    def adapter_files(self, metadata: Mapping[str, Any]) -> dict[str, bytes]:
+        """file name -> bytes of the adapters: the weights that were kept, else the present ones."""
+        with self._given_out():
             lora = lora_bytes(self.pipe, self.settings.text_encoder) if self.lora else None
             rows = self.tokens.by_token() if self.tokens is not None else {}
             return adapter_files(lora, rows, metadata)

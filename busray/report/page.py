@@ -228,6 +228,13 @@ def _training(training: Json) -> html.Section:
     if validation:
         series.append(plots.Series("validation", validation, "c2", line=False))
         caption += f" Dots: validation, {validation[-1].y:.3g} at the end."
+    distances = training.get("distance") or []
+    if distances:
+        values = ", ".join(f"{1000 * value:.3g} at step {step}" for step, value in distances)
+        caption += (
+            f" Quick KID x 1000 of drawn images to val images ({training.get('distance_features')}): {values}."
+            " The weights of the smallest after step 0 are the adapters."
+        )
     title = "mean squared error (no unit)"
     drawing = plots.curve_plot(series, "optimiser step", "Loss over optimiser steps", title)
     return html.Section("Fine-tuning", html.figure(drawing, caption))

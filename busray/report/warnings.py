@@ -3,8 +3,9 @@
 Pure: figures in, warnings out. The limit of each rule is a constant.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from busray.evidence.classes import CONSISTENCY, EXCESS, FIRST_DRAW, JUDGE, SEEN_AS
 from busray.records import CLASS_ALL, INCEPTION, REAL, SEPARABILITY_AUC, Arm, Figure
@@ -45,6 +46,35 @@ SIMULATED = Warned(
     "No scan of a patient is in this run: simulated images (phantoms) stand in for real ones.",
     "Read its figures as a test of the method. Measure your own images with `busray run CONFIG`.",
     "none; it is a test of the method on simulated images.",
+)
+
+
+def not_nearer(adapters: Mapping[str, Any]) -> list[Warned]:
+    """A warning where a training did not come nearer to the val images than its base.
+
+    adapters: what their record says; an older one, or one of adapters.path, measured nothing.
+    """
+    distances = adapters.get("distance") or []
+    of_base = [distance for step, distance in distances if step == 0]
+    trained = [(distance, step) for step, distance in distances if step]
+    if not of_base or not trained:
+        return []
+    nearest, step = min(trained)
+    if nearest < of_base[0]:
+        return []
+    text = (
+        "Training brought drawn images no nearer to the val images: a quick KID x 1000 on "
+        f"{adapters.get('distance_features')} features is {1000 * nearest:.3g} at its best (step {step}), and "
+        f"{1000 * of_base[0]:.3g} before training."
+    )
+    advice = f"{LOWER_RATES}. The images of each validation are in finetune/grids."
+    if len(trained) == 1:
+        advice = f"{LOWER_RATES}, and adapters.validate_every below adapters.steps: the best is kept."
+    return [Warned(text, advice, "the base alone: training came no nearer to the images.")]
+
+
+LOWER_RATES = (
+    "Draw with the base alone (arm base), or try a lower adapters.learning_rate and adapters.token_learning_rate"
 )
 
 

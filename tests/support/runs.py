@@ -24,6 +24,7 @@ def settings(output: Path | str, **changes: Any) -> Config:
             "validate_every": 6,
             "learning_rate": 1e-3,
             "vectors": 2,
+            "validation_images": 0,
         },
         "sampling": {"steps": 4, "guidance_scale": 2.0, "batch_size": 4},
         "refine": {"steps": 4, "strength": 0.5, "guidance_scale": 2.0},

@@ -65,7 +65,8 @@ class InProcessWorkers:
             checkpoint = loop.checkpoint()
             if checkpoint is not None:
                 loop.resume(checkpoint)
-            while loop.step < training.steps:
+            loop.begin(beat)
+            while loop.step < training.steps and not loop.over:
                 loop.apply(loop.accumulate(range(training.batch_size)))
                 loop.record(beat)
                 beat(1)

@@ -30,6 +30,7 @@ class Line:
     num_workers: tuple[int, int] = (2, 2)
     steps: int = 4
     batch_size: int = 4
+    ends_after: int | None = None
     error: Exception | None = None
 
     def scratch(self) -> tuple[Any, str]:
@@ -45,6 +46,7 @@ class LineLoop:
 
         self.training, self.world, self.step = training, world, 0
         self.weights = torch.nn.Parameter(torch.tensor([0.3, -0.2]))
+        self.over = False
 
     def checkpoint(self) -> int | None:
         """Half-way, if a checkpoint is there; a rank that looked for itself would find another."""
@@ -53,6 +55,13 @@ class LineLoop:
 
     def resume(self, checkpoint: int) -> None:
         self.step = checkpoint
+
+    def begin(self, beat: Beat) -> None:
+        Path(self.training.folder, "begun").write_text(f"at {self.step}")
+
+    @property
+    def may_end(self) -> bool:
+        return self.training.ends_after is not None
 
     def parameters(self) -> Sequence[Any]:
         return [self.weights]
@@ -80,6 +89,7 @@ class LineLoop:
 
     def record(self, beat: Beat) -> None:
         np.save(f"{self.training.folder}/{self.step}.npy", [*self.gradient, self.loss])
+        self.over = self.step == self.training.ends_after  # only the first worker comes here
         beat()
 
     def commit(self) -> None:
@@ -109,6 +119,7 @@ def test_two_workers_add_up_the_gradients_and_the_loss_of_one(workers: RayWorker
     for step, values in one.items():
         np.testing.assert_allclose(two[step], values, rtol=1e-5)
     assert (tmp_path / "two" / "committed").read_text() == "4 by 2"
+    assert (tmp_path / "two" / "begun").read_text() == "at 0"
     listening = (tmp_path / "two" / "listens-at").read_text().split()
     assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
 
@@ -118,6 +129,13 @@ def test_training_resumes_from_the_checkpoint_of_the_first_worker(workers: RayWo
     (tmp_path / "checkpoint").write_text("2")
     workers.train("train", Line(str(tmp_path), num_workers=(1, 1)), done=2)
     assert steps(tmp_path).keys() == {3, 4}
+
+
+@pytest.mark.slow
+def test_the_first_worker_ends_the_training_of_both(workers: RayWorkers, tmp_path: Path) -> None:
+    workers.train("train", Line(str(tmp_path), ends_after=2), done=0)
+    assert steps(tmp_path).keys() == {1, 2}
+    assert (tmp_path / "committed").read_text() == "2 by 2"
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Training goes on from the newest checkpoint whose bytes hold, and the first committed
 adapters win."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from busray.model.checkpoints import (
     FOLDER,
     Checkpoint,
+    CheckpointRecord,
     TrainingLog,
     commit_adapters,
     fetch_adapters,
@@ -15,6 +17,10 @@ from busray.model.checkpoints import (
     put_checkpoint,
 )
 from busray.storage import Store
+
+
+def log(step: int) -> TrainingLog:
+    return TrainingLog(loss=((step, 0.5),), validation=((step, 0.25),), distance=((0, 0.75), (step, 0.5)))
 
 
 @pytest.fixture
@@ -25,8 +31,16 @@ def store(tmp_path: Path) -> Store:
 def test_the_newest_checkpoint_comes_back_whole(store: Store) -> None:
     assert newest_checkpoint(store) is None
     for step in (5, 10):
-        put_checkpoint(store, Checkpoint(step, bytes([step]) * 100, TrainingLog(((step, 0.5),), ((step, 0.25),))))
-    assert newest_checkpoint(store) == Checkpoint(10, bytes([10]) * 100, TrainingLog(((10, 0.5),), ((10, 0.25),)))
+        put_checkpoint(store, Checkpoint(step, bytes([step]) * 100, log(step)))
+    assert newest_checkpoint(store) == Checkpoint(10, bytes([10]) * 100, log(10))
+
+
+def test_a_checkpoint_of_an_older_busray_has_no_distances(store: Store) -> None:
+    put_checkpoint(store, Checkpoint(5, b"state", TrainingLog(loss=((5, 0.5),))))
+    (key,) = (key for key in store.list(FOLDER) if key.endswith(".json"))
+    record = json.loads(store.read(key))
+    assert record.pop("distance") == []
+    assert CheckpointRecord.from_json(json.dumps(record).encode()).log == TrainingLog(loss=((5, 0.5),))
 
 
 @pytest.mark.parametrize("damage", ["bytes", "record", "object gone"])

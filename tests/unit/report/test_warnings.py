@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from busray.evidence.classes import FIRST_DRAW, consistency_figures
 from busray.records import SEPARABILITY_AUC, Figure, Interval
-from busray.report.warnings import Warned, warnings
+from busray.report.warnings import Warned, not_nearer, warnings
 from tests.support.figures import difference, figure
 from tests.support.judged import NAMES, real, said
 
@@ -85,3 +85,17 @@ def test_images_that_a_linear_classifier_surely_recognises_are_said_to_be_recogn
     (found,) = warnings([sure], "lora+ti")
     assert "AUC 0.990 [0.950, 1.000]" in found.text
     assert warnings([replace(sure, interval=Interval(0.6, 1.0))], "lora+ti") == []
+
+
+def test_a_training_that_came_no_nearer_to_the_val_images_than_its_base_is_named_with_both() -> None:
+    measured = {"distance_features": "texture-1", "distance": [[0, 0.159], [30, 0.17], [60, 0.185]]}
+    (warned,) = not_nearer(measured)
+    assert "0 on texture-1 features is 170 at its best (step 30), and 159 before training" in warned.text
+    assert "adapters.learning_rate" in warned.advice
+    once = {**measured, "distance": [[0, 0.159], [60, 0.185]]}
+    assert "validate_every" in not_nearer(once)[0].advice
+
+
+def test_a_training_that_came_nearer_or_measured_nothing_is_not_warned_of() -> None:
+    assert not_nearer({"distance_features": "texture-1", "distance": [[0, 0.2], [30, 0.1], [60, 0.3]]}) == []
+    assert not_nearer({}) == not_nearer({"distance": []}) == []

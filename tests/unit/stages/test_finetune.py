@@ -1,6 +1,7 @@
 """Training is started again after failures, and ends where they repeat without progress; what it
 made is drawn as it was trained."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import torch
 
 from busray.config_file import validate
 from busray.corpus.draw import load_sampler
+from busray.evidence.val_distance import ValImages
 from busray.identity import sha256_bytes
 from busray.layout import ADAPTERS
 from busray.model.checkpoints import Checkpoint, TrainingLog, commit_adapters, put_checkpoint
@@ -131,3 +133,70 @@ def test_a_tuned_decoder_is_part_of_the_adapters_and_drawn_with(checked: Run, tm
     assert not torch.equal(*weights)
     adopted = trained(checked, tmp_path / "adopted", path=adapters_folder(run), method="lora")
     assert adapters(adopted).sha256 == adapters(run).sha256
+
+
+def selected(output: Path, validate_every: int = 1, steps: int = 3, **adapters: Any) -> Run:
+    """A run that draws at each validation, of a data set with enough val images."""
+    dataset = {"phantoms": {"images": 24, "seed": 3}, "val": 0.25, "test": 0.25}
+    changes = {"method": "lora", "steps": steps, "checkpoint_every": 1, "validation_images": 4, "batch_size": 2}
+    quick = {"base": {"size": 64}, "sampling": {"batch_size": 4, "steps": 1, "guidance_scale": 1.0}}
+    arms = {"arms": ["base", "lora"], "extractors": ["texture"], "judge": None, "geometry": None}
+    config = settings(
+        output,
+        dataset=dataset,
+        adapters={**changes, "validate_every": validate_every, **adapters},
+        classes={name: {"images": 6} for name in ("benign", "malignant")},
+        evaluate=arms,
+        **quick,
+    )
+    return open_run(config, quiet)
+
+
+def distances_are(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
+    """The validations of a training measure these distances, the base's first."""
+    left = list(values)
+    monkeypatch.setattr(ValImages, "distance", lambda *_: left.pop(0))
+
+
+def test_the_weights_of_the_nearest_validation_become_the_adapters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    short = selected(tmp_path / "short", steps=2, validation_images=0)
+    distances_are(monkeypatch, 5.0, 4.0, 1.0, 3.0)
+    long = selected(tmp_path / "long")
+    of_two, kept = (finetune(run, InProcessWorkers()) for run in (short, long))
+    assert kept.sha256 == of_two.sha256
+    assert kept.about["step"] == 2
+    assert kept.about["distance"] == [[0, 5.0], [1, 4.0], [2, 1.0], [3, 3.0]]
+
+
+def test_drawn_images_are_measured_before_the_first_step_and_at_each_validation(tmp_path: Path) -> None:
+    record = finetune(selected(tmp_path / "run", validate_every=2), InProcessWorkers())
+    assert [step for step, _ in record.about["distance"]] == [0, 2, 3]
+    assert all(math.isfinite(distance) for _, distance in record.about["distance"])
+    assert record.about["distance_features"] == "efficientnet-lite0"
+
+
+def test_training_ends_after_validations_without_a_nearer_one_and_a_resumed_one_there_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    whole = selected(tmp_path / "whole", steps=9, stop_after=2)
+    distances_are(monkeypatch, 5.0, 4.0, 6.0, 7.0)
+    expected = finetune(whole, InProcessWorkers())
+    assert [step for step, _ in expected.about["distance"]] == [0, 1, 2, 3] and expected.about["step"] == 1
+    resumed = selected(tmp_path / "resumed", steps=9, stop_after=2)
+    distances_are(monkeypatch, 5.0, 4.0, 6.0)  # the third validation finds no distance, and fails
+    with pytest.raises(Stopped):
+        finetune(resumed, InProcessWorkers())
+    distances_are(monkeypatch, 7.0)
+    record = finetune(resumed, InProcessWorkers())
+    assert record.sha256 == expected.sha256
+    assert record.about["distance"] == expected.about["distance"]
+
+
+def test_a_training_that_comes_no_nearer_than_its_base_is_warned_of_in_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distances_are(monkeypatch, 1.0, 2.0)
+    record = finetune(selected(tmp_path / "run", steps=1), InProcessWorkers())
+    assert "no nearer to the val images" in record.about["warnings"][0]
