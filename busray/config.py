@@ -236,10 +236,12 @@ class Class(Settings):
 
 
 class Adapters(Settings):
-    """What fine-tuning makes: LoRA weights and learned tokens."""
+    """What fine-tuning makes: LoRA weights, or a whole UNet, and learned tokens."""
 
-    method: Literal["lora", "ti", "lora+ti"] = "lora+ti"
-    """`lora`: weights; `ti` (textual inversion): a learned token for each class."""
+    method: Literal["lora", "ti", "lora+ti", "full", "full+ti"] = "lora+ti"
+    """`lora`: weights; `ti` (textual inversion): a learned token for each class; `full`: all of the
+    UNet's weights, for bases of at most 100 million such as `tiny`. Its rate falls along a cosine,
+    and its weights are averaged (ema 0.99), unless set otherwise."""
     path: Location | None = None
     """Folder or URL of existing adapters to use instead of training: a LoRA of diffusers, kohya or
     PEFT, and a file for each token."""
@@ -277,7 +279,7 @@ class Adapters(Settings):
     compile: bool = False
     """Compile the UNet for training (torch.compile): minutes at the start, faster steps after."""
     learning_rate: Fraction = 1e-4
-    """Of LoRA."""
+    """Of LoRA, or of the whole UNet."""
     token_learning_rate: Fraction = 5e-4
     """Of the learned tokens' embeddings."""
     warmup: Annotated[int, Field(ge=0, le=10_000_000)] = 0
@@ -324,6 +326,13 @@ class Adapters(Settings):
         BeforeValidator(_as_range, json_schema_input_type=WorkerCount | tuple[WorkerCount, WorkerCount]),
     ] = (1, 1)
     """Ray Train workers: a number, or [min, max] to train on as many nodes as there are."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_whole_unet_learns_carefully(cls, value: Any) -> Any:
+        if isinstance(value, dict) and str(value.get("method")).startswith("full"):
+            return {"learning_rate_schedule": "cosine", "ema": 0.99, **value}
+        return value
 
     @field_validator("num_workers")
     @classmethod

@@ -25,7 +25,8 @@ from busray.records import UserError, to_json
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 METADATA_FILE = "adapter.json"
-DECODER_FOLDER = "vae"  # of a tuned decoder, as diffusers names it
+# Of networks that training changed whole, as diffusers names them.
+DECODER_FOLDER, UNET_FOLDER = "vae", "unet"
 PEFT_FILE = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 EMB_PARAMS = "emb_params"  # the name of a token's vectors in A1111's files
@@ -181,9 +182,18 @@ def offered_adapters(
         vectors[token] = 1 if rows.ndim == 1 else len(rows)
         files[token_file(token)] = _token_bytes(folder / token_file(token), token, rows)
     if (folder / DECODER_FOLDER).exists():
-        from busray.model.decoder import offered_decoder  # imports torch
+        from busray.model.tuned_networks import offered_network  # imports torch
 
-        files |= offered_decoder(folder, files_of_base, where)
+        files |= offered_network(DECODER_FOLDER, "autoencoder", folder, files_of_base, where)
+    if "full" in parts:
+        from busray.model.tuned_networks import offered_network  # imports torch
+
+        files |= offered_network(UNET_FOLDER, "UNet", folder, files_of_base, where)
+    elif (folder / UNET_FOLDER).exists():
+        whole = "full+ti" if placeholders else "full"
+        raise UserError(
+            f"{where}: a whole UNet is there ({UNET_FOLDER}/), and adapters.method is {method}: give {whole}"
+        )
     _refuse_other_training(metadata, base, dataset_hash, where)
     schedule = offered_schedule(metadata, settings or Adapters(), files_of_base.configs["scheduler"], where)
     digest = adapter_sha256(files, schedule)
@@ -348,12 +358,16 @@ def _token_bytes(path: Path, token: str, rows: Any) -> bytes:
 def load_adapters(pipe: Any, folder: Path, method: str, tokens: Mapping[str, str]) -> None:
     """Load checked adapters into a pipeline and fuse the LoRA; RuntimeError if nothing changed.
 
-    A tuned decoder beside them is part of them.
+    A whole UNet takes the place of the base's. A tuned decoder beside them is part of them.
     """
     if (folder / DECODER_FOLDER).exists():
-        from busray.model.decoder import load_decoder  # imports torch
+        from busray.model.tuned_networks import load_network  # imports torch
 
-        load_decoder(pipe, folder)
+        load_network(DECODER_FOLDER, pipe.vae, folder)
+    if "full" in method.split("+"):
+        from busray.model.tuned_networks import load_network  # imports torch
+
+        load_network(UNET_FOLDER, pipe.unet, folder)
     if "ti" in method.split("+"):
         for token in sorted(set(tokens.values())):
             _load_token(pipe, folder / token_file(token), token)

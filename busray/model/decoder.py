@@ -7,7 +7,6 @@ Noise on the latents teaches the decoder to forgive what a denoiser leaves wrong
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,13 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from busray.identity import seed_for
-from busray.model.adapters import DECODER_FOLDER
-from busray.model.base_files import BaseFiles
-from busray.model.inspect_base import built_shapes, some
 from busray.model.sample import to_model
-from busray.records import UserError
-
-WEIGHTS, SETTINGS = f"{DECODER_FOLDER}/diffusion_pytorch_model.safetensors", f"{DECODER_FOLDER}/config.json"
 
 T = TypeVar("T")
 
@@ -165,55 +158,3 @@ def _windows(x: Tensor, size: int) -> Tensor:
     windows = x[:, 0].unfold(1, size, size // 2).unfold(2, size, size // 2).reshape(-1, size, size)
     hann = torch.hann_window(size + 2, periodic=False)[1:-1].to(x)
     return (windows - windows.mean((1, 2), keepdim=True)) * torch.outer(hann, hann)
-
-
-def decoder_files(vae: Any) -> dict[str, bytes]:
-    """file -> bytes of an autoencoder's folder `vae`, which diffusers loads; half precision."""
-    from safetensors.torch import save
-
-    state = {name: tensor.detach().cpu().half().contiguous() for name, tensor in sorted(vae.state_dict().items())}
-    return files_of_weights(save(state), vae)
-
-
-def files_of_weights(weights: bytes, vae: Any) -> dict[str, bytes]:
-    """file -> bytes of an autoencoder of this one's architecture with these weights."""
-    return {WEIGHTS: weights, SETTINGS: vae.to_json_string().encode()}
-
-
-def load_decoder(pipe: Any, folder: Path) -> None:
-    """Put the tuned decoder of an adapters' folder into a pipeline.
-
-    RuntimeError where its values are those of the base already, or do not fit.
-    """
-    from safetensors.torch import load_file
-
-    state, vae = load_file(folder / WEIGHTS), pipe.vae
-    before = [parameter.clone() for parameter in vae.decoder.parameters()]
-    vae.load_state_dict(state)
-    if all(map(torch.equal, before, vae.decoder.parameters())):
-        raise RuntimeError(f"{folder / WEIGHTS}: loading it changed nothing of the decoder")
-
-
-def offered_decoder(folder: Path, base: BaseFiles, where: str) -> dict[str, bytes]:
-    """The files of the tuned decoder in this folder of adapters; UserError where it does not fit
-    the base."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    for name in (WEIGHTS, SETTINGS):
-        if not (folder / name).is_file():
-            raise UserError(f"{where}: {name} is missing; give both files of {DECODER_FOLDER}/, or remove that folder")
-    files = {name: (folder / name).read_bytes() for name in (WEIGHTS, SETTINGS)}
-    try:
-        state = load(files[WEIGHTS])
-    except SafetensorError as error:
-        raise UserError(f"{where}: {WEIGHTS} is damaged: {error}") from error
-    wanted = built_shapes("vae", base.configs["vae"])
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if found != wanted:
-        other = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
-        raise UserError(f"{where}: {WEIGHTS} does not fit this base's autoencoder: {some(other)} are not as there")
-    broken = [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
-    if broken:
-        raise UserError(f"{where}: {WEIGHTS} is damaged: NaN or infinity in {some(broken)}")
-    return files

@@ -1,4 +1,5 @@
-"""Fine-tuning of LoRA, of learned tokens (Gal et al. 2022, arXiv 2208.01618), or of both at once.
+"""Fine-tuning of LoRA or the whole UNet, of learned tokens (Gal et al. 2022, arXiv 2208.01618), or
+of both at once.
 
 Pure torch; the caller adds up gradients over workers. A training sample follows from (seed, step,
 position in the global batch) and never from a worker's rank. So any number of workers trains the
@@ -18,12 +19,13 @@ from torch import Tensor
 
 from busray import config
 from busray.identity import seed_for
-from busray.model.adapters import adapter_files, attach_lora, lora_bytes
+from busray.model.adapters import UNET_FOLDER, adapter_files, attach_lora, lora_bytes
 from busray.model.base import vector_names
 from busray.model.latents import TrainingImages
 from busray.model.memory import in_slices
 from busray.model.noise_schedule import changed_schedule, training_alphas, with_schedule
 from busray.model.prompts import token_ids
+from busray.model.tuned_networks import network_files
 from busray.records import UserError
 
 CLIP_NORM = 1.0  # of the gradients of a step
@@ -67,13 +69,18 @@ class FineTuner:
             raise ValueError(f"{len(captions)} captions for {encoded.images} images")
         self.pipe, self.settings, self.encoded, self.seed = pipe, settings, encoded, seed
         self.captions = list(captions)
-        self.lora = "lora" in settings.method.split("+")
+        parts = settings.method.split("+")
+        self.lora, self.full = "lora" in parts, "full" in parts
         self.device = pipe.unet.device
         pipe.scheduler = with_schedule(pipe.scheduler, changed_schedule(settings, pipe.scheduler.config))
         self.timesteps: int = pipe.scheduler.config.num_train_timesteps
         self.alphas: Tensor = training_alphas(pipe.scheduler).to(self.device)
         if self.lora:
             attach_lora(pipe, settings, seed % 2**32)
+        if self.full:
+            pipe.text_encoder.requires_grad_(False)
+            pipe.vae.requires_grad_(False)
+            pipe.unet.requires_grad_(True)
         self.tokens = TokenRows(pipe, tokens, initializers, settings.vectors) if tokens else None
         self.parameters = self._named()
         self.half = works_in_bfloat16(settings.precision, self.device)
@@ -97,7 +104,8 @@ class FineTuner:
         named: dict[str, torch.nn.Parameter] = {}
         for network in ("unet", "text_encoder"):
             for name, parameter in getattr(self.pipe, network).named_parameters():
-                if "lora_" in name and parameter.requires_grad:
+                learns = self.full and network == "unet"
+                if parameter.requires_grad and (learns or "lora_" in name):
                     named[f"{network}.{name}"] = parameter
         if self.tokens is not None:
             named["tokens"] = self.tokens.rows
@@ -139,6 +147,11 @@ class FineTuner:
             groups.append({"params": lora, "lr": rate, "base_lr": rate, "weight_decay": LORA_DECAY})
             if magnitudes:  # DoRA's start as the norms of the base's weights: decay would shrink these
                 groups.append({"params": magnitudes, "lr": rate, "base_lr": rate, "weight_decay": 0.0})
+        if self.full:
+            weights = [parameter for name, parameter in self.parameters.items() if name != "tokens"]
+            rate = self.settings.learning_rate
+            # Decay would pull the weights to 0, and not back to the base's.
+            groups.append({"params": weights, "lr": rate, "base_lr": rate, "weight_decay": 0.0})
         if self.tokens is not None:
             rows, rate = [self.tokens.rows], self.settings.token_learning_rate
             groups.append({"params": rows, "lr": rate, "base_lr": rate, "weight_decay": 0.0})
@@ -360,7 +373,8 @@ class FineTuner:
         with self._given_out():
             lora = lora_bytes(self.pipe, self.settings.text_encoder) if self.lora else None
             rows = self.tokens.by_token() if self.tokens is not None else {}
-            return adapter_files(lora, rows, metadata)
+            whole = network_files(UNET_FOLDER, self.pipe.unet) if self.full else {}
+            return {**whole, **adapter_files(lora, rows, metadata)}
 
     def _copies(self) -> dict[str, Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}

@@ -3,6 +3,7 @@
 Each check raises UserError, whose message names the setting or the file and what to do.
 """
 
+import math
 import tempfile
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -74,6 +75,7 @@ def open_run(config: Config, report: Report, *, measures: bool = True, writes: b
     base = kept_base(store, identify_base(config.base))
     if store.read_or_none(BASE) is None:
         check_rank(config)
+        check_unet_is_small(config)
         check_noise_schedule(config)
         inspect_base(config.base)
     # First what settings and weights show in moments, then what has to read every image.
@@ -152,6 +154,29 @@ def check_rank(config: Config) -> None:
         raise UserError(
             f"adapters.rank: {adapters.rank} is above {min(widths)}, the width of this base's narrowest layer: "
             f"more than that adds nothing, so give at most {min(widths)} (4 to 32 are usual)"
+        )
+
+
+MOST_WEIGHTS = 100_000_000
+"""Of a UNet that learns whole: its optimiser's state and checkpoints have several times as many
+numbers."""
+
+
+def check_unet_is_small(config: Config) -> None:
+    """A UNet that is to learn whole has few enough weights, by the base's configuration."""
+    adapters = config.adapters
+    if adapters.path or "full" not in adapters.method.split("+"):
+        return
+    from busray.model.inspect_base import built_shapes  # imports torch
+
+    shapes = built_shapes("unet", base_files(config.base).configs["unet"])
+    weights = sum(map(math.prod, shapes.values()))
+    if weights > MOST_WEIGHTS:
+        other = adapters.method.replace("full", "lora")
+        raise UserError(
+            f"adapters.method: {adapters.method} would train all {weights / 1e6:.0f} million weights of this base's "
+            f"UNet, and is for bases of at most {MOST_WEIGHTS // 10**6} million: take {other}, with "
+            "adapters.convolutions and adapters.feed_forward where attention alone learns too little"
         )
 
 

@@ -21,7 +21,7 @@ from busray.data.images import Images
 from busray.evidence.val_distance import MOST_IMAGES, ValImages, extractor_at_hand, val_images
 from busray.identity import fingerprint, seed_for
 from busray.model import checkpoints
-from busray.model.adapters import adapter_sha256, offered_adapters
+from busray.model.adapters import DECODER_FOLDER, adapter_sha256, offered_adapters
 from busray.model.base import base_files, load_pipeline
 from busray.model.checkpoints import Checkpoint, TrainingLog, commit_adapters, read_adapters
 from busray.model.noise_schedule import SCHEDULER, changed_schedule
@@ -173,7 +173,7 @@ def _grid(run: Run, count: int) -> tuple[ImageSpec, ...]:
     specs = []
     for name in run.config.classes:
         of_class = tuple(image for image in run.dataset.train if image.class_name == name)
-        images = [of_class[i % len(of_class)] for i in range(count)]
+        images = [of_class[i % len(of_class)] for i in range(count if of_class else 0)]
         captions, boxes = run.captions(tuple(images)), run.images.boxes(images)
         for i, (caption, box) in enumerate(zip(captions, boxes, strict=True)):
             # The same at each validation, so that only the weights change from sheet to sheet.
@@ -208,12 +208,13 @@ def _tune_decoder_once(run: Run, workers: Workers, training: AdapterTraining) ->
 
 
 def _tune_decoder(beat: Beat, training: AdapterTraining, pixels: np.ndarray) -> None:
-    from busray.model.decoder import WEIGHTS, Decoding, decoder_files, tune_decoder
+    from busray.model.decoder import Decoding, tune_decoder
+    from busray.model.tuned_networks import network_files, weights_file
 
     assert training.decoder is not None
     vae, settings = _load(training).vae, training.adapters
     tune_decoder(vae, pixels, Decoding(settings.decoder_steps, settings.decoder_learning_rate, training.seed), beat)
-    training.store.put_checked(training.decoder, decoder_files(vae)[WEIGHTS])
+    training.store.put_checked(training.decoder, network_files(DECODER_FOLDER, vae)[weights_file(DECODER_FOLDER)])
 
 
 def _encode_once(run: Run, workers: Workers, training: AdapterTraining) -> None:
@@ -435,7 +436,7 @@ class AdapterTrainingLoop:
         """The tuned decoder's files; none where none was tuned. Damaged."""
         if self.training.decoder is None:
             return {}
-        from busray.model.decoder import files_of_weights
+        from busray.model.tuned_networks import files_of_weights
 
         weights = self.training.store.read_checked(self.training.decoder)
-        return files_of_weights(weights, self.tuner.pipe.vae)
+        return files_of_weights(DECODER_FOLDER, weights, self.tuner.pipe.vae)

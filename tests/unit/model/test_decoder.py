@@ -12,17 +12,12 @@ from busray.config import Base
 from busray.data.phantom import PROBES, phantom
 from busray.model.adapters import adapter_sha256, load_adapters, offered_adapters
 from busray.model.base import identify_base
-from busray.model.decoder import (
-    SETTINGS,
-    WEIGHTS,
-    Decoding,
-    decoder_files,
-    evenly_chosen,
-    tune_decoder,
-)
+from busray.model.decoder import Decoding, evenly_chosen, tune_decoder
+from busray.model.tuned_networks import network_files, settings_file, weights_file
 from busray.records import UserError
 from tests.support.pipelines import tiny_pipeline
 
+WEIGHTS, SETTINGS = weights_file("vae"), settings_file("vae")
 HOW = Decoding(steps=6, learning_rate=1e-3, seed=3)
 
 
@@ -36,7 +31,7 @@ def images() -> np.ndarray:
 def tuned(images: np.ndarray) -> dict[str, bytes]:
     vae = tiny_pipeline().vae
     tune_decoder(vae, images, HOW)
-    return decoder_files(vae)
+    return network_files("vae", vae)
 
 
 @pytest.fixture
@@ -56,7 +51,7 @@ def test_only_the_decoder_changes(tuned: dict[str, bytes]) -> None:
 def test_the_same_seed_tunes_the_same_decoder(images: np.ndarray, tuned: dict[str, bytes]) -> None:
     vae, beats = tiny_pipeline().vae, []
     tune_decoder(vae, images, HOW, beats.append)
-    again = load(decoder_files(vae)[WEIGHTS])
+    again = load(network_files("vae", vae)[WEIGHTS])
     for name, tensor in load(tuned[WEIGHTS]).items():
         torch.testing.assert_close(again[name], tensor, atol=1e-3, rtol=0)
     assert beats == [1] * HOW.steps
@@ -84,7 +79,7 @@ def test_it_is_drawn_with_where_it_lies_beside_the_adapters(folder: Path, tuned:
 
 def test_one_that_changes_nothing_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "vae").mkdir()
-    for name, data in decoder_files(tiny_pipeline().vae).items():
+    for name, data in network_files("vae", tiny_pipeline().vae).items():
         (tmp_path / name).write_bytes(data)
     with pytest.raises(RuntimeError, match="changed nothing"):
         load_adapters(tiny_pipeline(), tmp_path, "none", {})

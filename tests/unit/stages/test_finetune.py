@@ -17,6 +17,7 @@ from busray.identity import sha256_bytes
 from busray.layout import ADAPTERS
 from busray.model.checkpoints import Checkpoint, TrainingLog, commit_adapters, put_checkpoint
 from busray.records import Computing, Stopped, UserError
+from busray.run.checks import open_run
 from busray.run.record import Run
 from busray.stages import finetune as stage
 from busray.stages.finetune import MAX_FAILURES, _train, finetune
@@ -24,6 +25,7 @@ from busray.stages.generate import draw_job
 from busray.storage import Store
 from busray.workers import TrainingFailed
 from tests.support.finished import adapters, adapters_folder
+from tests.support.runs import quiet, settings
 from tests.support.workers import InProcessWorkers
 
 
@@ -158,6 +160,7 @@ def distances_are(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
     monkeypatch.setattr(ValImages, "distance", lambda *_: left.pop(0))
 
 
+@pytest.mark.slow
 def test_the_weights_of_the_nearest_validation_become_the_adapters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:
@@ -177,6 +180,7 @@ def test_drawn_images_are_measured_before_the_first_step_and_at_each_validation(
     assert record.about["distance_features"] == "efficientnet-lite0"
 
 
+@pytest.mark.slow
 def test_training_ends_after_validations_without_a_nearer_one_and_a_resumed_one_there_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:
