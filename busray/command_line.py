@@ -166,6 +166,21 @@ def _readers(command: argparse.ArgumentParser) -> None:
     score.add_argument("key", type=_local, metavar="KEY", help="the study's key")
 
 
+def _adapters(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    base = "base of the LoRA, as base.path; default: what its layers fit of those that busray knows"
+    show = actions.add_parser("show", help="say what a file, or each file of a folder, holds")
+    show.add_argument("file", type=_local, help="LoRA or token as .safetensors, or a folder of them")
+    show.add_argument("--base", help=base)
+    _json(show)
+    convert = actions.add_parser("convert", help="write a LoRA or a token in another layout")
+    convert.add_argument("source", type=_local, metavar="IN", help=".safetensors, or a pickle (.bin, .pt) of tensors")
+    convert.add_argument("target", type=_local, metavar="OUT", help="new .safetensors file; for peft a new folder")
+    layouts = "kohya is also A1111's and ComfyUI's"
+    convert.add_argument("--to", choices=("diffusers", "kohya", "peft"), required=True, help=layouts)
+    convert.add_argument("--base", help=base)
+
+
 def _status(command: argparse.ArgumentParser) -> None:
     _run(command)
     _json(command)
@@ -273,6 +288,16 @@ COMMANDS = {
         "a blinded reader study: export real and synthetic images to distinguish, score a sheet",
         _readers,
         ("readers export runs/mine study --images=20", "readers score sheet-anna.csv sheet-ben.csv study-key.csv"),
+        settings=None,
+    ),
+    "adapters": Command(
+        "show what a file of adapters holds, or convert it between diffusers, kohya and PEFT",
+        _adapters,
+        (
+            "adapters show runs/mine/adapters/DIGEST",
+            "adapters convert lora.safetensors kohya.safetensors --to kohya",
+            "adapters convert learned_embeds.bin us-benign.safetensors --to diffusers",
+        ),
         settings=None,
     ),
     "status": Command(

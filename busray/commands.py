@@ -472,6 +472,30 @@ def _is_config_file(place: str) -> bool:
     return Path(place).is_file() or place.endswith((".yaml", ".yml"))
 
 
+# ---- adapters by themselves ----
+
+
+def _adapters(options: argparse.Namespace, flags: list[str]) -> int:
+    _refuse(flags)
+    if options.action == "convert":
+        from busray.model.convert import convert
+
+        for path in convert(options.source, options.target, options.to, options.base):
+            print(path)
+        return 0
+    from busray.model.describe import describe
+
+    found = describe(options.file, options.base)
+    if options.json:
+        print(json.dumps([description.to_dict() for description in found], indent=1))
+    else:
+        for description in found:
+            print(description.file)
+            for what, value in description.rows():
+                print(f"  {what:<26} {value}")
+    return 0
+
+
 # ---- before a run ----
 
 
@@ -524,7 +548,8 @@ COMMAND_FUNCTIONS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "doctor": _doctor, "check": _check, "config": _config, "plan": _plan, "run": _run, "demo": _demo,
     "finetune": _finetune, "generate": _generate, "evaluate": _evaluate, "ablate": _ablate, "study": _study,
     "audit": _audit, "reproduce": _reproduce, "card": _card, "export": _export, "readers": _readers,
-    "status": _status, "verify": _verify, "repair": _repair, "gc": _gc, "completion": _completion,
+    "adapters": _adapters, "status": _status, "verify": _verify, "repair": _repair, "gc": _gc,
+    "completion": _completion,
 }  # fmt: skip
 
 

@@ -170,7 +170,7 @@ def offered_adapters(
     metadata = _metadata(folder / METADATA_FILE, where)
     parts = method.split("+")
     placeholders = sorted(set(tokens.values())) if "ti" in parts else []
-    lora = _find_lora(folder, where) if "lora" in parts else None
+    lora = find_lora(folder, where) if "lora" in parts else None
     _refuse_missing(folder, map(token_file, placeholders), where)
     files_of_base = base_files(Base(path=base.repository, revision=base.revision))
     files: dict[str, bytes] = {}
@@ -203,7 +203,7 @@ def offered_adapters(
     return Offered(record, files, vectors, remark)
 
 
-def _find_lora(folder: Path, where: str) -> Path:
+def find_lora(folder: Path, where: str) -> Path:
     """The folder's LoRA file, under diffusers' name, PEFT's, or any other if it is the only one."""
     for name in (LORA_FILE, PEFT_FILE):
         if (folder / name).is_file():
@@ -224,7 +224,7 @@ def _lora_bytes(path: Path, where: str, base: BaseFiles, metadata: Mapping[str, 
     """(the LoRA as diffusers loads it whole, what to say of it). The file's own bytes, if they are
     so already."""
     file = LoraFile(path, where, base)
-    tensors = file.layers_tensors(_peft_config(path, where) if "PEFT" in file.layouts else None)
+    tensors = file.layers_tensors(peft_config(path, where) if "PEFT" in file.layouts else None)
     refuse_values(file, tensors, base)
     missing, layers = file.missing_layers(), len(file.layers)
     if missing and not known and metadata.get("layers") != layers:
@@ -236,7 +236,7 @@ def _lora_bytes(path: Path, where: str, base: BaseFiles, metadata: Mapping[str, 
     return path.read_bytes() if file.standard else written_anew(file, tensors), file.partial()
 
 
-def _peft_config(path: Path, where: str) -> Mapping[str, Any]:
+def peft_config(path: Path, where: str) -> Mapping[str, Any]:
     """PEFT's settings beside a file of its own layout, which say at which scale it is loaded."""
     beside = path.parent / PEFT_CONFIG
     if not beside.is_file():

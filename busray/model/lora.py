@@ -244,9 +244,9 @@ class LoraFile:
         found: dict[tuple[str, str], tuple[int, list[str]]] = {}
         for network, shapes in self.base_shapes.items():
             own = [layer for there, layer in self.layers if there == network]
-            kinds = {_kind(layer) for layer in (*own, *self._trained_on(network))}
+            kinds = {kind_of_layer(layer) for layer in (*own, *self._trained_on(network))}
             for layer in shapes:
-                kind = _kind(layer)
+                kind = kind_of_layer(layer)
                 if kind in kinds:
                     there, gone = found.get((network, kind), (0, []))
                     is_there = (network, layer) in self.layers
@@ -316,7 +316,7 @@ def _half(name: str) -> tuple[str | None, str]:
     return ("alpha" if name.endswith(".alpha") else None), name.removesuffix(".alpha")
 
 
-def _kind(layer: str) -> str:
+def kind_of_layer(layer: str) -> str:
     """What layers of the same role share: their name without numbers of blocks."""
     parts = layer.split(".")
     roles = [part for part in parts if part in ("attn1", "attn2", "self_attn", "mlp", "ff")]
@@ -380,8 +380,8 @@ def written_anew(file: LoraFile, tensors: Mapping[tuple[str, str], tuple[Any, An
     return save(out, {"format": "pt"})
 
 
-def refuse_values(file: LoraFile, tensors: Mapping[tuple[str, str], tuple[Any, Any, float]], base: BaseFiles) -> None:
-    """UserError for values that are no numbers, that change nothing, or far too much."""
+def refuse_numbers(file: LoraFile, tensors: Mapping[tuple[str, str], tuple[Any, Any, float]]) -> None:
+    """UserError for values that are no numbers."""
     import torch
 
     bad = []
@@ -395,6 +395,11 @@ def refuse_values(file: LoraFile, tensors: Mapping[tuple[str, str], tuple[Any, A
         raise UserError(
             f"{file.where} is damaged: NaN or infinity in {len(bad)} of {len(tensors)} layers, such as {bad[0]}"
         )
+
+
+def refuse_values(file: LoraFile, tensors: Mapping[tuple[str, str], tuple[Any, Any, float]], base: BaseFiles) -> None:
+    """UserError for values that are no numbers, that change nothing, or far too much."""
+    refuse_numbers(file, tensors)
     sizes = {key: change_norm(*pair) for key, pair in tensors.items()}
     if not any(sizes.values()):
         raise UserError(f"{file.where} would load nothing: its second matrices are zero, as before training")
