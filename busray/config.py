@@ -199,6 +199,10 @@ class Base(Settings):
     1.x, or a hub id."""
     revision: str | None = None
     """Commit hash of a hub id: 40 hex digits, required there."""
+    vae: LocalLocation | None = None
+    """Folder of another autoencoder (config.json and .safetensors of diffusers' AutoencoderKL), in
+    place of the one in base.path, which is then a folder or a hub id. It encodes the training
+    images too, and is a part of the base's identity."""
     size: Annotated[int, Field(ge=64, le=1024, multiple_of=8)] = 128
     """Side of the square in pixels: 128 for tiny, 512 for SD v1.5."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "float32"
@@ -371,6 +375,12 @@ class Sampling(Settings):
     """Denoising steps of an image."""
     guidance_scale: Guidance = 7.5
     """1: no classifier-free guidance."""
+    negative_prompt: str = ""
+    """What guidance leads away from, in both stages; empty: from the prompt without words. It needs
+    a guidance_scale above 1. The same text for all classes, without `{token}`."""
+    lora_scale: Annotated[float, Field(gt=0, le=2)] = 1
+    """How strongly a LoRA changes the base: 0.5 is half of what was trained. Learned tokens have no
+    scale, and grids of training show the whole LoRA."""
     guidance_interval: tuple[NoiseLevel, NoiseLevel] | None = None
     """[low, high]: guidance only at noise levels between them (standard deviation of the noise over
     that of the image), of refinement too; a step without it takes half the time. null: at every

@@ -20,21 +20,18 @@ BOUNDS = {
 LONGEST_QUOTE = 80
 KIND_TRIED = re.compile(r"literal\[|constrained-|function-")
 
-NO_NEGATIVE = "busray draws without a negative prompt: say in classes.<class>.prompts what the image shows"
-FULL_STRENGTH = "adapters are always used at their full strength"
 MAY_BE_NULL = ("refine", "gate", "geometry", "phantoms", "primary")
 """Groups of settings that can be switched off."""
-VAE = "the base brings its own autoencoder: the folder vae in base.path"
 ACCUMULATE = "adapters.batch_size is the whole batch; adapters.micro_batch_size is what is done at once"
 OWN_NAMES = {
-    "negative_prompt": NO_NEGATIVE, "negative": NO_NEGATIVE,
+    "negative_prompt": "sampling.negative_prompt", "negative": "sampling.negative_prompt",
     "cfg_scale": "sampling.guidance_scale", "cfg": "sampling.guidance_scale", "guidance": "sampling.guidance_scale",
     "sampler": "sampling.scheduler", "sampler_name": "sampling.scheduler", "noise_scheduler": "sampling.scheduler",
     "num_inference_steps": "sampling.steps", "denoising_strength": "refine.strength",
     "network_dim": "adapters.rank", "lora_rank": "adapters.rank", "dim": "adapters.rank", "r": "adapters.rank",
     "network_alpha": "adapters.alpha", "lora_alpha": "adapters.alpha",
-    "scale": FULL_STRENGTH, "lora_scale": FULL_STRENGTH, "lora_weight": FULL_STRENGTH,
-    "network_multiplier": FULL_STRENGTH, "network_weights": "adapters.path",
+    "scale": "sampling.lora_scale", "lora_scale": "sampling.lora_scale", "lora_weight": "sampling.lora_scale",
+    "network_multiplier": "sampling.lora_scale", "network_weights": "adapters.path",
     "lr": "adapters.learning_rate", "unet_lr": "adapters.learning_rate",
     "embedding_lr": "adapters.token_learning_rate", "lr_warmup_steps": "adapters.warmup",
     "lr_scheduler": "adapters.learning_rate_schedule",
@@ -45,7 +42,7 @@ OWN_NAMES = {
     "use_ema": "adapters.ema", "flip_aug": "adapters.mirror", "random_flip": "adapters.mirror",
     "save_every_n_steps": "adapters.checkpoint_every", "gpus": "cluster.gpus_per_actor",
     "resolution": "base.size", "width": "base.size: images are square", "height": "base.size: images are square",
-    "vae": VAE, "clip_skip": "the text encoder is used to its last layer",
+    "vae": "base.vae", "clip_skip": "the text encoder is used to its last layer",
     "mixed_precision": "base.dtype for drawing, adapters.precision for training",
     "gradient_accumulation_steps": ACCUMULATE, "use_dora": "adapters.dora", "use_rslora": "adapters.rslora",
     "prediction_type": "adapters.prediction", "v_parameterization": "adapters.prediction=v_prediction",

@@ -254,7 +254,8 @@ def load_sampler(job: DrawJob, computing: Computing | None = None) -> "Sampler":
         assert adapters is not None  # draw_job saw them
         pipe.scheduler = with_schedule(pipe.scheduler, adapters.schedule)
         with tempfile.TemporaryDirectory() as folder:
-            load_adapters(pipe, fetch_adapters(job.run_store, Path(folder)), job.method, job.tokens)
+            local = fetch_adapters(job.run_store, Path(folder))
+            load_adapters(pipe, local, job.method, job.tokens, job.sampling.lora_scale)
     prepare(pipe, computing)
     sampler = Sampler(pipe, job.sampling, job.refine, job.base.size, job.keep_txt2img)
     sampler.computing = computing

@@ -134,6 +134,11 @@ def _sampling_identity(sampling: Sampling) -> dict[str, Any]:
         del identity["guidance_interval"]
     if sampling.deep_every == 1:
         del identity["deep_every"]
+    # Nor have they these two.
+    if not sampling.negative_prompt:
+        del identity["negative_prompt"]
+    if sampling.lora_scale == 1:
+        del identity["lora_scale"]
     return identity
 
 

@@ -355,10 +355,11 @@ def _token_bytes(path: Path, token: str, rows: Any) -> bytes:
     return path.read_bytes() if own else save({token: rows.contiguous()})
 
 
-def load_adapters(pipe: Any, folder: Path, method: str, tokens: Mapping[str, str]) -> None:
+def load_adapters(pipe: Any, folder: Path, method: str, tokens: Mapping[str, str], lora_scale: float = 1.0) -> None:
     """Load checked adapters into a pipeline and fuse the LoRA; RuntimeError if nothing changed.
 
     A whole UNet takes the place of the base's. A tuned decoder beside them is part of them.
+    lora_scale: share of the LoRA's change.
     """
     if (folder / DECODER_FOLDER).exists():
         from busray.model.tuned_networks import load_network  # imports torch
@@ -372,7 +373,7 @@ def load_adapters(pipe: Any, folder: Path, method: str, tokens: Mapping[str, str
         for token in sorted(set(tokens.values())):
             _load_token(pipe, folder / token_file(token), token)
     if "lora" in method.split("+"):
-        _load_lora(pipe, folder)
+        _load_lora(pipe, folder, lora_scale)
 
 
 def _load_token(pipe: Any, path: Path, token: str) -> None:
@@ -389,7 +390,7 @@ def _load_token(pipe: Any, path: Path, token: str) -> None:
         raise RuntimeError(f"{path}: the token {token} did not reach the text encoder")
 
 
-def _load_lora(pipe: Any, folder: Path) -> None:
+def _load_lora(pipe: Any, folder: Path, scale: float) -> None:
     import torch
 
     pipe.load_lora_weights(folder, weight_name=LORA_FILE, use_safetensors=True, local_files_only=True)
@@ -403,7 +404,7 @@ def _load_lora(pipe: Any, folder: Path) -> None:
     wanted = sum(name.endswith(DOWN) for name in header_of(folder / LORA_FILE, str(folder)).tensors)
     if reached != wanted:
         raise RuntimeError(f"{folder / LORA_FILE}: diffusers loaded {reached} of its {wanted} layers")
-    pipe.fuse_lora()
+    pipe.fuse_lora(lora_scale=scale)
     changed = sum(not torch.equal(module.get_base_layer().weight, weight) for module, weight in before)
     pipe.unload_lora_weights()
     if not changed:

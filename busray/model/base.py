@@ -92,7 +92,7 @@ def inspect_base(settings: config.Base) -> None:
 
     It imports torch and diffusers, so it is for a new run; a run keeps the files of its base.
     """
-    if settings.path != "tiny":  # it comes with the package
+    if settings.path != "tiny" or settings.vae:  # `tiny` comes with the package
         files = base_files(settings)
         _refuse(files.folder, shape_problems(files))
 
@@ -108,10 +108,15 @@ def base_folder(settings: config.Base) -> Path:
 def base_files(settings: config.Base) -> BaseFiles:
     """The base's files, a hub id's at its pinned commit; UserError where one is not readable."""
     folder = TINY if settings.path == "tiny" else Path(settings.path)
+    vae = Path(settings.vae) if settings.vae else None
+    if vae is not None and not vae.is_dir():
+        raise missing_folder("base.vae", vae, "give the folder of an AutoencoderKL in diffusers' layout")
     if folder.is_file():
+        if vae is not None:
+            raise UserError("base.vae: base.path is one file with an autoencoder in it: give base.path as a folder")
         files: BaseFiles = SingleFile(folder)
     else:
-        files = BaseFiles(folder if folder.is_dir() else _fetch(settings))
+        files = BaseFiles(folder if folder.is_dir() else _fetch(settings), vae)
     # What can be told of the kind is told at once, too.
     _refuse(files.folder, [*files.problems, *([] if files.kind else kind_problems(files))] if files.problems else [])
     return files
@@ -249,7 +254,8 @@ def _layout(files: BaseFiles) -> Iterator[Path]:
 
 
 def _variants(files: BaseFiles, kind: Any) -> dict[str, Any]:
-    """The networks whose weights lie there as a variant only (fp16), loaded as this type."""
+    """The networks whose weights lie there as a variant only (fp16), or elsewhere (base.vae), as
+    this type."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 
@@ -257,8 +263,9 @@ def _variants(files: BaseFiles, kind: Any) -> dict[str, Any]:
     loaded = {}
     for part in NETWORKS:
         weights = files.weights(part)
-        if weights is not None and weights.variant is not None:
+        folder = files.part_folder(part)
+        if weights is not None and (weights.variant is not None or folder != files.folder / part):
             loaded[part] = classes[part].from_pretrained(
-                files.folder / part, variant=weights.variant, dtype=kind, use_safetensors=True, local_files_only=True
+                folder, variant=weights.variant, dtype=kind, use_safetensors=True, local_files_only=True
             )
     return loaded

@@ -93,15 +93,15 @@ class BaseFiles:
     problems: what keeps it from being loaded, all of it, each with the file's name.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, vae: Path | None = None) -> None:
+        self.folder, self.vae = folder, vae  # vae: a folder that takes the place of folder/vae
         self.problems: list[str] = []
         self.headers: dict[str, dict[str, Header]] = {}  # part -> file -> header
         self.configs: dict[str, dict[str, Any]] = {}  # part, or INDEX -> its configuration
         if not (folder / INDEX).is_file():
             self.problems.append(f"{folder} has no {INDEX}, so it is no base in diffusers' layout; {_there(folder)}")
         else:
-            self._read_config(INDEX, INDEX)
+            self._read_config(INDEX, folder / INDEX)
         # A base of another kind lacks parts because of its kind; that is the reason to name.
         self.kind = other_kind(self.configs.get(INDEX, {}))
         if self.kind:
@@ -110,19 +110,23 @@ class BaseFiles:
             for part in PARTS:
                 self._read_part(part)
 
+    def part_folder(self, part: str) -> Path:
+        return self.vae if part == "vae" and self.vae else self.folder / part
+
     def names(self) -> list[str]:
-        """The files that are loaded, by path in the folder, sorted."""
+        """The files that are loaded, by path in diffusers' layout, sorted."""
         there = []
-        for part in (".", *PARTS):
-            for path in (self.folder / part).glob("*"):
+        for part in ("", *PARTS):
+            for path in self.part_folder(part).glob("*"):
                 if path.is_file() and path.suffix in SUFFIXES:
-                    there.append(path.relative_to(self.folder).as_posix())
+                    there.append(f"{part}/{path.name}".lstrip("/"))
         return sorted(loaded_files(there))
 
     def entries(self) -> Iterator[tuple[str, Path]]:
         """(key in the base's identity, file) of what is loaded."""
         for name in self.names():
-            yield name, self.folder / name
+            part, _, file = name.rpartition("/")
+            yield name, self.part_folder(part) / file
 
     def written(self) -> dict[str, bytes]:
         """Files that the base needs and lacks, made here, by path in diffusers' layout."""
@@ -137,10 +141,10 @@ class BaseFiles:
         """(name, file, name in the file) of a network's tensors."""
         for file, header in self.headers.get(part, {}).items():
             for name in header.tensors:
-                yield name, self.folder / part / file, name
+                yield name, self.part_folder(part) / file, name
 
     def weights(self, part: str) -> Weights | None:
-        return choose_weights(part, [path.name for path in (self.folder / part).glob("*")])
+        return choose_weights(part, [path.name for path in self.part_folder(part).glob("*")])
 
     def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
         """Tensor -> shape, of a network's weights."""
@@ -162,21 +166,21 @@ class BaseFiles:
             return None
 
     def _read_part(self, part: str) -> None:
-        folder = self.folder / part
+        folder = self.part_folder(part)
         if not folder.is_dir():
             self.problems.append(f"{self.folder} has no {part}; {_there(self.folder)}")
             return
         if part == "tokenizer":
             self._look_at_tokenizer(folder)
         else:
-            self._read_config(part, f"{part}/{CONFIG_OF[part]}")
+            self._read_config(part, folder / CONFIG_OF[part])
         if part in STEM:
             self._read_weights(part)
 
-    def _read_config(self, key: str, name: str) -> None:
-        path = self.folder / name
+    def _read_config(self, key: str, path: Path) -> None:
         if not path.is_file():
-            self.problems.append(f"{self.folder} has no {name}; {_there(path.parent)}")
+            above = self.folder if path.is_relative_to(self.folder) else path.parent
+            self.problems.append(f"{above} has no {path.relative_to(above)}; {_there(path.parent)}")
             return
         try:
             data = path.read_bytes()
@@ -201,7 +205,7 @@ class BaseFiles:
                     self.problems.append(f"{folder / name} is {problem}")
 
     def _read_weights(self, part: str) -> None:
-        folder = self.folder / part
+        folder = self.part_folder(part)
         weights = self.weights(part)
         if weights is None:
             self.problems.append(_no_weights(part, folder))

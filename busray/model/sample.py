@@ -195,7 +195,7 @@ class Sampler:
         prompts = [spec.prompt for spec in batch]
         if scale <= 1:
             return Guidance(scale, self.texts(prompts), None)
-        texts = self.texts([*prompts, ""])
+        texts = self.texts([*prompts, self.sampling.negative_prompt])
         empty = texts[-1:].expand(len(batch), -1, -1)
         return Guidance(scale, texts[:-1], empty, self.sampling.guidance_interval)
 

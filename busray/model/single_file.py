@@ -64,7 +64,7 @@ class SingleFile(BaseFiles):
     """A checkpoint file, read as far as its header; `folder` is the file."""
 
     def __init__(self, path: Path) -> None:
-        self.folder, self.kind = path, None
+        self.folder, self.kind, self.vae = path, None, None
         self.problems, self.headers, self.configs = [], {}, {}
         self._converted: dict[str, Converted] = {}
         if path.suffix != ".safetensors":

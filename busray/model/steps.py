@@ -26,7 +26,7 @@ class Guidance:
 
     scale: float
     prompts: Tensor  # text embeddings [b, tokens, width]
-    empty: Tensor | None  # those of the empty prompt, [b, tokens, width]; None: no guidance
+    empty: Tensor | None  # those of the negative or empty prompt, [b, tokens, width]; None: no guidance
     # Noise levels (sigma / alpha) between which it works (Kynkaanniemi et al. 2024, arXiv
     # 2404.07724); None: at all of them
     interval: tuple[float, float] | None = None

@@ -321,6 +321,8 @@ def check_texts(run: Run, vectors: dict[str, int]) -> None:
         images = (*run.dataset.train, *run.dataset.val)
         for image, caption in zip(images, run.captions(images), strict=True):
             setting_of[caption] = f"classes.{image.class_name}.caption"
+    if config.sampling.negative_prompt:
+        setting_of[config.sampling.negative_prompt] = "sampling.negative_prompt"
     for text, setting in setting_of.items():
         if (taken := places(text)) > places.limit:
             raise UserError(

@@ -173,8 +173,8 @@ def test_a_misspelt_setting_of_a_class_gets_the_nearest_name(tmp_path: Path) -> 
 
 def test_an_unknown_setting_gets_the_list_of_known_ones(tmp_path: Path) -> None:
     assert (
-        "known here: batch_size, compile, deep_every, guidance_interval, guidance_scale, preset, scheduler, steps"
-        in mistakes(MINIMAL, "--sampling.zzz=1", folder=tmp_path)
+        "known here: batch_size, compile, deep_every, guidance_interval, guidance_scale, lora_scale, negative_prompt, "
+        "preset, scheduler, steps" in mistakes(MINIMAL, "--sampling.zzz=1", folder=tmp_path)
     )
 
 

@@ -21,14 +21,14 @@ def said(*flags: str) -> str:
 @pytest.mark.parametrize(
     "flag, own",
     [
-        ("sampling.negative_prompt=blurry", "without a negative prompt"),
+        ("refine.negative_prompt=blurry", "busray's own is sampling.negative_prompt"),
         ("sampling.cfg_scale=7", "busray's own is sampling.guidance_scale"),
         ("cfg-scale=7", "busray's own is sampling.guidance_scale"),
         ("sampling.sampler=Euler a", "busray's own is sampling.scheduler"),
         ("adapters.network_alpha=16", "busray's own is adapters.alpha"),
         ("adapters.network_dim=16", "busray's own is adapters.rank"),
-        ("adapters.scale=0.8", "full strength"),
-        ("base.vae=x/y", "the folder vae in base.path"),
+        ("adapters.scale=0.8", "busray's own is sampling.lora_scale"),
+        ("adapters.vae=x/y", "busray's own is base.vae"),
         ("max_train_steps=8", "busray's own is adapters.steps"),
         ("sampling.scheduler=Euler a", "the nearest is euler, which is not ancestral"),
         ("sampling.scheduler=dpm++ 2m karras", "the nearest is dpmsolver++; Karras"),

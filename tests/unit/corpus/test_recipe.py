@@ -47,6 +47,8 @@ def identity(changed: Config, **changes: Any) -> str:
         {"sampling": {"guidance_scale": 3}},
         {"sampling": {"guidance_interval": [0.3, 5]}},
         {"sampling": {"deep_every": 2}},
+        {"sampling": {"negative_prompt": "blurred"}},
+        {"sampling": {"lora_scale": 0.5}},
         {"refine": {"strength": 0.4}},
         {"refine": {"handover": "latent"}},
         {"corpus": {"format": "png"}},
