@@ -749,6 +749,11 @@ def warnings(config: Config) -> list[str]:
         for field, templates in (("prompts", settings.prompts), ("caption", (settings.caption,))):
             for part in dict.fromkeys(part for text in templates for part in read_literally(text)):
                 lines.append(f"classes.{name}.{field}: {part} is read literally, as plain text")
+    scales = [config.sampling.guidance_scale, *([config.refine.guidance_scale] if config.refine else [])]
+    if config.sampling.negative_prompt and max(scales) <= 1:
+        lines.append("sampling.negative_prompt: has no effect, since no guidance_scale is above 1")
+    if config.sampling.lora_scale != 1 and "lora" not in config.adapters.method:
+        lines.append(f"sampling.lora_scale: has no effect, since adapters.method is {config.adapters.method}")
     return lines
 
 

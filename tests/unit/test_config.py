@@ -171,6 +171,14 @@ def test_a_misspelt_setting_of_a_class_gets_the_nearest_name(tmp_path: Path) -> 
     assert message == "classes.benign.promts: no such setting; did you mean prompts?"
 
 
+def test_a_setting_of_drawing_without_an_effect_is_said(tmp_path: Path) -> None:
+    flags = ["--sampling.negative_prompt=blurred", "--sampling.guidance_scale=1", "--refine=null"]
+    lines = warnings(load_config(written(tmp_path, MINIMAL), flags))
+    assert any(line.startswith("sampling.negative_prompt: has no effect") for line in lines)
+    lines = warnings(load_config(written(tmp_path, MINIMAL), ["--sampling.lora_scale=0.5", "--adapters.method=ti"]))
+    assert any(line.startswith("sampling.lora_scale: has no effect") for line in lines)
+
+
 def test_an_unknown_setting_gets_the_list_of_known_ones(tmp_path: Path) -> None:
     assert (
         "known here: batch_size, compile, deep_every, guidance_interval, guidance_scale, lora_scale, negative_prompt, "

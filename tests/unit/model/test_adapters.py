@@ -113,6 +113,19 @@ def test_loading_fuses_the_lora_at_its_scale_and_sets_the_tokens_vectors(folder:
     torch.testing.assert_close(pipe.text_encoder.get_input_embeddings().weight[ids], stored)
 
 
+def test_half_a_lora_changes_half_as_much_and_tokens_as_before(folder: Path) -> None:
+    plain, whole, half = tiny_pipeline(), tiny_pipeline(), tiny_pipeline()
+    load_adapters(whole, folder, "lora+ti", TOKENS)
+    load_adapters(half, folder, "lora+ti", TOKENS, lora_scale=0.5)
+    changed = 0
+    for bare, all_of_it, some in zip(plain.unet.parameters(), whole.unet.parameters(), half.unet.parameters()):
+        torch.testing.assert_close(some, (bare + all_of_it) / 2, atol=1e-5, rtol=1e-5)
+        changed += not torch.equal(some, bare)
+    assert changed == sum(name.endswith(("lora.up.weight", "lora_B.weight")) for name in load_file(folder / LORA_FILE))
+    embeddings = (pipe.text_encoder.get_input_embeddings().weight for pipe in (whole, half))
+    assert torch.equal(*embeddings)
+
+
 def test_a_lora_on_convolutions_too_is_fused_at_its_scale(tmp_path: Path, base: BaseIdentity) -> None:
     trainee = tiny_pipeline()
     attach_lora(trainee, Adapters(method="lora", rank=2, alpha=8, convolutions=True), seed=1)

@@ -16,6 +16,8 @@ from busray.model.base import TINY, TextPlaces, identify_base, inspect_base, loa
 from busray.model.inspect_base import current_name
 from busray.records import UserError
 
+VAE_FILE = "diffusion_pytorch_model.safetensors"
+
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
@@ -42,6 +44,36 @@ def test_a_changed_file_is_another_base(copy: Path) -> None:
     config = copy / "scheduler" / "scheduler_config.json"
     config.write_text(config.read_text().replace("0.024", "0.025"))
     assert identify_base(Base(path=str(copy))).files != before.files
+
+
+def test_another_autoencoder_takes_the_place_of_the_bases_own(copy: Path) -> None:
+    other = copy / "vae"
+    weights = load_file(other / VAE_FILE)
+    name = "decoder.conv_out.bias"
+    weights[name] = weights[name] + np.float32(0.25)
+    save_file(weights, other / VAE_FILE)
+    settings = Base(vae=str(other))
+    before, after = identify_base(Base()).files, identify_base(settings).files
+    assert before.keys() == after.keys() and not same_base(before, after)
+    assert {name for name in before if before[name] != after[name]} == {f"vae/{VAE_FILE}"}
+    inspect_base(settings)
+    pipe = load_pipeline(settings)
+    np.testing.assert_array_equal(pipe.vae.decoder.conv_out.bias.numpy(), weights[name])
+    assert pipe.vae.dtype == pipe.unet.dtype
+
+
+def test_an_autoencoder_that_is_missing_or_of_another_kind_is_refused_by_name(copy: Path) -> None:
+    with pytest.raises(UserError, match=r"base\.vae: .*nowhere"):
+        identify_base(Base(vae=str(copy / "nowhere")))
+    with pytest.raises(UserError, match=r"config\.json"):
+        identify_base(Base(vae=str(copy)))
+    edit(copy / "vae" / "config.json", latent_channels=16)
+    with pytest.raises(UserError, match="16 latent channels: the parts are of different bases"):
+        identify_base(Base(vae=str(copy / "vae")))
+    one_file = copy / "sd.safetensors"
+    one_file.touch()
+    with pytest.raises(UserError, match=r"base\.vae: base\.path is one file"):
+        identify_base(Base(path=str(one_file), vae=str(copy / "vae")))
 
 
 def test_pickled_weights_are_refused(copy: Path) -> None:

@@ -49,7 +49,7 @@ def assert_same_weights(found: Any, wanted: Any, plain: Any) -> None:
     for name, weight in found.named_parameters():
         torch.testing.assert_close(weight, weights[name], atol=1e-5, rtol=1e-5)
         changed += not torch.equal(weight, dict(plain.named_parameters())[name])
-    assert changed > 10
+    assert changed >= 8
 
 
 def test_kohyas_layout_has_the_same_effect_in_diffusers_and_comes_back(tmp_path: Path) -> None:

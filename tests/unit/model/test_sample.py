@@ -77,6 +77,15 @@ def test_the_two_hand_overs_differ_by_the_round_trip_only() -> None:
     assert not np.array_equal(images["pixel"][0].image, images["latent"][0].image)
 
 
+def test_a_negative_prompt_changes_both_stages_where_there_is_guidance(plain: Sampler) -> None:
+    refine = Refine(strength=0.5, steps=4, guidance_scale=2.0)
+    bare, away = (sampler(refine, negative_prompt=text).draw([spec(0)])[0] for text in ("", "a dark lesion"))
+    assert np.array_equal(bare.txt2img, plain.draw([spec(0)])[0].image)
+    assert not np.array_equal(away.txt2img, bare.txt2img) and not np.array_equal(away.image, bare.image)
+    without = [sampler(guidance_scale=1.0, negative_prompt=text).draw([spec(0)])[0] for text in ("", "a dark lesion")]
+    assert np.array_equal(without[0].image, without[1].image)
+
+
 def test_padding_stays_black_to_the_pixel(refining: Sampler) -> None:
     box = ContentBox(0, 10, SIZE, 40)
     drawn = refining.draw([spec(0, box), spec(1)])
