@@ -155,8 +155,10 @@ def _describe_token(path: Path, header: Header, beside: Mapping[str, Any]) -> To
 
 def token_rows(header: Header) -> bool:
     """Whether a file holds one token's vectors and nothing else."""
-    tensors = list(header.tensors.values())
-    return len(tensors) == 1 and len(tensors[0].shape) in (1, 2) and tensors[0].dtype in FLOATS
+    if len(header.tensors) != 1:
+        return False
+    ((name, tensor),) = header.tensors.items()
+    return "lora" not in name and len(tensor.shape) in (1, 2) and tensor.dtype in FLOATS
 
 
 def _beside(path: Path) -> dict[str, Any]:

@@ -40,9 +40,15 @@ def test_importing_busray_loads_no_other_module_of_it() -> None:
 
 
 def test_settings_override_a_dictionary_a_config_and_a_file(tmp_path: Path) -> None:
-    changes = {"sampling.steps": 7, "refine": None, "base.path": "tiny", "ablate.strengths": [0.2, 0.4]}
+    changes = {
+        "sampling.steps": 7,
+        "refine.strength": 0.4,
+        "corpus.gate": None,
+        "base.path": "tiny",
+        "ablate.strengths": [0.2, 0.4],
+    }
     found = busray.read_config(TREE, changes)
-    assert (found.sampling.steps, found.refine, found.ablate.strengths) == (7, None, (0.2, 0.4))
+    assert (found.sampling.steps, found.corpus.gate, found.ablate.strengths) == (7, None, (0.2, 0.4))
     again = busray.read_config(found, {"output": tmp_path / "runs"})
     assert again.sampling.steps == 7 and again.output == str(tmp_path / "runs")
     assert TREE["classes"] == {"benign": {}, "malignant": {}}  # not changed by reading it
@@ -56,7 +62,7 @@ def test_settings_override_a_dictionary_a_config_and_a_file(tmp_path: Path) -> N
 def test_a_finished_run_is_read(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     store = unpack(tmp_path)
     results = busray.verify(store.url)
-    assert "" in results and all(result.problems == [] for result in results.values())
+    assert "" in results and all(not result.problems for result in results.values())
     assert busray.status(store.url).to_dict()["corpora"]
     assert capfd.readouterr().out == ""
     os.remove(tmp_path / "run.json")

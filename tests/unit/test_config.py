@@ -172,10 +172,15 @@ def test_a_misspelt_setting_of_a_class_gets_the_nearest_name(tmp_path: Path) -> 
 
 
 def test_a_setting_of_drawing_without_an_effect_is_said(tmp_path: Path) -> None:
-    flags = ["--sampling.negative_prompt=blurred", "--sampling.guidance_scale=1", "--refine=null"]
+    flags = ["--sampling.negative_prompt=blurred", "--sampling.guidance_scale=1", "--refine.guidance_scale=1"]
     lines = warnings(load_config(written(tmp_path, MINIMAL), flags))
     assert any(line.startswith("sampling.negative_prompt: has no effect") for line in lines)
-    lines = warnings(load_config(written(tmp_path, MINIMAL), ["--sampling.lora_scale=0.5", "--adapters.method=ti"]))
+    lines = warnings(
+        load_config(
+            written(tmp_path, MINIMAL),
+            ["--sampling.lora_scale=0.5", "--adapters.method=ti", "--evaluate.arms=[base, ti]"],
+        )
+    )
     assert any(line.startswith("sampling.lora_scale: has no effect") for line in lines)
 
 
