@@ -17,7 +17,7 @@ from busray.data.phantom import CLASSES, PROBES, phantom
 
 BEFORE = "91be7a5"
 """The commit before the check and the texture features were made faster."""
-IMAGES = 240
+IMAGES = 160
 IN_ONE_THREAD = """
 import sys
 from concurrent import futures

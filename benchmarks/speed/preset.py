@@ -4,13 +4,14 @@ measured by benchmarks/fast_preset.py."""
 import numpy as np
 
 from benchmarks.speed.contest import Contest
-from benchmarks.speed.generate import BATCH, image_specs
+from benchmarks.speed.generate import image_specs
 from busray import config
 from busray.config_file import validate
 from busray.model.base import load_pipeline
 from busray.model.sample import Sampler
 
 SIDE = 128
+BATCH = 4
 GUIDANCE = 2.0
 
 

@@ -31,7 +31,7 @@ def questions() -> list[Limit]:
     config.write_text(yaml.safe_dump(settings))
     # The first command of a run checks and keeps its data set, and trains: not what is asked here.
     _to_the_end("finetune", config)
-    trained = scratch / "trained"
+    trained, stopped = scratch / "trained", scratch / "stopped"
     shutil.copytree(scratch / "run", trained)
 
     def cold() -> Seconds:
@@ -39,13 +39,15 @@ def questions() -> list[Limit]:
         return _to_first_commit(config, scratch / "run")
 
     def resumed() -> Seconds:
-        half = scratch / "run"
-        _restore(trained, half)
-        _to_the_end("generate", config)
-        commits = sorted((half / "commits").rglob("*.json"))
-        commits[-1].unlink()
-        shutil.rmtree(half / "digests" / commits[-1].relative_to(half))
-        return _to_first_commit(config, half)
+        if not stopped.exists():
+            _restore(trained, scratch / "run")
+            _to_the_end("generate", config)
+            commits = sorted((scratch / "run" / "commits").rglob("*.json"))
+            commits[-1].unlink()
+            shutil.rmtree(scratch / "run" / "digests" / commits[-1].relative_to(scratch / "run"))
+            shutil.copytree(scratch / "run", stopped)
+        _restore(stopped, scratch / "run")
+        return _to_first_commit(config, scratch / "run")
 
     return [
         Limit("`busray --help`, seconds of CPU", _help, HELP_SECONDS),
@@ -75,9 +77,9 @@ def _to_the_end(command: str, config: Path) -> None:
         raise RuntimeError(done.stderr)
 
 
-def _restore(trained: Path, run: Path) -> None:
+def _restore(kept: Path, run: Path) -> None:
     shutil.rmtree(run)
-    shutil.copytree(trained, run)
+    shutil.copytree(kept, run)
 
 
 def _to_first_commit(config: Path, run: Path) -> Seconds:
