@@ -84,9 +84,10 @@ def plan(
 
     probe: measure rates here. rates: a run whose records have them.
     """
+    from busray.run.devices import choose_devices
     from busray.stages.plan import job_plan, rates_of
 
-    checked = read_config(source, settings)
+    checked, _ = choose_devices(read_config(source, settings))
     return job_plan(checked, rates_of(checked, rates, report, probe=probe))
 
 
@@ -215,11 +216,13 @@ def _opened(checked: Config, report: Report, **options: Any) -> "Iterator[tuple[
     from busray.cluster.pool import ray_workers
     from busray.cluster_address import check_address
     from busray.run.checks import open_run
+    from busray.run.devices import with_devices
     from busray.run.progress import telling
 
     check_address(checked.cluster)
-    run = open_run(checked, report, **options)
-    with telling(run.store, report) as noted, ray_workers(checked.cluster, run.log_file, noted) as workers:
+    run, computes_on = with_devices(open_run(checked, report, **options))
+    report(computes_on, 0, 0)
+    with telling(run.store, report) as noted, ray_workers(run.config.cluster, run.log_file, noted) as workers:
         yield run, workers
 
 
