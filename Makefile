@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 COMPILE := $(BIN)/python -m compileall -q -j 0 -x /tests/ .venv/lib >/dev/null 2>&1 || true
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test slow chaos unit bench lint format clean
+.PHONY: demo test slow chaos unit bench lint format readers clean
 
 demo: .venv/runtime
 	$(BIN)/busray demo
@@ -67,6 +67,17 @@ format: .venv/dev
 	$(PIP) install --quiet --no-deps -r requirements-inception.txt -r requirements-classifier.txt
 	@$(COMPILE)
 	@touch .venv/runtime $@
+
+# Readers that no one here wrote open what busray writes: benchmarks/compatibility.md. torch and
+# torchvision are borrowed from .venv; busray is not there.
+READERS := build/readers
+readers: .venv/dev
+	rm -rf $(READERS)/corpora && mkdir -p $(READERS)
+	$(BIN)/python -m tools.readers.write $(READERS)/corpora
+	$(BIN)/python -m venv $(READERS)/venv
+	$(READERS)/venv/bin/python -m pip install --quiet -r tools/readers/requirements.txt
+	ls -d $(abspath .venv)/lib/python3*/site-packages > $$(ls -d $(READERS)/venv/lib/python3*/site-packages)/torch.pth
+	HF_HOME=$(abspath $(READERS))/hf $(READERS)/venv/bin/python tools/readers/read.py $(READERS)/corpora benchmarks/compatibility.md
 
 clean:
 	rm -rf .venv runs build dist .pytest_cache .ruff_cache .import_linter_cache

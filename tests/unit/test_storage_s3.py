@@ -18,8 +18,11 @@ from busray.corpus.features import put_array
 from busray.layout import commit_key
 from busray.records import Damaged, Shard, json_object
 from busray.run.pieces import ImageBlock, block_pixels
+from busray.stages.export import export_run
 from busray.storage import Store
 from tests.support.corpora import commit_black
+from tests.support.released import RELEASED, finish
+from tests.support.runs import quiet
 
 boto3 = pytest.importorskip("boto3")
 moto_server = pytest.importorskip("moto.server")
@@ -232,3 +235,19 @@ def test_damage_is_seen_and_moved_aside(store: Store, other: Any) -> None:
     assert not store.exists("study/a.json")
     assert store.put_checked("study/a.json", b'{"seed": 1}') is True
     assert store.read_record("study/a.json", json_object) == {"seed": 1}
+
+
+@pytest.mark.slow  # some hundred requests
+def test_an_export_goes_from_one_object_store_to_another_and_is_verified_there(store: Store) -> None:
+    run, target = finish(store.sub("run"), images=1), store.sub("corpus")
+    found = export_run(run.store, run.config, target, "webdataset", 0, quiet)
+    assert sum(found.images.values()) == RELEASED
+    assert list(target.list()) == [
+        "README.md",
+        "export/batches/00000.json",
+        "export/plan.json",
+        "export/rows/00000.parquet",
+        "export/verified.json",
+        "train-000000.tar",
+    ]
+    assert export_run(run.store, run.config, target, "webdataset", 0, quiet) == found
