@@ -22,6 +22,7 @@ from tests.support.workers import InProcessWorkers
 CLASSIFIER_STEPS = 40
 """Of the class gate and the judge: what they say of a few images is not what tests look at."""
 SHORTER = {
+    "base": {"size": 64},
     "adapters": {"steps": 4, "checkpoint_every": 2, "validate_every": 4},
     "sampling": {"steps": 2},
     "refine": {"steps": 2},
@@ -29,7 +30,8 @@ SHORTER = {
 
 
 def shorter(output: Path | str, **changes: Any) -> Config:
-    """Settings of the finished run: those of `settings` with fewer steps."""
+    """Settings of the finished run: those of `settings` with fewer steps and a quarter of the
+    pixels."""
     merged = {name: {**steps, **changes.pop(name, {})} for name, steps in SHORTER.items()}
     return settings(output, **merged, **changes)
 

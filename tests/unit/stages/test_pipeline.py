@@ -127,7 +127,7 @@ def test_texture_features_are_stored_a_shard_and_are_of_each_images_content(fini
         pixels = np.stack([png_pixels(row["image"]["bytes"]) for row in rows])
         np.testing.assert_allclose(stored, texture_features(pixels, own).astype(np.float32), rtol=1e-6)
         boxes += own
-    assert any(box != ContentBox(0, 0, 128, 128) for box in boxes)  # else content and padding are not told apart
+    assert any(box != ContentBox(0, 0, 64, 64) for box in boxes)  # else content and padding are not told apart
 
 
 def test_lesions_are_measured_in_every_arm_by_one_segmenter_that_is_trained_once(finished: Run) -> None:
@@ -221,7 +221,7 @@ def test_growing_a_corpus_keeps_the_old_shards_and_draws_one_that_lost_its_recor
 ) -> None:
     shutil.copytree(finished.store.url, tmp_path / "run")
     config = shorter(
-        tmp_path / "run", classes={name: {"images": 9, "token": f"<us-{name}>"} for name in finished.config.classes}
+        tmp_path / "run", classes={name: {"images": 7, "token": f"<us-{name}>"} for name in finished.config.classes}
     )
     run = open_run(config, quiet)
     run.store.delete(next(iter(run.store.list("commits/benign"))))
@@ -230,7 +230,7 @@ def test_growing_a_corpus_keeps_the_old_shards_and_draws_one_that_lost_its_recor
     after = data_objects(run.store)
     assert {key: after[key] for key in before} == before
     commits = read_commits(run.store)
-    assert sum(c.rows for c in commits) == 18
+    assert sum(c.rows for c in commits) == 14
     assert {c.object for c in read_commits(finished.store)} <= {c.object for c in commits}, "named by their content"
     with pytest.raises(UserError, match="benign"):
         generate(open_run(shorter(tmp_path / "run"), quiet), InProcessWorkers())
@@ -262,15 +262,15 @@ def test_a_prompt_that_cannot_be_drawn_costs_its_images_alone_and_the_exit_statu
 
     monkeypatch.setattr(Sampler, "_txt2img", poisoned)
     prompts = ["ultrasound image", "{token} ultrasound image"]
-    changes = {name: {"images": 4, "token": f"<us-{name}>", "prompts": prompts} for name in finished.config.classes}
+    changes = {name: {"images": 2, "token": f"<us-{name}>", "prompts": prompts} for name in finished.config.classes}
     config = shorter(tmp_path / "run", classes=changes, adapters={"path": adapters_folder(finished)})
     (tmp_path / "poisoned.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     with commands_in_process():
         assert main(["finetune", str(tmp_path / "poisoned.yaml")]) == 0
         assert main(["generate", str(tmp_path / "poisoned.yaml")]) == 1
-    assert "4 of 8 planned images are quarantined" in capsys.readouterr().err
+    assert "2 of 4 planned images are quarantined" in capsys.readouterr().err
     rejects = [reject for commit in read_commits(Store(config.output)) for reject in commit.rejects]
-    assert len(rejects) == 4 and all("not finite" in reason for _, reason in rejects)
+    assert len(rejects) == 2 and all("not finite" in reason for _, reason in rejects)
     assert main(["verify", config.output]) == 0
 
 
@@ -283,7 +283,7 @@ pipe = StableDiffusionPipeline.from_pretrained(base, dtype=torch.float32, use_sa
 prompt = "<us-benign> ultrasound image of benign breast tissue"
 latents = torch.randn((1, 8, 32, 32), generator=torch.Generator().manual_seed(5))
 def draw():
-    return pipe(prompt, latents=latents, num_inference_steps=4, guidance_scale=2.0, output_type="np").images[0]
+    return pipe(prompt, latents=latents, num_inference_steps=2, guidance_scale=2.0, output_type="np").images[0]
 before = draw()
 pipe.load_lora_weights(adapters, weight_name="pytorch_lora_weights.safetensors")
 pipe.load_textual_inversion(adapters + "/us-benign.safetensors", token="<us-benign>")
@@ -303,7 +303,7 @@ def test_plain_diffusers_draws_the_same_with_the_adapters_in_a_process_without_b
     ours = pipe(
         "<us-benign> ultrasound image of benign breast tissue",
         latents=torch.randn((1, 8, 32, 32), generator=torch.Generator().manual_seed(5)),
-        num_inference_steps=4,
+        num_inference_steps=2,
         guidance_scale=2.0,
         output_type="np",
     ).images[0]
