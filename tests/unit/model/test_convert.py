@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from busray.cli import main
 from busray.config import Adapters
 from busray.model.adapters import LORA_FILE, PEFT_FILE, attach_lora, lora_bytes
 from busray.model.convert import convert
@@ -161,6 +162,19 @@ def test_a_folder_of_adapters_is_described_file_by_file(tmp_path: Path) -> None:
     assert lora.largest[0].startswith(("unet.", "text_encoder.")) and lora.largest[1] >= max(changes)[0] - 1e-3
     assert token.norms == pytest.approx((128**0.5, 128**0.5))
     assert json.loads(json.dumps(lora.to_dict()))["ranks"] == [2] and dict(lora.rows())["rank"] == "2"
+
+
+def test_the_command_converts_and_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, kohya = trained_lora(tmp_path), tmp_path / "kohya.safetensors"
+    assert main(["adapters", "convert", str(source), str(kohya), "--to", "kohya"]) == 0
+    assert capsys.readouterr().out == f"{kohya}\n"
+    assert main(["adapters", "show", str(kohya), "--json"]) == 0
+    (shown,) = json.loads(capsys.readouterr().out)
+    assert (shown["layout"], shown["ranks"], shown["scales"]) == ("kohya", [2], [4.0])
+    assert main(["adapters", "show", str(kohya)]) == 0
+    assert "rank                       2\n" in capsys.readouterr().out
+    assert main(["adapters", "convert", str(source), str(kohya), "--to", "kohya"]) == 2
+    assert "is there already" in capsys.readouterr().err
 
 
 def test_every_layer_of_a_real_lora_is_loaded_from_kohyas_layout_too(tmp_path: Path) -> None:
