@@ -27,7 +27,7 @@ def test_the_extra_evidence_is_what_make_installs_by_hash() -> None:
 def test_every_store_and_format_that_needs_a_package_has_its_extra() -> None:
     for package, extra in places.EXTRAS.items():
         assert [line.split(">=")[0] for line in EXTRAS[extra]] == [package]
-    assert {"dicom", "wandb", "mlflow", "docs"} <= EXTRAS.keys()
+    assert {"dicom", "docs"} <= EXTRAS.keys()
 
 
 def test_the_citation_names_this_version() -> None:
