@@ -186,6 +186,11 @@ def _status(command: argparse.ArgumentParser) -> None:
     _json(command)
 
 
+def _serve(command: argparse.ArgumentParser) -> None:
+    _run(command)
+    command.add_argument("--port", type=int, default=0, help="of 127.0.0.1; default: a free one")
+
+
 def _verify(command: argparse.ArgumentParser) -> None:
     _run(command)
     evidence = "also compare features, records, weights and the real images with their digests"
@@ -304,6 +309,12 @@ COMMANDS = {
         "say from the store alone how far a run is, how fast, and whether a driver works on it",
         _status,
         ("status runs/mine", "status s3://BUCKET/mine --json"),
+        settings=None,
+    ),
+    "serve": Command(
+        "show a run in a browser on this machine: its progress, its images and how each was made",
+        _serve,
+        ("serve runs/mine", "serve s3://BUCKET/mine --port=8000"),
         settings=None,
     ),
     "verify": Command(

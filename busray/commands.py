@@ -360,6 +360,26 @@ def _status(options: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+def _serve(options: argparse.Namespace, flags: list[str]) -> int:
+    from busray.stages.serve import Server
+    from busray.storage import Store
+
+    _refuse(flags)
+    if not 0 <= options.port <= 65535:
+        raise UserError(f"--port={options.port}: a number from 0 (any free port) to 65535")
+    store = Store(options.run)
+    if not store.exists(layout.CONFIG):
+        raise UserError(f"{options.run}: no run there (no {layout.CONFIG})")
+    try:
+        server = Server(store, options.port)
+    except OSError as error:
+        raise UserError(f"--port={options.port}: {error.strerror}; another port, or none for a free one") from error
+    with server:
+        print(f"open {server.url} in a browser on this machine; Ctrl-C ends it", flush=True)
+        server.serve_forever()
+    return 0
+
+
 def _gc(options: argparse.Namespace, flags: list[str]) -> int:
     from busray.corpus.arms import corpora
     from busray.corpus.manifest import orphans
@@ -548,7 +568,7 @@ COMMAND_FUNCTIONS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "doctor": _doctor, "check": _check, "config": _config, "plan": _plan, "run": _run, "demo": _demo,
     "finetune": _finetune, "generate": _generate, "evaluate": _evaluate, "ablate": _ablate, "study": _study,
     "audit": _audit, "reproduce": _reproduce, "card": _card, "export": _export, "readers": _readers,
-    "adapters": _adapters, "status": _status, "verify": _verify, "repair": _repair, "gc": _gc,
+    "adapters": _adapters, "status": _status, "serve": _serve, "verify": _verify, "repair": _repair, "gc": _gc,
     "completion": _completion,
 }  # fmt: skip
 
