@@ -45,7 +45,7 @@ PROGRESS = "progress"
 """Folder: what each driver says of itself, replaced each minute."""
 
 LOG = "ray.log"
-"""Beside a local run: Ray's messages, and the tracebacks of commands that failed."""
+"""Beside a local run where something went wrong: Ray's last messages, tracebacks of commands."""
 
 LEFT_BY_SYSTEMS = re.compile(
     r"\._.*|\.ds_store|\.localized|__macosx|\.appledouble|\.trashes|\.spotlight-v100|icon\r"

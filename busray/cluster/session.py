@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from busray import config
+from busray.cluster.log import LastMessages, remove_if_only_notes, take_over, written_on_error
 from busray.cluster.own import own_ray, signal_handlers_kept
 from busray.cluster_address import address_of, asks_for_token, check_address, refusal, setting_of, way_without
 from busray.records import UserError
@@ -22,19 +23,23 @@ GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
 @contextmanager
 def session(settings: config.Cluster, log_file: Path) -> Iterator[None]:
-    """Ray for the length of the block; Ray's own messages go to log_file, not to the terminal.
+    """Ray for the length of the block; Ray's own messages are not shown. They are in log_file where
+    something went wrong.
 
     A session that already runs in this process (tests, notebooks) is used and left running.
     UserError where a cluster cannot be joined, or where it is insecure and
     cluster.allow_insecure is not set.
     """
-    _quieten(log_file)
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    messages = LastMessages(log_file)
+    _quieten(messages)
     import ray
 
     if ray.is_initialized():
-        yield
+        with written_on_error(messages):
+            yield
         return
-    with ExitStack() as at_exit:
+    with ExitStack() as at_exit, written_on_error(messages):
         if address_of(settings) == "local":
             with _native_messages_to(log_file):
                 at_exit.enter_context(own_ray())
@@ -42,7 +47,8 @@ def session(settings: config.Cluster, log_file: Path) -> Iterator[None]:
             at_exit.callback(ray.shutdown)
             with _native_messages_to(log_file), signal_handlers_kept():
                 _join(settings)
-        _quieten(log_file)
+        remove_if_only_notes(log_file)
+        _quieten(messages)
         yield
 
 
@@ -110,8 +116,8 @@ def _native_messages_to(log_file: Path) -> Iterator[None]:
         os.close(terminal)
 
 
-def _quieten(log_file: Path) -> None:
-    """Ray's loggers in this process write to log_file; its progress bars are off."""
+def _quieten(messages: LastMessages) -> None:
+    """Ray's loggers in this process speak to `messages`; its progress bars are off."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of C++, not reached by logging
@@ -123,13 +129,7 @@ def _quieten(log_file: Path) -> None:
     context.raise_original_map_exception = True  # else a WorkError is lost on the way
     # An actor whose process dies while it loads is replaced; faults.py counts such deaths.
     context.max_consecutive_actor_init_deaths = -1
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(log_file, delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
-        logger = logging.getLogger(name)
-        logger.handlers[:] = [handler] if name == "ray" else []
-        logger.propagate = name != "ray"
+    take_over(messages)
 
 
 def use_threads(threads: int) -> None:
