@@ -8,6 +8,7 @@ the newest one.
 
 import math
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from busray.model.noise_schedule import SCHEDULER, changed_schedule
 from busray.records import AdaptersRecord, ContentBox, ImageSpec, Stopped
 from busray.report.contact_sheet import contact_sheet
 from busray.report.warnings import not_nearer
+from busray.run.events import put_training
 from busray.run.images import adapters_folder
 from busray.run.record import Run
 from busray.storage import Store
@@ -299,6 +301,11 @@ def _newest_step(store: Store) -> int:
     return checkpoint.step if checkpoint else 0
 
 
+def _grid_key(step: int) -> str:
+    """The contact sheet of a validation."""
+    return f"finetune/grids/{step:08d}.png"
+
+
 class AdapterTrainingLoop:
     """One worker's part in the training of the adapters (workers.TrainingLoop)."""
 
@@ -308,6 +315,7 @@ class AdapterTrainingLoop:
         self.training = training
         self.world = world
         self.step = 0
+        self.since = (0, time.monotonic())  # (step, then) of the last validation
         self.log = TrainingLog(workers=((0, world),))
         self.decodes_tuned = False  # images are drawn with the tuned decoder
         self.losses: list[float] = []  # of the steps since the last entry in the log
@@ -328,6 +336,7 @@ class AdapterTrainingLoop:
     def resume(self, checkpoint: Checkpoint) -> None:
         self.tuner.load_state(checkpoint.state)
         self.step, log = checkpoint.step, checkpoint.log
+        self.since = (self.step, time.monotonic())
         self.log = replace(log, workers=(*log.workers, (self.step, self.world)))
 
     def parameters(self) -> Sequence[Any]:
@@ -367,11 +376,20 @@ class AdapterTrainingLoop:
             self.log = replace(self.log, loss=(*self.log.loss, (step, loss)))
             self.losses.clear()
         if step % settings.validate_every == 0 or last:
+            pace = self._images_per_second()
             self._validate(beat)
+            put_training(self.training.store, self.log, pace, self.training.store.read(_grid_key(step)))
+            self.since = (step, time.monotonic())
         # Last, so that a checkpoint holds the log up to its own step: a resumed one has no gap.
         if step % settings.checkpoint_every == 0 or last:
             checkpoint = Checkpoint(step, self.tuner.state_bytes(), self.log)
             checkpoints.put_checkpoint(self.training.store, checkpoint)
+
+    def _images_per_second(self) -> float | None:
+        """Since the last validation, or since the training began or went on."""
+        step, began = self.since
+        seconds = time.monotonic() - began
+        return (self.step - step) * self.training.batch_size / seconds if seconds > 0 else None
 
     def _validate(self, beat: Beat) -> None:
         """Log loss and distance of the weights that are given out, and keep the nearest weights."""
@@ -411,7 +429,7 @@ class AdapterTrainingLoop:
                 beat()
             drawn[name] = np.stack(images)
         rows = [[png_bytes(image, {}) for image in drawn[name][:GRID_IMAGES]] for name in names]
-        training.store.replace(f"finetune/grids/{self.step:08d}.png", contact_sheet(rows, [], row_labels=names))
+        training.store.replace(_grid_key(self.step), contact_sheet(rows, [], row_labels=names))
         return drawn
 
     def _load_decoder(self, key: str) -> None:

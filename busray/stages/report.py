@@ -27,6 +27,7 @@ from busray.report.study import study_section
 from busray.report.tables import figures_of
 from busray.report.verdicts import distance_sentences
 from busray.report.warnings import SIMULATED, Warned, not_nearer, warnings
+from busray.run.events import put_figures
 from busray.run.record import Run, read_timings
 from busray.stages.classifiers import classifier_record
 from busray.stages.evaluate import class_gate_counts, no_clean_figures_sentences
@@ -88,6 +89,8 @@ def write_report(run: Run, figures: list[Figure]) -> None:
     """Write report.json and report.html anew."""
     published = published_rows(run.store)
     _publish(run, _report(run, figures, published), published)
+    record = read_adapters(run.store)
+    put_figures(run.store, figures, int(record.about.get("step", 0)) if record else 0)
 
 
 def add_to_report(run: Run, name: str, part: dict[str, Any]) -> None:
