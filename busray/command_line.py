@@ -285,7 +285,7 @@ COMMANDS = {
         _export,
         (
             "export runs/mine corpus --to=huggingface",
-            "export s3://BUCKET/mine gs://BUCKET/corpus --to=webdataset",
+            "export s3://BUCKET/mine s3://BUCKET/corpus --to=webdataset",
         ),
         settings=None,
     ),
