@@ -2,6 +2,7 @@
 
 import http.client
 import io
+import shutil
 import threading
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -227,3 +228,33 @@ def test_a_damaged_object_is_named_and_other_pages_go_on(server: Server, store: 
     assert answer.status == 500 and commit.object.encode() in answer.body
     store.replace(commit.object, whole)
     assert ask(server, "picture.png?class=malignant&index=0").status == 200
+
+
+@pytest.mark.slow  # it starts a browser
+def test_a_reader_clicks_from_the_progress_to_a_filtered_image_in_chromium(server: Server) -> None:
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium here")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(server.url)
+        assert "driver works on this run" in page.inner_text("#state")
+        page.click("text=Images")
+        every = page.locator(".tile").count()
+        page.select_option("select[name=class]", "benign")
+        page.click("button")
+        assert 0 < page.locator(".tile").count() < every
+        page.select_option("select[name=verdict]", "quarantined")
+        page.click("button")
+        page.click("text=benign 102")
+        assert "all <black>" in page.inner_text("#verdict")
+        page.go_back()
+        page.select_option("select[name=verdict]", "rejected")
+        page.select_option("select[name=stage]", "image_txt2img")
+        page.click("button")
+        page.click("text=benign 101")
+        assert page.inner_text("#verdict").startswith("rejected")
+        assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+        browser.close()
