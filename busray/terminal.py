@@ -57,10 +57,12 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     # Not printed by rich, which itself ends the process where a pipe is closed.
     printed = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding or "utf-8", "backslashreplace", newline="")
     console = Console(file=printed, force_terminal=is_terminal or None, width=None if is_terminal else WIDEST)
+    widths = column_widths([columns, *rows])
     for shown in fitting_columns([columns, *rows], console.width):
         table = Table(title=escape(title), title_justify="left")
         for i in shown:
-            table.add_column(escape(columns[i]), justify="left" if i == 0 else "right", overflow="fold")
+            side, least = "left" if i == 0 else "right", min(widths[i], console.width - 4)
+            table.add_column(escape(columns[i]), justify=side, overflow="fold", min_width=least)
         for row in rows:
             table.add_row(*(escape(str(row[i])) for i in shown))
         console.print(table)
@@ -69,17 +71,23 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     sys.stdout.write(printed.read())
 
 
+def column_widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    """Characters that each column needs; the first row are the headings, which may be wrapped."""
+    widths = []
+    for heading, *cells in zip(*rows, strict=True):
+        words = [word for cell in (heading, *cells) for word in str(cell).split()]
+        longest = max(map(len, words), default=0)
+        widths.append(max(longest, min(LONG_CELL, max((len(str(cell)) for cell in cells), default=0))))
+    return widths
+
+
 def fitting_columns(rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
     """The columns of each part of a table that together are too wide; each part has the first.
 
     No word is broken: a column is as wide as its longest cell, or as LONG_CELL where that has
     spaces to be wrapped at.
     """
-    needs = []
-    for i in range(len(rows[0])):
-        cells = [str(row[i]) for row in rows]
-        words = [word for cell in cells for word in cell.split()]
-        needs.append(min(max(map(len, cells)), max(LONG_CELL, *map(len, words))) + 3)
+    needs = [needed + 3 for needed in column_widths(rows)]
     parts, used = [[0]], 1 + needs[0]
     for i in range(1, len(needs)):
         if used + needs[i] > width and len(parts[-1]) > 1:
