@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 COMPILE := $(BIN)/python -m compileall -q -j 0 -x /tests/ .venv/lib >/dev/null 2>&1 || true
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test slow chaos unit bench lint format readers clean
+.PHONY: demo test slow chaos unit bench lint format readers docs clean
 
 demo: .venv/runtime
 	$(BIN)/busray demo
@@ -78,6 +78,16 @@ readers: .venv/dev
 	$(READERS)/venv/bin/python -m pip install --quiet -r tools/readers/requirements.txt
 	ls -d $(abspath .venv)/lib/python3*/site-packages > $$(ls -d $(READERS)/venv/lib/python3*/site-packages)/torch.pth
 	HF_HOME=$(abspath $(READERS))/hf $(READERS)/venv/bin/python tools/readers/read.py $(READERS)/corpora benchmarks/compatibility.md
+
+# The documentation as a site, build/docs/index.html. Material's note on its successor is no warning of
+# ours.
+docs: .venv/docs
+	$(BIN)/python -m tools.docs_site build/docs-source
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+.venv/docs: .venv/runtime
+	$(PIP) install --quiet --no-compile -c constraints.txt -e '.[docs]'
+	@touch $@
 
 clean:
 	rm -rf .venv runs build dist .pytest_cache .ruff_cache .import_linter_cache

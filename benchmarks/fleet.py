@@ -19,7 +19,8 @@ import simpy
 
 HOUR = 3600.0
 GPU_SECONDS_PER_IMAGE = 0.4212
-"""README, Cost: 117 GPU-hours for a million images of SD v1.5. Computed there, not measured."""
+"""117 GPU-hours for a million images of SD v1.5: computed in docs/how-to/stable-diffusion.md, not
+measured."""
 REQUESTS_PER_SHARD = 8
 """Of an object store: benchmarks/control_plane.py counts them."""
 SHARD_SECONDS = (10, 20, 30, 60, 75, 90, 120, 300, 600, 1800)

@@ -1,4 +1,4 @@
-"""What the README shows of a run: its table as Markdown, a picture of its first images.
+"""What docs/results.md shows of a run: its table as Markdown, a picture of its first images.
 
     python benchmarks/show_run.py runs/busi-tiny --picture benchmarks/busi-tiny.png
 

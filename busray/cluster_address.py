@@ -100,7 +100,7 @@ def refusal(dashboard: str, asks: bool) -> str | None:
         return (
             f"cluster.address: the Ray cluster asks for no token, {seen}so whoever reaches it can "
             "run code on it: start every node with RAY_AUTH_MODE=token and the same "
-            f"~/.ray/auth_token (README, On a cluster), {way_out}"
+            f"~/.ray/auth_token (docs/how-to/aws.md), {way_out}"
         )
     if ip and ip.is_global:  # a host name may be public too, but that cannot be seen from here
         return (

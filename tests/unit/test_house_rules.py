@@ -12,7 +12,10 @@ import pytest
 from tests.support.paths import ROOT
 
 HEAVY = ("torch", "diffusers", "transformers", "ray", "pandas")
-DOCS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+DOCS = (
+    *("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"),
+    *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))),
+)
 TORCH_LOAD = {"busray/vision/inception.py", "busray/vision/efficientnet.py"}
 """Modules that may call torch.load: with weights_only, after they checked the file's SHA-256."""
 TORCH_LOAD_OF_TENSORS = {"busray/model/convert.py"}

@@ -1,4 +1,4 @@
-"""The files for a cluster are what their programs accept, and say what README says of them."""
+"""The files for a cluster are what their programs accept, and say what docs/how-to/aws.md says."""
 
 import json
 import re
@@ -22,6 +22,7 @@ from tests.support.runs import quiet
 
 RAY = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]  # type: ignore[index]
 RAYS_IMAGE = f"rayproject/ray:{RAY}-py311-gpu"
+GUIDE = ROOT / "docs" / "how-to" / "aws.md"
 IMAGE = f"REGISTRY/busray:{RAY}"
 """What deploy/Dockerfile builds."""
 
@@ -171,9 +172,12 @@ def test_no_command_and_no_file_lets_ray_send_usage_statistics(
     for pod in pods(manifests):
         (container,) = pod["containers"]
         assert {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"} in container["env"]
-    for block in re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
-        if re.search(r"\bray (up|start|job|dashboard)", block):
-            assert re.search(r"^export .*RAY_USAGE_STATS_ENABLED=0", block, re.MULTILINE)
+    documents = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    blocks = [block for path in documents for block in re.findall(r"```sh\n(.*?)```", path.read_text(), re.DOTALL)]
+    for_a_cluster = [block for block in blocks if re.search(r"\bray (up|start|job|dashboard)", block)]
+    assert for_a_cluster
+    for block in for_a_cluster:
+        assert re.search(r"^export .*RAY_USAGE_STATS_ENABLED=0", block, re.MULTILINE)
 
 
 LAUNCH = """
@@ -294,10 +298,10 @@ def test_a_stopping_worker_drains_within_its_grace_and_the_notice(manifests: dic
         assert sleep < stopping < worker["terminationGracePeriodSeconds"] < 120
 
 
-def test_busray_accepts_the_commands_of_the_kubernetes_job_and_of_the_readme(
+def test_busray_accepts_the_commands_of_the_kubernetes_job_and_of_the_guide(
     manifests: dict[str, dict[str, Any]],
 ) -> None:
-    submitted = re.search(r"ray job submit.+?-- \\\n(.+?)\n\n", (ROOT / "README.md").read_text(), re.DOTALL)
+    submitted = re.search(r"ray job submit.+?-- \\\n(.+?)\n\n", GUIDE.read_text(), re.DOTALL)
     assert submitted
     for command in (manifests["RayJob/busray"]["spec"]["entrypoint"], submitted[1].replace("\\\n", " ")):
         program, job, *words = shlex.split(command)
