@@ -22,7 +22,7 @@ from busray.command_line import build_parser, mistake, refuse_words, split_setti
 
 AGAIN = "run the same command again to go on from here"
 REPEAT = "run the same command again"
-RESUMED = ("run", "demo", "finetune", "generate", "evaluate", "ablate", "study", "audit")
+RESUMED = ("run", "demo", "finetune", "generate", "evaluate", "ablate", "study", "audit", "export")
 """Commands that go on where they were stopped."""
 READER_GONE = 141
 """Exit status where the reader of the output ended first, such as `| head`: 128 + SIGPIPE."""

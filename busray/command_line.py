@@ -151,6 +151,8 @@ def _export(command: argparse.ArgumentParser) -> None:
     command.add_argument("target", type=_run_place, help="new folder or URL; an export that was stopped goes on there")
     command.add_argument("--to", required=True, choices=EXPORT_FORMATS, help="format of the files")
     command.add_argument("--seed", type=int, default=0, help="of the images' order (default %(default)s)")
+    push = "then push it to this private data set of the Hugging Face hub; its token is HF_TOKEN or `hf auth login`'s"
+    command.add_argument("--push-to-hub", metavar="OWNER/NAME", help=push)
 
 
 def _readers(command: argparse.ArgumentParser) -> None:
@@ -286,6 +288,7 @@ COMMANDS = {
         (
             "export runs/mine corpus --to=huggingface",
             "export s3://BUCKET/mine s3://BUCKET/corpus --to=webdataset",
+            "export runs/mine corpus --to=huggingface --push-to-hub=OWNER/NAME",
         ),
         settings=None,
     ),

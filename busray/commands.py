@@ -214,15 +214,31 @@ def _card(options: argparse.Namespace, flags: list[str]) -> int:
 
 def _export(options: argparse.Namespace, flags: list[str]) -> int:
     from busray.stages.export import export_run
+    from busray.stages.push import check_push
     from busray.storage import Store
 
     _refuse(flags)
     store, target = _stored_run(options.run), Store(options.target)
+    if options.push_to_hub is not None:
+        check_push(options.push_to_hub, target)
     with terminal.reporter() as report:
         found = export_run(store, _stored_config(options.run, []), target, options.to, options.seed, report)
     counts = ", ".join(f"{images} {name}" for name, images in found.images.items())
     print(f"exported and verified: {sum(found.images.values())} images ({counts}) in {found.files} files: {target.url}")
+    if options.push_to_hub is not None:
+        _push(target, options.push_to_hub)
     return 0
+
+
+def _push(target: "Store", repository: str) -> None:
+    from huggingface_hub.utils import disable_progress_bars
+
+    from busray.stages.push import push
+
+    if terminal.talk is terminal.Talk.QUIET:
+        disable_progress_bars()  # the hub's client has its own, on a terminal
+    terminal.note(f"push to {repository}")
+    print(f"pushed: {push(target, repository)}")
 
 
 def _readers(options: argparse.Namespace, flags: list[str]) -> int:

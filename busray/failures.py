@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from busray import __version__
-from busray.records import Stopped, StoppedForGood, StoreError, UserError
+from busray.records import HubError, Stopped, StoppedForGood, StoreError, UserError
 from busray.storage import describe_error, store_answer
 from busray.storage import is_transient as store_error_is_transient
 
@@ -77,6 +77,8 @@ def _stopped(error: Stopped) -> Failure:
     if isinstance(error, StoreError):
         fix = "check the store's address (AWS_ENDPOINT_URL_S3 for S3), the network, and that the store is up"
         return Failure(text, fix, again=True)
+    if isinstance(error, HubError):
+        return Failure(text, error.fix, again=True)
     cause = error.__cause__
     if cause is None:
         return Failure(text, again=True)

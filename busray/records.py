@@ -33,6 +33,17 @@ class StoreError(Stopped):
     """The store failed for as long as Store retries: the message names store, key and attempts."""
 
 
+class HubError(Stopped):
+    """The Hugging Face hub cannot be reached, or refuses. `fix` comes before the same command."""
+
+    def __init__(self, message: str, fix: str, status: int | None) -> None:
+        super().__init__(message, fix, status)
+        self.fix, self.status = fix, status  # status: of the hub's answer
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class StoppedForGood(Stopped):
     """Work that the same command cannot finish. `fix` says what to do instead."""
 
