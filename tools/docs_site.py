@@ -25,7 +25,7 @@ class BrokenLink(Exception):
 
 def documents() -> list[str]:
     """Documents and what their links lead to, from ROOT. BrokenLink names all that fail."""
-    todo = ["README.md", *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md")))]
+    todo = ["README.md", *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.*")))]
     found: list[str] = []
     broken = []
     while todo:
