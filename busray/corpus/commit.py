@@ -38,6 +38,7 @@ def commit_shard(
     redrawn: Sequence[Redrawn] = (),
     first_draws: Sequence[Row] = (),
     stored_format: int = FORMAT,
+    keeps_txt2img: bool = False,
 ) -> Commit:
     """Make a shard done. Returns the commit that won, which another worker may have put first.
 
@@ -45,6 +46,7 @@ def commit_shard(
     one image never fails its shard.
     redrawn, first_draws: what the class gate did, and the first draws that it rejected.
     format: `parquet` or `png`. seconds: the time of drawing. stored_format: of the corpus.
+    keeps_txt2img: whether its rows have images from before refinement.
     ValueError where rows and rejects are not as many as the shard's images.
     """
     if len(rows) + len(rejects) != shard.count:
@@ -53,7 +55,7 @@ def commit_shard(
 
     def encode(subset: Sequence[Row]) -> tuple[bytes, dict[str, bytes]]:
         if format == "parquet":
-            return encode_parquet(subset, provenance), {}
+            return encode_parquet(subset, provenance, txt2img=keeps_txt2img, caption=stored_format >= 2), {}
         # In a corpus of format 1 both lie in one folder: all its shards are alike.
         before = txt2img_prefix(shard) if stored_format >= 2 else png_prefix(shard)
         return encode_png(subset, provenance, png_prefix(shard), before)

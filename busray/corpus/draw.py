@@ -124,6 +124,7 @@ class DrawJob:
             drawn.redrawn,
             drawn.first_draws,
             self.stored_format,
+            self.keep_txt2img,
         )
         if self.inline is not None:
             self.inline.put(self.store, commit, drawn.rows, drawn.first_draws, self.device, beat)

@@ -107,10 +107,17 @@ def describe(row: Row) -> dict[str, Any]:
     }
 
 
-def encode_parquet(rows: Sequence[Row], provenance: Mapping[str, Any]) -> bytes:
-    """A Parquet shard. The run-wide provenance is in the metadata of its schema."""
-    images = image_columns(rows)
-    fields = FIELDS | ({CAPTION: pa.string()} if any(row.spec.caption for row in rows) else {})
+def encode_parquet(
+    rows: Sequence[Row], provenance: Mapping[str, Any], *, txt2img: bool = False, caption: bool = False
+) -> bytes:
+    """A Parquet shard. The run-wide provenance is in the metadata of its schema.
+
+    txt2img, caption: whether shards of this corpus have these columns. It is used where there are
+    no rows to tell: some readers take only files with the same columns.
+    """
+    images = image_columns(rows) if rows or not txt2img else list(IMAGE_COLUMNS)
+    captioned = any(row.spec.caption for row in rows) if rows else caption
+    fields = FIELDS | ({CAPTION: pa.string()} if captioned else {})
     features = {column: {"_type": "Image"} for column in images}
     features |= {name: {"dtype": str(kind), "_type": "Value"} for name, kind in fields.items()}
     schema = pa.schema(

@@ -28,7 +28,7 @@ def files_of_run(stored_format: int, shards: Sequence[Mapping[str, Any]], index:
     if stored_format >= 2:
         fields[CAPTION] = pa.string()
     names = [str(row["object"]) for row in sorted(used, key=_turn(used))]
-    # An object without rows has no column of images before refinement, or of captions.
+    # In older runs an object without rows lacks columns that the others have.
     if len(names) > MOST_FILES and len(used) == len(shards):
         names = ["data/*/*.parquet"]
     # The columns are named, since a shard may also have its images before refinement.

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 from busray.corpus.commit import commit_shard, committed_shards, find_image, read_commits, read_rows
+from busray.corpus.draw import DrawnShard
 from busray.corpus.encode import Row
 from busray.corpus.manifest import Incomplete, orphans, publish_manifest
 from busray.corpus.plan import extend_plan
 from busray.layout import DATA_FOLDERS, commit_key
-from busray.records import Commit, ContentBox, Damaged, Execution, ImageSpec, Shard, UserError
+from busray.records import Commit, Computing, ContentBox, Damaged, Execution, ImageSpec, Shard, UserError
+from busray.stages.generate import draw_job
 from busray.storage import Store
+from tests.support.released import finish
 
 SHARD = Shard("benign", 4, 3)
 PROVENANCE = {"fingerprint": "f" * 64}
@@ -52,6 +55,17 @@ def test_the_record_names_the_object_by_digest_and_its_rows_come_back(store: Sto
     assert table.column("image").to_pylist()[0]["bytes"].startswith(b"\x89PNG")
     assert read_rows(store, made, columns=["index"]).column_names == ["index"]
     assert made.bytes == sum(len(store.read(key)) for folder in DATA_FOLDERS for key in store.list(folder))
+
+
+def test_a_shard_whose_images_are_all_quarantined_has_the_columns_of_the_others(tmp_path: Path) -> None:
+    job = draw_job(finish(Store(str(tmp_path / "run"))), "cpu", "base+refine")
+    full, empty = Shard("benign", 0, 2), Shard("benign", 2, 2)
+    picture = np.zeros((8, 8), np.uint8)
+    drawn = tuple(Row(spec, picture, picture) for spec in job.recipe.specs(full))
+    committed = job.commit(DrawnShard(full, drawn, (), (), (), 2, "cpu", 0.0, Computing("float32")))
+    schemas = [read_rows(job.store, made).schema for made in (committed, job.quarantine(empty, "its workers died"))]
+    assert schemas[0].equals(schemas[1], check_metadata=True)
+    assert {"image_txt2img", "caption"} <= set(schemas[1].names)
 
 
 @pytest.mark.parametrize("format", ["parquet", "png"])
@@ -232,7 +246,7 @@ def test_a_shard_of_images_that_do_not_encode_is_done_too(store: Store) -> None:
 
 
 def test_a_failure_that_is_no_images_fault_quarantines_none(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails_together(some: list[Row], provenance: dict) -> bytes:
+    def fails_together(some: list[Row], provenance: dict, **columns: bool) -> bytes:
         if len(some) > 1:
             raise OSError("something else is broken")
         return b"x"
@@ -241,7 +255,7 @@ def test_a_failure_that_is_no_images_fault_quarantines_none(store: Store, monkey
     with pytest.raises(OSError, match="something else"):
         commit(store, rows())
 
-    def no_memory(some: list[Row], provenance: dict) -> bytes:
+    def no_memory(some: list[Row], provenance: dict, **columns: bool) -> bytes:
         raise MemoryError
 
     monkeypatch.setattr("busray.corpus.commit.encode_parquet", no_memory)

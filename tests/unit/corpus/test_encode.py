@@ -3,6 +3,7 @@ are synthetic."""
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -84,6 +85,15 @@ def test_a_png_shard_names_every_image_by_its_digest() -> None:
 
 def test_a_shard_whose_images_were_all_rejected_is_still_a_shard() -> None:
     assert pq.read_table(io.BytesIO(encode_parquet([], PROVENANCE))).num_rows == 0
+
+
+@pytest.mark.parametrize("refined", [False, True])
+@pytest.mark.parametrize("caption", ["", "benign breast tissue"])
+def test_a_shard_without_rows_has_the_columns_of_its_corpus(refined: bool, caption: str) -> None:
+    full = [replace(row, spec=replace(row.spec, caption=caption)) for row in rows(refined)]
+    empty = encode_parquet([], PROVENANCE, txt2img=refined, caption=bool(caption))
+    there = pq.read_schema(io.BytesIO(encode_parquet(full, PROVENANCE)))
+    assert pq.read_schema(io.BytesIO(empty)).equals(there, check_metadata=True)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (128, 96)])
