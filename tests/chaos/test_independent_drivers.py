@@ -97,7 +97,8 @@ def test_of_four_drivers_one_is_killed_and_the_others_end_with_one_whole_corpus(
     assert {said for _, _, said in ended[1:]} == {f"manifest digest {verdict.digest}"}, "all publish one truth"
 
     drawn = Counter(shard for _, shards, _ in ended for shard in shards)
-    assert len(drawn) == IMAGES // SHARD_SIZE
+    # The killed one may have committed a shard and not have said so.
+    assert IMAGES // SHARD_SIZE - 1 <= len(drawn) <= IMAGES // SHARD_SIZE
     assert all(shards for _, shards, _ in ended[1:]), "each had a part of the work"
     twice = drawn.total() - len(drawn)
     # They meet by chance, and at the end: benchmarks/independent_drivers.py expects 15.

@@ -58,7 +58,7 @@ def test_two_workers_on_object_storage_train_what_one_worker_trains(finished: Ru
     for (step, loss), (same_step, same_loss) in zip(two.about["loss"], one.about["loss"], strict=True):
         assert step == same_step and loss == pytest.approx(same_loss, rel=1e-3)
 
-    alone = _training(finished, "cpu").start(world=1)
+    alone = _training(finished, "cpu", None).start(world=1)
     alone.accumulate(range(run.config.adapters.batch_size))
     state = load(run.store.read(next(k for k in run.store.list("finetune/checkpoints") if "/00000001-" in k)))
     gradients = {name: p.grad.numpy() for name, p in alone.tuner.parameters.items()}
