@@ -94,4 +94,4 @@ def _commit(store: Store, shard: Shard, specs: Sequence[ImageSpec], corpus: str,
         redrawn.append(Redrawn(specs[0].image_id, (0.1,), 0))
         first_draws.append(Row(specs[0], np.zeros((SIDE, SIDE), np.uint8)))
     provenance = {"fingerprint": corpus, "synthetic": True, "arm": "lora+ti+refine"}
-    commit_shard(store, shard, rows, rejects, provenance, EXECUTION, format, 1.0, redrawn, first_draws, version)
+    commit_shard(store, shard, rows, rejects, provenance, EXECUTION, format, 1.0, redrawn, first_draws, version, True)
