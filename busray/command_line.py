@@ -374,7 +374,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="busray",
         description="From a folder of labelled breast-ultrasound images to a synthetic corpus with its evidence.",
-        epilog=SETTINGS_ARE_FLAGS + "\nStart with `busray config init DATA`. See README.md.\n\n" + EXIT_STATUS,
+        epilog=SETTINGS_ARE_FLAGS + "\nStart with `busray config init DATA`..\n\n" + EXIT_STATUS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"busray {__version__}")
